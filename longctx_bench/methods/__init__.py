@@ -1,0 +1,1 @@
+"""Context-extension methods: one small class each."""

@@ -1,0 +1,74 @@
+"""What a context-extension method is: config values that every engine can take, and a patch for the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from longctx_bench.errors import UserError
+from longctx_bench.specs import Spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Base:
+    """The facts of a checkpoint that a method computes with, read from its ``config.json`` (no torch)."""
+
+    name: str
+    original_length: int
+    """Training context in tokens."""
+    config: dict[str, Any]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        explicit = self.config.get("head_dim")
+        return int(explicit or self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies, from the transformers 5 dict or the older top-level key."""
+        parameters = self.config.get("rope_parameters") or {}
+        theta = parameters.get("rope_theta", self.config.get("rope_theta"))
+        if theta is None:
+            raise UserError(f"{self.name}: its config names no rope_theta: it has no rotary positions to change")
+        return float(theta)
+
+
+class Method(Spec, ABC):
+    """What is done to a base model so that it reads ``length`` tokens.
+
+    A subclass's fields are its parameters: they can be set in its YAML and with ``--set METHOD.PARAM=VALUE``.
+    """
+
+    per_prompt: ClassVar[bool] = False
+    """True when ``length`` is each prompt's own (prompt + new tokens) instead of the cell's."""
+    needs_checkpoint: ClassVar[bool] = False
+    """True when the method means nothing on the base's own weights."""
+
+    factor: float | None = Field(default=None, ge=1.0)
+    """Extension factor s. Derived from the length (:meth:`scale`) unless fixed here."""
+
+    def scale(self, base: Base, length: int) -> float:
+        """Return s = length / original_length, at least 1, or the factor that the user fixed."""
+        return self.factor if self.factor is not None else max(1.0, length / base.original_length)
+
+    @abstractmethod
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        """Return the config entries to replace, complete, so that any engine can take them as they are.
+
+        Raises:
+            UserError: when the method cannot be applied to this base.
+        """
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
+        """Do to a loaded model what a config cannot say; undone on exit, whatever happens inside."""
+        yield

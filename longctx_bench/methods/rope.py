@@ -1,0 +1,134 @@
+"""Methods that change only the rotary frequencies, as transformers' own ``rope_parameters`` wherever it has them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from longctx_bench.errors import UserError
+from longctx_bench.methods.base import Base, Method
+
+
+def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": rope_parameters, "max_position_embeddings": length}
+
+
+class RoPE(Method):
+    """The base model as it is (Su et al. 2021, arXiv 2104.09864); no extension."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return {}
+
+
+class PI(Method):
+    """Position interpolation: all positions divided by s (Chen et al. 2023, arXiv 2306.15595)."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=self.scale(base, length))
+
+
+def ntk_theta(theta: float, head_dim: int, scale: float) -> float:
+    """Return theta * s^(d / (d - 2)): the lowest frequency is interpolated by s, the highest not at all."""
+    return float(theta * scale ** (head_dim / (head_dim - 2)))
+
+
+class NTK(Method):
+    """NTK-aware interpolation by a larger rotary base (bloc97 2023; section 3.1 of arXiv 2309.00071)."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        theta = ntk_theta(base.rope_theta, base.head_dim, self.scale(base, length))
+        return _overrides(length, rope_type="default", rope_theta=theta)
+
+
+class DynamicNTK(NTK):
+    """NTK-aware interpolation with s from each prompt's own length (emozilla 2023).
+
+    The base is pinned once per prompt. transformers' ``dynamic`` type follows the longest input seen so
+    far instead, so that a prompt's logits depend on the prompts before it.
+    """
+
+    per_prompt: ClassVar[bool] = True
+
+
+class YaRN(Method):
+    """NTK-by-parts interpolation with attention scaling (Peng et al. 2023, arXiv 2309.00071)."""
+
+    beta_fast: float = 32.0
+    """Rotations over the training context above which a dimension is left alone."""
+    beta_slow: float = 1.0
+    """Rotations below which a dimension is interpolated by s."""
+    attention_factor: float | None = None
+    """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        extra = {} if self.attention_factor is None else {"attention_factor": self.attention_factor}
+        return _overrides(
+            length,
+            rope_type="yarn",
+            rope_theta=base.rope_theta,
+            factor=self.scale(base, length),
+            original_max_position_embeddings=base.original_length,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            **extra,
+        )
+
+
+class LongRoPE(Method):
+    """Per-dimension factors found by search (Ding et al. 2024, arXiv 2402.13753); the lists come from the spec.
+
+    One list is chosen per cell: ``long_factor`` above the training context, ``short_factor`` up to it.
+    transformers switches lists in the middle of a sequence; here a prompt is read with one of them.
+    """
+
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+    """head_dim / 2 divisors of the rotary frequencies."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        half = base.head_dim // 2
+        for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
+            if factors is None or len(factors) != half:
+                raise UserError(
+                    f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
+                    f"YAML of your own and name its folder with --baselines"
+                )
+        chosen = list((self.long_factor if length > base.original_length else self.short_factor) or ())
+        return _overrides(
+            length,
+            rope_type="longrope",
+            rope_theta=base.rope_theta,
+            factor=self.scale(base, length),
+            original_max_position_embeddings=base.original_length,
+            short_factor=chosen,
+            long_factor=chosen,
+        )
+
+
+class Llama3(Method):
+    """Frequency-dependent interpolation of Llama 3.1 (Grattafiori et al. 2024, arXiv 2407.21783)."""
+
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return _overrides(
+            length,
+            rope_type="llama3",
+            rope_theta=base.rope_theta,
+            factor=self.scale(base, length),
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+            original_max_position_embeddings=base.original_length,
+        )
+
+
+def no_positions(theta: float) -> dict[str, Any]:
+    """Return rope_parameters whose rotation is the identity, in stock transformers."""
+    return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
+
+
+class NoPE(Method):
+    """Positions removed, nothing retrained (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return _overrides(length, **no_positions(base.config.get("rope_theta") or 10000.0))
