@@ -1,0 +1,1 @@
+"""Benchmarks: from a task spec to examples, without a model."""

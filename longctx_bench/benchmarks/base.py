@@ -1,0 +1,44 @@
+"""What a benchmark is: a writer of examples that never sees a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.errors import UserError
+from longctx_bench.records import Example
+from longctx_bench.specs import Spec
+
+
+class DoesNotFit(UserError):
+    """The task's shortest prompt is longer than the cell: the cell is skipped and the run goes on."""
+
+
+class Benchmark(Spec, ABC):
+    """A task's generator. A subclass's fields are the parameters that a task YAML may set."""
+
+    @abstractmethod
+    def examples(
+        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
+    ) -> Iterator[Example]:
+        """Yield examples 0 ... n-1.
+
+        Example i is a pure function of (parameters, encoder, length, max_new_tokens, seed, i): it does not
+        depend on n, on the examples before it, on the process or on the machine.
+
+        Args:
+            encoder: counts and encodes tokens of the model under test.
+            length: tokens of prompt, answer prefix, BOS, chat template and reserved new tokens together.
+            max_new_tokens: reserved for the answer.
+            n: how many examples.
+            seed: of all random choices.
+
+        Raises:
+            DoesNotFit: even the shortest prompt is longer than ``length``.
+        """
+
+
+def example_id(index: int) -> str:
+    """Return the id of example ``index``: fixed width, so that ids sort as numbers do."""
+    return f"{index:06d}"

@@ -1,0 +1,164 @@
+"""RULER's aggregation tasks: the most common words of a list (cwe) and of coded text (fwe)."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from longctx_bench.benchmarks import haystack, wording
+from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.benchmarks.vocabulary import adjective_noun, all_words
+from longctx_bench.records import Example
+
+_COMMON = 10
+"""Words to find; the wording of the task says ten."""
+_SHORT = 4096
+"""Below this length RULER uses fewer repetitions and a smaller one-shot example."""
+
+
+class CommonWords(Benchmark):
+    """Find the ten words that a numbered list repeats most (RULER, section 3)."""
+
+    common_repeats: int = Field(default=30, ge=2)
+    uncommon_repeats: int = Field(default=3, ge=1)
+
+    def examples(
+        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
+    ) -> Iterator[Example]:
+        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
+        for index in range(n):
+            yield self._example(encoder, length, max_new_tokens, seed, index)
+
+    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        rng = random.Random(f"cwe {seed} {index}")
+        budget = length - max_new_tokens
+        words = _distinct_words(rng, 50 + budget // 6)
+        shot = self._one_shot(words, rng, short=length < _SHORT)
+        if encoder.size(shot) > budget // 2:
+            # A worked example that fills the prompt would leave no list to read.
+            shot = ""
+        order = rng.random()
+        attempts = (
+            [(6, 1), (5, 1), (4, 1), (3, 1)] if length < _SHORT else [(self.common_repeats, self.uncommon_repeats)]
+        )
+        for common_repeats, uncommon_repeats in attempts:
+
+            def prompt(uncommon: int, common_repeats: int = common_repeats, repeats: int = uncommon_repeats) -> str:
+                listed = _numbered(words[:_COMMON], common_repeats, words[_COMMON : _COMMON + uncommon], repeats, order)
+                return shot + wording.CWE_PROMPT.format(context=listed)
+
+            try:
+                uncommon, n_tokens = haystack.fit(
+                    lambda uncommon, prompt=prompt: encoder.count(prompt(uncommon), wording.CWE_ANSWER),  # type: ignore[misc]
+                    budget,
+                    haystack.WINDOW,
+                    1,
+                    max(2, (budget - 1500) // (5 * uncommon_repeats)),
+                    f"cwe at {length}",
+                )
+            except DoesNotFit:
+                if (common_repeats, uncommon_repeats) == attempts[-1]:
+                    raise
+                continue
+            text = prompt(uncommon)
+            break
+        return Example(
+            id=example_id(index),
+            prompt=text,
+            answer_prefix=wording.CWE_ANSWER,
+            references=tuple(words[:_COMMON]),
+            depths=(),
+            n_tokens=n_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _one_shot(self, avoid: list[str], rng: random.Random, short: bool) -> str:
+        size, common_repeats, uncommon_repeats = (20, 3, 1) if short else (40, 10, 3)
+        words = [word for word in rng.sample(all_words(), size + _COMMON) if word not in avoid[:_COMMON]][:size]
+        common = words[:_COMMON]
+        listed = _numbered(common, common_repeats, words[_COMMON:], uncommon_repeats, rng.random())
+        answer = " ".join(f"{place}. {word}" for place, word in enumerate(common, 1))
+        return f"{wording.CWE_PROMPT.format(context=listed)}{wording.CWE_ANSWER} {answer}\n"
+
+
+def _distinct_words(rng: random.Random, count: int) -> list[str]:
+    """Draw distinct words; where the list ends, adjective-noun pairs go on (RULER takes a larger list there)."""
+    pool = all_words()
+    words = rng.sample(pool, min(count, len(pool)))
+    known = set(words)
+    while len(words) < count:
+        pair = adjective_noun(rng)
+        if pair not in known:
+            known.add(pair)
+            words.append(pair)
+    return words
+
+
+def _numbered(common: list[str], common_repeats: int, uncommon: list[str], uncommon_repeats: int, order: float) -> str:
+    listed = common * common_repeats + uncommon * uncommon_repeats
+    random.Random(order).shuffle(listed)
+    return " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1))
+
+
+class FrequentWords(Benchmark):
+    """Find the three most frequent coded words; frequencies follow a zeta law (RULER, section 3)."""
+
+    alpha: float = Field(default=2.0, gt=1.0)
+    word_length: int = Field(default=6, ge=3)
+
+    def examples(
+        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
+    ) -> Iterator[Example]:
+        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
+        for index in range(n):
+            yield self._example(encoder, length, max_new_tokens, seed, index)
+
+    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        from scipy.special import zeta
+
+        rng = random.Random(f"fwe {seed} {index}")
+        budget = length - max_new_tokens
+        words = _coded_words(rng, max(5, budget // 50), self.word_length)
+        order = rng.random()
+        weights = [rank**-self.alpha / float(zeta(self.alpha)) for rank in range(1, len(words) + 1)]
+
+        def prompt(total: int) -> str:
+            # The most frequent "word" is the dots that the task says to ignore.
+            listed = [
+                word
+                for word, weight in zip(["...", *words[1:]], weights, strict=True)
+                for _ in range(int(total * weight))
+            ]
+            random.Random(order).shuffle(listed)
+            return wording.FWE_PROMPT.format(context=" ".join(listed))
+
+        total, n_tokens = haystack.fit(
+            lambda total: encoder.count(prompt(total), wording.FWE_ANSWER),
+            budget,
+            haystack.WINDOW,
+            # From here on ranks 2, 3 and 4 have different counts above rank 5: the answer is unique.
+            int(2 * 5**self.alpha * float(zeta(self.alpha))) if self.alpha >= 2 else 200,
+            budget // 3,
+            f"fwe at {length}",
+        )
+        text = prompt(total)
+        return Example(
+            id=example_id(index),
+            prompt=text,
+            answer_prefix=wording.FWE_ANSWER,
+            references=tuple(words[1:4]),
+            depths=(),
+            n_tokens=n_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+
+
+def _coded_words(rng: random.Random, count: int, letters: int) -> list[str]:
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(rng.choices(string.ascii_lowercase, k=letters))] = None
+    return list(words)

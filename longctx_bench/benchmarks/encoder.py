@@ -1,0 +1,62 @@
+"""From prompt text to the token ids that an engine gets, counted the same way everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longctx_bench.errors import UserError
+
+
+class PromptEncoder:
+    """A tokenizer as the benchmarks see it: prompt and answer prefix in, token ids (with BOS) out."""
+
+    def __init__(self, tokenizer: Any, chat_template: bool = False) -> None:
+        """Wrap a transformers tokenizer.
+
+        Args:
+            tokenizer: any transformers tokenizer.
+            chat_template: put the prompt into the tokenizer's chat template as a user message; the answer
+                prefix then begins the assistant's turn.
+
+        Raises:
+            UserError: a chat template is asked for and the tokenizer has none.
+        """
+        if chat_template and not tokenizer.chat_template:
+            raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+
+    def text(self, prompt: str, answer_prefix: str) -> str:
+        """Return the whole text that is tokenised."""
+        if not self.chat_template:
+            return prompt + answer_prefix
+        message = [{"role": "user", "content": prompt}]
+        opened: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return opened + answer_prefix
+
+    def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
+        """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""
+        # A chat template writes its own special tokens: adding them again would double BOS.
+        ids: list[int] = self.tokenizer(
+            self.text(prompt, answer_prefix),
+            add_special_tokens=not self.chat_template,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        if (
+            not self.chat_template
+            and len(ids) > 1
+            and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
+        ):
+            ids = ids[:-1]
+        return ids
+
+    def count(self, prompt: str, answer_prefix: str = "") -> int:
+        """Return how many tokens :meth:`encode` gives."""
+        return len(self.encode(prompt, answer_prefix))
+
+    def size(self, text: str) -> int:
+        """Return how many tokens a piece of text takes by itself, without special tokens."""
+        return len(
+            self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        )

@@ -1,0 +1,125 @@
+"""Text to hide needles in, cut to an exact number of tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from longctx_bench.benchmarks import wording
+from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.errors import UserError
+
+WINDOW = 64
+"""A prompt lies in (L - WINDOW, L] tokens, reserved new tokens and BOS included."""
+
+# A sentence ends at . ! or ? (and closing quotes) before white space and a capital, digit or opening quote.
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]\u2019\u201d]*\s+(?=[\"'(\[\u2018\u201c]*[A-Z0-9])")
+
+
+def sentences(text: str) -> list[str]:
+    """Split text at sentence ends; joined with single spaces, the pieces give the words back in order."""
+    pieces: list[str] = []
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        pieces.append(text[start : match.end()].rstrip())
+        start = match.end()
+    pieces.append(text[start:].rstrip())
+    return [piece for piece in pieces if piece]
+
+
+@lru_cache(maxsize=4)
+def essay_words(path: Path) -> tuple[str, ...]:
+    """Return the words of an essay file: RULER's JSON (key ``text``) or plain text.
+
+    Raises:
+        UserError: the file is not one of the two or holds no words.
+    """
+    try:
+        raw = path.read_text(encoding="utf-8")
+        text = json.loads(raw)["text"] if path.suffix == ".json" else raw
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not essays: expected JSON with a key 'text', or plain UTF-8 text") from error
+    words = tuple(str(text).split())
+    if not words:
+        raise UserError(f"{path}: holds no words")
+    return words
+
+
+def excerpt(words: tuple[str, ...], start: int, count: int) -> str:
+    """Return ``count`` words from ``start`` on, going round at the end of the text as often as needed."""
+    start %= len(words)
+    taken = words[start : start + count]
+    while len(taken) < count:
+        taken += words[: count - len(taken)]
+    return " ".join(taken)
+
+
+def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
+    """Return sentences of the noise haystack that take at most ``tokens`` tokens, each on a line of its own."""
+    phrases = sentences(wording.NOISE)
+    sizes = [encoder.size(phrase + "\n") for phrase in phrases]
+    taken: list[str] = []
+    while tokens >= sizes[len(taken) % len(phrases)]:
+        tokens -= sizes[len(taken) % len(phrases)]
+        taken.append(phrases[len(taken) % len(phrases)])
+    return taken
+
+
+class Fit(NamedTuple):
+    """How many units of text fill a budget, and the tokens that they make."""
+
+    units: int
+    tokens: int
+
+
+def fit(tokens: Callable[[int], int], budget: int, window: int, least: int, guess: int, what: str) -> Fit:
+    """Find how many units of text fill a budget: ``budget - window < tokens(units) <= budget``.
+
+    The answer depends on the arguments alone, so that an example is the same bytes wherever it is made.
+    ``tokens`` must grow about linearly; each call of it tokenises a prompt, and two or three are enough.
+
+    Args:
+        tokens: tokens of the prompt made of that many units.
+        budget: the most tokens allowed.
+        window: how far below the budget is near enough.
+        least: fewest units that the task can be made of.
+        guess: units to try first.
+        what: names the task in the error.
+
+    Returns:
+        The number of units and their tokens; when no number lands in the window, the most that fit the budget.
+
+    Raises:
+        DoesNotFit: ``least`` units are more than the budget.
+    """
+    low, low_tokens = least, tokens(least)
+    if low_tokens > budget:
+        raise DoesNotFit(
+            f"{what}: the shortest prompt takes {low_tokens} tokens, {budget} are free; choose a larger length"
+        )
+    if low_tokens > budget - window:
+        return Fit(low, low_tokens)
+    high: int | None = None
+    high_tokens = 0
+    units = max(guess, least + 1)
+    while high is None or high - low > 1:
+        found = tokens(units)
+        if budget - window < found <= budget:
+            return Fit(units, found)
+        if found > budget:
+            high, high_tokens = units, found
+        else:
+            low, low_tokens = units, found
+        aim = budget - window / 4
+        if high is None:
+            units = max(low + 1, int(low * aim / max(low_tokens, 1)) + 1)
+        else:
+            slope = (high_tokens - low_tokens) / (high - low)
+            step = int((aim - low_tokens) / slope) if slope > 0 else (high - low) // 2
+            units = min(high - 1, max(low + 1, low + step))
+    return Fit(low, low_tokens)

@@ -1,0 +1,189 @@
+"""Needle in a haystack: RULER's eight variants and the DroPE paper's protocol, from one generator."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+from math import gcd
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from longctx_bench.benchmarks import haystack, wording
+from longctx_bench.benchmarks.base import Benchmark, example_id
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.benchmarks.vocabulary import adjective_noun
+from longctx_bench.data import fetch
+from longctx_bench.records import Example
+from longctx_bench.specs import Source
+
+Kind = Literal["words", "numbers", "uuids"]
+
+_RULER_DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, num=40))]
+"""RULER draws depths without replacement from these 40 points."""
+
+
+class Needles(Benchmark):
+    """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
+
+    haystack: Literal["essay", "noise", "needle"] = "essay"
+    essays: Source | None = None
+    """Where the essays come from; needed by the essay haystack alone."""
+    keys: int = Field(default=1, ge=1)
+    values: int = Field(default=1, ge=1)
+    """Values, and so needles, of each key."""
+    queries: int = Field(default=1, ge=1)
+    key_type: Kind = "words"
+    value_type: Kind = "numbers"
+    depth_grid: int | None = Field(default=None, ge=2)
+    """With a grid of k depths from 0 to 100, any k examples in a row cover it (:func:`grid_depth`); random without."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Needles:
+        if self.queries > self.keys:
+            raise ValueError(f"queries ({self.queries}) cannot exceed keys ({self.keys})")
+        if self.haystack == "essay" and self.essays is None:
+            raise ValueError("an essay haystack needs 'essays', the name of a data source")
+        if self.depth_grid and self.keys * self.values > 1:
+            raise ValueError("depth_grid is for a single needle")
+        return self
+
+    def examples(
+        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
+    ) -> Iterator[Example]:
+        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
+        for index in range(n):
+            yield self._example(encoder, length, max_new_tokens, seed, index)
+
+    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        rng = random.Random(f"needles {seed} {index}")
+        keys = [_draw(self.key_type, rng) for _ in range(self.keys)]
+        answers = [[_draw(self.value_type, rng) for _ in range(self.values)] for _ in keys]
+        needles = [self._needle(key, value) for key, values in zip(keys, answers, strict=True) for value in values]
+        asked = rng.sample(range(self.keys), self.queries)
+        rng.shuffle(needles)
+        depths = self._depths(rng, len(needles), index)
+        prompt_template, answer_template, kind = self._templates()
+        words = {"type_needle_v": kind, "query": wording.enumerate_queries([keys[i] for i in asked])}
+        answer_prefix = answer_template.format(**words)
+        text = _Text(self, rng, needles, depths)
+
+        def prompt(units: int) -> str:
+            return prompt_template.format(context=text.context(units), **words)
+
+        budget = length - max_new_tokens
+        units, n_tokens = haystack.fit(
+            lambda units: encoder.count(prompt(units), answer_prefix),
+            budget,
+            haystack.WINDOW,
+            text.least,
+            text.guess(budget),
+            f"needles in {self.haystack} at {length}",
+        )
+        if budget - n_tokens >= haystack.WINDOW:
+            # No whole needle fits any more (a uuid needle takes some 90 tokens): close with noise sentences.
+            text.closing = haystack.noise_phrases(encoder, budget - n_tokens - haystack.WINDOW // 4)
+            n_tokens = encoder.count(prompt(units), answer_prefix)
+        return Example(
+            id=example_id(index),
+            prompt=prompt(units),
+            answer_prefix=answer_prefix,
+            references=tuple(value for i in asked for value in answers[i]),
+            depths=tuple(depths) if self.depth_grid else text.measured(units),
+            n_tokens=n_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _needle(self, key: str, value: str) -> str:
+        return wording.NEEDLE.format(type_needle_v=self.value_type, key=key, value=value)
+
+    def _templates(self) -> tuple[str, str, str]:
+        """Return prompt, answer prefix and the word for the values, in the singular when one is asked for."""
+        if self.queries * self.values > 1:
+            return wording.NIAH_PROMPT, wording.NIAH_ANSWER, self.value_type
+        return wording.singular(wording.NIAH_PROMPT), wording.singular(wording.NIAH_ANSWER), self.value_type[:-1]
+
+    def _depths(self, rng: random.Random, needles: int, index: int) -> list[float]:
+        if self.depth_grid:
+            return [grid_depth(index, self.depth_grid)]
+        return [float(depth) for depth in sorted(rng.sample(_RULER_DEPTHS, needles))]
+
+
+def grid_depth(index: int, points: int) -> float:
+    """Return example ``index``'s depth in percent on a grid of ``points`` depths from 0 to 100.
+
+    Every ``points`` examples visit each depth once, in strides, so that the first few of them lie far apart.
+    """
+    stride = next(step for step in range(round(0.618 * points), 2 * points) if gcd(step, points) == 1)
+    return round(100 * ((points // 2 + index * stride) % points) / (points - 1), 2)
+
+
+class _Text:
+    """One example's haystack at any size: the same draws whatever the size, so that sizes can be compared."""
+
+    def __init__(self, task: Needles, rng: random.Random, needles: list[str], depths: list[float]) -> None:
+        self.kind = task.haystack
+        self.needles = needles
+        self.depths = depths
+        self.closing: list[str] = []
+        self.least = len(needles) if self.kind == "essay" else 0
+        self._seed = rng.random()
+        self._task = task
+        if self.kind == "essay":
+            assert task.essays is not None
+            self._words = haystack.essay_words(fetch(task.essays))
+            self._start = rng.randrange(len(self._words))
+
+    def guess(self, budget: int) -> int:
+        """Return about how many units fill a budget: an essay word is 1.25 tokens, a sentence pair 25 or 90."""
+        free = max(1, budget - 120)
+        if self.kind == "essay":
+            return int(free / 1.25)
+        return int(free / (25 if self._task.key_type != "uuids" else 85))
+
+    def context(self, units: int) -> str:
+        """Return the text with all needles at their depths."""
+        pieces, joiner = self._hay(units)
+        for needle, place in reversed(list(zip(self.needles, self._places(pieces), strict=True))):
+            pieces.insert(place, needle)
+        return joiner.join(pieces + self.closing)
+
+    def measured(self, units: int) -> tuple[float, ...]:
+        """Return where the needles begin, in percent of the context's characters, in the text's order."""
+        context = self.context(units)
+        starts = sorted(context.index(needle) for needle in self.needles)
+        return tuple(round(100 * start / len(context), 2) for start in starts)
+
+    def _hay(self, units: int) -> tuple[list[str], str]:
+        if self.kind == "essay":
+            return haystack.sentences(haystack.excerpt(self._words, self._start, units)), " "
+        if self.kind == "noise":
+            return [wording.NOISE] * units, "\n"
+        rng = random.Random(self._seed)
+        task = self._task
+        draws = ((_draw(task.key_type, rng), _draw(task.value_type, rng)) for _ in range(units))
+        return [task._needle(key, value) for key, value in draws], "\n"
+
+    def _places(self, pieces: list[str]) -> list[int]:
+        """Return the gaps between pieces that are nearest to the depths, measured in characters."""
+        ends = list(accumulate((len(piece) + 1 for piece in pieces), initial=0))
+        places = []
+        for depth in self.depths:
+            wanted = ends[-1] * depth / 100
+            place = bisect_left(ends, wanted)
+            nearer_before = place > 0 and wanted - ends[place - 1] < ends[place] - wanted
+            places.append(place - 1 if nearer_before else place)
+        return places
+
+
+def _draw(kind: Kind, rng: random.Random) -> str:
+    """Draw a key or a value: an adjective-noun pair, a 7-digit number or a random uuid4."""
+    if kind == "words":
+        return adjective_noun(rng)
+    if kind == "numbers":
+        return str(rng.randint(1_000_000, 9_999_999))
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
