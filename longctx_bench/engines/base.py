@@ -1,0 +1,75 @@
+"""What an engine is: token ids in, greedy text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.records import Generation, Request
+
+Settled = Callable[[str, str], bool]
+"""(example id, text so far) -> True when decoding on cannot change the score."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method on a base, at one length."""
+
+    base: Base
+    method: Method
+    length: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a cell is expected to take, for ``--dry-run`` and for refusing the impossible early."""
+
+    weights: int
+    """Bytes of the loaded weights."""
+    per_token: int
+    """Bytes that one token of one prompt takes: its keys and values."""
+    per_prefill_token: int
+    """Bytes of activations while a token is being prefilled."""
+    available: int
+    """Bytes of memory free on the device before anything is loaded."""
+    flops_per_token: float
+    """Floating-point operations of one token without attention over the context."""
+    flops_per_pair: float
+    """Floating-point operations of attention between two positions."""
+
+    def peak(self, tokens: int, chunk: int) -> int:
+        """Return the peak bytes for prompts of ``tokens`` tokens in all, prefilled ``chunk`` at a time."""
+        return self.weights + tokens * self.per_token + min(tokens, chunk) * self.per_prefill_token
+
+
+class Engine(Protocol):
+    """Runs one checkpoint. ``load`` first; then any number of contestants on it."""
+
+    name: str
+    dtype: str
+    """What the numbers were computed in: ``float32``, ``bfloat16`` or ``none``."""
+    device: str
+
+    def load(self, folder: Any) -> None:
+        """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""
+
+    def footprint(self, folder: Any) -> Footprint | None:
+        """Return the memory that a checkpoint needs, without loading it; None when the engine cannot say."""
+
+    def speed(self) -> tuple[float, float]:
+        """Return what this device does in a second: floating-point operations and bytes read, measured briefly."""
+
+    def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
+        """Group requests into batches; a function of the requests and the engine's settings alone."""
+
+    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+        """Continue every request of a batch greedily, in the batch's order.
+
+        Raises:
+            UserError: one request alone does not fit in memory.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""

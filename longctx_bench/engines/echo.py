@@ -1,0 +1,53 @@
+"""An engine without weights: it repeats a part of its prompt. For tests of everything around an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.batching import by_tokens
+from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.records import Generation, Request
+
+
+class EchoEngine:
+    """Answers with the tokens in the middle of the prompt, so that a needle at half depth is found."""
+
+    name = "echo"
+    dtype = "none"
+    device = "none"
+
+    def __init__(self, batch_tokens: int | None = None) -> None:
+        self._batch_tokens = batch_tokens or 16384
+        self._tokenizer: Any = None
+
+    def load(self, folder: Path) -> None:
+        """Load the tokenizer alone."""
+        self._tokenizer = load_tokenizer(folder)
+
+    def footprint(self, folder: Path) -> Footprint | None:
+        """Return None: nothing is loaded."""
+        return None
+
+    def speed(self) -> tuple[float, float]:
+        """Return infinities: nothing is computed."""
+        return float("inf"), float("inf")
+
+    def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
+        """Group by token budget."""
+        return by_tokens(requests, self._batch_tokens, per_prompt)
+
+    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+        """Yield the ``max_new_tokens`` tokens around the middle of each prompt."""
+        for request in batch:
+            start = max(0, (len(request.input_ids) - request.max_new_tokens) // 2)
+            ids = request.input_ids[start : start + request.max_new_tokens]
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            reason = "settled" if settled(request.example_id, text) else "length"
+            yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the engine's name."""
+        return {"engine": self.name}

@@ -1,0 +1,242 @@
+"""The transformers engine: greedy decoding in batches on CPU or CUDA, one loaded model for every method."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
+from longctx_bench.engines import memory
+from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.batching import by_tokens
+from longctx_bench.engines.checkpoints import load_tokenizer, read_config
+from longctx_bench.engines.decoding import Decoder, eos_ids
+from longctx_bench.errors import UserError
+from longctx_bench.records import Generation, Request
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class HFEngine:
+    """Runs any causal language model of transformers; methods are applied in place and undone."""
+
+    name = "hf"
+
+    def __init__(self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None) -> None:
+        """Choose device and precision.
+
+        Args:
+            device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device computes in it.
+            batch_tokens: prompt and new tokens a batch; chosen from the free memory when None.
+
+        Raises:
+            UserError: the device or dtype is not to be had.
+        """
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device)
+        self._batch_tokens = batch_tokens
+        self._model: PreTrainedModel | None = None
+        self._folder: Path | None = None
+        self._footprint: Footprint | None = None
+        self._decoder: Decoder | None = None
+
+    def load(self, folder: Path) -> None:
+        """Load a checkpoint folder, dropping the one before; loading the same folder again is free.
+
+        Raises:
+            UserError: the weights are missing, truncated or do not match the config.
+        """
+        if folder == self._folder:
+            return
+        self._model = self._decoder = None
+        gc.collect()
+        self._footprint = self.footprint(folder)
+        self._model = load_model(folder, self.dtype, self.device)
+        self._folder = folder
+        self._decoder = Decoder(self._model, load_tokenizer(folder), eos_ids(self._model))
+
+    def footprint(self, folder: Path) -> Footprint:
+        """Return what the checkpoint takes on this device."""
+        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+        # Weights that are loaded are no longer among the free memory.
+        return replace(found, weights=0) if folder == self._folder else found
+
+    def speed(self) -> tuple[float, float]:
+        """Return floating-point operations and bytes a second, from one matrix product and one copy."""
+        return memory.speed(DTYPES[self.dtype], self.device)
+
+    def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
+        """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
+        return by_tokens(requests, self._budget(), equal_lengths=per_prompt)
+
+    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+        """Continue each request greedily; out of memory, the batch is halved until it fits.
+
+        Raises:
+            UserError: a single request does not fit in memory.
+        """
+        assert self._model is not None
+        assert self._decoder is not None
+        assert self._footprint is not None
+        length = contestant.length
+        if contestant.method.per_prompt:
+            length = len(batch[0].input_ids) + batch[0].max_new_tokens
+        with prepared(self._model, contestant, length):
+            yield from self._halving(list(batch), settled)
+
+    def describe(self) -> dict[str, Any]:
+        """Return device name, dtype, attention, threads and batch tokens."""
+        name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
+        return {
+            "engine": self.name,
+            "device": name,
+            "dtype": self.dtype,
+            "attention": self._model.config._attn_implementation if self._model is not None else "sdpa",
+            "threads": torch.get_num_threads(),
+            "batch_tokens": self._batch_tokens,
+        }
+
+    def _budget(self) -> int:
+        if self._batch_tokens is not None:
+            return self._batch_tokens
+        assert self._footprint is not None
+        return memory.batch_tokens(self._footprint, self.device)
+
+    def _halving(self, batch: list[Request], settled: Settled) -> Iterator[Generation]:
+        assert self._decoder is not None
+        assert self._footprint is not None
+        started = perf_counter()
+        try:
+            chunk = memory.prefill_chunk(self._footprint, batch, self.device)
+            decoded = self._decoder.decode(batch, settled, chunk)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            decoded = None
+        if decoded is not None:
+            seconds = (perf_counter() - started) / len(batch)
+            for request, (text, new_tokens, reason) in zip(batch, decoded, strict=True):
+                yield Generation(request.example_id, text, len(request.input_ids), new_tokens, reason, seconds)
+            return
+        # Outside the except block, where the traceback no longer holds the tensors that filled the memory.
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise UserError(
+                f"a prompt of {len(batch[0].input_ids)} tokens does not fit in the memory of {self.device}; "
+                f"choose a smaller --length, --dtype bfloat16 or another --device"
+            )
+        middle = len(batch) // 2
+        yield from self._halving(batch[:middle], settled)
+        yield from self._halving(batch[middle:], settled)
+
+
+def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+    """Load a causal language model from safetensors alone, in evaluation mode.
+
+    Raises:
+        UserError: weights missing, truncated, or of another shape than the config says.
+    """
+    from safetensors import SafetensorError
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {error!s:.200})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; fetch the model again"
+        )
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def prepared(model: PreTrainedModel, contestant: Contestant, length: int) -> Iterator[None]:
+    """Apply a method to a loaded model for the duration of a block; the model is as before afterwards."""
+    overrides = contestant.method.model_overrides(contestant.base, length)
+    with _overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
+        yield
+
+
+@contextmanager
+def _overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
+    """Put config values into a loaded model: its config's entries and a rotary module made from them."""
+    if not overrides:
+        yield
+        return
+    decoder = model.base_model
+    rotary = getattr(decoder, "rotary_emb", None)
+    if "rope_parameters" in overrides and rotary is None:
+        raise UserError(f"{model.config.model_type}: has no rotary module to change; use this base without a method")
+    config = model.config
+    before = {key: getattr(config, key, None) for key in overrides}
+    changed = copy.deepcopy(config)
+    for key, value in overrides.items():
+        setattr(changed, key, value)
+    try:
+        for key, value in overrides.items():
+            setattr(config, key, value)
+        if rotary is not None:
+            decoder.rotary_emb = type(rotary)(config=changed).to(model.device)
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(config, key, value)
+        if rotary is not None:
+            decoder.rotary_emb = rotary
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {wanted}: torch sees no CUDA device here; use --device cpu")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {wanted}: not to be had here; use cpu, cuda or cuda:N") from error
+    return wanted
+
+
+def _dtype(wanted: str, device: str) -> str:
+    if wanted == "auto":
+        native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
+        return "bfloat16" if native else "float32"
+    if wanted not in DTYPES:
+        raise UserError(f"--dtype {wanted}: choose auto, {' or '.join(DTYPES)}")
+    return wanted
+
+
+def _cpu_has_bf16() -> bool:
+    """Tell whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

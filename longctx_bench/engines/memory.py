@@ -1,0 +1,98 @@
+"""How much memory a model takes at a length: to choose batches, to chunk the prefill, and to refuse in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+from longctx_bench.engines.base import Footprint
+from longctx_bench.records import Request
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_SHARE = 0.85
+"""Share of the free memory that is planned with; the allocator and other programs take the rest."""
+_CPU_BATCH_TOKENS = 16384
+"""Larger batches do not decode faster on a CPU."""
+_CUDA_BATCH_TOKENS = 524288
+
+
+def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
+    """Derive a checkpoint's needs from its config and the size of its weight files."""
+    width = _BYTES[dtype]
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    inner = int(config.get("intermediate_size") or 4 * hidden)
+    parameters = layers * (2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * inner)
+    embedding = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return Footprint(
+        weights=(parameters + embedding) * width,
+        per_token=2 * layers * kv_heads * head_dim * width,
+        # Residual stream, normed input, queries, keys and values with their rotated copies, and the MLP's three.
+        per_prefill_token=(4 * hidden + 3 * (heads + 2 * kv_heads) * head_dim + 3 * inner) * width,
+        available=free_memory(device),
+        flops_per_token=2.0 * parameters,
+        flops_per_pair=4.0 * layers * heads * head_dim,
+    )
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes free on a device."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def batch_tokens(footprint: Footprint, device: str) -> int:
+    """Return how many tokens (prompts and new ones) to batch: what fits, and no more than pays."""
+    cap = _CUDA_BATCH_TOKENS if device.startswith("cuda") else _CPU_BATCH_TOKENS
+    room = footprint.available * _SHARE - footprint.weights
+    return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
+
+
+def prefill_chunk(footprint: Footprint, batch: Sequence[Request], device: str) -> int:
+    """Return how many prompt tokens of each example to prefill at once: all of them while they fit."""
+    longest = max(len(request.input_ids) for request in batch)
+    cached = sum(len(request.input_ids) + request.max_new_tokens for request in batch) * footprint.per_token
+    room = free_memory(device) * _SHARE - cached
+    if longest * len(batch) * footprint.per_prefill_token <= room:
+        return longest
+    fits = int(room / (len(batch) * footprint.per_prefill_token))
+    return max(256, min(longest, fits // 256 * 256))
+
+
+def speed(dtype: Any, device: str) -> tuple[float, float]:
+    """Return (operations a second of a matrix product, bytes a second of a sum) on a device, in about a second."""
+    import torch
+
+    size = 8192 if device.startswith("cuda") else 1024
+    square = torch.rand(size, size, device=device).to(dtype)
+    big = torch.rand(64, size, size, device=device).to(dtype) if size == 1024 else square
+
+    def seconds(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(4):
+            started = perf_counter()
+            work()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            times.append(perf_counter() - started)
+        return min(times)
+
+    operations = 2 * size**3 / seconds(lambda: square @ square)
+    return operations, big.numel() * big.element_size() / seconds(big.sum)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a full memory from any other error: CUDA has a class for it, the CPU allocator a sentence."""
+    import torch
+
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message or "out of memory" in message

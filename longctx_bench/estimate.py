@@ -1,0 +1,57 @@
+"""What a run would take, before it is run: tokens, time and memory for ``--dry-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longctx_bench.engines.base import Engine, Footprint
+from longctx_bench.engines.checkpoints import checkpoint_folder
+from longctx_bench.plan import PlannedCell
+
+_EFFICIENCY = 0.5
+"""Share of a plain matrix product's rate that a model's forward pass reaches."""
+_DECODE_BATCH = 4
+"""Examples decoded together, on average."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """One cell's expected cost."""
+
+    planned: PlannedCell
+    tokens: int
+    """Prompt and reserved new tokens of all its examples."""
+    seconds: float | None
+    """When every example uses up its new tokens; None when the engine cannot say."""
+    memory: int | None
+    """Peak bytes with one prompt at a time; batches take what is free beyond it."""
+
+
+def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]:
+    """Estimate each cell from its model's shape and a one-second measurement of this machine.
+
+    Raises:
+        UserError: a checkpoint cannot be fetched.
+    """
+    speed: tuple[float, float] | None = None
+    estimates = []
+    for planned in cells:
+        tokens = planned.n * planned.cell.length
+        footprint = engine.footprint(checkpoint_folder(planned.variant.source))
+        if footprint is None:
+            estimates.append(CellEstimate(planned, tokens, None, None))
+            continue
+        speed = speed or engine.speed()
+        seconds = 0.0 if planned.done else _seconds(planned, footprint, speed)
+        memory = footprint.peak(planned.cell.length, chunk=planned.cell.length)
+        estimates.append(CellEstimate(planned, tokens, seconds, memory))
+    return estimates
+
+
+def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, float]) -> float:
+    operations, bandwidth = speed
+    length, new = planned.cell.length, planned.task.max_new_tokens
+    prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair
+    decode = new * (footprint.weights / _DECODE_BATCH + length * footprint.per_token) / bandwidth
+    return planned.n * (prefill / (operations * _EFFICIENCY) + decode)

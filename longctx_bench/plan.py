@@ -1,0 +1,92 @@
+"""From what was asked for to the cells that answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longctx_bench.engines.base import Engine
+from longctx_bench.errors import UserError
+from longctx_bench.metrics import metric
+from longctx_bench.records import Cell
+from longctx_bench.registry import Registry, Variant
+from longctx_bench.specs import TaskSpec
+from longctx_bench.store import ResultStore
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that a run was asked for."""
+
+    variants: tuple[Variant, ...]
+    tasks: tuple[TaskSpec, ...]
+    scales: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    limit: int | None = None
+    seed: int = 42
+    chat_template: bool = False
+    rerun: bool = False
+
+    def cell_lengths(self, variant: Variant) -> list[int]:
+        """Return the lengths for one model: multiples of its training context, or the absolute ones."""
+        scaled = [round(scale * variant.model.original_length) for scale in self.scales]
+        return sorted({*scaled, *self.lengths})
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of a run with all that it takes to run it."""
+
+    cell: Cell
+    variant: Variant
+    task: TaskSpec
+    n: int
+    spec: dict[str, Any]
+    done: bool
+
+
+def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) -> list[PlannedCell]:
+    """List a run's cells, grouped by checkpoint so that each is loaded once.
+
+    Raises:
+        UserError: a task's parameters or metric are wrong.
+    """
+    if not spec.scales and not spec.lengths:
+        raise UserError("name a length: --scale 1x,2x or --length 4096")
+    cells = []
+    for task in spec.tasks:
+        registry.benchmark(task)
+        metric(task.metric)
+    for variant in sorted(spec.variants, key=lambda variant: str(variant.source)):
+        for task in spec.tasks:
+            for length in spec.cell_lengths(variant):
+                cell = Cell(variant.model.name, variant.method_name, task.name, length)
+                n = spec.limit or task.samples
+                described = _cell_spec(spec, variant, task, registry, length, engine)
+                done = not spec.rerun and store.done(cell, described, n)
+                cells.append(PlannedCell(cell, variant, task, n, described, done))
+    return cells
+
+
+def _cell_spec(
+    spec: RunSpec, variant: Variant, task: TaskSpec, registry: Registry, length: int, engine: Engine
+) -> dict[str, Any]:
+    """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""
+    return {
+        "model": variant.model.model_dump(mode="json", exclude={"checkpoints", "description"}),
+        "weights": variant.source.model_dump(mode="json"),
+        "method": {
+            "name": variant.spec.name,
+            "use": variant.spec.use,
+            "params": variant.method.model_dump(mode="json"),
+        },
+        "task": {
+            **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
+            "params": registry.benchmark(task).model_dump(mode="json"),
+        },
+        "length": length,
+        "seed": spec.seed,
+        "chat_template": spec.chat_template,
+        "engine": engine.name,
+        "dtype": engine.dtype,
+    }

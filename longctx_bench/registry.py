@@ -1,0 +1,286 @@
+"""From names to specs and classes: built-in YAML, the user's YAML and installed plug-ins through one door."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from longctx_bench.benchmarks.base import Benchmark
+from longctx_bench.data import fetch
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.files import safe_name
+from longctx_bench.methods.base import Method
+from longctx_bench.specs import (
+    DataSpec,
+    HubSource,
+    MethodSpec,
+    ModelSpec,
+    PathSource,
+    Source,
+    TaskSpec,
+    read_yaml,
+    validate,
+)
+
+C = TypeVar("C")
+_PACKAGE = Path(__file__).parent
+_DROPE_TYPES = ("llama_drope", "qwen2_drope")
+
+
+def builtin_folder(name: str) -> Path:
+    """Return ``tasks/``, ``baselines/`` or ``results/``: beside the package in a checkout, inside it in a wheel."""
+    installed = _PACKAGE / "_shipped" / name
+    return installed if installed.exists() else _PACKAGE.parent / name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contestant: a method on a base model, and the weights that it runs on."""
+
+    model: ModelSpec
+    spec: MethodSpec
+    method: Method
+    source: Source
+    """The base's own weights, or the checkpoint that the method needs."""
+
+    @property
+    def name(self) -> str:
+        """``METHOD-BASE``, the form that ``--model`` takes."""
+        return f"{self.method_name}-{self.model.name}"
+
+    @property
+    def method_name(self) -> str:
+        """The method's name in results and tables."""
+        return self.spec.name
+
+
+@dataclass
+class Registry:
+    """All models, methods, tasks and data sources by name. Reads YAML only: no torch, no network."""
+
+    baselines: Sequence[Path] = ()
+    """Folders with the user's own method YAMLs and ``models.yaml``."""
+    task_folders: Sequence[Path] = ()
+    """Folders with the user's own task YAMLs."""
+    local_data: Mapping[str, Path] = field(default_factory=dict)
+    """Local files in place of named data sources."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Parameters by method name that override the YAML's."""
+
+    def __post_init__(self) -> None:
+        self.models: dict[str, ModelSpec] = {}
+        self.methods: dict[str, MethodSpec] = {}
+        self.tasks: dict[str, TaskSpec] = {}
+        self.groups: dict[str, list[str]] = {}
+        self.sources: dict[str, DataSpec] = {}
+        self._folders: dict[str, Path] = {}
+        for folder in (builtin_folder("baselines"), *self.baselines):
+            self._read_baselines(_existing(folder, "--baselines"))
+        self._read_plugins()
+        for folder in (builtin_folder("tasks"), *self.task_folders):
+            self._read_tasks(_existing(folder, "--task-folder"))
+        for name in self.settings:
+            if name not in self.methods:
+                raise UserError(f"--set {name}: unknown method{near_miss(name, self.methods)}")
+
+    # -- models -------------------------------------------------------------------------------------------------
+
+    def variants(self, names: str) -> tuple[Variant, ...]:
+        """Resolve comma-separated names, each contestant once.
+
+        Raises:
+            UserError: as :meth:`variant`, or no name at all.
+        """
+        found = {v.name: v for v in map(self.variant, filter(None, (part.strip() for part in names.split(","))))}
+        if not found:
+            raise UserError("--model: names no model")
+        return tuple(found.values())
+
+    def variant(self, text: str) -> Variant:
+        """Resolve ``METHOD-BASE``, ``BASE``, ``METHOD:HUB_ID_OR_PATH`` or ``HUB_ID_OR_PATH``.
+
+        Raises:
+            UserError: unknown name (with the near miss), or a base without the checkpoint that the method needs.
+        """
+        if text in self.models:
+            model = self.models[text]
+            return self._variant(model.native_method, model)
+        prefix, colon, rest = text.partition(":")
+        if colon and prefix in self.methods:
+            return self._variant(prefix, self.models.get(rest) or self._unlisted(rest))
+        for method in sorted(self.methods, key=len, reverse=True):
+            base = text.removeprefix(f"{method}-")
+            if base != text and base in self.models:
+                return self._variant(method, self.models[base])
+        if Path(text).is_dir() or ("/" in text and not colon):
+            model = self._unlisted(text)
+            return self._variant(model.native_method, model)
+        if colon:
+            raise UserError(f"--model {text}: unknown method '{prefix}'{near_miss(prefix, self.methods)}")
+        names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
+        raise UserError(
+            f"--model {text}: unknown model{near_miss(text, names)} (`longctx-bench list models` shows all; "
+            f"METHOD:HUB_ID_OR_PATH takes any other)"
+        )
+
+    def _variant(self, method_name: str, model: ModelSpec) -> Variant:
+        spec = self.methods[method_name]
+        kind = self._load(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
+        own = model.checkpoints.get(method_name)
+        if own is None and kind.needs_checkpoint and model.native_method != method_name:
+            raise UserError(
+                f"{method_name}-{model.name}: {model.name} has no {method_name} checkpoint; make one with "
+                f"`longctx-bench train` (recipe with base: {model.name}) and use it as {method_name}:FOLDER"
+            )
+        params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
+        method = validate(kind, params, f"method {method_name}")
+        return Variant(model, spec, method, own.source if own else model.source)
+
+    def _unlisted(self, name: str) -> ModelSpec:
+        """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
+        folder = Path(name).expanduser()
+        local = folder.is_dir()
+        if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+            raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
+        source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
+        config = _config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
+        length = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get(
+            "original_max_position_embeddings"
+        ) or config.get("max_position_embeddings")
+        if not isinstance(length, int) or length < 1:
+            raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
+        return ModelSpec(
+            name=safe_name(folder.resolve().name if local else name.replace("/", "--")),
+            source=source,
+            original_length=length,
+            native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",
+        )
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    def select_tasks(self, names: str, protocol: str | None = None) -> tuple[TaskSpec, ...]:
+        """Expand comma-separated task and group names, in order, each task once.
+
+        Args:
+            names: such as ``niah,ruler``.
+            protocol: ``ruler@paper`` replaces every RULER task by upstream's own procedure.
+
+        Raises:
+            UserError: a name is neither a task nor a group (with the near miss).
+        """
+        chosen: dict[str, TaskSpec] = {}
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            for member in [name] if name in self.tasks else self.groups.get(name, [name]):
+                other = f"{member}@{protocol.partition('@')[2]}" if protocol else member
+                task = other if other in self.tasks else member
+                if task not in self.tasks:
+                    raise UserError(f"--tasks: unknown task '{task}'{near_miss(task, [*self.tasks, *self.groups])}")
+                if protocol and self.tasks[task].protocol != protocol:
+                    known = {spec.protocol for spec in self.tasks.values()}
+                    hint = "" if protocol in known else near_miss(protocol, known)
+                    raise UserError(f"--protocol {protocol}: task '{task}' does not have it{hint}")
+                chosen[task] = self.tasks[task]
+        if not chosen:
+            raise UserError("--tasks: names no task")
+        return tuple(chosen.values())
+
+    def benchmark(self, task: TaskSpec) -> Benchmark:
+        """Build the generator behind a task.
+
+        Raises:
+            UserError: the class cannot be loaded or a parameter is wrong.
+        """
+        where = f"task {task.name}"
+        folder = self._folders.get(f"task:{task.name}")
+        kind = self._load(task.use, Benchmark, where, folder)  # type: ignore[type-abstract]
+        sources = {name: spec.source for name, spec in self.sources.items()}
+        return validate(kind, task.params, where, {"sources": sources, "folder": folder})
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _read_baselines(self, folder: Path) -> None:
+        for path in sorted(folder.glob("*.yaml")):
+            values = read_yaml(path)
+            if path.name == "models.yaml":
+                for name, entry in values.items():
+                    model = validate(ModelSpec, {"name": name, **entry}, f"{path}: {name}", {"folder": folder})
+                    self.models[name] = model
+            else:
+                spec = validate(MethodSpec, {"name": path.stem, **values}, str(path))
+                self.methods[spec.name] = spec
+                self._folders[spec.name] = folder
+
+    def _read_plugins(self) -> None:
+        for plugin in entry_points(group="longctx_bench.methods"):
+            self.methods.setdefault(plugin.name, MethodSpec(name=plugin.name, use=plugin.value))
+
+    def _read_tasks(self, folder: Path) -> None:
+        sources = folder / "sources.yaml"
+        if sources.exists():
+            for name, entry in read_yaml(sources).items():
+                self.sources[name] = validate(DataSpec, entry, f"{sources}: {name}", {"folder": folder})
+        for name, path in self.local_data.items():
+            if name in self.sources:
+                self.sources[name] = self.sources[name].model_copy(update={"source": PathSource(path=path)})
+        for path in sorted(set(folder.glob("*.yaml")) - {sources}):
+            for name, entry in read_yaml(path).items():
+                if name.startswith("_"):
+                    continue
+                if name == "groups":
+                    self.groups.update(entry)
+                    continue
+                self.tasks[name] = validate(TaskSpec, {"name": name, **(entry or {})}, f"{path}: {name}")
+                self._folders[f"task:{name}"] = folder
+
+    def _load(self, use: str, kind: type[C], where: str, folder: Path | None) -> type[C]:
+        module_name, _, class_name = use.partition(":")
+        try:
+            if module_name.endswith(".py"):
+                module = _module_from_file((folder or Path()) / module_name)
+            else:
+                module = importlib.import_module(module_name)
+            loaded = getattr(module, class_name)
+        except UserError:
+            raise
+        except Exception as error:  # a plug-in may raise anything
+            raise UserError(f"{where}: use: {use}: cannot be loaded ({type(error).__name__}: {error})") from error
+        if not (isinstance(loaded, type) and issubclass(loaded, kind)):
+            raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
+        return loaded
+
+
+def _existing(folder: Path, option: str) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder")
+    return folder
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"longctx_bench_plugin_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # pydantic looks the module up by name when it resolves a class's annotations.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _config(path: Path, name: str) -> dict[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: has no readable config.json; expected a Hugging Face model folder") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{name}: config.json is not a JSON object")
+    return config

@@ -1,0 +1,232 @@
+"""The loop over cells: the one place where benchmarks, engines, metrics and the store meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from longctx_bench import provenance
+from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.errors import UserError
+from longctx_bench.methods.base import Base
+from longctx_bench.metrics import Metric, metric
+from longctx_bench.plan import PlannedCell, RunSpec
+from longctx_bench.records import Cell, Example, Request, Score
+from longctx_bench.registry import Registry
+from longctx_bench.specs import TaskSpec
+from longctx_bench.store import ResultStore, spec_hash
+
+
+@dataclass
+class Outcome:
+    """What a run did."""
+
+    finished: list[Cell] = field(default_factory=list)
+    """Cells that are complete now, those of earlier runs included."""
+    skipped: list[tuple[Cell, str]] = field(default_factory=list)
+    """Cells whose task does not fit their length, with the reason."""
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    """Cells that could not be finished, with the reason."""
+
+    @property
+    def ok(self) -> bool:
+        """True when every cell finished or could not exist at its length."""
+        return not self.failed
+
+
+class Progress(Protocol):
+    """What the runner tells whoever watches."""
+
+    def begin(self, cells: int, examples: int) -> None:
+        """A run begins."""
+
+    def cell(self, planned: PlannedCell, examples: int) -> None:
+        """A cell begins that has so many examples left to run."""
+
+    def advance(self, examples: int) -> None:
+        """So many examples are stored."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line happened."""
+
+    def end_cell(self, planned: PlannedCell, left: int) -> None:
+        """A cell ended with so many examples not run."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def begin(self, cells: int, examples: int) -> None:
+        """Ignore."""
+
+    def cell(self, planned: PlannedCell, examples: int) -> None:
+        """Ignore."""
+
+    def advance(self, examples: int) -> None:
+        """Ignore."""
+
+    def note(self, message: str) -> None:
+        """Ignore."""
+
+    def end_cell(self, planned: PlannedCell, left: int) -> None:
+        """Ignore."""
+
+
+@dataclass
+class Runner:
+    """Runs planned cells on one engine into one store."""
+
+    engine: Engine
+    store: ResultStore
+    registry: Registry
+    spec: RunSpec
+    progress: Progress = field(default_factory=Silent)
+
+    def run(self, cells: Sequence[PlannedCell]) -> Outcome:
+        """Run what is missing; one cell that fails does not stop the others.
+
+        Raises:
+            UserError: the output folder is held by another run or cannot be written.
+        """
+        outcome = Outcome()
+        with self.store.locked():
+            open_cells = [planned for planned in cells if not planned.done]
+            self.progress.begin(len(cells), sum(planned.n for planned in open_cells))
+            outcome.finished += [planned.cell for planned in cells if planned.done]
+            examples = _ExampleCache(self.registry, self.spec)
+            for planned in open_cells:
+                try:
+                    self._run_cell(planned, examples)
+                    outcome.finished.append(planned.cell)
+                except DoesNotFit as error:
+                    outcome.skipped.append((planned.cell, str(error)))
+                    self.progress.note(f"{planned.cell}: skipped: {error}")
+                except UserError as error:
+                    outcome.failed.append((planned.cell, str(error)))
+                    self.progress.note(f"{planned.cell}: failed: {error}")
+                except Exception as error:  # a method or benchmark of someone's own may raise anything
+                    if planned.variant.spec.use.startswith("longctx_bench.") and planned.task.use.startswith(
+                        "longctx_bench."
+                    ):
+                        raise
+                    reason = (
+                        f"{type(error).__name__}: {error} (raised by {planned.variant.spec.use} or {planned.task.use})"
+                    )
+                    outcome.failed.append((planned.cell, reason))
+                    self.progress.note(f"{planned.cell}: failed: {reason}")
+        return outcome
+
+    def _run_cell(self, planned: PlannedCell, cache: _ExampleCache) -> None:
+        folder = checkpoint_folder(planned.variant.source)
+        base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
+        contestant = Contestant(base, planned.variant.method, planned.cell.length)
+        # Refuses a method that this base cannot take before anything heavy is loaded.
+        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
+        self._refuse_impossible(planned, folder)
+        tokenizer_folder = (
+            folder if (folder / "tokenizer.json").exists() else checkpoint_folder(planned.variant.model.source)
+        )
+        examples = cache.examples(planned.task, tokenizer_folder, planned.cell.length, planned.n)
+        have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
+        known = {example.id: example for example, _ in examples}
+        for record in have.values():
+            if record["id"] in known and record["hash"] != known[record["id"]].hash:
+                raise UserError(
+                    f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
+                )
+        requests = [Request(example.id, ids, example.max_new_tokens) for example, ids in examples]
+        missing = [request for request in requests if request.example_id not in have]
+        self.progress.cell(planned, len(missing))
+        if missing:
+            self.engine.load(folder)
+        measure = metric(planned.task.metric)
+        left = len(missing)
+        for batch in self.engine.batches(requests, planned.variant.method.per_prompt) if missing else []:
+            # A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
+            if all(request.example_id in have for request in batch):
+                continue
+            fresh = self._finish_batch(batch, contestant, measure, known)
+            self.store.append(planned.cell, [item for item in fresh if item[0].id not in have])
+            added = sum(request.example_id not in have for request in batch)
+            left -= added
+            self.progress.advance(added)
+        self.store.finish(planned.cell, self._summary(planned, overrides))
+        self.progress.end_cell(planned, left)
+
+    def _finish_batch(
+        self, batch: Sequence[Request], contestant: Contestant, measure: Metric, known: dict[str, Example]
+    ) -> list[Any]:
+        def settled(example_id: str, text: str) -> bool:
+            return measure.settled(text, known[example_id].references)
+
+        finished = []
+        for generation in self.engine.generate(batch, contestant, settled):
+            example = known[generation.example_id]
+            value = measure.score(generation.text, example.references)
+            finished.append((example, generation, Score(example.id, measure.name, value)))
+        return finished
+
+    def _refuse_impossible(self, planned: PlannedCell, folder: Path) -> None:
+        footprint = self.engine.footprint(folder)
+        if footprint is None:
+            return
+        needed = footprint.peak(planned.cell.length, chunk=256)
+        if needed > footprint.available:
+            raise UserError(
+                f"length {planned.cell.length} needs about {_gib(needed)} of memory for one prompt and "
+                f"{_gib(footprint.available)} are free on {self.engine.device}; choose a smaller length or "
+                f"--dtype bfloat16"
+            )
+
+    def _summary(self, planned: PlannedCell, overrides: dict[str, Any]) -> dict[str, Any]:
+        records = self.store.records(planned.cell)
+        cell = planned.cell
+        return {
+            "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
+            "original_length": planned.variant.model.original_length,
+            "metric": planned.task.metric,
+            "score": sum(record["score"] for record in records) / len(records),
+            "n": len(records),
+            "prompt_tokens": sum(record["prompt_tokens"] for record in records),
+            "new_tokens": sum(record["new_tokens"] for record in records),
+            "seconds": self.store.seconds(cell),
+            "applied": overrides,
+            "spec_hash": spec_hash(planned.spec),
+            "spec": planned.spec,
+            "engine": self.engine.describe(),
+            "environment": provenance.environment(),
+            "finished": provenance.now(),
+        }
+
+
+class _ExampleCache:
+    """Examples by task, tokenizer and length: written once, read by every method."""
+
+    def __init__(self, registry: Registry, spec: RunSpec) -> None:
+        self._registry = registry
+        self._spec = spec
+        self._encoders: dict[Path, PromptEncoder] = {}
+        self._made: dict[tuple[str, Path, int, int], list[tuple[Example, tuple[int, ...]]]] = {}
+
+    def examples(self, task: TaskSpec, folder: Path, length: int, n: int) -> list[tuple[Example, tuple[int, ...]]]:
+        key = (task.name, folder, length, n)
+        if key not in self._made:
+            self._made[key] = list(self._write(task, folder, length, n))
+        return self._made[key]
+
+    def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, tuple[int, ...]]]:
+        if folder not in self._encoders:
+            self._encoders[folder] = PromptEncoder(load_tokenizer(folder), self._spec.chat_template)
+        encoder = self._encoders[folder]
+        benchmark = self._registry.benchmark(task)
+        for example in benchmark.examples(encoder, length, task.max_new_tokens, n, self._spec.seed):
+            yield example, tuple(encoder.encode(example.prompt, example.answer_prefix))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

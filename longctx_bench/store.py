@@ -1,0 +1,226 @@
+"""The result store: one folder a cell, records appended as they are made, completion written last.
+
+Layout, below the output folder::
+
+    runs/<model>/<method>/<task>/<length>/started.json    the specs, before the first record
+                                          records.jsonl   one line an example
+                                          timings.jsonl   seconds an example, apart so that records repeat exactly
+                                          cell.json       written last: its existence means done
+    superseded/...                                        cells that a changed spec replaced
+
+A run can be killed at any moment. A line that was cut off is dropped on the next start, and what is missing
+is run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import safe_name, write_json, write_text
+from longctx_bench.records import Cell, Example, Generation, Score
+
+
+def spec_hash(spec: dict[str, Any]) -> str:
+    """Identify everything that a cell's numbers depend on."""
+    canonical = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class ResultStore:
+    """Reads and writes the cells below one output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for writing.
+
+        Raises:
+            UserError: another process holds it, or it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{self.folder}: another run is writing there; wait for it or choose another --out"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def path(self, cell: Cell) -> Path:
+        """Return a cell's folder."""
+        return self.runs / safe_name(cell.model) / safe_name(cell.method) / safe_name(cell.task) / str(cell.length)
+
+    def start(self, cell: Cell, spec: dict[str, Any], rerun: bool = False) -> dict[str, dict[str, Any]]:
+        """Open a cell for writing and return the records that it already has under the same spec, by example id.
+
+        Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``.
+        """
+        folder = self.path(cell)
+        wanted = spec_hash(spec)
+        found = self._existing_hash(folder)
+        if folder.exists() and (rerun or found != wanted) and any(folder.iterdir()):
+            self._supersede(folder, found or "unknown")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "cell.json").exists():
+            write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
+        _drop_cut_line(folder / "records.jsonl")
+        _drop_cut_line(folder / "timings.jsonl")
+        return {record["id"]: record for record in read_lines(folder / "records.jsonl")}
+
+    def done(self, cell: Cell, spec: dict[str, Any], n: int) -> bool:
+        """Tell whether a cell is complete under this spec, with at least ``n`` examples."""
+        summary = self.summary(cell)
+        return summary is not None and summary["spec_hash"] == spec_hash(spec) and summary["n"] >= n
+
+    def summary(self, cell: Cell) -> dict[str, Any] | None:
+        """Return a finished cell's ``cell.json``; None when the cell is not finished."""
+        return read_json(self.path(cell) / "cell.json")
+
+    def append(self, cell: Cell, finished: Sequence[tuple[Example, Generation, Score]]) -> None:
+        """Add one batch's examples in a single write, so that a kill leaves whole batches.
+
+        Raises:
+            UserError: the disk is full or the folder has become unwritable; what was there before is kept.
+        """
+        folder = self.path(cell)
+        records = "".join(_line(_record(*item)) for item in finished)
+        timings = "".join(_line({"id": item[1].example_id, "seconds": round(item[1].seconds, 4)}) for item in finished)
+        _append(folder / "timings.jsonl", timings)
+        _append(folder / "records.jsonl", records)
+
+    def finish(self, cell: Cell, summary: dict[str, Any]) -> None:
+        """Order a cell's records by example and write ``cell.json``, last and atomically."""
+        folder = self.path(cell)
+        records = sorted(read_lines(folder / "records.jsonl"), key=lambda record: str(record["id"]))
+        write_text(folder / "records.jsonl", "".join(_line(record) for record in records))
+        write_json(folder / "cell.json", summary)
+        (folder / "started.json").unlink(missing_ok=True)
+
+    def records(self, cell: Cell) -> list[dict[str, Any]]:
+        """Return a cell's records, in the order of the file."""
+        return list(read_lines(self.path(cell) / "records.jsonl"))
+
+    def seconds(self, cell: Cell) -> float:
+        """Return the wall time that a cell's examples took, over all the runs that it needed."""
+        spent = {line["id"]: float(line["seconds"]) for line in read_lines(self.path(cell) / "timings.jsonl")}
+        return round(sum(spent.values()), 3)
+
+    def folders(self) -> list[Path]:
+        """Return the folders of all cells, finished or not, in a stable order."""
+        names = ("cell.json", "started.json")
+        found = {path.parent for name in names for path in self.runs.glob(f"*/*/*/*/{name}")}
+        return sorted(found, key=lambda folder: (*folder.parts[-4:-1], int(folder.name)))
+
+    def _existing_hash(self, folder: Path) -> str | None:
+        for name in ("cell.json", "started.json"):
+            found = read_json(folder / name)
+            if found is not None:
+                return str(found.get("spec_hash"))
+        return None
+
+    def _supersede(self, folder: Path, tag: str) -> None:
+        target = self.folder / "superseded" / folder.relative_to(self.runs).parent / f"{folder.name}-{tag}"
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{folder.name}-{tag}-{number}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.replace(target)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None when there is no such file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); delete its folder and run again") from error
+    return loaded
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file; nothing when there is no such file.
+
+    Raises:
+        UserError: a line is not JSON, with its number.
+    """
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is not valid JSON ({error})") from error
+
+
+def _record(example: Example, generation: Generation, score: Score) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "hash": example.hash,
+        "score": score.value,
+        "metric": score.metric,
+        "text": generation.text,
+        "references": list(example.references),
+        "depths": list(example.depths),
+        "prompt_tokens": generation.prompt_tokens,
+        "new_tokens": generation.new_tokens,
+        "finish_reason": generation.finish_reason,
+    }
+
+
+def _line(value: dict[str, Any]) -> str:
+    # U+2028 and the like stay escaped: a record is one line for every reader.
+    return json.dumps(value, ensure_ascii=True) + "\n"
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        with path.open("a", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.close()
+                os.truncate(path, size)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; what was measured before is kept, run the same command again"
+        ) from error
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Cut off a last line that a killed process did not finish."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
