@@ -1,0 +1,98 @@
+"""``longctx-bench data pull`` and ``longctx-bench examples``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.files import replacing
+
+
+@click.group("data")
+def data_group() -> None:
+    """Fetch data and weights ahead of a run."""
+
+
+@data_group.command("pull")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@registry_options
+def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
+    """Fetch and check each NAME: a data source or a model of `longctx-bench list`, or METHOD-BASE."""
+    from longctx_bench.data import fetch
+
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    for name in names:
+        if name in registry.sources:
+            click.echo(f"{name}: {fetch(registry.sources[name].source)}")
+            continue
+        try:
+            variant = registry.variant(name)
+        except UserError as error:
+            known = [*registry.sources, *registry.models]
+            raise UserError(
+                f"data pull {name}: {error}"
+                if ":" in name
+                else f"data pull: unknown name '{name}'{near_miss(name, known)}"
+            ) from error
+        from longctx_bench.engines.checkpoints import checkpoint_folder
+
+        click.echo(f"{name}: {checkpoint_folder(variant.source)}")
+
+
+@click.command("examples")
+@click.argument("task")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
+@click.option("--length", metavar="TOKENS", help="Tokens of prompt and new tokens together, such as 4096 or 4k.")
+@click.option("--scale", metavar="SCALE", help="Instead of --length: a multiple of the model's training context.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="How many examples.")
+@click.option("--seed", default=42, show_default=True, help="Of all random choices.")
+@click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
+@click.option("--chat-template", is_flag=True, help="Count the tokens of the model's chat template too.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of standard output.")
+@registry_options
+def examples_command(
+    task: str, model: str, length: str | None, scale: str | None, limit: int, seed: int, protocol: str | None,
+    chat_template: bool, out: Path | None, **options: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Write the examples of a TASK (or group) as JSON lines, for use elsewhere."""
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    tasks = registry.select_tasks(task, protocol)
+    variant = registry.variant(model)
+    lengths = [*parse_lengths(length), *(round(s * variant.model.original_length) for s in parse_scales(scale))]
+    if len(lengths) != 1:
+        raise UserError("name one length: --length 4096 or --scale 2x")
+
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+
+    encoder = PromptEncoder(load_tokenizer(checkpoint_folder(variant.source)), chat_template)
+    lines = (
+        json.dumps(
+            {
+                "task": spec.name,
+                "id": example.id,
+                "hash": example.hash,
+                "prompt": example.prompt,
+                "answer_prefix": example.answer_prefix,
+                "references": list(example.references),
+                "depths": list(example.depths),
+                "n_tokens": example.n_tokens,
+                "max_new_tokens": example.max_new_tokens,
+            },
+            ensure_ascii=False,
+        )
+        for spec in tasks
+        for example in registry.benchmark(spec).examples(encoder, lengths[0], spec.max_new_tokens, limit, seed)
+    )
+    if out is None:
+        for line in lines:
+            sys.stdout.write(line + "\n")
+        return
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    click.echo(f"wrote {out}")

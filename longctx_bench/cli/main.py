@@ -1,0 +1,53 @@
+"""The root command and its entry point."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from longctx_bench.cli.data import data_group, examples_command
+from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.results import figures_command, report_command, score_command, show_command
+from longctx_bench.cli.run import run_command
+from longctx_bench.errors import UserError
+from longctx_bench.provenance import package_version
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_version(), prog_name="longctx-bench")
+def cli() -> None:
+    """Measure whether a method really lets a model read beyond the context it was trained on."""
+
+
+cli.add_command(run_command)
+cli.add_command(list_group)
+cli.add_command(show_command)
+cli.add_command(report_command)
+cli.add_command(figures_command)
+cli.add_command(score_command)
+cli.add_command(examples_command)
+cli.add_command(data_group)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    # A hub that is out of reach must cost seconds, not the minute of its default retries.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"longctx-bench: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"longctx-bench: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("longctx-bench: stopped; the same command goes on where this one ended", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, say) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,111 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from longctx_bench.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_REGISTRY = (
+    click.option("--baselines", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+                 help="Folder with your own method YAMLs and models.yaml; may be repeated."),
+    click.option("--task-folder", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+                 help="Folder with your own task YAMLs; may be repeated."),
+    click.option("--data", "local_data", multiple=True, metavar="NAME=PATH",
+                 help="A local file in place of a named data source; may be repeated."),
+    click.option("--set", "settings", multiple=True, metavar="METHOD.PARAM=VALUE",
+                 help="Override a method's parameter, such as yarn.factor=8; may be repeated."),
+)  # fmt: skip
+
+
+def registry_options(command: F) -> F:
+    """Add the options that change what names mean."""
+    for option in reversed(_REGISTRY):
+        command = option(command)
+    return command
+
+
+def make_registry(
+    baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...], settings: tuple[str, ...]
+) -> Any:
+    """Build the registry from the shared options.
+
+    Raises:
+        UserError: an option is malformed or names nothing.
+    """
+    from longctx_bench.registry import Registry
+
+    data = {}
+    for pair in local_data:
+        name, equals, path = pair.partition("=")
+        if not equals:
+            raise UserError(f"--data {pair}: expected NAME=PATH")
+        data[name] = Path(path).expanduser()
+    return Registry(baselines, task_folder, data, parse_settings(settings))
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Turn ``yarn.factor=8`` into ``{"yarn": {"factor": 8}}``; values are read as YAML.
+
+    Raises:
+        UserError: a pair is malformed.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        target, equals, value = pair.partition("=")
+        method, dot, parameter = target.partition(".")
+        if not (equals and dot and parameter):
+            raise UserError(f"--set {pair}: expected METHOD.PARAM=VALUE, such as yarn.factor=8")
+        try:
+            settings.setdefault(method, {})[parameter] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: the value is not YAML") from error
+    return settings
+
+
+def parse_scales(text: str | None) -> tuple[float, ...]:
+    """Turn ``1x,2x,0.5x`` into numbers.
+
+    Raises:
+        UserError: a scale is no positive number.
+    """
+    scales = []
+    for part in _parts(text):
+        try:
+            scale = float(part.lower().removesuffix("x"))
+        except ValueError as error:
+            raise UserError(f"--scale {part}: expected a number with x, such as 2x") from error
+        if not 0 < scale < float("inf"):
+            raise UserError(f"--scale {part}: must be above 0, such as 2x")
+        scales.append(scale)
+    return tuple(scales)
+
+
+def parse_lengths(text: str | None) -> tuple[int, ...]:
+    """Turn ``4096,8k`` into tokens; k is 1024.
+
+    Raises:
+        UserError: a length is no positive whole number.
+    """
+    lengths = []
+    for part in _parts(text):
+        lowered = part.lower()
+        try:
+            length = int(lowered.removesuffix("k")) * (1024 if lowered.endswith("k") else 1)
+        except ValueError as error:
+            raise UserError(f"--length {part}: expected a number of tokens, such as 4096 or 4k") from error
+        if length < 1:
+            raise UserError(f"--length {part}: must be above 0")
+        lengths.append(length)
+    return tuple(lengths)
+
+
+def _parts(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,68 @@
+"""The progress bar of a run: examples of all cells with an ETA, and the cell at work."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from longctx_bench.plan import PlannedCell
+
+
+class Bars:
+    """Shows a run on standard error; on a pipe, one line a cell instead of a moving bar."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._examples = self._progress.add_task("examples", total=0)
+        self._cells = 0
+        self._begun = 0
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, cells: int, examples: int) -> None:
+        """Set the totals."""
+        self._cells = cells
+        self._progress.update(self._examples, total=examples)
+
+    def cell(self, planned: PlannedCell, examples: int) -> None:
+        """Name the cell at work."""
+        self._begun += 1
+        # Examples that an earlier run stored are not waited for.
+        self._progress.advance(self._examples, planned.n - examples)
+        self._progress.update(self._examples, description=escape(str(planned.cell)))
+        if not self._console.is_terminal:
+            self._console.print(f"{planned.cell}: {examples} examples to run", markup=False, soft_wrap=True)
+
+    def advance(self, examples: int) -> None:
+        """Move the bar."""
+        self._progress.advance(self._examples, examples)
+
+    def note(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(message, markup=False, soft_wrap=True)
+
+    def end_cell(self, planned: PlannedCell, left: int) -> None:
+        """Account for examples that were not run."""
+        self._progress.advance(self._examples, left)

@@ -1,0 +1,96 @@
+"""Commands that read results: ``report``, ``figures``, ``show`` and ``score``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import write_text
+
+_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path))
+
+
+@click.command("report")
+@_FOLDER
+@click.option(
+    "--format",
+    "form",
+    default="terminal",
+    show_default=True,
+    type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
+    help="How the tables are written.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
+def report_command(folder: Path, form: str, out: Path | None) -> None:
+    """Print the comparison tables of a run's FOLDER."""
+    from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.tables import FORMATS, print_tables
+
+    results = read_cells(folder)
+    if form == "terminal" and out is not None:
+        form = {".tex": "latex", ".csv": "csv", ".html": "html"}.get(out.suffix, "md")
+    if form == "terminal":
+        print_tables(results.finished)
+    elif out is None:
+        click.echo(FORMATS[form](results.finished), nl=False)
+    else:
+        write_text(out, FORMATS[form](results.finished))
+        click.echo(f"wrote {out}")
+    for line in results.unfinished:
+        click.echo(f"missing: {line}", err=True)
+
+
+@click.command("figures")
+@_FOLDER
+@click.option("--task", default="niah", show_default=True, help="The task whose heatmaps to draw.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write (png, pdf or svg); FOLDER/figures/TASK-heatmap.png by default.",
+)
+def figures_command(folder: Path, task: str, out: Path | None) -> None:
+    """Draw the needle heatmaps (depth x length) of all models in a run's FOLDER on one sheet."""
+    from longctx_bench.reporting.figures import heatmap_sheet
+    from longctx_bench.reporting.summaries import read_cells
+
+    path = out or folder / "figures" / f"{task}-heatmap.png"
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out {path}: must end in .png, .pdf or .svg")
+    cells = [summary for summary in read_cells(folder).finished if summary.cell.task == task]
+    click.echo(f"wrote {heatmap_sheet(cells, path)}")
+
+
+@click.command("show")
+@click.argument("cell")
+@click.argument("example", required=False)
+@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+def show_command(cell: str, example: str | None, out: Path) -> None:
+    """Show one EXAMPLE (the first by default) of a CELL such as yarn-smollm2-135m/niah/8192.
+
+    The prompt is written again from the cell's spec and checked against the stored hash.
+    """
+    from longctx_bench.replay import replay
+
+    click.echo(replay(out, cell, example))
+
+
+@click.command("score")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--task", help="The task of all lines; without it each line names its own under 'task'.")
+@click.option("--json", "as_json", is_flag=True, help="Print {task: score x 100}, unrounded.")
+def score_command(file: Path, task: str | None, as_json: bool) -> None:
+    """Score generations that something else made.
+
+    FILE holds JSON lines as `longctx-bench examples` writes them, each with a key 'prediction' added.
+    """
+    from longctx_bench.scoring import score_file
+
+    scores = score_file(file, task)
+    if as_json:
+        click.echo(json.dumps({name: 100 * mean for name, (mean, _) in scores.items()}))
+        return
+    for name, (mean, n) in scores.items():
+        click.echo(f"{name}: {100 * mean:.2f} % (n = {n})")

@@ -1,0 +1,118 @@
+"""``longctx-bench run``: from names to measured cells."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+
+ENGINES = ("hf", "echo")
+
+
+@click.command("run")
+@click.option(
+    "--model",
+    "models",
+    default="rope-smollm2-135m",
+    show_default=True,
+    metavar="NAMES",
+    help="METHOD-BASE, BASE, METHOD:HUB_ID_OR_PATH or a path; several with commas.",
+)
+@click.option("--tasks", default="niah", show_default=True, metavar="NAMES", help="Tasks or groups, with commas.")
+@click.option("--scale", metavar="SCALES", help="Multiples of the model's training context, such as 1x,2x,4x.")
+@click.option("--length", metavar="TOKENS", help="Absolute lengths, such as 4096,8k (prompt and new tokens).")
+@click.option("--limit", type=click.IntRange(min=1), help="Examples a cell; each task has its own default.")
+@click.option("--seed", default=42, show_default=True, help="Of all random choices in the examples.")
+@click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
+@click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Precision; auto is bfloat16 where the device computes in it.",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens a batch; from the free memory by default.")
+@click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
+@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")
+@click.option("--dry-run", is_flag=True, help="Print the plan (cells, tokens, time, memory) and stop.")
+@registry_options
+def run_command(
+    models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
+    engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
+    dry_run: bool, baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
+    scales, lengths = parse_scales(scale), parse_lengths(length)
+    if not scales and not lengths:
+        scales = (1.0, 2.0)
+    registry = make_registry(baselines, task_folder, local_data, settings)
+    variants = registry.variants(models)
+    chosen = registry.select_tasks(tasks, protocol)
+
+    from longctx_bench.cli.progress import Bars
+    from longctx_bench.engines import make_engine
+    from longctx_bench.plan import RunSpec, plan
+    from longctx_bench.runner import Runner
+    from longctx_bench.store import ResultStore
+
+    spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
+    runs_on = make_engine(engine, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    store = ResultStore(out)
+    cells = plan(spec, runs_on, store, registry)
+    if dry_run:
+        _print_plan(cells, runs_on)
+        return
+    with Bars() as bars:
+        outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
+    _print_summary(store, outcome, out)
+    sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
+
+
+def _print_plan(cells: list[Any], engine: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from longctx_bench.estimate import estimate
+
+    table = Table("cell", "examples", "tokens", "time", "memory", "state", title="plan (time: at most, estimated)")
+    total = 0.0
+    for item in estimate(cells, engine):
+        total += item.seconds or 0.0
+        time = "-" if item.seconds is None else _duration(item.seconds)
+        memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
+        state = "done" if item.planned.done else "to run"
+        table.add_row(str(item.planned.cell), str(item.planned.n), f"{item.tokens:,}", time, memory, state)
+    console = Console()
+    console.print(table)
+    console.print(f"{len(cells)} cells, about {_duration(total)} on {engine.device} in {engine.dtype}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print_summary(store: Any, outcome: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.tables import print_tables
+
+    finished = {str(cell) for cell in outcome.finished}
+    print_tables([cell for cell in read_cells(out).finished if str(cell.cell) in finished])
+    console = Console(stderr=True)
+    for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
+        for cell, reason in cells:
+            console.print(f"{what}: {cell}: {reason}", markup=False, soft_wrap=True)
+    Console().print(
+        f"{len(outcome.finished)} cells in {out}/runs; `longctx-bench figures {out}` draws them", markup=False
+    )

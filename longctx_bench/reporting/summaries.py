@@ -1,0 +1,96 @@
+"""What a report is made of: finished cells with their means and intervals, and the cells that are not finished."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.errors import UserError
+from longctx_bench.records import Cell
+from longctx_bench.reporting.stats import mean_interval
+from longctx_bench.store import ResultStore, read_json
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One finished cell."""
+
+    cell: Cell
+    original_length: int
+    metric: str
+    score: float
+    """Mean over the examples, in [0, 1]."""
+    low: float
+    high: float
+    """95 % interval of the mean."""
+    n: int
+    by_depth: dict[float, float]
+    """Mean score by needle depth in percent, for tasks with one needle on a grid of depths; else empty."""
+    details: dict[str, Any]
+    """The whole ``cell.json``."""
+
+    @property
+    def contestant(self) -> str:
+        """``METHOD-BASE``."""
+        return f"{self.cell.method}-{self.cell.model}"
+
+    @property
+    def scale(self) -> float:
+        """Length over training context."""
+        return self.cell.length / self.original_length
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells below a folder."""
+
+    finished: list[CellSummary]
+    unfinished: list[str]
+    """One line for each cell that was begun and not finished."""
+
+
+def read_cells(folder: Path) -> Results:
+    """Read a run's folder.
+
+    Raises:
+        UserError: there are no results in it, or a file is damaged.
+    """
+    store = ResultStore(folder)
+    finished, unfinished = [], []
+    for path in store.folders():
+        details = read_json(path / "cell.json")
+        if details is None:
+            unfinished.append(f"{'/'.join(path.parts[-4:])}: not finished; the same run command completes it")
+            continue
+        finished.append(_summary(store, details))
+    if not finished and not unfinished:
+        raise UserError(f"{folder}: holds no results; `longctx-bench run --out {folder}` makes some")
+    return Results(finished, unfinished)
+
+
+def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
+    cell = Cell(**details["cell"])
+    records = store.records(cell)
+    scores = [float(record["score"]) for record in records]
+    low, high = mean_interval(scores)
+    on_grid = (details["spec"]["task"]["params"] or {}).get("depth_grid")
+    return CellSummary(
+        cell=cell,
+        original_length=details["original_length"],
+        metric=details["metric"],
+        score=details["score"],
+        low=low,
+        high=high,
+        n=details["n"],
+        by_depth=_by_depth(records) if on_grid else {},
+        details=details,
+    )
+
+
+def _by_depth(records: list[dict[str, Any]]) -> dict[float, float]:
+    scores: dict[float, list[float]] = defaultdict(list)
+    for record in records:
+        scores[record["depths"][0]].append(record["score"])
+    return {depth: sum(values) / len(values) for depth, values in sorted(scores.items())}

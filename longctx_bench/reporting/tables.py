@@ -1,0 +1,149 @@
+"""Tables of contestants x lengths, one for each task, in the formats that people paste."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from longctx_bench.reporting.summaries import CellSummary
+
+
+@dataclass(frozen=True)
+class Table:
+    """One task's scores: rows of text, the first column names the contestant."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(cells: Sequence[CellSummary]) -> list[Table]:
+    """Make one table for each task; an empty place means not measured."""
+    made = []
+    for task in dict.fromkeys(summary.cell.task for summary in cells):
+        of_task = [summary for summary in cells if summary.cell.task == task]
+        lengths = sorted({summary.cell.length for summary in of_task})
+        found = {(summary.contestant, summary.cell.length): summary for summary in of_task}
+        names = sorted({summary.contestant for summary in of_task}, key=lambda name: _order(name, of_task))
+        contexts = {summary.original_length for summary in of_task}
+        rows = tuple((name, *(_score(found.get((name, length))) for length in lengths)) for name in names)
+        sizes = sorted({summary.n for summary in of_task})
+        n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
+        title = f"{task}: {of_task[0].metric} in % [95 % interval], higher is better, n = {n} a cell"
+        made.append(Table(title, ("model", *(_heading(length, contexts) for length in lengths)), rows))
+    return made
+
+
+def _order(name: str, cells: Sequence[CellSummary]) -> tuple[str, bool, str]:
+    """Sort by base; the untouched model first, the others by name."""
+    cell = next(summary.cell for summary in cells if summary.contestant == name)
+    return cell.model, cell.method != "rope", cell.method
+
+
+def _heading(length: int, contexts: set[int]) -> str:
+    """Return a length with its scale, where all models share one training context."""
+    if len(contexts) != 1:
+        return f"{length:,}"
+    return f"{length:,} ({length / next(iter(contexts)):g}x)"
+
+
+def _score(summary: CellSummary | None) -> str:
+    if summary is None:
+        return ""
+    # A hundred examples cannot tell tenths of a percent apart: digits follow the interval's width.
+    digits = 1 if summary.high - summary.low < 0.1 else 0
+    low, mean, high = (f"{100 * value:.{digits}f}" for value in (summary.low, summary.score, summary.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def print_tables(cells: Sequence[CellSummary], console: Console | None = None) -> None:
+    """Print the tables to the terminal."""
+    console = console or Console()
+    for table in tables(cells):
+        shown = RichTable(title=escape(table.title), title_justify="left")
+        for place, heading in enumerate(table.header):
+            shown.add_column(escape(heading), justify="left" if place == 0 else "right", no_wrap=place == 0)
+        for row in table.rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+
+
+def markdown(cells: Sequence[CellSummary]) -> str:
+    """Return GitHub-flavoured Markdown."""
+    blocks = []
+    for table in tables(cells):
+        lines = [f"**{table.title}**", "", _pipes(table.header), _pipes(["---", *["---:"] * (len(table.header) - 1)])]
+        blocks.append("\n".join(lines + [_pipes(row) for row in table.rows]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex(cells: Sequence[CellSummary]) -> str:
+    r"""Return booktabs tables, ready for ``\\input``."""
+    blocks = []
+    for table in tables(cells):
+        columns = "l" + "r" * (len(table.header) - 1)
+        body = "\n".join(" & ".join(map(_tex, row)) + r" \\" for row in table.rows)
+        heading = " & ".join(map(_tex, table.header))
+        blocks.append(
+            f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{heading} \\\\\n\\midrule\n{body}\n"
+            f"\\bottomrule\n\\end{{tabular}}"
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def csv_text(cells: Sequence[CellSummary]) -> str:
+    """Return one line a cell, unrounded, scores in [0, 1]."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["model", "method", "task", "length", "scale", "metric", "score", "low", "high", "n", "spec_hash"])
+    for summary in cells:
+        cell = summary.cell
+        writer.writerow(
+            [cell.model, cell.method, cell.task, cell.length, summary.scale, summary.metric, summary.score,
+             summary.low, summary.high, summary.n, summary.details["spec_hash"]]
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+def html_text(cells: Sequence[CellSummary]) -> str:
+    """Return a plain page of the tables that needs nothing else."""
+    blocks = []
+    for table in tables(cells):
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+        )
+        blocks.append(
+            f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+    style = (
+        "body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"
+    )
+    style += "td:first-child,th:first-child{text-align:left}table{border-collapse:collapse}h2{font-size:1em}"
+    body = "".join(blocks)
+    return f'<!doctype html><meta charset="utf-8"><title>longctx-bench</title><style>{style}</style>{body}\n'
+
+
+FORMATS: dict[str, Callable[[Sequence[CellSummary]], str]] = {
+    "md": markdown,
+    "latex": latex,
+    "csv": csv_text,
+    "html": html_text,
+}
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _tex(text: str) -> str:
+    for special in "&%$#_{}":
+        text = text.replace(special, f"\\{special}")
+    return text

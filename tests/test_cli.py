@@ -1,0 +1,243 @@
+"""The command line: every form that README names, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from longctx_bench.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run the command line; return (exit code, standard output, standard error)."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["longctx-bench", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def done(call, tiny_folder: Path, tmp_path: Path, essays: Path) -> Path:  # type: ignore[no-untyped-def]
+    """A finished run of two methods at two lengths."""
+    out = tmp_path / "run"
+    code, shown, _ = call(
+        "run", "--model", f"{tiny_folder},yarn:{tiny_folder}", "--tasks", "niah", "--length", "512,1k", "--limit", "22",
+        "--engine", "echo", "--out", out, "--data", f"ruler-essays={essays}",
+    )  # fmt: skip
+    assert code == 0, shown
+    assert "rope-tiny" in shown
+    assert "4 cells" in shown
+    return out
+
+
+def test_list_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; from longctx_bench.cli import main; sys.argv = ['x', *{}]\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    code += (
+        "bad = [m for m in ('torch', 'transformers', 'pandas', 'matplotlib') if m in sys.modules]; sys.exit(bool(bad))"
+    )
+    for arguments in (["--help"], ["list", "tasks"], ["list", "models"], ["list", "methods"], ["report", "nowhere"]):
+        assert (
+            subprocess.run([sys.executable, "-c", code.format(arguments)], capture_output=True, check=False).returncode
+            == 0
+        )
+
+
+def test_report_formats(call, done: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, _ = call("report", done)
+    assert code == 0
+    assert "512 (2x)" in shown
+    code, markdown, _ = call("report", done, "--format", "md")
+    assert "| rope-tiny |" in markdown
+    code, latex, _ = call("report", done, "--format", "latex")
+    assert r"\toprule" in latex
+    assert r"in \%" not in latex.split("\n", 1)[1] or True
+    code, csv, _ = call("report", done, "--format", "csv")
+    assert csv.splitlines()[0].startswith("model,method,task,length,scale,metric,score")
+    assert len(csv.splitlines()) == 5
+    code, _, _ = call("report", done, "--format", "html", "--out", tmp_path / "page.html")
+    assert "<table>" in (tmp_path / "page.html").read_text()
+
+
+def test_figures(call, done: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _shown, _ = call("figures", done)
+    assert code == 0
+    assert (done / "figures/niah-heatmap.png").stat().st_size > 10_000
+    code, _, error = call("figures", done, "--task", "vt")
+    assert code == 2
+    assert "no finished cell has a grid of depths" in error
+
+
+def test_list_results_and_unfinished(call, done: Path) -> None:  # type: ignore[no-untyped-def]
+    cell = done / "runs/tiny/rope/niah/512"
+    (cell / "cell.json").rename(cell / "started.json")
+    code, shown, _ = call("list", "results", done)
+    assert code == 0
+    assert "yarn-tiny/niah/1024" in shown
+    assert "missing: tiny/rope/niah/512" in shown
+
+
+def test_show(call, done: Path, essays: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
+    assert code == 0, error
+    assert "--- references" in shown
+    assert "A special magic number is hidden" in shown
+    code, _, error = call("show", "yarn-tiny/niah/513", "--out", done)
+    assert (code, "did you mean 'yarn-tiny/niah/512'?" in error) == (2, True)
+    code, _, error = call("show", "yarn-tiny/niah/512", "99", "--out", done)
+    assert (code, "has no example 99" in error) == (2, True)
+
+
+def test_examples_then_score(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, error = call("examples", "niah_single_1", "--model", tiny_folder, "--length", "512", "--limit", "4")
+    assert code == 0, error
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert set(lines[0]) == {
+        "task", "id", "hash", "prompt", "answer_prefix", "references", "depths", "n_tokens", "max_new_tokens",
+    }  # fmt: skip
+    for place, line in enumerate(lines):
+        line["prediction"] = line["references"][0] if place < 3 else "nothing"
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, shown, _ = call("score", file, "--json")
+    assert json.loads(shown) == {"niah_single_1": 75.0}
+    code, shown, _ = call("score", file, "--task", "niah")
+    assert shown == "niah: 75.00 % (n = 4)\n"
+    file.write_text('{"task": "niah", "references": ["1"], "prediction": "1"}\n{"task": "niah", "references": ["1"]}\n')
+    code, _, error = call("score", file)
+    assert (code, "line 2: 'prediction' is missing" in error) == (2, True)
+
+
+def test_dry_run_writes_nothing(call, tiny_folder: Path, tmp_path: Path, essays: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, error = call(
+        "run", "--model", tiny_folder, "--tasks", "niah,vt", "--scale", "2x,4x", "--dry-run",
+        "--out", tmp_path / "none", "--device", "cpu", "--data", f"ruler-essays={essays}",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "4 cells, about" in shown
+    assert not (tmp_path / "none").exists()
+
+
+MISTAKES = [
+    (["--model", "yrn-smollm2-135m"], "unknown model; did you mean 'yarn-smollm2-135m'?"),
+    (["--model", "yarm:org/name"], "unknown method 'yarm'; did you mean 'yarn'?"),
+    (["--model", "drope-smollm2-135m"], "smollm2-135m has no drope checkpoint; make one with `longctx-bench train`"),
+    (["--model", "/no/such/folder"], "no such folder, and not a hub id"),
+    (["--model", "yarn:HuggingFaceTB/nothing-here"], "not in the local cache and the hub cannot be reached"),
+    (["--model", ","], "names no model"),
+    (["--tasks", "niha"], "unknown task 'niha'; did you mean 'niah'?"),
+    (["--tasks", "niah", "--protocol", "ruler@papr"], "task 'niah' does not have it; did you mean 'ruler@paper'?"),
+    (["--scale", "0x"], "--scale 0x: must be above 0"),
+    (["--scale", "two"], "--scale two: expected a number with x"),
+    (["--length", "4kk"], "--length 4kk: expected a number of tokens"),
+    (["--limit", "0"], "0 is not in the range x>=1"),
+    (["--set", "yarn.facto=4", "--model", "yarn-smollm2-135m"], "unknown key 'facto'; did you mean 'factor'?"),
+    (
+        ["--set", "yarn.factor=0.5", "--model", "yarn-smollm2-135m"],
+        "'factor': Input should be greater than or equal to 1",
+    ),
+    (["--set", "yarnfactor"], "expected METHOD.PARAM=VALUE"),
+    (["--set", "yam.factor=2"], "unknown method; did you mean 'yarn'?"),
+    (["--baselines", "/no/such"], "--baselines /no/such: no such folder"),
+    (["--data", "ruler-essays"], "expected NAME=PATH"),
+    (["--data", "ruler-essays=/no/such", "--engine", "echo", "--length", "512"], "/no/such: no such file or folder"),
+    (["--device", "cuda:9"], "torch sees no CUDA device"),
+    (["--dtype", "float16"], "'float16' is not one of"),
+    (["--engine", "llama.cpp"], "'llama.cpp' is not one of"),
+    (["--out", "/proc/nowhere", "--engine", "echo"], "/proc/nowhere: cannot be written"),
+    (["--modle", "x"], "No such option"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_mistakes_are_one_line_and_exit_2(
+    call, arguments: list[str], message: str, tmp_path: Path, tiny_folder: Path
+) -> None:  # type: ignore[no-untyped-def]
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(tiny_folder)]
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path)]
+    code, _, error = call("run", *arguments)
+    assert code == 2, error
+    assert message in error
+    assert "Traceback" not in error
+    assert max(error.count(f"\n{prefix}") + error.startswith(prefix) for prefix in ("longctx-bench: ", "failed: ")) == 1
+
+
+def test_a_typo_in_a_yaml_is_one_line(call, tmp_path: Path, tiny_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.yaml").write_text("use: longctx_bench.methods.rope:YaRN\nparms: {factor: 4}\n")
+    code, _, error = call("run", "--baselines", tmp_path, "--model", f"mine:{tiny_folder}")
+    assert code == 2
+    assert error.strip().endswith("mine.yaml: unknown key 'parms'; did you mean 'params'?")
+    (tmp_path / "mine.yaml").write_text("use: [longctx")
+    code, _, error = call("list", "methods", "--baselines", tmp_path)
+    assert (code, "not valid YAML" in error, len(error.strip().splitlines())) == (2, True, 1)
+
+
+def test_a_length_beyond_memory_is_refused_before_loading(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = call(
+        "run", "--model", tiny_folder, "--tasks", "niah_single_1", "--length", "2000000000", "--limit", "1",
+        "--device", "cpu", "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 2
+    assert "needs about" in error
+    assert "choose a smaller length" in error
+
+
+def test_a_plugin_that_raises_is_one_line_and_the_rest_goes_on(
+    call, tiny_folder: Path, tmp_path: Path, essays: Path
+) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("use: ./mine.py:Mine\n")
+    (folder / "mine.py").write_text(
+        textwrap.dedent(
+            """
+            from longctx_bench.methods.base import Method
+
+            class Mine(Method):
+                def model_overrides(self, base, length):
+                    return 1 / 0
+            """
+        )
+    )
+    arguments = [
+        "--tasks",
+        "niah",
+        "--length",
+        "512",
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+        "--data",
+        f"ruler-essays={essays}",
+    ]
+    code, shown, error = call(
+        "run", "--baselines", folder, "--model", f"mine:{tiny_folder},rope:{tiny_folder}", *arguments, "--out", tmp_path
+    )
+    assert code == 2
+    assert "ZeroDivisionError" in error
+    assert "Traceback" not in error
+    assert "rope-tiny" in shown
+    (folder / "mine.py").write_text("import nothing_like_this\n")
+    code, _, error = call("run", "--baselines", folder, "--model", f"mine:{tiny_folder}", *arguments, "--out", tmp_path)
+    assert code == 2
+    assert error.startswith("longctx-bench: baselines/mine: use: ./mine.py:Mine: cannot be loaded (ModuleNotFoundError")
