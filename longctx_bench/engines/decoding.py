@@ -1,4 +1,4 @@
-"""Greedy decoding of a left-padded batch: one prefill (in chunks when memory is short), then token by token."""
+"""Greedy decoding of a batch: prompts prefilled without padding where that pays, then token by token together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
+from longctx_bench.engines.prefill import can_merge, merged
 from longctx_bench.records import Request
 
 
@@ -37,6 +38,8 @@ class Decoder:
     model: PreTrainedModel
     tokenizer: Any
     eos: frozenset[int]
+    alone_from: int
+    """Prompts at least this long are prefilled one by one: a padding mask costs more than batching gains."""
 
     @torch.inference_mode()
     def decode(self, batch: Sequence[Request], settled: Settled, chunk: int) -> list[tuple[str, int, str]]:
@@ -50,9 +53,7 @@ class Decoder:
         Returns:
             Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
         """
-        ids, mask = self._padded(batch)
-        cache = DynamicCache(config=self.model.config)
-        logits = self._prefill(ids, mask, cache, chunk)
+        logits, mask, cache = self._start(batch, chunk)
         rows = [_Row(request) for request in batch]
         active = list(rows)
         while True:
@@ -68,6 +69,20 @@ class Decoder:
                 mask = None if mask is None else mask[index]
                 active = [active[place] for place in keep]
             logits, mask = self._step(chosen, mask, cache)
+
+    def _start(self, batch: Sequence[Request], chunk: int) -> tuple[torch.Tensor, torch.Tensor | None, DynamicCache]:
+        """Prefill a batch; return the last logits ``[batch, 1, vocabulary]``, the mask and the filled cache."""
+        ids, mask = self._padded(batch)
+        cache = self._empty_cache()
+        if mask is None or ids.shape[1] < self.alone_from or not can_merge(cache):
+            return self._prefill(ids, mask, cache, chunk), mask, cache
+        caches = [self._empty_cache() for _ in batch]
+        alone = zip(batch, caches, strict=True)
+        logits = [self._prefill(self._padded([request])[0], None, own, chunk) for request, own in alone]
+        return torch.cat(logits), mask, merged(caches, ids.shape[1])
+
+    def _empty_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config)
 
     def _padded(self, batch: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return ids ``[batch, longest]`` and the attention mask, which is None when nothing is padded."""

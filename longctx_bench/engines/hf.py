@@ -21,6 +21,7 @@ from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.decoding import Decoder, eos_ids
+from longctx_bench.engines.likelihood import token_losses
 from longctx_bench.errors import UserError
 from longctx_bench.records import Generation, Request
 
@@ -64,7 +65,8 @@ class HFEngine:
         self._footprint = self.footprint(folder)
         self._model = load_model(folder, self.dtype, self.device)
         self._folder = folder
-        self._decoder = Decoder(self._model, load_tokenizer(folder), eos_ids(self._model))
+        alone_from = 4096 if self.device.startswith("cuda") else 0
+        self._decoder = Decoder(self._model, load_tokenizer(folder), eos_ids(self._model), alone_from)
 
     def footprint(self, folder: Path) -> Footprint:
         """Return what the checkpoint takes on this device."""
@@ -94,6 +96,17 @@ class HFEngine:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
         with prepared(self._model, contestant, length):
             yield from self._halving(list(batch), settled)
+
+    def mean_loss(self, rows: Sequence[Sequence[int]], contestant: Contestant) -> float:
+        """Return the mean next-token loss in nats over rows of one length, each read from its first token."""
+        assert self._model is not None
+        per_batch = max(1, self._budget() // len(rows[0]))
+        total = 0.0
+        with prepared(self._model, contestant, contestant.length):
+            for start in range(0, len(rows), per_batch):
+                ids = torch.tensor([list(row) for row in rows[start : start + per_batch]])
+                total += float(token_losses(self._model, ids).mean(dim=1).sum())
+        return total / len(rows)
 
     def describe(self) -> dict[str, Any]:
         """Return device name, dtype, attention, threads and batch tokens."""
