@@ -57,6 +57,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def shipped_folder(name: str) -> Path:
+    """Return ``tasks/`` or ``baselines/``: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    installed = package / "_shipped" / name
+    return installed if installed.exists() else package.parent / name
+
+
 def safe_name(name: str) -> str:
     """Return ``name`` with everything that a file system or shell might take amiss replaced by ``-``."""
     return re.sub(r"[^A-Za-z0-9._@=+-]+", "-", name).strip(".-") or "unnamed"

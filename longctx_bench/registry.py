@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.data import fetch
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import safe_name
+from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.methods.base import Method
 from longctx_bench.specs import (
     DataSpec,
@@ -30,14 +30,7 @@ from longctx_bench.specs import (
 )
 
 C = TypeVar("C")
-_PACKAGE = Path(__file__).parent
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
-
-
-def builtin_folder(name: str) -> Path:
-    """Return ``tasks/``, ``baselines/`` or ``results/``: beside the package in a checkout, inside it in a wheel."""
-    installed = _PACKAGE / "_shipped" / name
-    return installed if installed.exists() else _PACKAGE.parent / name
 
 
 @dataclass(frozen=True)
@@ -81,10 +74,10 @@ class Registry:
         self.groups: dict[str, list[str]] = {}
         self.sources: dict[str, DataSpec] = {}
         self._folders: dict[str, Path] = {}
-        for folder in (builtin_folder("baselines"), *self.baselines):
+        for folder in (shipped_folder("baselines"), *self.baselines):
             self._read_baselines(_existing(folder, "--baselines"))
         self._read_plugins()
-        for folder in (builtin_folder("tasks"), *self.task_folders):
+        for folder in (shipped_folder("tasks"), *self.task_folders):
             self._read_tasks(_existing(folder, "--task-folder"))
         for name in self.settings:
             if name not in self.methods:
@@ -133,15 +126,16 @@ class Registry:
     def _variant(self, method_name: str, model: ModelSpec) -> Variant:
         spec = self.methods[method_name]
         kind = self._load(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
-        own = model.checkpoints.get(method_name)
-        if own is None and kind.needs_checkpoint and model.native_method != method_name:
+        own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
+        if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
             raise UserError(
-                f"{method_name}-{model.name}: {model.name} has no {method_name} checkpoint; make one with "
+                f"{method_name}-{model.name}: {model.name} has no {kind.checkpoint} checkpoint; make one with "
                 f"`longctx-bench train` (recipe with base: {model.name}) and use it as {method_name}:FOLDER"
             )
         params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
         method = validate(kind, params, f"method {method_name}")
-        return Variant(model, spec, method, own.source if own else model.source)
+        source = own.source if own else model.source
+        return Variant(model, spec, method.calibrated(_fits(source, kind.tunable)), source)
 
     def _unlisted(self, name: str) -> ModelSpec:
         """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
@@ -254,6 +248,19 @@ class Registry:
         if not (isinstance(loaded, type) and issubclass(loaded, kind)):
             raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
         return loaded
+
+
+def _fits(source: Source, tunable: str | None) -> dict[str, Any]:
+    """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
+    if tunable is None or not isinstance(source, PathSource) or not (source.path / "calibration.json").is_file():
+        return {}
+    try:
+        found = json.loads((source.path / "calibration.json").read_text(encoding="utf-8"))
+        return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in found.get(tunable, {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{source.path / 'calibration.json'}: not a calibration ({error}); run `calibrate` again"
+        ) from error
 
 
 def _existing(folder: Path, option: str) -> Path:

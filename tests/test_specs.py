@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.metrics import METRICS
 from longctx_bench.registry import Registry
@@ -29,13 +30,17 @@ def test_shipped_methods(name: str) -> None:
     spec = REGISTRY.methods[name]
     assert spec.description
     assert spec.paper.startswith("https://")
-    bases = [base for base in REGISTRY.models.values() if name in base.checkpoints]
-    variant = (
-        REGISTRY.variant(f"{name}-{bases[0].name if bases else 'smollm2-135m'}") if bases or name != "drope" else None
-    )
-    if variant is not None and name != "longrope":
-        config = {"rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4}
-        variant.method.model_overrides(Base("x", 128, config), 512)
+    if name in ("alibi", "rnope-swa"):
+        with pytest.raises(UserError, match=f"smollm-360m has no {name} checkpoint"):
+            REGISTRY.variant(f"{name}-smollm-360m")
+        return
+    method = REGISTRY.variant(f"{name}-smollm-360m").method
+    base = Base("x", 128, {"rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4})
+    if name == "longrope":
+        with pytest.raises(UserError, match="longrope needs 'short_factor'"):
+            method.model_overrides(base, 512)
+        return
+    assert name == "rope" or method.model_overrides(base, 512)["max_position_embeddings"] == 512
 
 
 @pytest.mark.parametrize("name", REGISTRY.models)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -50,8 +50,15 @@ class Method(Spec, ABC):
 
     per_prompt: ClassVar[bool] = False
     """True when ``length`` is each prompt's own (prompt + new tokens) instead of the cell's."""
-    needs_checkpoint: ClassVar[bool] = False
-    """True when the method means nothing on the base's own weights."""
+    checkpoint: ClassVar[str | None] = None
+    """The key under a model's ``checkpoints`` whose weights the method takes in place of the base's own."""
+    needs_checkpoint: ClassVar[bool] = True
+    """Whether a method that names a ``checkpoint`` means nothing on the base's own weights."""
+    tunable: ClassVar[str | None] = None
+    """What ``longctx-bench calibrate`` tunes: the key of this method's fits in ``calibration.json``."""
+
+    tunable_span: ClassVar[float] = 0.7
+    """How far calibration looks: from 1 to 1 + span x ln s."""
 
     factor: float | None = Field(default=None, ge=1.0)
     """Extension factor s. Derived from the length (:meth:`scale`) unless fixed here."""
@@ -59,6 +66,14 @@ class Method(Spec, ABC):
     def scale(self, base: Base, length: int) -> float:
         """Return s = length / original_length, at least 1, or the factor that the user fixed."""
         return self.factor if self.factor is not None else max(1.0, length / base.original_length)
+
+    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+        """Return the method with its scalar from one of the fits (by objective) that lie beside its weights."""
+        return self
+
+    def tuned(self, value: float) -> Self:
+        """Return the method with its tunable scalar at ``value`` whatever the length; for calibration."""
+        raise NotImplementedError(f"{type(self).__name__} declares no tunable scalar")
 
     @abstractmethod
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.rope import NoPE
-from longctx_bench.specs import Spec
+from longctx_bench.methods.tuning import Calibration, Law
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Temperature(Spec):
-    """The softmax scale beta as a function of s: a table where it was fitted, else the law 1 + c ln s."""
-
-    c: float = 0.0
-    table: dict[float, float] = Field(default_factory=dict)
-    """beta by extension factor; between two entries it is interpolated in ln s, outside the law continues."""
-    source: str = "none"
-    """Which calibration it comes from: ``paper``, ``perplexity``, ``retrieval``, ``user`` or ``none``."""
-
-    def beta(self, scale: float) -> float:
-        """Return the factor on the attention logits at extension factor ``scale``; 1 up to the training context."""
-        if scale <= 1.0:
-            return 1.0
-        known = sorted({1.0: 1.0, **self.table}.items())
-        for (low, beta_low), (high, beta_high) in itertools.pairwise(known):
-            if low <= scale <= high:
-                weight = math.log(scale / low) / math.log(high / low)
-                return beta_low + weight * (beta_high - beta_low)
-        last_scale, last_beta = known[-1]
-        return last_beta + self.c * math.log(scale / last_scale)
-
-
 @contextmanager
 def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
     """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it."""
-    layers = [module for name, module in model.named_modules() if name.endswith("self_attn")]
+    layers: list[Any] = [module for name, module in model.named_modules() if name.endswith("self_attn")]
     before = [layer.scaling for layer in layers]
     try:
         for layer, scaling in zip(layers, before, strict=True):
@@ -57,14 +31,35 @@ def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
 class DroPE(Method):
     """A checkpoint recalibrated without positions, its softmax scaled by beta(s) at test time."""
 
-    needs_checkpoint: ClassVar[bool] = True
+    checkpoint: ClassVar[str | None] = "drope"
+    tunable: ClassVar[str | None] = "temperature"
 
-    temperature: Temperature = Temperature()
+    calibration: Calibration = "retrieval"
+    """Which fit to take from the checkpoint's ``calibration.json``; the paper's law where there is none."""
+    paper_c: float = 0.412
+    """The paper's c: 0.412 for models trained from scratch, 0.103 for SmolLM."""
+    temperature: Law | None = None
+    """beta(s) itself; set by the calibration unless given here."""
+
+    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+        if self.temperature is not None:
+            return self
+        law = Law(c=self.paper_c, source="paper")
+        if self.calibration == "none":
+            law = Law(source="none")
+        elif self.calibration in fits:
+            law = Law(**fits[self.calibration], source=self.calibration)
+        return self.model_copy(update={"temperature": law})
+
+    def tuned(self, value: float) -> Self:
+        # A law without a slope holds the value at every length: the table's last entry is just above 1.
+        return self.model_copy(update={"temperature": Law(table={1.0 + 1e-9: value})})
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
         return NoPE().model_overrides(base, length)
 
     @contextmanager
     def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        with sharpened(model, self.temperature.beta(self.scale(base, length))):
+        law = self.temperature or Law(c=self.paper_c)
+        with sharpened(model, law.at(self.scale(base, length))):
             yield

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.tuning import Calibration, Law
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
@@ -52,15 +54,33 @@ class DynamicNTK(NTK):
 class YaRN(Method):
     """NTK-by-parts interpolation with attention scaling (Peng et al. 2023, arXiv 2309.00071)."""
 
+    tunable: ClassVar[str | None] = "attention_factor"
+    tunable_span: ClassVar[float] = 0.35
+
     beta_fast: float = 32.0
     """Rotations over the training context above which a dimension is left alone."""
     beta_slow: float = 1.0
     """Rotations below which a dimension is interpolated by s."""
     attention_factor: float | None = None
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
+    calibration: Calibration = "paper"
+    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` take our fit from ``calibration.json``."""
+    attention_law: Law | None = None
+    """The fitted attention factor by s; set by the calibration."""
+
+    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+        if self.calibration not in fits:
+            return self
+        return self.model_copy(update={"attention_law": Law(**fits[self.calibration], source=self.calibration)})
+
+    def tuned(self, value: float) -> Self:
+        return self.model_copy(update={"attention_factor": value})
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        extra = {} if self.attention_factor is None else {"attention_factor": self.attention_factor}
+        factor = self.attention_factor
+        if factor is None and self.attention_law is not None:
+            factor = self.attention_law.at(self.scale(base, length))
+        extra = {} if factor is None else {"attention_factor": factor}
         return _overrides(
             length,
             rope_type="yarn",
@@ -128,7 +148,14 @@ def no_positions(theta: float) -> dict[str, Any]:
 
 
 class NoPE(Method):
-    """Positions removed, nothing retrained (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+    """No positions (Kazemnejad et al. 2023, arXiv 2305.19466).
+
+    The base's own weights with the positions taken away, or a model trained without them where the base has one.
+    """
+
+    checkpoint: ClassVar[str | None] = "nope"
+    needs_checkpoint: ClassVar[bool] = False
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        return _overrides(length, **no_positions(base.config.get("rope_theta") or 10000.0))
+        # No frequency is used: the theta is there because every rope type must name one.
+        return _overrides(length, **no_positions(10000.0))

@@ -15,8 +15,9 @@ from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.drope import DroPE, Temperature
+from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import NTK, PI, DynamicNTK, Llama3, LongRoPE, NoPE, RoPE, YaRN
+from longctx_bench.methods.tuning import Law, fit_law
 
 LENGTH = 1024  # four times the tiny model's training context
 HALF = 6  # head_dim / 2 of the tiny model
@@ -112,7 +113,7 @@ def test_drope_scales_the_softmax_and_undoes_it(tiny_folder: Path) -> None:
     model = load_model(tiny_folder, "float32", "cpu")
     layers = [layer.self_attn for layer in model.model.layers]
     before = [layer.scaling for layer in layers]
-    method = DroPE(temperature=Temperature(c=0.412))
+    method = DroPE(temperature=Law(c=0.412))
     with prepared(model, contestant(tiny_folder, method), LENGTH):
         beta = 1 + 0.412 * 1.3862943611198906
         assert [layer.scaling for layer in layers] == [pytest.approx(scaling * beta) for scaling in before]
@@ -120,12 +121,12 @@ def test_drope_scales_the_softmax_and_undoes_it(tiny_folder: Path) -> None:
 
 
 def test_temperature_table_and_law() -> None:
-    table = Temperature(c=0.5, table={2.0: 1.2, 8.0: 1.6})
-    assert table.beta(0.5) == table.beta(1.0) == 1.0
-    assert table.beta(2.0) == 1.2
-    assert table.beta(4.0) == pytest.approx(1.4)  # half way in ln s
-    assert table.beta(16.0) == pytest.approx(1.6 + 0.5 * 0.6931471805599453)
-    assert Temperature(c=0.412).beta(8.0) == pytest.approx(1 + 0.412 * 2.0794415416798357)
+    table = Law(c=0.5, table={2.0: 1.2, 8.0: 1.6})
+    assert table.at(0.5) == table.at(1.0) == 1.0
+    assert table.at(2.0) == 1.2
+    assert table.at(4.0) == pytest.approx(1.4)  # half way in ln s
+    assert table.at(16.0) == pytest.approx(1.6 + 0.5 * 0.6931471805599453)
+    assert Law(c=0.412).at(8.0) == pytest.approx(1 + 0.412 * 2.0794415416798357)
 
 
 def test_a_base_without_rotary_positions_is_refused() -> None:
@@ -133,3 +134,7 @@ def test_a_base_without_rotary_positions_is_refused() -> None:
     with pytest.raises(UserError, match="no rope_theta"):
         YaRN().model_overrides(base, 2048)
     assert RoPE().model_overrides(base, 2048) == {}
+
+
+def test_fit_law() -> None:
+    assert fit_law({2.0: 1 + 0.3 * 0.6931471805599453, 8.0: 1 + 0.3 * 2.0794415416798357}) == pytest.approx(0.3)

@@ -1,0 +1,93 @@
+"""ALiBi: a penalty on distance in place of positions (Press et al. 2021, arXiv 2108.12409)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.rope import NoPE
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+IMPLEMENTATION = "longctx_bench_alibi"
+
+
+def slopes(heads: int) -> list[float]:
+    """Return one slope per head: 2^(-8/n), 2^(-16/n), ... for n heads, n a power of two.
+
+    For other counts, as in the authors' code: those of the power of two below, then every second one of the
+    power of two above.
+    """
+    lower = 2 ** math.floor(math.log2(heads))
+    geometric = [2.0 ** (-8.0 * (index + 1) / lower) for index in range(lower)]
+    return geometric if lower == heads else geometric + slopes(2 * lower)[0::2][: heads - lower]
+
+
+def alibi_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend with the bias -slope * (query position - key position).
+
+    Distances are counted along the key axis, whose end is the last query, so that left padding and a KV cache
+    change nothing. ``query`` is ``[batch, heads, new tokens, head_dim]``; ``attention_mask`` is boolean and
+    broadcasts to ``[batch, heads, new tokens, all tokens]``, or None for causal attention.
+    """
+    import torch
+    from torch.nn import functional
+
+    heads, new, total = query.shape[1], query.shape[2], key.shape[2]
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    place = torch.arange(total, device=query.device)
+    distance = place[total - new :, None] - place[None, :]
+    slope = torch.tensor(slopes(heads), device=query.device, dtype=torch.float32)
+    bias = -slope[:, None, None] * distance
+    lowest = torch.finfo(query.dtype).min
+    allowed = distance >= 0 if attention_mask is None else attention_mask[..., :total]
+    bias = torch.where(allowed, bias.to(query.dtype), lowest)
+    if bias.dim() == 3:
+        bias = bias[None]
+    mixed = functional.scaled_dot_product_attention(
+        query, key.to(query.dtype), value.to(query.dtype), attn_mask=bias, scale=scaling
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make the attention known to transformers, with its mask: without one, padding would be attended to."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(IMPLEMENTATION, alibi_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+class ALiBi(Method):
+    """A checkpoint trained with distance penalties; nothing about it changes with the length."""
+
+    checkpoint: ClassVar[str | None] = "alibi"
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return NoPE().model_overrides(base, length)
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
+        register()
+        before = model.config._attn_implementation
+        model.config._attn_implementation = IMPLEMENTATION
+        try:
+            yield
+        finally:
+            model.config._attn_implementation = before

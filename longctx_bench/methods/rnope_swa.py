@@ -1,0 +1,16 @@
+"""RNoPE-SWA: sliding-window RoPE layers, every fourth layer full attention without positions (arXiv 2501.18795)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from longctx_bench.methods.base import Base, Method
+
+
+class RNoPESWA(Method):
+    """A checkpoint trained so; its layer types and windows stand in its own config, in stock transformers (SmolLM3)."""
+
+    checkpoint: ClassVar[str | None] = "rnope-swa"
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        return {"max_position_embeddings": max(length, base.original_length)}

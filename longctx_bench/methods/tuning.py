@@ -1,0 +1,43 @@
+"""A tunable scalar as a function of the extension factor: the softmax temperature, YaRN's attention factor."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field
+
+from longctx_bench.specs import Spec
+
+Calibration = Literal["none", "paper", "perplexity", "retrieval"]
+"""Where a scalar comes from: not used, the paper's coefficient, or a fit of ours by that objective."""
+
+
+class Law(Spec):
+    """A scalar that is 1 at the training context: a table where it was fitted, the law 1 + c ln s beyond."""
+
+    c: float = 0.0
+    table: dict[float, float] = Field(default_factory=dict)
+    """Value by extension factor; between two entries it is interpolated in ln s, beyond the last the law goes on."""
+    source: Calibration | Literal["user"] = "user"
+
+    def at(self, scale: float) -> float:
+        """Return the value at extension factor ``scale``; 1 up to the training context."""
+        if scale <= 1.0:
+            return 1.0
+        known = sorted({1.0: 1.0, **self.table}.items())
+        for (low, value_low), (high, value_high) in pairwise(known):
+            if low <= scale <= high:
+                weight = math.log(scale / low) / math.log(high / low)
+                return value_low + weight * (value_high - value_low)
+        last_scale, last_value = known[-1]
+        return last_value + self.c * math.log(scale / last_scale)
+
+
+def fit_law(table: dict[float, float]) -> float:
+    """Return the c of 1 + c ln s nearest to a table's values by least squares."""
+    logs = [math.log(scale) for scale in table if scale > 1]
+    rises = [value - 1 for scale, value in table.items() if scale > 1]
+    squares = sum(log * log for log in logs)
+    return sum(log * rise for log, rise in zip(logs, rises, strict=True)) / squares if squares else 0.0
