@@ -1,0 +1,101 @@
+"""What a calibration maximises: retrieval of needles, or the likelihood of long text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.engines.base import Contestant
+from longctx_bench.engines.hf import HFEngine
+from longctx_bench.errors import UserError
+from longctx_bench.metrics import Metric, metric
+from longctx_bench.records import Request
+from longctx_bench.registry import Registry
+from longctx_bench.training.corpus import documents_of_file
+
+SEED_OFFSET = 1_000_003
+"""Added to the seed: calibration draws other keys, values and excerpts than any test with a smaller seed."""
+_TASKS = ("niah", "niah_multikey")
+_NEW_TOKENS = 16
+"""Enough for a 7-digit number and a few words; a wrong answer need not be spelt out."""
+
+
+class Objective(Protocol):
+    """Scores a contestant; higher is better."""
+
+    name: str
+    data: str
+    """What it was measured on, in a phrase."""
+
+    def score(self, contestant: Contestant, n: int) -> float:
+        """Return the mean score over n examples of each kind at the contestant's length."""
+
+
+class Retrieval:
+    """Mean success of single-needle and multi-key retrieval on essays."""
+
+    name = "retrieval"
+
+    def __init__(self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._registry = registry
+        self._seed = seed + SEED_OFFSET
+        self.data = f"{' and '.join(_TASKS)}, seed {self._seed}"
+
+    def score(self, contestant: Contestant, n: int) -> float:
+        """Return the mean over n examples of each task."""
+        scores: list[float] = []
+        for name in _TASKS:
+            task = self._registry.tasks[name]
+            measure = metric(task.metric)
+            made = list(
+                self._registry.benchmark(task).examples(self._encoder, contestant.length, _NEW_TOKENS, n, self._seed)
+            )
+            references = {example.id: example.references for example in made}
+            requests = [
+                Request(example.id, tuple(self._encoder.encode(example.prompt, example.answer_prefix)), _NEW_TOKENS)
+                for example in made
+            ]
+
+            def settled(
+                name: str, text: str, known: dict[str, tuple[str, ...]] = references, measure: Metric = measure
+            ) -> bool:
+                return measure.settled(text, known[name])
+
+            for batch in self._engine.batches(requests, per_prompt=False):
+                for item in self._engine.generate(batch, contestant, settled):
+                    scores.append(measure.score(item.text, references[item.example_id]))
+        return sum(scores) / len(scores)
+
+
+class Perplexity:
+    """Mean log-likelihood of a token in windows of the full length, cut from one text file."""
+
+    name = "perplexity"
+
+    def __init__(self, engine: HFEngine, encoder: PromptEncoder, text: Path) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._text = text
+        self._ids: list[int] = []
+        self.data = f"text {text.name}"
+
+    def score(self, contestant: Contestant, n: int) -> float:
+        """Return minus the mean loss in nats over at most n windows."""
+        return -self._engine.mean_loss(self._windows(contestant.length, n), contestant)
+
+    def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
+        if not self._ids:
+            end = self._encoder.tokenizer.eos_token_id
+            for document in documents_of_file(self._text):
+                ids = self._encoder.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+                self._ids += [*ids, *([] if end is None else [end])]
+                if len(self._ids) > 2_000_000:
+                    break
+        windows = [self._ids[start : start + length] for start in range(0, len(self._ids) - length + 1, length)][:n]
+        if not windows:
+            raise UserError(f"--text {self._text}: holds {len(self._ids)} tokens, one window takes {length}")
+        return windows

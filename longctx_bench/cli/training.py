@@ -1,0 +1,121 @@
+"""``longctx-bench train`` and ``longctx-bench calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from longctx_bench.cli.options import make_registry, parse_scales, registry_options
+from longctx_bench.errors import UserError
+
+
+@click.command("train")
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="The model's folder; results/models/RECIPE by default.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe's value, such as lr=3e-4 or shape.layers=4; may be repeated.",
+)
+def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> None:  # fmt: skip
+    """Pretrain, recalibrate (DroPE) or continue a model by a RECIPE: a YAML file or a name in baselines/recipes.
+
+    Stopped at any moment, the same command goes on from its last state. On several GPUs:
+    torchrun --nproc-per-node 4 -m longctx_bench.training RECIPE OUT.
+    """
+    from longctx_bench.training.train import train
+
+    overrides = {}
+    for pair in settings:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: expected KEY=VALUE, such as lr=3e-4")
+        overrides[key] = value
+    click.echo(f"wrote {train(recipe, out or Path('results/models') / Path(recipe).stem, overrides)}")
+
+
+@click.command("calibrate")
+@click.argument("model")
+@click.option("--scale", default="2x,4x,8x", show_default=True, metavar="SCALES", help="Extension factors to fit at.")
+@click.option(
+    "--objective",
+    default="retrieval",
+    show_default=True,
+    type=click.Choice(["retrieval", "perplexity"]),
+    help="Find needles, or predict long text.",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="Text for perplexity: .txt, .jsonl or parquet, .xz too.")
+@click.option(
+    "--limit",
+    default=33,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Examples of each kind a value in the coarse sweep; twice as many in the fine one.",
+)
+@click.option("--seed", default=42, show_default=True, help="Of the calibration's examples, none of which is a test's.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Precision; auto is bfloat16 where the device computes in it.",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens a batch; from the free memory by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to instead of the checkpoint's own.")
+@registry_options
+def calibrate_command(
+    model: str, scale: str, objective: str, text: Path | None, limit: int, seed: int, dtype: str, device: str,
+    batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Fit the tunable scalar of a MODEL's method at each scale: DroPE's temperature, YaRN's attention factor.
+
+    Writes calibration.json and a plot of the sweep beside the checkpoint, where runs find it.
+    """
+    from longctx_bench.specs import PathSource
+
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    variant = registry.variant(model)
+    scales = parse_scales(scale)
+    if variant.method.tunable is None:
+        raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
+    if not scales or min(scales) <= 1:
+        raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
+    if out is None and not isinstance(variant.source, PathSource):
+        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
+    if objective == "perplexity" and text is None:
+        raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
+
+    from rich.console import Console
+
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.calibration.calibrate import Point, calibrate, write
+    from longctx_bench.calibration.objectives import Objective, Perplexity, Retrieval
+    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+    from longctx_bench.engines.hf import HFEngine
+    from longctx_bench.methods.base import Base
+
+    folder = checkpoint_folder(variant.source)
+    engine = HFEngine(device, dtype, batch_tokens)
+    engine.load(folder)
+    encoder = PromptEncoder(load_tokenizer(folder))
+    goal: Objective = (
+        Retrieval(engine, encoder, registry, seed)
+        if text is None or objective == "retrieval"
+        else Perplexity(engine, encoder, text)
+    )
+    console = Console()
+
+    def tell(point: Point) -> None:
+        console.print(f"{point.scale:g}x  {variant.method.tunable} {point.value:.3f}  {goal.name} {point.score:.4f}")
+
+    base = Base(variant.model.name, variant.model.original_length, read_config(folder))
+    fit = calibrate(variant.method, base, goal, scales, limit, tell)
+    path = write(out or folder, variant.method, variant.method_name, goal, fit)
+    table = ", ".join(f"{s:g}x: {value:g}" for s, value in fit.table.items())
+    console.print(
+        f"best {variant.method.tunable}: {table}; law 1 + {fit.c:.3f} ln s\nwrote {path}", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,1 @@
+"""Training: fresh models, DroPE recalibration, and the control that continues with positions."""

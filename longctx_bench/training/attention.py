@@ -1,0 +1,58 @@
+"""Attention for training: whole sequences without padding, so that the fast kernels' own causal flag serves as mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from longctx_bench.methods.alibi import alibi_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CAUSAL = "longctx_bench_causal"
+ALIBI = "longctx_bench_alibi_causal"
+
+
+def causal_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend causally, within ``sliding_window`` tokens where the layer has one; no mask is ever read."""
+    # Norms of the projections come out in fp32 under autocast, and the fast kernels want one type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    band = None
+    if sliding_window is not None and sliding_window < query.shape[2]:
+        place = torch.arange(query.shape[2], device=query.device)
+        distance = place[:, None] - place[None, :]
+        band = (distance >= 0) & (distance < sliding_window)
+    mixed = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=band,
+        is_causal=band is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def use_training_attention(model: PreTrainedModel, positions: str) -> None:
+    """Switch a model to attention that is given no mask.
+
+    The implementations are registered without a mask function on purpose: transformers then builds none
+    (under torch.compile it would build a full one, and the flash kernels would not run).
+    """
+    AttentionInterface.register(CAUSAL, causal_attention)
+    AttentionInterface.register(ALIBI, alibi_attention)
+    model.config._attn_implementation = ALIBI if positions == "alibi" else CAUSAL

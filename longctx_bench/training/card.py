@@ -1,0 +1,72 @@
+"""The model card that a run writes beside its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longctx_bench.training.recipe import Recipe
+
+_POSITIONS = {
+    "rope": "rotary positions (RoPE)",
+    "nope": "no positions (NoPE)",
+    "alibi": "no positions, distance penalties (ALiBi): needs the method `alibi` of longctx-bench to be read right",
+    "rnope-swa": "sliding-window layers with RoPE, every fourth layer full attention without positions (RNoPE-SWA)",
+    "drope": "positions dropped and weights recalibrated (DroPE), in Sakana AI's format",
+}
+
+
+def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """Return the card. ``facts`` are what the run measured: parameters, losses, tokens, seconds, device, versions."""
+    sources = ", ".join(source.hub or source.path or "" for source in recipe.data)
+    text = f"{recipe.data_description} ({sources})" if recipe.data_description else sources
+    retrieval = (
+        f"{recipe.retrieval_share:.0%} of the sequences hold a synthetic retrieval exercise in RULER's "
+        f"needle-in-a-haystack wording, at most {recipe.sequence_length} tokens long, hidden in the training text"
+        if recipe.retrieval_share
+        else "no synthetic retrieval sequences"
+    )
+    measured = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
+    # Folders of this machine mean nothing to a reader: their last part names the model.
+    named = {"base": _name(recipe.base), "tokenizer": _name(recipe.tokenizer)}
+    dumped = recipe.model_dump(mode="json", exclude={"corpus"}, exclude_none=True)
+    dumped |= {key: place for key, place in named.items() if place is not None}
+    settings = yaml.safe_dump(dumped, sort_keys=False, width=100)
+    origin = f"Continued from `{named['base']}`." if recipe.base else "Trained from scratch."
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [longctx-bench, long-context, {recipe.positions}]
+---
+# {recipe.name}
+
+{recipe.description or f"A model of the longctx-bench project, kind `{recipe.kind}`."} {origin}
+
+- **Positions**: {_POSITIONS[recipe.positions]}.
+- **Training context**: {recipe.sequence_length} tokens.
+- **Data**: {text}; documents packed end to end, EOS between them; {retrieval}.
+- **Seed**: {recipe.seed}.
+
+Made for research on context extension: to be compared with models that differ in their positions only.
+Not made for use as an assistant, for facts, or for any decision: it is small, knows little, and was neither
+aligned nor filtered.
+
+| measured | |
+| --- | --- |
+{measured}
+
+Validation losses are mean nats a token on held-out text at the training context.
+
+## Recipe
+
+Command: `longctx-bench train {recipe.name}`
+
+```yaml
+{settings}```
+"""
+
+
+def _name(place: str | None) -> str | None:
+    return Path(place).name if place is not None and Path(place).is_dir() else place

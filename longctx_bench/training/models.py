@@ -1,0 +1,159 @@
+"""The models that training starts from: fresh ones per position method, and bases with their positions dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import shipped_folder
+from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
+from longctx_bench.methods.rope import no_positions
+from longctx_bench.training.recipe import Recipe, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOPE_EVERY = 4
+"""RNoPE-SWA: every fourth layer is full attention without positions."""
+
+
+def fresh_model(shape: Shape, positions: str, length: int, vocab_size: int, end: int, seed: int) -> PreTrainedModel:
+    """Return a model with random weights in fp32; every method is a stock transformers config.
+
+    ALiBi's is that of NoPE: its penalty is the ``alibi`` method's attention function.
+    """
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": length,
+        "tie_word_embeddings": shape.tie,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+    }
+    config: LlamaConfig | SmolLM3Config
+    if positions == "rnope-swa":
+        full = [(layer + 1) % NOPE_EVERY == 0 for layer in range(shape.layers)]
+        config = SmolLM3Config(
+            **sizes,
+            no_rope_layers=[int(not layer) for layer in full],
+            layer_types=["full_attention" if layer else "sliding_attention" for layer in full],
+            use_sliding_window=True,
+            sliding_window=shape.window,
+        )
+    else:
+        if positions in ("nope", "alibi"):
+            sizes["rope_parameters"] = no_positions(shape.rope_theta)
+        config = LlamaConfig(**sizes)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
+    """Return the fp32 model that a recipe's first step sees.
+
+    Raises:
+        UserError: the base cannot be continued so, or the tokenizer is larger than the model's vocabulary.
+    """
+    if recipe.shape is not None:
+        shape = recipe.shape
+        size = max(shape.vocab_size, len(tokenizer))
+        model = fresh_model(shape, recipe.positions, recipe.sequence_length, size, tokenizer.eos_token_id, recipe.seed)
+    else:
+        model = load_base(recipe)
+        if recipe.positions == "drope":
+            model = without_positions(model, recipe.qk_norm)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, base '{recipe.base}' {model.config.vocab_size}: "
+            f"leave 'tokenizer' out to use the base's own"
+        )
+    return model
+
+
+def base_location(base: str) -> str:
+    """Return the folder of a base given as folder or embedded name; a hub id stays as it is.
+
+    Raises:
+        UserError: it is none of the three.
+    """
+    embedded = shipped_folder("baselines") / "checkpoints" / base
+    for folder in (Path(base).expanduser(), embedded):
+        if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
+            return str(folder)
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        raise UserError(f"base '{base}': no folder with a config.json, no embedded model and no hub id (owner/name)")
+    return base
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
+
+    Raises:
+        UserError: it cannot be loaded, is not Llama- or Qwen2-like, or has no rotary positions.
+    """
+    assert recipe.base is not None
+    location = base_location(recipe.base)
+    try:
+        config = AutoConfig.from_pretrained(location, revision=recipe.base_revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base '{recipe.base}': {str(error).splitlines()[0]}") from error
+    if config.model_type not in ("llama", "qwen2"):
+        raise UserError(
+            f"base '{recipe.base}' is a '{config.model_type}'; positions can be dropped from llama and qwen2"
+        )
+    rotary = config.rope_parameters or {}
+    if rotary.get("rope_type") == "proportional" and not rotary.get("partial_rotary_factor", 1.0):
+        raise UserError(f"base '{recipe.base}' has no rotary positions: start from a RoPE checkpoint")
+    limit = config.max_position_embeddings
+    if recipe.sequence_length > limit:
+        raise UserError(f"sequence_length {recipe.sequence_length} is more than the {limit} of base '{recipe.base}'")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        location, revision=recipe.base_revision, config=config, dtype=torch.float32, use_safetensors=True
+    )
+    return model
+
+
+def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
+    """Return the DroPE form of a Llama or Qwen2 with the same weights; new query and key norms start at 1."""
+    config_class, model_class = DROPE_MODEL_TYPES[f"{model.config.model_type}_drope"]
+    fields = model.config.to_dict()
+    for key in ("model_type", "architectures", "dtype", "_name_or_path", "transformers_version"):
+        fields.pop(key, None)
+    fields["attention_type"] = "qk_norm_nope" if qk_norm else "nope"
+    config = config_class(**fields)
+    config.architectures = [model_class.__name__]
+    dropped: PreTrainedModel = model_class(config).to(torch.float32)
+    absent = dropped.load_state_dict(model.state_dict(), strict=False)
+    new = {key for key in absent.missing_keys if not key.endswith(("q_norm.weight", "k_norm.weight"))}
+    assert not new, new
+    assert not absent.unexpected_keys, absent.unexpected_keys
+    with torch.no_grad():
+        for name, parameter in dropped.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.fill_(1.0)
+    dropped.tie_weights()
+    return dropped
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """Load a tokenizer from a folder or the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(f"tokenizer '{name}': {str(error).splitlines()[0]}") from error

@@ -1,0 +1,59 @@
+"""What is minimised: the mean cross-entropy of the next token, in nats, and how the steps towards it are scheduled."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from longctx_bench.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class NextTokenLoss(nn.Module):
+    """A causal model and its loss in one module, so that torch.compile and DDP see both."""
+
+    def __init__(self, model: PreTrainedModel, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of ``[sequences, length + 1]`` token ids, fp32 scalar."""
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            embedded = self.model.get_input_embeddings()(rows[:, :-1])
+            if self.precision == "bf16":
+                # The residual stream in bf16, as at inference; master weights stay in fp32.
+                embedded = embedded.to(torch.bfloat16)
+            hidden = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            logits = self.model.get_output_embeddings()(hidden)
+        return functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine or a plateau with a linear decay."""
+    if step < recipe.warmup_steps:
+        return recipe.lr * (step + 1) / recipe.warmup_steps
+    low = recipe.final_lr_ratio
+    if recipe.schedule == "cosine":
+        done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+        return recipe.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    decay = max(1, round(recipe.steps * recipe.decay_share))
+    left = min(1.0, (recipe.steps - step) / decay)
+    return recipe.lr * (low + (1 - low) * left)
+
+
+def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over what is trained; norms and biases are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.is_cuda for parameter in trained)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=fused)

@@ -1,0 +1,205 @@
+"""What a training run is, as YAML: checked in full before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.files import shipped_folder
+from longctx_bench.specs import Spec, read_yaml, validate
+
+Positions = Literal["rope", "nope", "alibi", "rnope-swa", "drope"]
+
+
+class TextSource(Spec):
+    """Where documents come from: files below the recipe's ``corpus`` folder, or a dataset on the hub."""
+
+    path: str | None = None
+    """File, folder or glob pattern of .txt .md .jsonl .parquet, also .xz or .zst compressed."""
+    hub: str | None = None
+    """Dataset id on the hub, streamed."""
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_field: str = "text"
+    """Column of .jsonl, .parquet and hub rows that holds the document."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name either 'path' or 'hub'")
+        return self
+
+
+class Shape(Spec):
+    """A fresh model's sizes."""
+
+    hidden_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    vocab_size: int = Field(gt=256)
+    """Of the tokenizer to train; with a given tokenizer, at least its size."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    tie: bool = True
+    """Input and output embeddings are one matrix."""
+    window: int = Field(default=128, gt=0)
+    """Tokens that a sliding-window layer of ``rnope-swa`` sees."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ValueError("hidden_size must be a multiple of heads, and heads of kv_heads")
+        return self
+
+
+class Lora(Spec):
+    """Low-rank adapters on attention and MLP projections; norms are trained whole. Merged when saved."""
+
+    rank: int = Field(default=32, gt=0)
+    alpha: int = Field(default=64, gt=0)
+
+
+class Recipe(Spec):
+    """One training run. Sizes are in tokens unless a name says otherwise."""
+
+    name: str
+    description: str = ""
+    kind: Literal["pretrain", "recalibrate", "control"]
+    positions: Positions
+    shape: Shape | None = None
+    """Of a fresh model; ``pretrain`` only."""
+    base: str | None = None
+    """Folder, embedded name or hub id of the checkpoint to continue; not for ``pretrain``."""
+    base_revision: str | None = None
+    qk_norm: bool = False
+    """Recalibration adds an RMSNorm over the whole query and key projections."""
+    tokenizer: str | None = None
+    """Folder or hub id; without it the base's own, or a new one trained on the data."""
+    corpus: Path = Path()
+    """Folder that the ``path`` of every source is relative to."""
+    data: tuple[TextSource, ...] = Field(min_length=1)
+    data_description: str = ""
+    """What the text is, for the model card; file names say little."""
+    validation: TextSource
+    validation_tokens: int = Field(default=262_144, gt=0)
+    retrieval_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the sequences that hold a synthetic retrieval exercise; disclosed in the model card."""
+    retrieval_pool: int = Field(default=65_536, gt=0)
+    """Distinct retrieval sequences."""
+    sequence_length: int = Field(gt=1)
+    tokens: int = Field(gt=0)
+    """Budget of the whole run; whole steps of it are taken."""
+    tokens_per_step: int = Field(gt=0)
+    micro_batch: int = Field(default=16, gt=0)
+    """Sequences in one pass of one device."""
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(default=200, ge=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Last share of the steps, in which ``wsd`` decays linearly."""
+    final_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    lora: Lora | None = None
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = True
+    evaluate_every: int = Field(default=500, gt=0)
+    """Steps between two validation losses."""
+    checkpoint_every: int = Field(default=1000, gt=0)
+    """Steps between two states from which a killed run resumes."""
+    candidates: int = Field(default=0, ge=0)
+    """Checkpoints saved late in the run besides the last one, to choose from."""
+    candidate_every: int = Field(default=250, gt=0)
+    """Steps between two candidates."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "pretrain":
+            if self.shape is None or self.base is not None:
+                raise ValueError("'pretrain' needs 'shape' and no 'base'")
+            if self.positions == "drope" or self.lora is not None:
+                raise ValueError("'pretrain' takes no 'lora' and not positions 'drope': DroPE recalibrates a base")
+        elif self.base is None or self.shape is not None:
+            raise ValueError(f"'{self.kind}' needs 'base' and no 'shape'")
+        if (self.kind == "recalibrate") != (self.positions == "drope"):
+            raise ValueError("kind 'recalibrate' goes with positions 'drope', and only that")
+        if self.qk_norm and self.kind != "recalibrate":
+            raise ValueError("'qk_norm' is for kind 'recalibrate'")
+        if self.tokens_per_step % self.sequence_length:
+            raise ValueError("tokens_per_step must be a multiple of sequence_length")
+        if self.steps < 1:
+            raise ValueError("tokens is less than one step (tokens_per_step)")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the budget."""
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def batch(self) -> int:
+        """Sequences in one optimiser step."""
+        return self.tokens_per_step // self.sequence_length
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights: the recipe without its names, places and machine settings."""
+        places = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
+        rhythm = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
+        return self.model_dump(mode="json", exclude=places | rhythm)
+
+    def fingerprint(self) -> str:
+        """Return a hash of :meth:`identity`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe given by path or by built-in name.
+
+    Raises:
+        UserError: there is no such file and no such name.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    builtin = shipped_folder("baselines") / "recipes" / f"{name}.yaml"
+    if not builtin.is_file():
+        known = [file.stem for file in builtin.parent.glob("*.yaml")]
+        raise UserError(f"recipe '{name}' is not known{near_miss(str(name), known)}")
+    return builtin
+
+
+def read_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe and put ``--set`` values over it; dots reach inside (``shape.layers``, ``data.0.path``).
+
+    Raises:
+        UserError: the recipe or an override is wrong.
+    """
+    path = find_recipe(name)
+    values = {"name": path.stem, **read_yaml(path)}
+    for key, value in (overrides or {}).items():
+        _put(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+    return validate(Recipe, values, str(path))
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    place: Any = values
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if isinstance(place, list):
+            place[int(last)] = value
+        else:
+            place[last] = value
+    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"--set {key}: the recipe has no such place") from error

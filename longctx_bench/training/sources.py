@@ -1,0 +1,80 @@
+"""Everything a run reads: its tokenizer, batches and validation rows, made from a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longctx_bench.errors import UserError
+from longctx_bench.training.corpus import documents_of_file, files, hub_documents
+from longctx_bench.training.models import base_location, load_tokenizer
+from longctx_bench.training.packing import Batches, PackedText
+from longctx_bench.training.recipe import Recipe
+from longctx_bench.training.retrieval_pool import retrieval_pool
+from longctx_bench.training.token_cache import token_arrays
+from longctx_bench.training.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_TOKENIZER_DOCUMENTS = 20_000
+"""Documents that a new tokenizer is trained on."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads."""
+
+    tokenizer: Any
+    batches: Batches
+    validation: NDArray[np.int64]
+    """``[sequences, length + 1]`` token ids of held-out text."""
+    tokens: int
+    """In the training text."""
+
+
+def prepare(recipe: Recipe, out: Path) -> RunData:
+    """Tokenise and pack what a recipe names, or find it in the cache; a new tokenizer is kept in ``out``.
+
+    Raises:
+        UserError: whatever is wrong with the data.
+    """
+    tokenizer = _tokenizer(recipe, out)
+    text = PackedText(token_arrays(recipe.data, recipe.corpus, tokenizer, recipe.tokens), recipe.sequence_length)
+    # Too little text is said before the retrieval sequences are made, which takes longer.
+    Batches(text, recipe.batch, recipe.seed)
+    pool = retrieval_pool(text, tokenizer, recipe.retrieval_pool, recipe.seed) if recipe.retrieval_share else None
+    batches = Batches(text, recipe.batch, recipe.seed, pool, recipe.retrieval_share)
+    held_out = token_arrays([recipe.validation], recipe.corpus, tokenizer, recipe.validation_tokens)
+    rows = PackedText(held_out, recipe.sequence_length)
+    count = min(len(rows), max(1, recipe.validation_tokens // recipe.sequence_length))
+    if count == 0:
+        raise UserError(f"validation text is shorter than one sequence of {recipe.sequence_length} tokens")
+    # Spread over the text, so that a short validation does not rest on its first documents.
+    chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+    validation = np.stack([rows.row(int(index)) for index in chosen]).astype(np.int64)
+    return RunData(tokenizer, batches, validation, sum(len(array) for array in text.arrays))
+
+
+def _tokenizer(recipe: Recipe, out: Path) -> Any:
+    if recipe.tokenizer is not None:
+        return load_tokenizer(base_location(recipe.tokenizer))
+    if recipe.base is not None:
+        return load_tokenizer(base_location(recipe.base), recipe.base_revision)
+    assert recipe.shape is not None
+    if (out / "tokenizer.json").is_file():
+        return load_tokenizer(str(out))
+    streams = [
+        hub_documents(source)
+        if source.hub is not None
+        else chain.from_iterable(documents_of_file(file, source.text_field) for file in files(source, recipe.corpus))
+        for source in recipe.data
+    ]
+    documents = islice(chain.from_iterable(streams), _TOKENIZER_DOCUMENTS)
+    tokenizer = train_tokenizer(documents, recipe.shape.vocab_size, recipe.sequence_length)
+    tokenizer.save_pretrained(out)
+    return tokenizer

@@ -1,0 +1,151 @@
+"""Calibration: the search finds a known optimum, and what it writes is what runs use."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from longctx_bench.calibration.calibrate import Point, best, calibrate, write
+from longctx_bench.cli import main
+from longctx_bench.engines.base import Contestant
+from longctx_bench.engines.hf import HFEngine
+from longctx_bench.engines.likelihood import token_losses
+from longctx_bench.methods.base import Base
+from longctx_bench.methods.drope import DroPE
+from longctx_bench.methods.rope import RoPE, YaRN
+from longctx_bench.registry import Registry
+
+BASE = Base("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
+
+
+class Peak:
+    """An objective whose best temperature is 1 + 0.4 ln s."""
+
+    name = "retrieval"
+    data = "made up"
+
+    def score(self, contestant: Contestant, n: int) -> float:
+        assert isinstance(contestant.method, DroPE)
+        assert contestant.method.temperature is not None
+        scale = contestant.length / 256
+        value = contestant.method.temperature.at(scale)
+        return math.exp(-(((value - 1 - 0.4 * math.log(scale)) / 0.2) ** 2))
+
+
+@pytest.fixture
+def drope_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A random DroPE checkpoint with QK-norm beside the tiny tokenizer."""
+    from longctx_bench.methods.checkpoint_format import LlamaDropeConfig, LlamaDropeForCausalLM
+
+    folder = tmp_path / "drope"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((tiny_folder / "config.json").read_text())
+    for key in ("model_type", "architectures", "rope_parameters"):
+        config.pop(key, None)
+    torch.manual_seed(0)
+    LlamaDropeForCausalLM(LlamaDropeConfig(attention_type="qk_norm_nope", **config)).save_pretrained(folder)
+    return folder
+
+
+def test_the_best_value_is_found_at_every_scale(tmp_path: Path) -> None:
+    points: list[Point] = []
+    fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0, 8.0], 5, points.append)
+    for scale, value in fit.table.items():
+        assert value == pytest.approx(1 + 0.4 * math.log(scale), abs=0.013)
+    assert fit.c == pytest.approx(0.4, abs=0.01)
+    assert points == fit.sweep
+    assert {point.n for point in points} == {5, 10}
+
+
+def test_a_plateau_gives_its_middle_and_one_lucky_point_does_not_win() -> None:
+    scores = [0.0, 0.0, 0.9, 0.0, 0.0, 0.6, 0.7, 0.7, 0.7, 0.6, 0.0]
+    assert best([Point(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
+
+
+def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
+    before = Registry().variant(f"drope:{drope_folder}").method
+    assert isinstance(before, DroPE)
+    assert before.temperature is not None
+    assert (before.temperature.source, before.temperature.c) == ("paper", 0.412)
+    fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0], 5, lambda point: None)
+    path = write(drope_folder, DroPE(), "drope", Peak(), fit)
+    assert (drope_folder / "calibration-temperature-retrieval.png").stat().st_size > 5000
+    assert json.loads(path.read_text())["temperature"]["retrieval"]["data"] == "made up"
+    after = Registry().variant(f"drope:{drope_folder}").method
+    assert isinstance(after, DroPE)
+    assert after.temperature is not None
+    assert after.temperature.source == "retrieval"
+    assert after.temperature.table == fit.table
+    paper = Registry(settings={"drope": {"calibration": "paper"}}).variant(f"drope:{drope_folder}").method
+    assert isinstance(paper, DroPE)
+    assert paper.temperature is not None
+    assert paper.temperature.source == "paper"
+
+
+def test_yarn_takes_a_fit_only_when_asked(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    fits = {"attention_factor": {"retrieval": {"c": 0.2, "table": {"4": 1.5}}}}
+    (folder / "calibration.json").write_text(json.dumps(fits))
+    plain = Registry().variant(f"yarn:{folder}").method
+    fitted = Registry(settings={"yarn": {"calibration": "retrieval"}}).variant(f"yarn:{folder}").method
+    assert plain == YaRN()
+    assert "attention_factor" not in plain.model_overrides(BASE, 1024)["rope_parameters"]
+    assert fitted.model_overrides(BASE, 1024)["rope_parameters"]["attention_factor"] == 1.5
+
+
+def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
+    engine = HFEngine("cpu", "float32")
+    engine.load(tiny_folder)
+    model = engine._model
+    assert model is not None
+    ids = torch.randint(0, 500, (2, 1500), generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        logits = model(ids).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    assert torch.allclose(token_losses(model, ids), expected, atol=1e-5)
+    mean = engine.mean_loss(ids.tolist(), Contestant(BASE, RoPE(), 1500))
+    assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["retrieval", "perplexity"])
+def test_the_command(
+    objective: str,
+    drope_folder: Path,
+    essays: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["calibrate", f"drope:{drope_folder}", "--scale", "2x", "--objective", objective, "--limit", "1"]
+    arguments += ["--text", str(essays), "--data", f"ruler-essays={essays}", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
+    main()
+    assert "best temperature: 2x: 1" in capsys.readouterr().out
+    assert objective in json.loads((drope_folder / "calibration.json").read_text())["temperature"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rope-smollm2-135m"], "rope has no scalar to tune"),
+        (["yarn-smollm2-135m"], "its weights are not a folder of yours; name one with --out"),
+        (["yarn-smollm2-135m", "--scale", "1x"], "beyond the training context"),
+        (["yarn-smollm2-135m", "--out", "x", "--objective", "perplexity"], "needs --text FILE"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", "calibrate", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert len(error.strip().splitlines()) == 1

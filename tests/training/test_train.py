@@ -1,0 +1,108 @@
+"""Whole runs of a one-million-parameter model on the CPU: pretrained, then recalibrated, killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longctx_bench.errors import UserError
+from longctx_bench.training import run_state
+from longctx_bench.training.loop import Run
+from longctx_bench.training.tokenizer import END
+from longctx_bench.training.train import train
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run goes on."""
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Run._one_step
+
+    def one_step(self: Run, rows: torch.Tensor) -> torch.Tensor:
+        if self.step == step:
+            raise Killed
+        return before(self, rows)
+
+    monkeypatch.setattr(Run, "_one_step", one_step)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_pretrained_recalibrated_killed_and_resumed(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = train(small(), tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert 900_000 < model.num_parameters() < 1_200_000
+    assert AutoTokenizer.from_pretrained(base).eos_token == END
+    card = (base / "README.md").read_text(encoding="utf-8")
+    assert "1,536" in card
+    assert "no synthetic retrieval" in card
+    assert (base / "loss.png").stat().st_size > 1000
+    header, *lines = (base / "loss.csv").read_text(encoding="utf-8").splitlines()
+    assert header.startswith("step,tokens,lr,train_loss,validation_loss")
+    assert [line.split(",")[0] for line in lines] == ["4", "6", "6"]
+    said = capsys.readouterr().out
+    assert "1,536 tokens seen" in said
+    assert "tokens/s, MFU" in said
+
+    recipe = small(kind="recalibrate", positions="drope", base=str(base), shape=None, qk_norm=True, candidates=1,
+                   candidate_every=1)  # fmt: skip
+    whole = train(recipe, tmp_path / "whole")
+    assert (whole / "candidates" / "step-000005" / "config.json").is_file()
+    assert not (whole / "state").exists()
+    with monkeypatch.context() as patch:
+        killed_at(5, patch)
+        with pytest.raises(Killed):
+            train(recipe, tmp_path / "resumed")
+    assert [state.name for state in (tmp_path / "resumed" / "state").iterdir()] == ["step-00000004"]
+    with pytest.raises(UserError, match=r"another recipe \(lr was 0.001, is 0.002\)"):
+        train(recipe, tmp_path / "resumed", {"lr": "0.002"})
+    resumed = train(recipe, tmp_path / "resumed")
+    assert "resumed at step 4" in capsys.readouterr().out
+    expected, got = weights(whole), weights(resumed)
+    assert set(expected) == set(got)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert not torch.equal(got["model.norm.weight"], weights(base)["model.norm.weight"])
+    train(recipe, resumed)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_folder_of_something_else_is_left_alone(small: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and not a training run"):
+        train(small(), tmp_path / "out")
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(small: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give more text or a smaller tokens_per_step"):
+        train(small(tokens=64 * 4096, tokens_per_step=64 * 4096), tmp_path / "out")
+
+
+def test_no_space_for_a_checkpoint_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_state, "save_file", full)
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="No space left on device"):
+        run_state.save(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    adam = torch.optim.AdamW(layer.parameters())
+    run_state.save(tmp_path, 3, layer, adam, {})
+    (tmp_path / "state" / "step-00000003" / "optimiser.pt").write_bytes(b"no")
+    with pytest.raises(UserError, match="damaged state"):
+        run_state.load(tmp_path, layer, adam)
