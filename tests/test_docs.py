@@ -43,7 +43,9 @@ def test_every_method_and_group_is_in_readme() -> None:
         assert f"`{name}`" in README, name
 
 
-@pytest.mark.parametrize("folder", ["", "methods", "engines", "benchmarks", "reporting", "cli", "training"])
+@pytest.mark.parametrize(
+    "folder", ["", "methods", "engines", "benchmarks", "reporting", "cli", "training", "calibration"]
+)
 def test_every_module_is_in_the_architecture(folder: str) -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     for module in (ROOT / "longctx_bench" / folder).glob("*.py"):
