@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import platformdirs
 from filelock import FileLock
@@ -119,20 +121,47 @@ def _from_hub(source: HubSource) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    # Without a network the hub's client retries for half a minute before it looks into its cache.
+    local = not _hub_reachable()
     try:
         if source.file:
-            return Path(hf_hub_download(source.hub, source.file, repo_type=source.type, revision=source.revision))
+            return Path(
+                hf_hub_download(
+                    source.hub, source.file, repo_type=source.type, revision=source.revision, local_files_only=local
+                )
+            )
         # Weights once: safetensors where the repository has them, and never pickled ones.
         unwanted = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*"]
         return Path(
-            snapshot_download(source.hub, repo_type=source.type, revision=source.revision, ignore_patterns=unwanted)
+            snapshot_download(
+                source.hub,
+                repo_type=source.type,
+                revision=source.revision,
+                ignore_patterns=unwanted,
+                local_files_only=local,
+            )
         )
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{source.hub}: no such repository on the hub, or it needs a login (`hf auth login`)"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = "not in the local cache and the hub cannot be reached" if local else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{source.hub}: not in the local cache and the hub cannot be reached; connect, or copy the repository "
-            f"here and name its folder"
+            f"{source.hub}: {reason:.300}; connect, or copy the repository here and name its folder"
         ) from error
+
+
+def _hub_reachable() -> bool:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the proxy could tell
+    url = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), 5).close()
+    except OSError:
+        return False
+    return True

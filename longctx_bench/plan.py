@@ -46,7 +46,7 @@ class PlannedCell:
 
 
 def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) -> list[PlannedCell]:
-    """List a run's cells, grouped by checkpoint so that each is loaded once.
+    """List a run's cells, grouped by weights so that each is loaded once.
 
     Raises:
         UserError: a task's parameters or metric are wrong.
@@ -57,15 +57,30 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     for task in spec.tasks:
         registry.benchmark(task)
         metric(task.metric)
-    for variant in sorted(spec.variants, key=lambda variant: str(variant.source)):
+    for source in dict.fromkeys(variant.source for variant in spec.variants):
+        variants = [variant for variant in spec.variants if variant.source == source]
         for task in spec.tasks:
-            for length in spec.cell_lengths(variant):
-                cell = Cell(variant.model.name, variant.method_name, task.name, length)
-                n = spec.limit or task.samples
-                described = _cell_spec(spec, variant, task, registry, length, engine)
-                done = not spec.rerun and store.done(cell, described, n)
-                cells.append(PlannedCell(cell, variant, task, n, described, done))
+            for length in sorted({length for variant in variants for length in spec.cell_lengths(variant)}):
+                # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
+                for variant in variants:
+                    if length in spec.cell_lengths(variant):
+                        cells.append(_planned(spec, variant, task, length, engine, store, registry))
     return cells
+
+
+def _planned(
+    spec: RunSpec,
+    variant: Variant,
+    task: TaskSpec,
+    length: int,
+    engine: Engine,
+    store: ResultStore,
+    registry: Registry,
+) -> PlannedCell:
+    cell = Cell(variant.model.name, variant.method_name, task.name, length)
+    n = spec.limit or task.samples
+    described = _cell_spec(spec, variant, task, registry, length, engine)
+    return PlannedCell(cell, variant, task, n, described, not spec.rerun and store.done(cell, described, n))
 
 
 def _cell_spec(

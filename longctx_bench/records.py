@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -46,7 +47,7 @@ class Request:
     """What an engine sees of an example: tokens, never a task."""
 
     example_id: str
-    input_ids: tuple[int, ...]
+    input_ids: Sequence[int]
     max_new_tokens: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,28 +205,35 @@ class Runner:
         }
 
 
+Prompts = list[tuple[Example, "array[int]"]]
+"""Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
+
+
 class _ExampleCache:
-    """Examples by task, tokenizer and length: written once, read by every method."""
+    """The examples of the last task, tokenizer and length: written once, read by every method in turn."""
 
     def __init__(self, registry: Registry, spec: RunSpec) -> None:
         self._registry = registry
         self._spec = spec
         self._encoders: dict[Path, PromptEncoder] = {}
-        self._made: dict[tuple[str, Path, int, int], list[tuple[Example, tuple[int, ...]]]] = {}
+        self._key: tuple[str, Path, int, int] | None = None
+        self._made: Prompts = []
 
-    def examples(self, task: TaskSpec, folder: Path, length: int, n: int) -> list[tuple[Example, tuple[int, ...]]]:
+    def examples(self, task: TaskSpec, folder: Path, length: int, n: int) -> Prompts:
         key = (task.name, folder, length, n)
-        if key not in self._made:
-            self._made[key] = list(self._write(task, folder, length, n))
-        return self._made[key]
+        if key != self._key:
+            self._key, self._made = None, []
+            self._made = list(self._write(task, folder, length, n))
+            self._key = key
+        return self._made
 
-    def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, tuple[int, ...]]]:
+    def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:
         if folder not in self._encoders:
             self._encoders[folder] = PromptEncoder(load_tokenizer(folder), self._spec.chat_template)
         encoder = self._encoders[folder]
         benchmark = self._registry.benchmark(task)
         for example in benchmark.examples(encoder, length, task.max_new_tokens, n, self._spec.seed):
-            yield example, tuple(encoder.encode(example.prompt, example.answer_prefix))
+            yield example, array("i", encoder.encode(example.prompt, example.answer_prefix))
 
 
 def _gib(size: float) -> str:

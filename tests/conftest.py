@@ -77,6 +77,18 @@ def make_model(folder: Path, **config: Any) -> Path:
     return folder
 
 
+@pytest.fixture
+def plain_tokenizer() -> Any:
+    """A fresh small tokenizer without BOS."""
+    return make_tokenizer()
+
+
+@pytest.fixture
+def bos_tokenizer() -> Any:
+    """The same with BOS."""
+    return make_tokenizer(bos=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with its tokenizer, as a Hugging Face folder."""

@@ -90,7 +90,7 @@ class Decoder:
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         mask = torch.zeros(len(batch), longest, dtype=torch.long)
         for row, request in enumerate(batch):
-            ids[row, longest - len(request.input_ids) :] = torch.tensor(request.input_ids)
+            ids[row, longest - len(request.input_ids) :] = torch.tensor(list(request.input_ids))
             mask[row, longest - len(request.input_ids) :] = 1
         padded = not bool(mask.all())
         return ids.to(self.model.device), mask.to(self.model.device) if padded else None

@@ -44,7 +44,7 @@ class EchoEngine:
         for request in batch:
             start = max(0, (len(request.input_ids) - request.max_new_tokens) // 2)
             ids = request.input_ids[start : start + request.max_new_tokens]
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
             reason = "settled" if settled(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
 
