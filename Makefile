@@ -8,7 +8,7 @@ DEMO := results/demo
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-smollm2-135m,yarn-smollm2-135m --tasks niah \
-	  --scale 0.5x,1x,1.5x --limit 4 --out $(DEMO)
+	  --scale 0.25x,1x,1.5x --limit 4 --out $(DEMO)
 	$(BIN)/longctx-bench figures $(DEMO)
 
 test: .venv/.installed-dev lint

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
@@ -16,10 +19,14 @@ from longctx_bench.runner import Runner
 from longctx_bench.store import ResultStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
     from transformers import PreTrainedModel
+
+
+COLUMNS = [
+    "cell", "model", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low", "high",
+    "n", "seconds",
+]  # fmt: skip
+"""Of the frames that :func:`run` and :func:`report` return."""
 
 
 def load(
@@ -100,7 +107,8 @@ def run(
         registry: knows the names; the built-in one when None.
 
     Returns:
-        One row a finished cell of this call, with the columns of :func:`report`.
+        One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
+        cells do not exist, because their task does not fit their length.
 
     Raises:
         UserError: bad input, or a cell that could not be finished (the others are, and are kept).
@@ -116,23 +124,22 @@ def run(
     if outcome.failed:
         cell, reason = outcome.failed[0]
         raise UserError(f"{len(outcome.failed)} cells failed; the first is {cell}: {reason}")
-    frame = report(out)
-    names = {str(cell) for cell in outcome.finished}
-    return frame[frame["cell"].isin(names)].reset_index(drop=True)
+    frame = report(out) if outcome.finished else pd.DataFrame(columns=COLUMNS)
+    frame = frame[frame["cell"].isin({str(cell) for cell in outcome.finished})].reset_index(drop=True)
+    frame.attrs["skipped"] = {str(cell): reason for cell, reason in outcome.skipped}
+    return frame
 
 
 def report(folder: str | Path = "results") -> pd.DataFrame:
     """Return the finished cells below a run's folder.
 
     Returns:
-        One row a cell, with the columns ``cell model method task length scale metric score low high n seconds``;
-        ``score``, ``low`` and ``high`` (95 % interval) are in [0, 1].
+        One row a cell, with the columns ``COLUMNS``; ``score``, ``low`` and ``high`` (95 % interval) are in [0, 1],
+        ``factor`` is the extension factor that the method used, ``derived`` from the length or ``fixed``.
 
     Raises:
         UserError: the folder holds no results.
     """
-    import pandas as pd
-
     rows = [
         {
             "cell": str(summary.cell),
@@ -141,6 +148,8 @@ def report(folder: str | Path = "results") -> pd.DataFrame:
             "task": summary.cell.task,
             "length": summary.cell.length,
             "scale": summary.scale,
+            "factor": summary.details["factor"],
+            "factor_source": summary.details["factor_source"],
             "metric": summary.metric,
             "score": summary.score,
             "low": summary.low,
@@ -150,5 +159,4 @@ def report(folder: str | Path = "results") -> pd.DataFrame:
         }
         for summary in read_cells(Path(folder)).finished
     ]
-    columns = ["cell", "model", "method", "task", "length", "scale", "metric", "score", "low", "high", "n", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)

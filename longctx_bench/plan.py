@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from longctx_bench.data import digest
 from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import metric
 from longctx_bench.records import Cell
 from longctx_bench.registry import Registry, Variant
-from longctx_bench.specs import TaskSpec
+from longctx_bench.specs import PathSource, TaskSpec
 from longctx_bench.store import ResultStore
 
 
@@ -26,6 +27,17 @@ class RunSpec:
     seed: int = 42
     chat_template: bool = False
     rerun: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no cell can be.
+
+        Raises:
+            UserError: no length, or a scale, length or limit that is not positive.
+        """
+        if not self.scales and not self.lengths:
+            raise UserError("name a length: --scale 1x,2x or --length 4096")
+        if min((*self.scales, *self.lengths)) <= 0 or (self.limit is not None and self.limit < 1):
+            raise UserError("scales, lengths and limit must be above 0")
 
     def cell_lengths(self, variant: Variant) -> list[int]:
         """Return the lengths for one model: multiples of its training context, or the absolute ones."""
@@ -51,8 +63,6 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     Raises:
         UserError: a task's parameters or metric are wrong.
     """
-    if not spec.scales and not spec.lengths:
-        raise UserError("name a length: --scale 1x,2x or --length 4096")
     cells = []
     for task in spec.tasks:
         registry.benchmark(task)
@@ -87,6 +97,9 @@ def _cell_spec(
     spec: RunSpec, variant: Variant, task: TaskSpec, registry: Registry, length: int, engine: Engine
 ) -> dict[str, Any]:
     """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""
+    benchmark = registry.benchmark(task)
+    local = {"weights": variant.source} | {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
+    digests = {name: digest(source) for name, source in local.items() if isinstance(source, PathSource)}
     return {
         "model": variant.model.model_dump(mode="json", exclude={"checkpoints", "description"}),
         "weights": variant.source.model_dump(mode="json"),
@@ -97,8 +110,9 @@ def _cell_spec(
         },
         "task": {
             **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
-            "params": registry.benchmark(task).model_dump(mode="json"),
+            "params": benchmark.model_dump(mode="json"),
         },
+        "digests": digests,
         "length": length,
         "seed": spec.seed,
         "chat_template": spec.chat_template,

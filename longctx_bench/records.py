@@ -30,7 +30,10 @@ class Example:
     """Belongs to the prompt: the model continues right after it."""
     references: tuple[str, ...]
     depths: tuple[float, ...]
-    """Where each needle or gold document begins, in percent of the context (0 = start)."""
+    """Where each needle or gold document begins, in percent of the context (0 = start).
+
+    On a grid of depths the point of the grid: the needle stands at the sentence boundary nearest to it.
+    """
     n_tokens: int
     """Tokens of prompt and answer prefix, BOS and chat template included."""
     max_new_tokens: int

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.data import fetch
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.methods.base import Method
+from longctx_bench.plugins import load_class
 from longctx_bench.specs import (
     DataSpec,
+    Groups,
     HubSource,
     MethodSpec,
     ModelSpec,
     PathSource,
     Source,
     TaskSpec,
+    mapping,
     read_yaml,
     validate,
 )
 
-C = TypeVar("C")
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 
 
@@ -82,6 +81,9 @@ class Registry:
         for name in self.settings:
             if name not in self.methods:
                 raise UserError(f"--set {name}: unknown method{near_miss(name, self.methods)}")
+        for name in self.local_data:
+            if name not in self.sources:
+                raise UserError(f"--data {name}: unknown data source{near_miss(name, self.sources)}")
 
     # -- models -------------------------------------------------------------------------------------------------
 
@@ -91,7 +93,14 @@ class Registry:
         Raises:
             UserError: as :meth:`variant`, or no name at all.
         """
-        found = {v.name: v for v in map(self.variant, filter(None, (part.strip() for part in names.split(","))))}
+        found: dict[str, Variant] = {}
+        for part in filter(None, (part.strip() for part in names.split(","))):
+            variant = self.variant(part)
+            if found.setdefault(variant.name, variant).source != variant.source:
+                raise UserError(
+                    f"--model {part}: another model is called {variant.name} too; rename one folder, or list both in a "
+                    f"models.yaml under names of their own (--baselines)"
+                )
         if not found:
             raise UserError("--model: names no model")
         return tuple(found.values())
@@ -125,7 +134,7 @@ class Registry:
 
     def _variant(self, method_name: str, model: ModelSpec) -> Variant:
         spec = self.methods[method_name]
-        kind = self._load(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
+        kind = load_class(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
         own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
             raise UserError(
@@ -193,7 +202,7 @@ class Registry:
         """
         where = f"task {task.name}"
         folder = self._folders.get(f"task:{task.name}")
-        kind = self._load(task.use, Benchmark, where, folder)  # type: ignore[type-abstract]
+        kind = load_class(task.use, Benchmark, where, folder)  # type: ignore[type-abstract]
         sources = {name: spec.source for name, spec in self.sources.items()}
         return validate(kind, task.params, where, {"sources": sources, "folder": folder})
 
@@ -204,7 +213,8 @@ class Registry:
             values = read_yaml(path)
             if path.name == "models.yaml":
                 for name, entry in values.items():
-                    model = validate(ModelSpec, {"name": name, **entry}, f"{path}: {name}", {"folder": folder})
+                    where = f"{path}: {name}"
+                    model = validate(ModelSpec, {"name": name, **mapping(entry, where)}, where, {"folder": folder})
                     self.models[name] = model
             else:
                 spec = validate(MethodSpec, {"name": path.stem, **values}, str(path))
@@ -219,35 +229,21 @@ class Registry:
         sources = folder / "sources.yaml"
         if sources.exists():
             for name, entry in read_yaml(sources).items():
-                self.sources[name] = validate(DataSpec, entry, f"{sources}: {name}", {"folder": folder})
+                where = f"{sources}: {name}"
+                self.sources[name] = validate(DataSpec, mapping(entry, where), where, {"folder": folder})
         for name, path in self.local_data.items():
             if name in self.sources:
-                self.sources[name] = self.sources[name].model_copy(update={"source": PathSource(path=path)})
+                self.sources[name] = self.sources[name].model_copy(update={"source": PathSource(path=path.resolve())})
         for path in sorted(set(folder.glob("*.yaml")) - {sources}):
             for name, entry in read_yaml(path).items():
                 if name.startswith("_"):
                     continue
+                where = f"{path}: {name}"
                 if name == "groups":
-                    self.groups.update(entry)
+                    self.groups.update(validate(Groups, {"groups": entry}, where).groups)
                     continue
-                self.tasks[name] = validate(TaskSpec, {"name": name, **(entry or {})}, f"{path}: {name}")
+                self.tasks[name] = validate(TaskSpec, {"name": name, **mapping(entry, where)}, where)
                 self._folders[f"task:{name}"] = folder
-
-    def _load(self, use: str, kind: type[C], where: str, folder: Path | None) -> type[C]:
-        module_name, _, class_name = use.partition(":")
-        try:
-            if module_name.endswith(".py"):
-                module = _module_from_file((folder or Path()) / module_name)
-            else:
-                module = importlib.import_module(module_name)
-            loaded = getattr(module, class_name)
-        except UserError:
-            raise
-        except Exception as error:  # a plug-in may raise anything
-            raise UserError(f"{where}: use: {use}: cannot be loaded ({type(error).__name__}: {error})") from error
-        if not (isinstance(loaded, type) and issubclass(loaded, kind)):
-            raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-        return loaded
 
 
 def _fits(source: Source, tunable: str | None) -> dict[str, Any]:
@@ -267,19 +263,6 @@ def _existing(folder: Path, option: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: no such folder")
     return folder
-
-
-def _module_from_file(path: Path) -> Any:
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"longctx_bench_plugin_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # pydantic looks the module up by name when it resolves a class's annotations.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _config(path: Path, name: str) -> dict[str, Any]:

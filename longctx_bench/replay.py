@@ -21,7 +21,7 @@ _ENDS = 700
 """Characters of the prompt's beginning and end that are shown."""
 
 
-def replay(folder: Path, cell_name: str, example_id: str | None) -> str:
+def replay(folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None) -> str:
     """Return one example as text: prompt (beginning, needle, end), references, generation, score.
 
     Raises:
@@ -33,7 +33,7 @@ def replay(folder: Path, cell_name: str, example_id: str | None) -> str:
     if wanted not in records:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
     record = records[wanted]
-    example = _example(summary, wanted)
+    example = _example(summary, wanted, registry or Registry())
     if example.hash != record["hash"]:
         raise UserError(
             f"{cell_name}: example {wanted} written again differs from the one that was run (another version?)"
@@ -48,13 +48,11 @@ def _find(folder: Path, name: str) -> CellSummary:
     return found[name]
 
 
-def _example(summary: CellSummary, wanted: str) -> Example:
+def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
     spec: dict[str, Any] = summary.details["spec"]
     sources: TypeAdapter[Any] = TypeAdapter(Source)
     folder = checkpoint_folder(sources.validate_python(spec["weights"]))
-    if not (folder / "tokenizer.json").exists():
-        folder = checkpoint_folder(sources.validate_python(spec["model"]["source"]))
-    registry = Registry()
+    # The parameters are the cell's own; the registry only says which folder a task's own code lies in.
     task = TaskSpec(**spec["task"], samples=summary.n)
     benchmark = registry.benchmark(task)
     encoder = PromptEncoder(load_tokenizer(folder), spec["chat_template"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,10 +130,7 @@ class Runner:
         # Refuses a method that this base cannot take before anything heavy is loaded.
         overrides = planned.variant.method.model_overrides(base, planned.cell.length)
         self._refuse_impossible(planned, folder)
-        tokenizer_folder = (
-            folder if (folder / "tokenizer.json").exists() else checkpoint_folder(planned.variant.model.source)
-        )
-        examples = cache.examples(planned.task, tokenizer_folder, planned.cell.length, planned.n)
+        examples = cache.examples(planned.task, folder, planned.cell.length, planned.n)
         have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
         known = {example.id: example for example, _ in examples}
         for record in have.values():
@@ -185,17 +183,20 @@ class Runner:
             )
 
     def _summary(self, planned: PlannedCell, overrides: dict[str, Any]) -> dict[str, Any]:
-        records = self.store.records(planned.cell)
         cell = planned.cell
+        records = self.store.records(cell)
+        method = planned.variant.method
         return {
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
             "metric": planned.task.metric,
-            "score": sum(record["score"] for record in records) / len(records),
+            "score": fsum(record["score"] for record in records) / len(records),
             "n": len(records),
             "prompt_tokens": sum(record["prompt_tokens"] for record in records),
             "new_tokens": sum(record["new_tokens"] for record in records),
             "seconds": self.store.seconds(cell),
+            "factor": method.factor or max(1.0, cell.length / planned.variant.model.original_length),
+            "factor_source": "derived" if method.factor is None else "fixed",
             "applied": overrides,
             "spec_hash": spec_hash(planned.spec),
             "spec": planned.spec,

@@ -6,9 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.errors import UserError, near_miss
 from longctx_bench.metrics import Metric, metric
 from longctx_bench.registry import Registry
+from longctx_bench.specs import mapping
 from longctx_bench.store import read_lines
 
 
@@ -31,17 +32,16 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
         raise UserError(f"{path}: no such file")
     scores: dict[str, list[float]] = defaultdict(list)
     for number, line in enumerate(read_lines(path), 1):
-        name = task or line.get("task")
-        if not name:
-            raise UserError(f"{path}: line {number} names no 'task'; add one or use --task")
-        scores[name].append(_score(_metric(registry, name), line, f"{path}: line {number}"))
+        where = f"{path}: line {number}"
+        name = task or mapping(line, where).get("task")
+        if not isinstance(name, str):
+            raise UserError(f"{where} names no 'task'; add one or use --task")
+        if name not in registry.tasks:
+            raise UserError(f"{where}: unknown task '{name}'{near_miss(name, registry.tasks)}")
+        scores[name].append(_score(metric(registry.tasks[name].metric), mapping(line, where), where))
     if not scores:
         raise UserError(f"{path}: holds no lines")
     return {name: (sum(values) / len(values), len(values)) for name, values in scores.items()}
-
-
-def _metric(registry: Registry, task: str) -> Metric:
-    return metric(registry.select_tasks(task)[0].metric)
 
 
 def _score(measure: Metric, line: dict[str, Any], where: str) -> float:

@@ -144,6 +144,23 @@ class TaskSpec(Spec):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class Groups(Spec):
+    """Names for lists of tasks."""
+
+    groups: dict[str, list[str]]
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return a YAML entry that must be a mapping with text keys.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{where}: expected a mapping of settings (got {value!r:.60})")
+    return value
+
+
 _UNION_TAGS = ("hub", "wheel", "path")
 
 
@@ -159,9 +176,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: expected a mapping of names to settings")
-    return loaded
+    return mapping(loaded, str(path))
 
 
 def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> S:

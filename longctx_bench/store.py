@@ -80,9 +80,9 @@ class ResultStore:
         found = self._existing_hash(folder)
         if folder.exists() and (rerun or found != wanted) and any(folder.iterdir()):
             self._supersede(folder, found or "unknown")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "cell.json").exists():
-            write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
+        write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
+        # Until it is finished again, a cell that is being extended is not done.
+        (folder / "cell.json").unlink(missing_ok=True)
         _drop_cut_line(folder / "records.jsonl")
         _drop_cut_line(folder / "timings.jsonl")
         return {record["id"]: record for record in read_lines(folder / "records.jsonl")}
@@ -111,14 +111,22 @@ class ResultStore:
     def finish(self, cell: Cell, summary: dict[str, Any]) -> None:
         """Order a cell's records by example and write ``cell.json``, last and atomically."""
         folder = self.path(cell)
-        records = sorted(read_lines(folder / "records.jsonl"), key=lambda record: str(record["id"]))
-        write_text(folder / "records.jsonl", "".join(_line(record) for record in records))
+        write_text(folder / "records.jsonl", "".join(_line(record) for record in self._all_records(cell)))
         write_json(folder / "cell.json", summary)
         (folder / "started.json").unlink(missing_ok=True)
 
     def records(self, cell: Cell) -> list[dict[str, Any]]:
-        """Return a cell's records, in the order of the file."""
-        return list(read_lines(self.path(cell) / "records.jsonl"))
+        """Return a cell's records, ordered by example, up to the first that is missing.
+
+        What an interrupted larger run left behind a gap counts only once the gap is filled: the longest prompts
+        are run first and would bias a mean.
+        """
+        found = self._all_records(cell)
+        whole = (place for place, record in enumerate(found) if record["id"].isdigit() and int(record["id"]) != place)
+        return found[: next(whole, len(found))]
+
+    def _all_records(self, cell: Cell) -> list[dict[str, Any]]:
+        return sorted(read_lines(self.path(cell) / "records.jsonl"), key=lambda record: str(record["id"]))
 
     def seconds(self, cell: Cell) -> float:
         """Return the wall time that a cell's examples took, over all the runs that it needed."""
@@ -129,6 +137,7 @@ class ResultStore:
         """Return the folders of all cells, finished or not, in a stable order."""
         names = ("cell.json", "started.json")
         found = {path.parent for name in names for path in self.runs.glob(f"*/*/*/*/{name}")}
+        found = {folder for folder in found if folder.name.isdigit()}
         return sorted(found, key=lambda folder: (*folder.parts[-4:-1], int(folder.name)))
 
     def _existing_hash(self, folder: Path) -> str | None:
@@ -144,8 +153,13 @@ class ResultStore:
         while target.exists():
             number += 1
             target = target.with_name(f"{folder.name}-{tag}-{number}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.replace(target)
+        except OSError as error:
+            raise UserError(
+                f"{target}: cannot be written: {error.strerror}; choose another folder with --out"
+            ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -171,12 +185,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
+                loaded = json.loads(line.encode("utf-8", "surrogateescape"))
             except ValueError as error:
                 raise UserError(f"{path}: line {number} is not valid JSON ({error})") from error
+            if not isinstance(loaded, dict):
+                raise UserError(f"{path}: line {number} is not a JSON object")
+            yield loaded
 
 
 def _record(example: Example, generation: Generation, score: Score) -> dict[str, Any]:

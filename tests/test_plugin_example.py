@@ -1,14 +1,16 @@
-"""README's plug-in example is run as it stands there."""
+"""The examples of the two READMEs are run as they stand there."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longctx_bench.cli import main
+from longctx_bench.registry import Registry
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -37,3 +39,13 @@ def test_readme_plugin_runs(
     assert "half-pi-tiny" in capsys.readouterr().out
     cell = (tmp_path / "out/runs/tiny/half-pi/niah/512/cell.json").read_text()
     assert '"factor": 1.5' in cell
+
+
+def test_tasks_readme_example_is_a_task(tmp_path: Path, essays: Path, tiny_encoder: Any) -> None:
+    text = (README.parent / "tasks" / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block)
+    registry = Registry(task_folders=[tmp_path], local_data={"ruler-essays": essays})
+    spec = registry.tasks["niah_eight_keys"]
+    [example] = registry.benchmark(spec).examples(tiny_encoder, 1024, spec.max_new_tokens, 1, 42)
+    assert example.prompt.count("One of the special magic numbers") == 8

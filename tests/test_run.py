@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,45 @@ def test_a_larger_limit_adds_examples(tiny_folder: Path, tmp_path: Path, registr
         run(str(tiny_folder), "niah", length=[512], limit=limit, engine="echo", out=tmp_path, registry=registry)
     lines = (tmp_path / "runs/tiny/rope/niah/512/records.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"{index:06d}" for index in range(12)]
+
+
+def test_an_extension_that_breaks_off_is_not_done(
+    tiny_folder: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"length": [512], "engine": "echo", "out": tmp_path, "registry": registry}
+    run(str(tiny_folder), "niah", limit=5, **arguments)
+    generate = EchoEngine.generate
+
+    def breaks(self: EchoEngine, batch: Any, *rest: Any) -> Any:
+        if any(int(request.example_id) < 7 for request in batch):
+            raise UserError("broken off")
+        return generate(self, batch, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EchoEngine, "generate", breaks)
+        with pytest.raises(UserError, match="broken off"):
+            run(str(tiny_folder), "niah", limit=40, batch_tokens=600, **arguments)
+    cell = Cell("tiny", "rope", "niah", 512)
+    store = ResultStore(tmp_path)
+    assert store.summary(cell) is None
+    assert len(store.records(cell)) < len((store.path(cell) / "records.jsonl").read_text().splitlines())
+    frame = run(str(tiny_folder), "niah", limit=6, **arguments)
+    assert list(frame["n"]) == [6], "what lies behind a gap does not count"
+    frame = run(str(tiny_folder), "niah", limit=40, **arguments)
+    assert list(frame["n"]) == [40]
+
+
+def test_other_weights_in_the_same_folder_run_again(tiny_folder: Path, tmp_path: Path, registry: Registry) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    arguments: dict[str, Any] = {"length": [512], "limit": 3, "engine": "echo", "out": tmp_path, "registry": registry}
+    run(str(folder), "niah", **arguments)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    run(str(folder), "niah", **arguments)
+    assert len(list((tmp_path / "superseded").rglob("records.jsonl"))) == 1
 
 
 def test_a_changed_spec_runs_again_and_keeps_the_old(tiny_folder: Path, tmp_path: Path, registry: Registry) -> None:
@@ -164,6 +204,7 @@ def test_a_task_that_does_not_fit_is_skipped(tiny_folder: Path, tmp_path: Path, 
         str(tiny_folder), "vt,niah_single_1", length=[200, 512], limit=2, engine="echo", out=tmp_path, registry=registry
     )
     assert list(frame["cell"]) == ["rope-tiny/niah_single_1/512", "rope-tiny/vt/512"]
+    assert list(frame.attrs["skipped"]) == ["rope-tiny/vt/200", "rope-tiny/niah_single_1/200"]
 
 
 def test_real_engine_gives_every_method_the_same_prompts(tiny_folder: Path, tmp_path: Path, registry: Registry) -> None:

@@ -107,15 +107,15 @@ class _Writer:
         distractors = self._distractors(question, rng)
         free = self._budget - filled.n_tokens
         while free >= WINDOW:
-            added = self._take(distractors, free)
-            if not added:
-                break
-            chosen += added
+            before = len(chosen)
+            chosen += self._take(distractors, free)
             filled = self._write(question, chosen, order)
             while filled.n_tokens > self._budget:
                 # Sizes are measured document by document; together they may take a few tokens more.
                 chosen.pop()
                 filled = self._write(question, chosen, order)
+            if len(chosen) == before:
+                break
             free = self._budget - filled.n_tokens
         return filled
 
@@ -131,14 +131,16 @@ class _Writer:
                 tried.add(document)
                 yield document
         others = [document for document in range(total) if document not in question.gold]
-        while True:
+        while others:
             yield from rng.sample(others, len(others))
 
     def _take(self, distractors: Iterator[int], free: int) -> list[int]:
         taken: list[int] = []
         misses = 0
         while free >= WINDOW // 4 and misses < _MISSES:
-            document = next(distractors)
+            document = next(distractors, None)
+            if document is None:
+                break
             if self._size(document) <= free:
                 taken.append(document)
                 free -= self._size(document)

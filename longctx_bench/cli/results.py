@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
 
@@ -67,28 +68,30 @@ def figures_command(folder: Path, task: str, out: Path | None) -> None:
 @click.argument("cell")
 @click.argument("example", required=False)
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
-def show_command(cell: str, example: str | None, out: Path) -> None:
+@registry_options
+def show_command(cell: str, example: str | None, out: Path, **options: tuple[str, ...]) -> None:
     """Show one EXAMPLE (the first by default) of a CELL such as yarn-smollm2-135m/niah/8192.
 
     The prompt is written again from the cell's spec and checked against the stored hash.
     """
     from longctx_bench.replay import replay
 
-    click.echo(replay(out, cell, example))
+    click.echo(replay(out, cell, example, make_registry(**options)))  # type: ignore[arg-type]
 
 
 @click.command("score")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--task", help="The task of all lines; without it each line names its own under 'task'.")
 @click.option("--json", "as_json", is_flag=True, help="Print {task: score x 100}, unrounded.")
-def score_command(file: Path, task: str | None, as_json: bool) -> None:
+@registry_options
+def score_command(file: Path, task: str | None, as_json: bool, **options: tuple[str, ...]) -> None:
     """Score generations that something else made.
 
     FILE holds JSON lines as `longctx-bench examples` writes them, each with a key 'prediction' added.
     """
     from longctx_bench.scoring import score_file
 
-    scores = score_file(file, task)
+    scores = score_file(file, task, make_registry(**options))  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps({name: 100 * mean for name, (mean, _) in scores.items()}))
         return

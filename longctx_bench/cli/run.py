@@ -107,8 +107,9 @@ def _print_summary(store: Any, outcome: Any, out: Path) -> None:
     from longctx_bench.reporting.summaries import read_cells
     from longctx_bench.reporting.tables import print_tables
 
-    finished = {str(cell) for cell in outcome.finished}
-    print_tables([cell for cell in read_cells(out).finished if str(cell.cell) in finished])
+    if outcome.finished:
+        finished = set(outcome.finished)
+        print_tables([summary for summary in read_cells(out).finished if summary.cell in finished])
     console = Console(stderr=True)
     for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
         for cell, reason in cells:

@@ -62,7 +62,7 @@ class Engine(Protocol):
         """Return what this device does in a second: floating-point operations and bytes read, measured briefly."""
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Group requests into batches; a function of the requests and the engine's settings alone."""
+        """Group requests into batches; a function of the requests and the batch budget alone."""
 
     def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
         """Continue every request of a batch greedily, in the batch's order.

@@ -60,8 +60,8 @@ class HFEngine:
         """
         if folder == self._folder:
             return
-        self._model = self._decoder = None
-        gc.collect()
+        self._model = self._decoder = self._folder = None
+        self._release()
         self._footprint = self.footprint(folder)
         self._model = load_model(folder, self.dtype, self.device)
         self._folder = folder
@@ -71,8 +71,11 @@ class HFEngine:
     def footprint(self, folder: Path) -> Footprint:
         """Return what the checkpoint takes on this device."""
         found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
-        # Weights that are loaded are no longer among the free memory.
-        return replace(found, weights=0) if folder == self._folder else found
+        loaded = sum(weight.nbytes for weight in self._model.parameters()) if self._model is not None else 0
+        # Weights that are loaded are no longer among the free memory; another checkpoint's make room for this one.
+        if folder == self._folder:
+            return replace(found, weights=0)
+        return replace(found, available=found.available + loaded)
 
     def speed(self) -> tuple[float, float]:
         """Return floating-point operations and bytes a second, from one matrix product and one copy."""
@@ -117,7 +120,7 @@ class HFEngine:
             "dtype": self.dtype,
             "attention": self._model.config._attn_implementation if self._model is not None else "sdpa",
             "threads": torch.get_num_threads(),
-            "batch_tokens": self._batch_tokens,
+            "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
         }
 
     def _budget(self) -> int:
@@ -125,6 +128,11 @@ class HFEngine:
             return self._batch_tokens
         assert self._footprint is not None
         return memory.batch_tokens(self._footprint, self.device)
+
+    def _release(self) -> None:
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _halving(self, batch: list[Request], settled: Settled) -> Iterator[Generation]:
         assert self._decoder is not None
@@ -143,9 +151,7 @@ class HFEngine:
                 yield Generation(request.example_id, text, len(request.input_ids), new_tokens, reason, seconds)
             return
         # Outside the except block, where the traceback no longer holds the tensors that filled the memory.
-        gc.collect()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        self._release()
         if len(batch) == 1:
             raise UserError(
                 f"a prompt of {len(batch[0].input_ids)} tokens does not fit in the memory of {self.device}; "
@@ -189,7 +195,12 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         raise UserError(
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; fetch the model again"
         )
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    try:
+        return model.to(device).eval()  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from longctx_bench.engines.base import Footprint
+from longctx_bench.errors import UserError
 from longctx_bench.records import Request
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -23,6 +24,9 @@ _CUDA_BATCH_TOKENS = 524288
 def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
     """Derive a checkpoint's needs from its config and the size of its weight files."""
     width = _BYTES[dtype]
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+        if key not in config:
+            raise UserError(f"{folder.name}: config.json has no '{key}'; only Llama-like configs are supported")
     layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
     heads = int(config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or hidden // heads)
@@ -46,7 +50,9 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch holds in reserve is free for torch.
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reserve)
     return int(psutil.virtual_memory().available)
 
 

@@ -64,7 +64,12 @@ def read_cells(folder: Path) -> Results:
         if details is None:
             unfinished.append(f"{'/'.join(path.parts[-4:])}: not finished; the same run command completes it")
             continue
-        finished.append(_summary(store, details))
+        try:
+            finished.append(_summary(store, details))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{path}/cell.json: written by another version or damaged ({error!r:.80}); run it again"
+            ) from error
     if not finished and not unfinished:
         raise UserError(f"{folder}: holds no results; `longctx-bench run --out {folder}` makes some")
     return Results(finished, unfinished)

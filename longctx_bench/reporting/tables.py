@@ -22,6 +22,8 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know to compare the rows."""
 
 
 def tables(cells: Sequence[CellSummary]) -> list[Table]:
@@ -37,8 +39,24 @@ def tables(cells: Sequence[CellSummary]) -> list[Table]:
         sizes = sorted({summary.n for summary in of_task})
         n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
         title = f"{task}: {of_task[0].metric} in % [95 % interval], higher is better, n = {n} a cell"
-        made.append(Table(title, ("model", *(_heading(length, contexts) for length in lengths)), rows))
+        header = ("model", *(_heading(length, contexts) for length in lengths))
+        made.append(Table(title, header, rows, _notes(of_task)))
     return made
+
+
+def _notes(cells: Sequence[CellSummary]) -> tuple[str, ...]:
+    """Say which factors are fixed, and what differs between cells besides model, method and length."""
+    fixed = {f"{s.contestant}: factor fixed at {s.details['factor']:g}" for s in cells if _is_fixed(s)}
+    notes = sorted(fixed) or ["factors derived from the length: s = max(1, length / training context)"]
+    for key in ("seed", "dtype", "engine", "chat_template"):
+        values = sorted({str(summary.details["spec"][key]) for summary in cells})
+        if len(values) > 1:
+            notes.append(f"not the same for all cells: {key} ({', '.join(values)})")
+    return tuple(notes)
+
+
+def _is_fixed(summary: CellSummary) -> bool:
+    return bool(summary.details["factor_source"] == "fixed")
 
 
 def _order(name: str, cells: Sequence[CellSummary]) -> tuple[str, bool, str]:
@@ -73,6 +91,8 @@ def print_tables(cells: Sequence[CellSummary], console: Console | None = None) -
         for row in table.rows:
             shown.add_row(*map(escape, row))
         console.print(shown)
+        for note in table.notes:
+            console.print(note, style="dim", markup=False, soft_wrap=True)
 
 
 def markdown(cells: Sequence[CellSummary]) -> str:
@@ -80,7 +100,7 @@ def markdown(cells: Sequence[CellSummary]) -> str:
     blocks = []
     for table in tables(cells):
         lines = [f"**{table.title}**", "", _pipes(table.header), _pipes(["---", *["---:"] * (len(table.header) - 1)])]
-        blocks.append("\n".join(lines + [_pipes(row) for row in table.rows]))
+        blocks.append("\n".join([*lines, *map(_pipes, table.rows), "", *(f"*{note}*" for note in table.notes)]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -91,8 +111,9 @@ def latex(cells: Sequence[CellSummary]) -> str:
         columns = "l" + "r" * (len(table.header) - 1)
         body = "\n".join(" & ".join(map(_tex, row)) + r" \\" for row in table.rows)
         heading = " & ".join(map(_tex, table.header))
+        notes = "".join(f"% {note}\n" for note in table.notes)
         blocks.append(
-            f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{heading} \\\\\n\\midrule\n{body}\n"
+            f"% {table.title}\n{notes}\\begin{{tabular}}{{{columns}}}\n\\toprule\n{heading} \\\\\n\\midrule\n{body}\n"
             f"\\bottomrule\n\\end{{tabular}}"
         )
     return "\n\n".join(blocks) + "\n"
@@ -102,13 +123,15 @@ def csv_text(cells: Sequence[CellSummary]) -> str:
     """Return one line a cell, unrounded, scores in [0, 1]."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["model", "method", "task", "length", "scale", "metric", "score", "low", "high", "n", "spec_hash"])
+    writer.writerow(
+        ["model", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low", "high", "n",
+         "spec_hash"]
+    )  # fmt: skip
     for summary in cells:
-        cell = summary.cell
-        writer.writerow(
-            [cell.model, cell.method, cell.task, cell.length, summary.scale, summary.metric, summary.score,
-             summary.low, summary.high, summary.n, summary.details["spec_hash"]]
-        )  # fmt: skip
+        cell, details = summary.cell, summary.details
+        row: list[object] = [cell.model, cell.method, cell.task, cell.length, summary.scale]
+        row += [details["factor"], details["factor_source"], summary.metric, summary.score, summary.low, summary.high]
+        writer.writerow([*row, summary.n, details["spec_hash"]])
     return buffer.getvalue()
 
 
@@ -120,8 +143,9 @@ def html_text(cells: Sequence[CellSummary]) -> str:
         rows = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
         )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
         blocks.append(
-            f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
         )
     style = (
         "body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"

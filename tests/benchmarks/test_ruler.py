@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +129,17 @@ def test_a_task_that_cannot_fit_says_so(smollm2_encoder: Any) -> None:
         examples("vt", smollm2_encoder, 128, 1)
     with pytest.raises(DoesNotFit, match="no question's documents fit"):
         examples("qa_2", smollm2_encoder, 120, 1)
+
+
+def test_a_collection_without_distractors_ends(smollm2_encoder: Any, tmp_path: Path) -> None:
+    paragraph = {"context": "The mill stood by the river. " * 20}
+    paragraph["qas"] = [{"question": "Where?", "is_impossible": False, "answers": [{"text": "by the river"}]}]  # type: ignore[assignment]
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    registry = Registry(local_data={"ruler-squad": file})
+    spec = registry.tasks["qa_1"]
+    [example] = registry.benchmark(spec).examples(smollm2_encoder, 4096, spec.max_new_tokens, 1, 42)
+    assert example.prompt.count("Document ") == 1
 
 
 def test_sentences_give_the_words_back() -> None:
