@@ -49,3 +49,19 @@ def test_tasks_readme_example_is_a_task(tmp_path: Path, essays: Path, tiny_encod
     spec = registry.tasks["niah_eight_keys"]
     [example] = registry.benchmark(spec).examples(tiny_encoder, 1024, spec.max_new_tokens, 1, 42)
     assert example.prompt.count("One of the special magic numbers") == 8
+
+
+def test_an_installed_package_offers_a_method(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "longctx_third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: longctx-third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[longctx_bench.methods]\nthird = longctx_third_party:Third\n")
+    (tmp_path / "longctx_third_party.py").write_text(
+        "from longctx_bench.methods.rope import PI\n\n\nclass Third(PI):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    variant = Registry().variant(f"third:{tiny_folder}")
+    assert variant.name == "third-tiny"
+    assert type(variant.method).__name__ == "Third"

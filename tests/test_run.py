@@ -207,6 +207,27 @@ def test_a_task_that_does_not_fit_is_skipped(tiny_folder: Path, tmp_path: Path, 
     assert list(frame.attrs["skipped"]) == ["rope-tiny/vt/200", "rope-tiny/niah_single_1/200"]
 
 
+def test_a_qwen2_base_in_the_hubs_format(tiny_folder: Path, tmp_path: Path, registry: Registry) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path / "qwen"
+    shutil.copytree(tiny_folder, folder)
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(**shape, num_key_value_heads=2, max_position_embeddings=256, vocab_size=600)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    frame = run(
+        f"{folder},yarn:{folder},ntk:{folder}",
+        "niah",
+        scale=[2],
+        limit=2,
+        device="cpu",
+        out=tmp_path,
+        registry=registry,
+    )
+    assert list(frame["method"]) == ["ntk", "rope", "yarn"]
+    assert set(frame["factor"]) == {2.0}
+
+
 def test_real_engine_gives_every_method_the_same_prompts(tiny_folder: Path, tmp_path: Path, registry: Registry) -> None:
     frame = run(
         f"{tiny_folder},pi:{tiny_folder},nope:{tiny_folder},dynamic-ntk:{tiny_folder}", "niah", scale=[2], limit=3,
