@@ -39,6 +39,21 @@ class Benchmark(Spec, ABC):
         """
 
 
+class IndexedBenchmark(Benchmark):
+    """A benchmark whose example i can be written without those before it."""
+
+    def examples(
+        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
+    ) -> Iterator[Example]:
+        """Yield :meth:`example` 0 ... n-1."""
+        for index in range(n):
+            yield self.example(encoder, length, max_new_tokens, seed, index)
+
+    @abstractmethod
+    def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        """Write one example; arguments and errors as in :meth:`Benchmark.examples`."""
+
+
 def example_id(index: int) -> str:
     """Return the id of example ``index``: fixed width, so that ids sort as numbers do."""
     return f"{index:06d}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator
 
 from pydantic import Field
 
 from longctx_bench.benchmarks import haystack, wording
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import DoesNotFit, IndexedBenchmark, example_id
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.vocabulary import adjective_noun, all_words
 from longctx_bench.records import Example
@@ -20,20 +19,14 @@ _SHORT = 4096
 """Below this length RULER uses fewer repetitions and a smaller one-shot example."""
 
 
-class CommonWords(Benchmark):
+class CommonWords(IndexedBenchmark):
     """Find the ten words that a numbered list repeats most (RULER, section 3)."""
 
     common_repeats: int = Field(default=30, ge=2)
     uncommon_repeats: int = Field(default=3, ge=1)
 
-    def examples(
-        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
-    ) -> Iterator[Example]:
-        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
-        for index in range(n):
-            yield self._example(encoder, length, max_new_tokens, seed, index)
-
-    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+    def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
         rng = random.Random(f"cwe {seed} {index}")
         budget = length - max_new_tokens
         words = _distinct_words(rng, 50 + budget // 6)
@@ -104,20 +97,14 @@ def _numbered(common: list[str], common_repeats: int, uncommon: list[str], uncom
     return " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1))
 
 
-class FrequentWords(Benchmark):
+class FrequentWords(IndexedBenchmark):
     """Find the three most frequent coded words; frequencies follow a zeta law (RULER, section 3)."""
 
     alpha: float = Field(default=2.0, gt=1.0)
     word_length: int = Field(default=6, ge=3)
 
-    def examples(
-        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
-    ) -> Iterator[Example]:
-        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
-        for index in range(n):
-            yield self._example(encoder, length, max_new_tokens, seed, index)
-
-    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+    def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
         from scipy.special import zeta
 
         rng = random.Random(f"fwe {seed} {index}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import uuid
 from bisect import bisect_left
-from collections.abc import Iterator
 from itertools import accumulate
 from math import gcd
 from typing import Literal
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longctx_bench.benchmarks import haystack, wording
-from longctx_bench.benchmarks.base import Benchmark, example_id
+from longctx_bench.benchmarks.base import IndexedBenchmark, example_id
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.vocabulary import adjective_noun
 from longctx_bench.data import fetch
@@ -27,7 +26,7 @@ _RULER_DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, num=40))]
 """RULER draws depths without replacement from these 40 points."""
 
 
-class Needles(Benchmark):
+class Needles(IndexedBenchmark):
     """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
@@ -52,14 +51,8 @@ class Needles(Benchmark):
             raise ValueError("depth_grid is for a single needle")
         return self
 
-    def examples(
-        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
-    ) -> Iterator[Example]:
-        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
-        for index in range(n):
-            yield self._example(encoder, length, max_new_tokens, seed, index)
-
-    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+    def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
         rng = random.Random(f"needles {seed} {index}")
         keys = [_draw(self.key_type, rng) for _ in range(self.keys)]
         answers = [[_draw(self.value_type, rng) for _ in range(self.values)] for _ in keys]

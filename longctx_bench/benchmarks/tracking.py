@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import string
-from collections.abc import Iterator
 
 from pydantic import Field
 
 from longctx_bench.benchmarks import haystack, wording
-from longctx_bench.benchmarks.base import Benchmark, example_id
+from longctx_bench.benchmarks.base import IndexedBenchmark, example_id
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.records import Example
 
@@ -18,20 +17,14 @@ _EXAMPLE_TOKENS = 500
 """RULER cuts the one-shot example to 500 tokens; below L = 2,000 a quarter of the length is used here."""
 
 
-class VariableTracking(Benchmark):
+class VariableTracking(IndexedBenchmark):
     """Name all variables that hold a value, directly or through ``hops`` copies (RULER, section 3)."""
 
     chains: int = Field(default=1, ge=1)
     hops: int = Field(default=4, ge=1)
 
-    def examples(
-        self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
-    ) -> Iterator[Example]:
-        """Yield examples as :meth:`Benchmark.examples` says; the window is ``haystack.WINDOW`` tokens."""
-        for index in range(n):
-            yield self._example(encoder, length, max_new_tokens, seed, index)
-
-    def _example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+    def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
         rng = random.Random(f"tracking {seed} {index}")
         shot = self._one_shot(encoder, min(_EXAMPLE_TOKENS, length // 4), rng)
         chains = self._draw_chains(rng, letters=5)
