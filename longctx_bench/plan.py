@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.data import digest
 from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
@@ -64,9 +66,13 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
         UserError: a task's parameters or metric are wrong.
     """
     cells = []
+    benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     for task in spec.tasks:
-        registry.benchmark(task)
         metric(task.metric)
+    # Once a run: a digest reads megabytes of each local model.
+    sources = {variant.source for variant in spec.variants}
+    sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
+    digests = {source: digest(source) for source in sources if isinstance(source, PathSource)}
     for source in dict.fromkeys(variant.source for variant in spec.variants):
         variants = [variant for variant in spec.variants if variant.source == source]
         for task in spec.tasks:
@@ -74,32 +80,31 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
                 # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
-                        cells.append(_planned(spec, variant, task, length, engine, store, registry))
+                        described = _cell_spec(spec, variant, task, benchmarks[task.name], length, engine, digests)
+                        cell = Cell(variant.model.name, variant.method_name, task.name, length)
+                        n = spec.limit or task.samples
+                        done = not spec.rerun and store.done(cell, described, n)
+                        cells.append(PlannedCell(cell, variant, task, n, described, done))
     return cells
 
 
-def _planned(
-    spec: RunSpec,
-    variant: Variant,
-    task: TaskSpec,
-    length: int,
-    engine: Engine,
-    store: ResultStore,
-    registry: Registry,
-) -> PlannedCell:
-    cell = Cell(variant.model.name, variant.method_name, task.name, length)
-    n = spec.limit or task.samples
-    described = _cell_spec(spec, variant, task, registry, length, engine)
-    return PlannedCell(cell, variant, task, n, described, not spec.rerun and store.done(cell, described, n))
+def _sources(benchmark: Benchmark) -> dict[str, Any]:
+    """Return the data of a benchmark that lies on this machine, by field."""
+    fields = {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
+    return {name: value for name, value in fields.items() if isinstance(value, PathSource)}
 
 
 def _cell_spec(
-    spec: RunSpec, variant: Variant, task: TaskSpec, registry: Registry, length: int, engine: Engine
+    spec: RunSpec,
+    variant: Variant,
+    task: TaskSpec,
+    benchmark: Benchmark,
+    length: int,
+    engine: Engine,
+    digests: Mapping[PathSource, str | None],
 ) -> dict[str, Any]:
     """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""
-    benchmark = registry.benchmark(task)
-    local = {"weights": variant.source} | {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
-    digests = {name: digest(source) for name, source in local.items() if isinstance(source, PathSource)}
+    local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}
     return {
         "model": variant.model.model_dump(mode="json", exclude={"checkpoints", "description"}),
         "weights": variant.source.model_dump(mode="json"),
@@ -112,7 +117,7 @@ def _cell_spec(
             **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
             "params": benchmark.model_dump(mode="json"),
         },
-        "digests": digests,
+        "digests": {name: digests[source] for name, source in local.items() if source in digests},
         "length": length,
         "seed": spec.seed,
         "chat_template": spec.chat_template,

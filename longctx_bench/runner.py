@@ -35,11 +35,6 @@ class Outcome:
     failed: list[tuple[Cell, str]] = field(default_factory=list)
     """Cells that could not be finished, with the reason."""
 
-    @property
-    def ok(self) -> bool:
-        """True when every cell finished or could not exist at its length."""
-        return not self.failed
-
 
 class Progress(Protocol):
     """What the runner tells whoever watches."""

@@ -24,6 +24,21 @@ _REGISTRY = (
                  help="Override a method's parameter, such as yarn.factor=8; may be repeated."),
 )  # fmt: skip
 
+_ENGINE = (
+    click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
+                 help="Precision; auto is bfloat16 where the device computes in it."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N."),
+    click.option("--batch-tokens", type=click.IntRange(min=1),
+                 help="Tokens a batch; from the free memory by default."),
+)  # fmt: skip
+
+
+def engine_options(command: F) -> F:
+    """Add the options that say what a model is run in and on."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
 
 def registry_options(command: F) -> F:
     """Add the options that change what names mean."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.options import engine_options, make_registry, parse_lengths, parse_scales, registry_options
 
 ENGINES = ("hf", "echo")
 
@@ -29,15 +29,7 @@ ENGINES = ("hf", "echo")
 @click.option("--seed", default=42, show_default=True, help="Of all random choices in the examples.")
 @click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
 @click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Precision; auto is bfloat16 where the device computes in it.",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens a batch; from the free memory by default.")
+@engine_options
 @click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_scales, registry_options
+from longctx_bench.cli.options import engine_options, make_registry, parse_scales, registry_options
 from longctx_bench.errors import UserError
 
 
@@ -56,15 +56,7 @@ def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> N
     help="Examples of each kind a value in the coarse sweep; twice as many in the fine one.",
 )
 @click.option("--seed", default=42, show_default=True, help="Of the calibration's examples, none of which is a test's.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Precision; auto is bfloat16 where the device computes in it.",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens a batch; from the free memory by default.")
+@engine_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to instead of the checkpoint's own.")
 @registry_options
 def calibrate_command(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -156,10 +154,6 @@ class Recipe(Spec):
         places = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
         rhythm = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
         return self.model_dump(mode="json", exclude=places | rhythm)
-
-    def fingerprint(self) -> str:
-        """Return a hash of :meth:`identity`."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_recipe(name: str | Path) -> Path:
