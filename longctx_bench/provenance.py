@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -45,10 +46,14 @@ def environment() -> dict[str, Any]:
 
 
 def _revision() -> dict[str, Any] | None:
-    """Return commit and whether the tree differs from it, when the package runs from a git checkout."""
+    """Return commit and whether the tree differs from it, when the package runs from a git checkout.
+
+    Where only the files of a commit were copied to, ``LONGCTX_BENCH_COMMIT`` may name it.
+    """
     folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
-        return None
+        named = os.environ.get("LONGCTX_BENCH_COMMIT")
+        return {"commit": named, "dirty": False} if named else None
     try:
         commit = _git(folder, "rev-parse", "HEAD").strip()
         dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no").strip())

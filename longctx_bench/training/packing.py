@@ -41,9 +41,18 @@ class Batches:
     """The sequences of every step. Stateless: a resumed run asks for the next step and gets what it would have had."""
 
     def __init__(
-        self, text: PackedText, batch: int, seed: int, pool: Tokens | None = None, retrieval_share: float = 0.0
+        self,
+        text: PackedText,
+        batch: int,
+        seed: int,
+        pool: Tokens | None = None,
+        retrieval_share: float = 0.0,
+        digits: Sequence[int] = (),
     ) -> None:
         """Take rows from ``text``, and ``retrieval_share`` of them from ``pool`` (``[n, length + 1]``).
+
+        Each time a row of the pool is drawn, its ``digits`` (token ids) are permuted: the same exercise has other
+        numbers, and an answer cannot be learnt by heart.
 
         Raises:
             UserError: the text is smaller than one batch.
@@ -57,6 +66,7 @@ class Batches:
         self.batch = batch
         self.seed = seed
         self.pool = pool
+        self._digits = np.asarray(digits, dtype=np.int64)
         self.retrieval_share = retrieval_share if pool is not None else 0.0
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
@@ -69,11 +79,18 @@ class Batches:
         rows = np.empty((count, self.text.length + 1), dtype=np.int64)
         for place in range(first, first + count):
             if exercise[place] and self.pool is not None:
-                rows[place - first] = self.pool[chosen[place]]
+                rows[place - first] = self._renumbered(self.pool[chosen[place]], index, place)
             else:
                 epoch, position = divmod(index * self.batch + place, len(self.text))
                 rows[place - first] = self.text.row(int(self._order(epoch)[position]))
         return rows
+
+    def _renumbered(self, row: Tokens, step: int, place: int) -> Tokens:
+        if not len(self._digits):
+            return row
+        table = np.arange(int(max(row.max(), self._digits.max())) + 1, dtype=row.dtype)
+        table[self._digits] = np.random.default_rng([self.seed, 2, step, place]).permutation(self._digits)
+        return table[row]
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.text))

@@ -6,16 +6,17 @@ The wording is that of NVIDIA/RULER (scripts/data/synthetic/constants.py); the h
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longctx_bench.benchmarks import wording
+from longctx_bench.benchmarks import haystack, wording
 from longctx_bench.benchmarks.vocabulary import adjective_noun
 
 _KIND = "numbers"
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_KINDS = ((1, 1, 1), (2, 1, 1), (4, 1, 1), (4, 1, 1), (6, 1, 1), (3, 2, 1), (4, 2, 1), (1, 1, 2))
+_KINDS = (
+    *((1, 1, 1), (1, 1, 1), (2, 1, 1), (4, 1, 1), (4, 1, 1), (6, 1, 1), (8, 1, 1), (10, 1, 1)),
+    *((3, 2, 1), (4, 4, 1), (8, 2, 1), (1, 1, 2), (1, 1, 4)),
+)
 """(keys, keys asked for, values per key), each as likely: one needle, many keys, many questions, many values."""
 
 Encode = Callable[[str], list[int]]
@@ -82,7 +83,7 @@ def exercise(seed: int, index: int, text: str, encode: Encode, length: int, keys
 def _sentences(text: str, encode: Encode, room: int) -> list[str]:
     """Return the first sentences of the text that take at most ``room`` tokens together."""
     chosen = []
-    for sentence in _SENTENCE_END.split(" ".join(text.split())):
+    for sentence in haystack.sentences(" ".join(text.split())):
         room -= len(encode(" " + sentence))
         if room < 0:
             break

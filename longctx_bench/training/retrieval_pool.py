@@ -38,7 +38,7 @@ def retrieval_pool(text: PackedText, tokenizer: Any, count: int, seed: int, cach
     folder = cache or cache_folder()
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
-    name = f"retrieval 1 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed}"
+    name = f"retrieval 2 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed}"
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
     if not path.is_file():
         rows = np.empty((count, text.length + 1), dtype=text.arrays[0].dtype)

@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
     # Too little text is said before the retrieval sequences are made, which takes longer.
     Batches(text, recipe.batch, recipe.seed)
     pool = retrieval_pool(text, tokenizer, recipe.retrieval_pool, recipe.seed) if recipe.retrieval_share else None
-    batches = Batches(text, recipe.batch, recipe.seed, pool, recipe.retrieval_share)
+    batches = Batches(text, recipe.batch, recipe.seed, pool, recipe.retrieval_share, _digits(tokenizer))
     held_out = token_arrays([recipe.validation], recipe.corpus, tokenizer, recipe.validation_tokens)
     rows = PackedText(held_out, recipe.sequence_length)
     count = min(len(rows), max(1, recipe.validation_tokens // recipe.sequence_length))
@@ -58,6 +58,12 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
     chosen = np.linspace(0, len(rows) - 1, count).astype(int)
     validation = np.stack([rows.row(int(index)) for index in chosen]).astype(np.int64)
     return RunData(tokenizer, batches, validation, sum(len(array) for array in text.arrays))
+
+
+def _digits(tokenizer: Any) -> list[int]:
+    """Return the token of each digit, or nothing where a number is not a sequence of ten tokens."""
+    number = tokenizer.encode("0123456789", add_special_tokens=False)
+    return list(number) if len(number) == 10 and len(set(number)) == 10 else []
 
 
 def _tokenizer(recipe: Recipe, out: Path) -> Any:

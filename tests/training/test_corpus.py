@@ -107,6 +107,17 @@ def test_a_step_is_a_function_of_seed_and_index() -> None:
     assert sorted(epoch.tolist()) == list(range(0, 80, 4))
 
 
+def test_each_draw_of_an_exercise_has_other_digits() -> None:
+    text = PackedText([np.arange(20, 101, dtype=np.uint16)], 4)
+    pool = np.array([[1, 2, 15, 1, 3]], dtype=np.uint16)
+    batches = Batches(text, 4, seed=0, pool=pool, retrieval_share=0.999, digits=range(10))
+    rows = [row.tolist() for index in range(20) for row in batches.step(index) if row[2] == 15]
+    assert all(row[0] == row[3] and len({row[0], row[1], row[4]}) == 3 and max(row[0], row[1]) < 10 for row in rows)
+    assert len({tuple(row) for row in rows}) > 40
+    fresh = Batches(text, 4, seed=0, pool=pool, retrieval_share=0.999, digits=range(10))
+    assert np.array_equal(fresh.step(3, 1, 2), batches.step(3)[1:3])
+
+
 def test_less_than_one_batch_is_refused() -> None:
     with pytest.raises(UserError, match="1 sequences of 4 tokens, one step takes 2"):
         Batches(PackedText([np.arange(6, dtype=np.uint16)], 4), 2, seed=0)
