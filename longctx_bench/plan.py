@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.data import digest
+from longctx_bench.data import digest, is_local
 from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import metric
 from longctx_bench.records import Cell
 from longctx_bench.registry import Registry, Variant
-from longctx_bench.specs import PathSource, TaskSpec
+from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store import ResultStore
 
 
@@ -72,7 +72,7 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     # Once a run: a digest reads megabytes of each local model.
     sources = {variant.source for variant in spec.variants}
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
-    digests = {source: digest(source) for source in sources if isinstance(source, PathSource)}
+    digests: dict[Source, str | None] = {source: digest(source) for source in sources if is_local(source)}
     for source in dict.fromkeys(variant.source for variant in spec.variants):
         variants = [variant for variant in spec.variants if variant.source == source]
         for task in spec.tasks:
@@ -91,7 +91,7 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
 def _sources(benchmark: Benchmark) -> dict[str, Any]:
     """Return the data of a benchmark that lies on this machine, by field."""
     fields = {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
-    return {name: value for name, value in fields.items() if isinstance(value, PathSource)}
+    return {name: value for name, value in fields.items() if is_local(value)}
 
 
 def _cell_spec(
@@ -101,7 +101,7 @@ def _cell_spec(
     benchmark: Benchmark,
     length: int,
     engine: Engine,
-    digests: Mapping[PathSource, str | None],
+    digests: Mapping[Source, str | None],
 ) -> dict[str, Any]:
     """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""
     local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.data import fetch
+from longctx_bench.data import fetch, is_local
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.methods.base import Method
@@ -144,7 +144,10 @@ class Registry:
         params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
         method = validate(kind, params, f"method {method_name}")
         source = own.source if own else model.source
-        return Variant(model, spec, method.calibrated(_fits(source, kind.tunable)), source)
+        try:
+            return Variant(model, spec, method.calibrated(_fits(source, kind.tunable)), source)
+        except UserError as error:
+            raise UserError(f"{method_name}-{model.name}: {error}") from error
 
     def _unlisted(self, name: str) -> ModelSpec:
         """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
@@ -248,15 +251,16 @@ class Registry:
 
 def _fits(source: Source, tunable: str | None) -> dict[str, Any]:
     """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
-    if tunable is None or not isinstance(source, PathSource) or not (source.path / "calibration.json").is_file():
+    if tunable is None or not is_local(source):
+        return {}
+    path = fetch(source) / "calibration.json"
+    if not path.is_file():
         return {}
     try:
-        found = json.loads((source.path / "calibration.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in found.get(tunable, {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{source.path / 'calibration.json'}: not a calibration ({error}); run `calibrate` again"
-        ) from error
+        raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
 
 
 def _existing(folder: Path, option: str) -> Path:

@@ -149,7 +149,7 @@ class Runner:
             added = sum(request.example_id not in have for request in batch)
             left -= added
             self.progress.advance(added)
-        self.store.finish(planned.cell, self._summary(planned, overrides))
+        self.store.finish(planned.cell, self._summary(planned, base, overrides))
         self.progress.end_cell(planned, left)
 
     def _finish_batch(
@@ -177,10 +177,11 @@ class Runner:
                 f"--dtype bfloat16"
             )
 
-    def _summary(self, planned: PlannedCell, overrides: dict[str, Any]) -> dict[str, Any]:
+    def _summary(self, planned: PlannedCell, base: Base, overrides: dict[str, Any]) -> dict[str, Any]:
         cell = planned.cell
         records = self.store.records(cell)
         method = planned.variant.method
+        tuning = method.tuning(base, cell.length)
         return {
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
@@ -193,6 +194,7 @@ class Runner:
             "factor": method.factor or max(1.0, cell.length / planned.variant.model.original_length),
             "factor_source": "derived" if method.factor is None else "fixed",
             "applied": overrides,
+            "tuning": tuning and tuning._asdict(),
             "spec_hash": spec_hash(planned.spec),
             "spec": planned.spec,
             "engine": self.engine.describe(),

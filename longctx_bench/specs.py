@@ -61,6 +61,15 @@ class PathSource(Spec):
         return path if folder is None else Path(folder) / path.expanduser()
 
 
+class EmbeddedSource(Spec):
+    """A checkpoint that ships with the project, by its folder's name in ``baselines/checkpoints``."""
+
+    embedded: str = Field(pattern=r"^[\w.-]+$")
+
+
+_UNION_TAGS = ("hub", "wheel", "path", "embedded")
+
+
 def _named_source(value: Any, info: ValidationInfo) -> Any:
     """Let a source be given by its name in ``tasks/sources.yaml``."""
     if not isinstance(value, str):
@@ -73,14 +82,17 @@ def _named_source(value: Any, info: ValidationInfo) -> Any:
 
 def _source_kind(value: Any) -> str:
     """Tell sources apart by the key that only one of them has."""
-    for kind in ("hub", "wheel", "path"):
+    for kind in _UNION_TAGS:
         if (isinstance(value, dict) and kind in value) or hasattr(value, kind):
             return kind
     return "hub"
 
 
 Source = Annotated[
-    Annotated[HubSource, Tag("hub")] | Annotated[WheelSource, Tag("wheel")] | Annotated[PathSource, Tag("path")],
+    Annotated[HubSource, Tag("hub")]
+    | Annotated[WheelSource, Tag("wheel")]
+    | Annotated[PathSource, Tag("path")]
+    | Annotated[EmbeddedSource, Tag("embedded")],
     Discriminator(_source_kind),
     BeforeValidator(_named_source),
 ]
@@ -159,9 +171,6 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where}: expected a mapping of settings (got {value!r:.60})")
     return value
-
-
-_UNION_TAGS = ("hub", "wheel", "path")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

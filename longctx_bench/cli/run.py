@@ -17,7 +17,7 @@ ENGINES = ("hf", "echo")
 @click.option(
     "--model",
     "models",
-    default="rope-smollm2-135m",
+    default="drope-tiny",
     show_default=True,
     metavar="NAMES",
     help="METHOD-BASE, BASE, METHOD:HUB_ID_OR_PATH or a path; several with commas.",
@@ -30,6 +30,11 @@ ENGINES = ("hf", "echo")
 @click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
 @click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
 @engine_options
+@click.option(
+    "--temperature",
+    type=click.Choice(["auto", "none", "paper", "perplexity", "retrieval"]),
+    help="Where DroPE's softmax temperature comes from; short for --set drope.calibration=.",
+)
 @click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")
@@ -38,13 +43,15 @@ ENGINES = ("hf", "echo")
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
     engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
-    dry_run: bool, baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...],
-    settings: tuple[str, ...],
+    dry_run: bool, temperature: str | None, baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
+    local_data: tuple[str, ...], settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
     scales, lengths = parse_scales(scale), parse_lengths(length)
     if not scales and not lengths:
         scales = (1.0, 2.0)
+    if temperature is not None:
+        settings = (*settings, f"drope.calibration={temperature}")
     registry = make_registry(baselines, task_folder, local_data, settings)
     variants = registry.variants(models)
     chosen = registry.select_tasks(tasks, protocol)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.rope import NoPE
+from longctx_bench.methods.nope import NoPE
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
@@ -42,6 +42,15 @@ class Base:
         return float(theta)
 
 
+class Tuning(NamedTuple):
+    """The value of a method's tunable scalar at one length, for the record."""
+
+    scalar: str
+    value: float
+    source: str
+    """``user``, ``paper``, or the objective of the calibration that found it."""
+
+
 class Method(Spec, ABC):
     """What is done to a base model so that it reads ``length`` tokens.
 
@@ -74,6 +83,10 @@ class Method(Spec, ABC):
     def tuned(self, value: float) -> Self:
         """Return the method with its tunable scalar at ``value`` whatever the length; for calibration."""
         raise NotImplementedError(f"{type(self).__name__} declares no tunable scalar")
+
+    def tuning(self, base: Base, length: int) -> Tuning | None:
+        """Return the tunable scalar's value at a length and where it comes from; None where none is applied."""
+        return None
 
     @abstractmethod
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from longctx_bench.errors import UserError
-from longctx_bench.methods.rope import no_positions
+from longctx_bench.methods.nope import no_positions
 
 ATTENTION_TYPES = {
     "nope": (False, False),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from longctx_bench.errors import UserError
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.tuning import Calibration, Law
+from longctx_bench.methods.base import Base, Method, Tuning
+from longctx_bench.methods.tuning import Calibration, Law, fitted_law
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
@@ -69,18 +69,22 @@ class YaRN(Method):
     """The fitted attention factor by s; set by the calibration."""
 
     def calibrated(self, fits: Mapping[str, Any]) -> Self:
-        if self.calibration not in fits:
-            return self
-        return self.model_copy(update={"attention_law": Law(**fits[self.calibration], source=self.calibration)})
+        return self.model_copy(update={"attention_law": fitted_law(self.calibration, fits, None)})
 
     def tuned(self, value: float) -> Self:
         return self.model_copy(update={"attention_factor": value})
 
+    def tuning(self, base: Base, length: int) -> Tuning | None:
+        if self.attention_factor is not None:
+            return Tuning("attention_factor", self.attention_factor, "user")
+        if self.attention_law is not None:
+            law = self.attention_law
+            return Tuning("attention_factor", law.at(self.scale(base, length)), law.source)
+        return None
+
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        factor = self.attention_factor
-        if factor is None and self.attention_law is not None:
-            factor = self.attention_law.at(self.scale(base, length))
-        extra = {} if factor is None else {"attention_factor": factor}
+        tuning = self.tuning(base, length)
+        extra = {} if tuning is None else {"attention_factor": tuning.value}
         return _overrides(
             length,
             rope_type="yarn",
@@ -140,22 +144,3 @@ class Llama3(Method):
             high_freq_factor=self.high_freq_factor,
             original_max_position_embeddings=base.original_length,
         )
-
-
-def no_positions(theta: float) -> dict[str, Any]:
-    """Return rope_parameters whose rotation is the identity, in stock transformers."""
-    return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
-
-
-class NoPE(Method):
-    """No positions (Kazemnejad et al. 2023, arXiv 2305.19466).
-
-    The base's own weights with the positions taken away, or a model trained without them where the base has one.
-    """
-
-    checkpoint: ClassVar[str | None] = "nope"
-    needs_checkpoint: ClassVar[bool] = False
-
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        # No frequency is used: the theta is there because every rope type must name one.
-        return _overrides(length, **no_positions(10000.0))

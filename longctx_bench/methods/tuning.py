@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from longctx_bench.errors import UserError
 from longctx_bench.specs import Spec
 
-Calibration = Literal["none", "paper", "perplexity", "retrieval"]
+Calibration = Literal["auto", "none", "paper", "perplexity", "retrieval"]
 """Where a scalar comes from: not used, the paper's coefficient, or a fit of ours by that objective."""
 
 
@@ -33,6 +35,26 @@ class Law(Spec):
                 return value_low + weight * (value_high - value_low)
         last_scale, last_value = known[-1]
         return last_value + self.c * math.log(scale / last_scale)
+
+
+def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) -> Law | None:
+    """Return the law that a calibration names; ``paper`` where it names the method's own, None where it names none.
+
+    Raises:
+        UserError: it names a fit, and no such fit lies beside the weights.
+    """
+    if wanted == "none":
+        return None
+    if wanted == "auto":
+        wanted = "retrieval" if "retrieval" in fits else "paper"
+    if wanted == "paper":
+        return paper
+    if wanted not in fits:
+        raise UserError(
+            f"no {wanted} calibration lies beside the weights; make one with `longctx-bench calibrate MODEL "
+            f"--objective {wanted}`"
+        )
+    return Law(**fits[wanted], source=wanted)
 
 
 def fit_law(table: dict[float, float]) -> float:

@@ -48,11 +48,26 @@ def _notes(cells: Sequence[CellSummary]) -> tuple[str, ...]:
     """Say which factors are fixed, and what differs between cells besides model, method and length."""
     fixed = {f"{s.contestant}: factor fixed at {s.details['factor']:g}" for s in cells if _is_fixed(s)}
     notes = sorted(fixed) or ["factors derived from the length: s = max(1, length / training context)"]
+    notes += _tunings(cells)
     for key in ("seed", "dtype", "engine", "chat_template"):
         values = sorted({str(summary.details["spec"][key]) for summary in cells})
         if len(values) > 1:
             notes.append(f"not the same for all cells: {key} ({', '.join(values)})")
     return tuple(notes)
+
+
+def _tunings(cells: Sequence[CellSummary]) -> list[str]:
+    """Say, by contestant, what a tuned scalar was at each length and where it came from."""
+    found: dict[str, dict[int, str]] = {}
+    for summary in cells:
+        tuning = summary.details.get("tuning")  # older cells do not say
+        if tuning:
+            what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
+            found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g}"
+    return [
+        f"{what}: " + ", ".join(f"{value} at {length:,}" for length, value in sorted(values.items()))
+        for what, values in sorted(found.items())
+    ]
 
 
 def _is_fixed(summary: CellSummary) -> bool:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
 
+from longctx_bench.data import embedded_folder
 from longctx_bench.errors import UserError
-from longctx_bench.files import shipped_folder
 from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
-from longctx_bench.methods.rope import no_positions
+from longctx_bench.methods.nope import no_positions
 from longctx_bench.training.recipe import Recipe, Shape
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def base_location(base: str) -> str:
     Raises:
         UserError: it is none of the three.
     """
-    embedded = shipped_folder("baselines") / "checkpoints" / base
-    for folder in (Path(base).expanduser(), embedded):
+    for folder in (Path(base).expanduser(), embedded_folder(base)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
             return str(folder)
     if base.count("/") != 1 or base.startswith((".", "/", "~")):

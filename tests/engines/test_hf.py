@@ -14,7 +14,8 @@ from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.rope import DynamicNTK, NoPE, RoPE, YaRN
+from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.rope import DynamicNTK, RoPE, YaRN
 from longctx_bench.records import Generation, Request
 
 

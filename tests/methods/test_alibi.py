@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.methods.alibi import ALiBi, alibi_attention, slopes
 from longctx_bench.methods.base import Base
-from longctx_bench.methods.rope import no_positions
+from longctx_bench.methods.nope import no_positions
 
 BASE = Base("alibi-tiny", 32, {"hidden_size": 32, "num_attention_heads": 4})
 

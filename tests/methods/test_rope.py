@@ -16,7 +16,8 @@ from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.drope import DroPE
-from longctx_bench.methods.rope import NTK, PI, DynamicNTK, Llama3, LongRoPE, NoPE, RoPE, YaRN
+from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.rope import NTK, PI, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.methods.tuning import Law, fit_law
 
 LENGTH = 1024  # four times the tiny model's training context

@@ -1,0 +1,76 @@
+"""Models without positions: the config that says so, the softmax temperature that their attention needs at length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from longctx_bench.methods.base import Base, Method, Tuning
+from longctx_bench.methods.tuning import Calibration, Law, fitted_law
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def no_positions(theta: float) -> dict[str, Any]:
+    """Return rope_parameters whose rotation is the identity, in stock transformers."""
+    return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
+
+
+@contextmanager
+def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
+    """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it."""
+    layers: list[Any] = [module for name, module in model.named_modules() if name.endswith("self_attn")]
+    before = [layer.scaling for layer in layers]
+    try:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling * beta
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling
+
+
+class NoPE(Method):
+    """No positions (Kazemnejad et al. 2023, arXiv 2305.19466).
+
+    The base's own weights with the positions taken away, or a model trained without them where the base has one.
+    Its softmax can be sharpened with length as DroPE's is; unless asked for, it is not.
+    """
+
+    checkpoint: ClassVar[str | None] = "nope"
+    needs_checkpoint: ClassVar[bool] = False
+    tunable: ClassVar[str | None] = "temperature"
+
+    calibration: Calibration = "none"
+    """Where beta comes from: ``retrieval`` and ``perplexity`` are our fits in the checkpoint's ``calibration.json``,
+    ``paper`` is DroPE's law, ``auto`` the retrieval fit where there is one and else DroPE's law."""
+    paper_c: float = 0.412
+    """The DroPE paper's c: 0.412 for models trained from scratch, 0.103 for SmolLM."""
+    temperature: Law | None = None
+    """beta(s) itself; set by the calibration unless given here."""
+
+    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+        if self.temperature is not None:
+            return self
+        paper = Law(c=self.paper_c, source="paper")
+        return self.model_copy(update={"temperature": fitted_law(self.calibration, fits, paper)})
+
+    def tuned(self, value: float) -> Self:
+        # A law without a slope holds the value at every length: the table's last entry is just above 1.
+        return self.model_copy(update={"temperature": Law(table={1.0 + 1e-9: value})})
+
+    def tuning(self, base: Base, length: int) -> Tuning | None:
+        law = self.temperature
+        return None if law is None else Tuning("temperature", law.at(self.scale(base, length)), law.source)
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        # No frequency is used: the theta is there because every rope type must name one.
+        return {"rope_parameters": no_positions(10000.0), "max_position_embeddings": length}
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
+        tuning = self.tuning(base, length)
+        with sharpened(model, tuning.value if tuning else 1.0):
+            yield
