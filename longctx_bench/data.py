@@ -23,6 +23,8 @@ from longctx_bench.files import replacing, safe_name, shipped_folder
 from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
 
 _CHUNK = 1 << 20
+_LARGE = (".safetensors", ".jsonl", ".gz", ".zip", ".parquet")
+"""Of a folder's files, those that are identified by size, beginning and end."""
 
 
 def cache_dir() -> Path:
@@ -78,8 +80,8 @@ def describe(source: Source) -> str:
 def digest(source: Source) -> str | None:
     """Identify the bytes behind a local source; None for others, which name a revision or sha256 themselves.
 
-    A file is hashed whole. Of a model's folder, config and tokenizer are, and of each weight file its size, its
-    beginning and its end: enough to notice another training run without reading gigabytes.
+    A file is hashed whole. Of a folder, its small JSON files are (config, tokenizer), and of each file of weights or
+    data its size, its beginning and its end: enough to notice another training run without reading gigabytes.
 
     Raises:
         UserError: nothing at the path.
@@ -93,7 +95,7 @@ def digest(source: Source) -> str | None:
     for file in sorted(path.iterdir()):
         if file.suffix == ".json" and file.name != "calibration.json":  # whose values are parameters of the method
             total.update(file.name.encode() + file.read_bytes())
-        elif file.suffix == ".safetensors":
+        elif file.suffix in _LARGE:
             size = file.stat().st_size
             with file.open("rb") as opened:
                 total.update(f"{file.name} {size}".encode() + opened.read(_CHUNK))

@@ -11,7 +11,7 @@ from longctx_bench.data import digest, is_local
 from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import metric
-from longctx_bench.records import Cell
+from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import Registry, Variant
 from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store import ResultStore
@@ -38,7 +38,8 @@ class RunSpec:
         """
         if not self.scales and not self.lengths:
             raise UserError("name a length: --scale 1x,2x or --length 4096")
-        if min((*self.scales, *self.lengths)) <= 0 or (self.limit is not None and self.limit < 1):
+        sizes = (*self.scales, *(length for length in self.lengths if length != NATURAL), self.limit or 1)
+        if min(sizes) <= 0 or self.limit == 0:
             raise UserError("scales, lengths and limit must be above 0")
 
     def cell_lengths(self, variant: Variant) -> list[int]:
@@ -69,6 +70,10 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     for task in spec.tasks:
         metric(task.metric)
+        if NATURAL in spec.lengths and not benchmarks[task.name].natural:
+            raise UserError(
+                f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
+            )
     # Once a run: a digest reads megabytes of each local model.
     sources = {variant.source for variant in spec.variants}
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
@@ -94,6 +99,12 @@ def _sources(benchmark: Benchmark) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if is_local(value)}
 
 
+def _params(benchmark: Benchmark) -> dict[str, Any]:
+    """Return a benchmark's parameters; a local file in place of a named source by that name, its digest tells it."""
+    aliases = {name: source.alias for name, source in _sources(benchmark).items() if getattr(source, "alias", None)}
+    return benchmark.model_dump(mode="json") | aliases
+
+
 def _cell_spec(
     spec: RunSpec,
     variant: Variant,
@@ -115,7 +126,11 @@ def _cell_spec(
         },
         "task": {
             **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
-            "params": benchmark.model_dump(mode="json"),
+            # Left out at their defaults, so that a cell from before they existed is still the same one.
+            **task.model_dump(
+                mode="json", include={"kind", "stop", "min_new_tokens", "chat_template"}, exclude_defaults=True
+            ),
+            "params": _params(benchmark),
         },
         "digests": {name: digests[source] for name, source in local.items() if source in digests},
         "length": length,

@@ -5,6 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+NATURAL = 0
+"""The length of a cell whose documents are kept whole, each prompt as long as it is."""
+
+
+def length_name(length: int) -> str:
+    """Return a cell's length as users write it: tokens, or ``natural``."""
+    return "natural" if length == NATURAL else str(length)
 
 
 @dataclass(frozen=True, order=True)
@@ -15,9 +24,10 @@ class Cell:
     method: str
     task: str
     length: int
+    """Tokens of prompt and new tokens together, or :data:`NATURAL`."""
 
     def __str__(self) -> str:
-        return f"{self.method}-{self.model}/{self.task}/{self.length}"
+        return f"{self.method}-{self.model}/{self.task}/{length_name(self.length)}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,14 @@ class Example:
     n_tokens: int
     """Tokens of prompt and answer prefix, BOS and chat template included."""
     max_new_tokens: int
+    classes: tuple[str, ...] = ()
+    """All classes of a classification task, which its metric needs."""
+    ids: tuple[int, ...] = ()
+    """Token ids (BOS included), where a benchmark cuts tokens and not text; ``prompt`` is then their decoding."""
+    scored: int = 0
+    """Tokens at the end whose loss is the result; 0 where the model is to go on writing."""
+    words: int | None = None
+    """Length of the document as its benchmark counts it, where the benchmark sorts its results by that."""
 
     @property
     def hash(self) -> str:
@@ -52,6 +70,12 @@ class Request:
     example_id: str
     input_ids: Sequence[int]
     max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the text besides the model's own end tokens."""
+    min_new_tokens: int = 0
+    scored: int = 0
+    """Tokens at the end whose loss is wanted, instead of a continuation."""
+    """No end or stop token is chosen before so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +87,24 @@ class Generation:
     prompt_tokens: int
     new_tokens: int
     finish_reason: str
-    """``eos``, ``length`` (budget used up) or ``settled`` (the score can no longer change)."""
+    """``eos``, ``stop`` (a stop token), ``length`` (budget used up) or ``settled`` (the score can no longer change)."""
     seconds: float
     """This example's share of its batch's wall time."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One metric's verdict on one generation, in [0, 1]."""
+class Losses:
+    """How well a model predicted the end of one request's tokens."""
 
     example_id: str
-    metric: str
-    value: float
+    losses: Sequence[float]
+    """Nats a token, of the last ``scored`` tokens in their order."""
+    seconds: float
+
+
+class Finished(NamedTuple):
+    """An example that is done: what the store keeps of it."""
+
+    record: dict[str, Any]
+    """With ``id``, ``hash``, ``score``, ``metric`` and what is known of the answer; no times."""
+    seconds: float

@@ -236,7 +236,9 @@ class Registry:
                 self.sources[name] = validate(DataSpec, mapping(entry, where), where, {"folder": folder})
         for name, path in self.local_data.items():
             if name in self.sources:
-                self.sources[name] = self.sources[name].model_copy(update={"source": PathSource(path=path.resolve())})
+                self.sources[name] = self.sources[name].model_copy(
+                    update={"source": PathSource(path=path.resolve(), alias=name)}
+                )
         for path in sorted(set(folder.glob("*.yaml")) - {sources}):
             for name, entry in read_yaml(path).items():
                 if name.startswith("_"):

@@ -36,7 +36,8 @@ def replay(folder: Path, cell_name: str, example_id: str | None, registry: Regis
     example = _example(summary, wanted, registry or Registry())
     if example.hash != record["hash"]:
         raise UserError(
-            f"{cell_name}: example {wanted} written again differs from the one that was run (another version?)"
+            f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data as "
+            f"then, or use that version"
         )
     return _text(summary.cell, example, record)
 
@@ -62,6 +63,8 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
 
 def _text(cell: Cell, example: Example, record: dict[str, Any]) -> str:
     prompt = example.prompt
+    if "text" not in record:
+        record = {"text": "", "finish_reason": "no generation", **record}
     if len(prompt) > 2 * _ENDS:
         hidden = prompt[_ENDS:-_ENDS]
         found = _needles(hidden, example.references)

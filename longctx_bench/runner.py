@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import Any, Protocol
 
 from longctx_bench import provenance
 from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.base import Contestant, Engine
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
-from longctx_bench.metrics import Metric, metric
+from longctx_bench.metrics import metric
 from longctx_bench.plan import PlannedCell, RunSpec
-from longctx_bench.records import Cell, Example, Request, Score
+from longctx_bench.prompts import PromptCache
+from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import Registry
-from longctx_bench.specs import TaskSpec
 from longctx_bench.store import ResultStore, spec_hash
+from longctx_bench.verdicts import continued, predicted
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Runner:
             open_cells = [planned for planned in cells if not planned.done]
             self.progress.begin(len(cells), sum(planned.n for planned in open_cells))
             outcome.finished += [planned.cell for planned in cells if planned.done]
-            examples = _ExampleCache(self.registry, self.spec)
+            examples = PromptCache(self.registry, self.spec)
             for planned in open_cells:
                 try:
                     self._run_cell(planned, examples)
@@ -118,61 +118,50 @@ class Runner:
                     self.progress.note(f"{planned.cell}: failed: {reason}")
         return outcome
 
-    def _run_cell(self, planned: PlannedCell, cache: _ExampleCache) -> None:
+    def _run_cell(self, planned: PlannedCell, cache: PromptCache) -> None:
         folder = checkpoint_folder(planned.variant.source)
         base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         # Refuses a method that this base cannot take before anything heavy is loaded.
         overrides = planned.variant.method.model_overrides(base, planned.cell.length)
-        self._refuse_impossible(planned, folder)
-        examples = cache.examples(planned.task, folder, planned.cell.length, planned.n)
+        self._refuse_impossible(planned, folder, planned.cell.length)
+        known = {example.id: example for example in cache.examples(planned, folder)}
         have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
-        known = {example.id: example for example, _ in examples}
         for record in have.values():
             if record["id"] in known and record["hash"] != known[record["id"]].hash:
                 raise UserError(
                     f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
                 )
-        requests = [Request(example.id, ids, example.max_new_tokens) for example, ids in examples]
+        requests = cache.requests(planned, folder, base)
+        self._refuse_impossible(planned, folder, max(map(total_tokens, requests), default=0))
         missing = [request for request in requests if request.example_id not in have]
         self.progress.cell(planned, len(missing))
         if missing:
             self.engine.load(folder)
         measure = metric(planned.task.metric)
+        judge = predicted if planned.task.kind == "loss" else continued
         left = len(missing)
-        for batch in self.engine.batches(requests, planned.variant.method.per_prompt) if missing else []:
+        per_prompt = planned.variant.method.per_prompt or planned.cell.length == NATURAL or judge is predicted
+        for batch in self.engine.batches(requests, per_prompt) if missing else []:
             # A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
             if all(request.example_id in have for request in batch):
                 continue
-            fresh = self._finish_batch(batch, contestant, measure, known)
-            self.store.append(planned.cell, [item for item in fresh if item[0].id not in have])
+            fresh = judge(self.engine, batch, contestant, measure, known)
+            self.store.append(planned.cell, [item for item in fresh if item.record["id"] not in have])
             added = sum(request.example_id not in have for request in batch)
             left -= added
             self.progress.advance(added)
         self.store.finish(planned.cell, self._summary(planned, base, overrides))
         self.progress.end_cell(planned, left)
 
-    def _finish_batch(
-        self, batch: Sequence[Request], contestant: Contestant, measure: Metric, known: dict[str, Example]
-    ) -> list[Any]:
-        def settled(example_id: str, text: str) -> bool:
-            return measure.settled(text, known[example_id].references)
-
-        finished = []
-        for generation in self.engine.generate(batch, contestant, settled):
-            example = known[generation.example_id]
-            value = measure.score(generation.text, example.references)
-            finished.append((example, generation, Score(example.id, measure.name, value)))
-        return finished
-
-    def _refuse_impossible(self, planned: PlannedCell, folder: Path) -> None:
+    def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
         footprint = self.engine.footprint(folder)
         if footprint is None:
             return
-        needed = footprint.peak(planned.cell.length, chunk=256)
+        needed = footprint.peak(length, chunk=256)
         if needed > footprint.available:
             raise UserError(
-                f"length {planned.cell.length} needs about {_gib(needed)} of memory for one prompt and "
+                f"length {length} needs about {_gib(needed)} of memory for one prompt and "
                 f"{_gib(footprint.available)} are free on {self.engine.device}; choose a smaller length or "
                 f"--dtype bfloat16"
             )
@@ -181,18 +170,21 @@ class Runner:
         cell = planned.cell
         records = self.store.records(cell)
         method = planned.variant.method
-        tuning = method.tuning(base, cell.length)
+        longest = cell.length or max(record["prompt_tokens"] for record in records) + planned.task.max_new_tokens
+        tuning = method.tuning(base, longest)
         return {
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
             "metric": planned.task.metric,
             "score": fsum(record["score"] for record in records) / len(records),
             "n": len(records),
+            # The data holds no more, whatever number is asked for.
+            "exhausted": len(records) < planned.n,
             "prompt_tokens": sum(record["prompt_tokens"] for record in records),
             "new_tokens": sum(record["new_tokens"] for record in records),
             "seconds": self.store.seconds(cell),
-            "factor": method.factor or max(1.0, cell.length / planned.variant.model.original_length),
-            "factor_source": "derived" if method.factor is None else "fixed",
+            "factor": method.factor or max(1.0, longest / planned.variant.model.original_length),
+            "factor_source": _factor_source(planned),
             "applied": overrides,
             "tuning": tuning and tuning._asdict(),
             "spec_hash": spec_hash(planned.spec),
@@ -203,35 +195,10 @@ class Runner:
         }
 
 
-Prompts = list[tuple[Example, "array[int]"]]
-"""Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
-
-
-class _ExampleCache:
-    """The examples of the last task, tokenizer and length: written once, read by every method in turn."""
-
-    def __init__(self, registry: Registry, spec: RunSpec) -> None:
-        self._registry = registry
-        self._spec = spec
-        self._encoders: dict[Path, PromptEncoder] = {}
-        self._key: tuple[str, Path, int, int] | None = None
-        self._made: Prompts = []
-
-    def examples(self, task: TaskSpec, folder: Path, length: int, n: int) -> Prompts:
-        key = (task.name, folder, length, n)
-        if key != self._key:
-            self._key, self._made = None, []
-            self._made = list(self._write(task, folder, length, n))
-            self._key = key
-        return self._made
-
-    def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:
-        if folder not in self._encoders:
-            self._encoders[folder] = PromptEncoder(load_tokenizer(folder), self._spec.chat_template)
-        encoder = self._encoders[folder]
-        benchmark = self._registry.benchmark(task)
-        for example in benchmark.examples(encoder, length, task.max_new_tokens, n, self._spec.seed):
-            yield example, array("i", encoder.encode(example.prompt, example.answer_prefix))
+def _factor_source(planned: PlannedCell) -> str:
+    if planned.variant.method.factor is not None:
+        return "fixed"
+    return "each prompt" if planned.cell.length == NATURAL else "derived"
 
 
 def _gib(size: float) -> str:

@@ -53,6 +53,8 @@ class PathSource(Spec):
     """A file or folder on this machine; relative paths are relative to the YAML that names them."""
 
     path: Path
+    alias: str | None = None
+    """The named data source that it stands in for (``--data NAME=PATH``)."""
 
     @field_validator("path")
     @classmethod
@@ -148,9 +150,17 @@ class TaskSpec(Spec):
     use: str
     description: str = ""
     metric: str
-    max_new_tokens: int = Field(gt=0)
+    kind: Literal["generate", "loss"] = "generate"
+    """Whether the model's continuation is scored, or how well it predicts the text itself."""
+    max_new_tokens: int = Field(ge=0)
     samples: int = Field(gt=0)
     """Examples in a cell when ``--limit`` does not say otherwise."""
+    stop: tuple[str, ...] = ()
+    """Texts whose last token ends the generation, as the model's own end token does."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """No end or stop token before so many tokens."""
+    chat_template: bool = True
+    """False where the original never wraps its prompts, whatever ``--chat-template`` says."""
     protocol: str = "longctx-bench"
     """Whose procedure writes the prompts; ``ruler@paper`` is upstream's own, faults included."""
     params: dict[str, Any] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name, write_json, write_text
-from longctx_bench.records import Cell, Example, Generation, Score
+from longctx_bench.records import NATURAL, Cell, Finished, length_name
 
 
 def spec_hash(spec: dict[str, Any]) -> str:
@@ -68,7 +68,9 @@ class ResultStore:
 
     def path(self, cell: Cell) -> Path:
         """Return a cell's folder."""
-        return self.runs / safe_name(cell.model) / safe_name(cell.method) / safe_name(cell.task) / str(cell.length)
+        return (
+            self.runs / safe_name(cell.model) / safe_name(cell.method) / safe_name(cell.task) / length_name(cell.length)
+        )
 
     def start(self, cell: Cell, spec: dict[str, Any], rerun: bool = False) -> dict[str, dict[str, Any]]:
         """Open a cell for writing and return the records that it already has under the same spec, by example id.
@@ -90,21 +92,23 @@ class ResultStore:
     def done(self, cell: Cell, spec: dict[str, Any], n: int) -> bool:
         """Tell whether a cell is complete under this spec, with at least ``n`` examples."""
         summary = self.summary(cell)
-        return summary is not None and summary["spec_hash"] == spec_hash(spec) and summary["n"] >= n
+        if summary is None or summary["spec_hash"] != spec_hash(spec):
+            return False
+        return bool(summary["n"] >= n or summary.get("exhausted"))
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """Return a finished cell's ``cell.json``; None when the cell is not finished."""
         return read_json(self.path(cell) / "cell.json")
 
-    def append(self, cell: Cell, finished: Sequence[tuple[Example, Generation, Score]]) -> None:
+    def append(self, cell: Cell, finished: Sequence[Finished]) -> None:
         """Add one batch's examples in a single write, so that a kill leaves whole batches.
 
         Raises:
             UserError: the disk is full or the folder has become unwritable; what was there before is kept.
         """
         folder = self.path(cell)
-        records = "".join(_line(_record(*item)) for item in finished)
-        timings = "".join(_line({"id": item[1].example_id, "seconds": round(item[1].seconds, 4)}) for item in finished)
+        records = "".join(_line(item.record) for item in finished)
+        timings = "".join(_line({"id": item.record["id"], "seconds": round(item.seconds, 4)}) for item in finished)
         _append(folder / "timings.jsonl", timings)
         _append(folder / "records.jsonl", records)
 
@@ -137,8 +141,11 @@ class ResultStore:
         """Return the folders of all cells, finished or not, in a stable order."""
         names = ("cell.json", "started.json")
         found = {path.parent for name in names for path in self.runs.glob(f"*/*/*/*/{name}")}
-        found = {folder for folder in found if folder.name.isdigit()}
-        return sorted(found, key=lambda folder: (*folder.parts[-4:-1], int(folder.name)))
+        natural = length_name(NATURAL)
+        found = {folder for folder in found if folder.name.isdigit() or folder.name == natural}
+        return sorted(
+            found, key=lambda folder: (*folder.parts[-4:-1], NATURAL if folder.name == natural else int(folder.name))
+        )
 
     def _existing_hash(self, folder: Path) -> str | None:
         for name in ("cell.json", "started.json"):
@@ -194,21 +201,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(loaded, dict):
                 raise UserError(f"{path}: line {number} is not a JSON object")
             yield loaded
-
-
-def _record(example: Example, generation: Generation, score: Score) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "hash": example.hash,
-        "score": score.value,
-        "metric": score.metric,
-        "text": generation.text,
-        "references": list(example.references),
-        "depths": list(example.depths),
-        "prompt_tokens": generation.prompt_tokens,
-        "new_tokens": generation.new_tokens,
-        "finish_reason": generation.finish_reason,
-    }
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -93,7 +93,10 @@ def test_list_results_and_unfinished(call, done: Path) -> None:  # type: ignore[
 
 
 def test_show(call, done: Path, essays: Path) -> None:  # type: ignore[no-untyped-def]
-    code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
+    data = ["--data", f"ruler-essays={essays}"]
+    code, _, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
+    assert (code, "name the same --data as then" in error) == (2, True)
+    code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done, *data)
     assert code == 0, error
     assert "--- references" in shown
     assert "A special magic number is hidden" in shown

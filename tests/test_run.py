@@ -182,11 +182,7 @@ def test_the_second_process_says_so_and_stops(tiny_folder: Path, tmp_path: Path,
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, cell = ResultStore(tmp_path), Cell("m", "rope", "niah", 512)
     store.start(cell, {})
-    item = (
-        Example("000000", "p", "a", ("r",), (), 3, 4),
-        Generation("000000", "r", 3, 1, "settled", 0.1),
-        Score("000000", "string_match_all", 1.0),
-    )
+    item = Finished({"id": "000000", "score": 1.0}, 0.1)
     store.append(cell, [item])
     before = (store.path(cell) / "records.jsonl").read_bytes()
 

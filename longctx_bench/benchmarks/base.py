@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import UserError
@@ -18,6 +19,9 @@ class DoesNotFit(UserError):
 class Benchmark(Spec, ABC):
     """A task's generator. A subclass's fields are the parameters that a task YAML may set."""
 
+    natural: ClassVar[bool] = False
+    """True when the task has documents of its own, which length :data:`~longctx_bench.records.NATURAL` keeps whole."""
+
     @abstractmethod
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
@@ -26,6 +30,8 @@ class Benchmark(Spec, ABC):
 
         Example i is a pure function of (parameters, encoder, length, max_new_tokens, seed, i): it does not
         depend on n, on the examples before it, on the process or on the machine.
+
+        Fewer than n examples mean that the data holds no more.
 
         Args:
             encoder: counts and encodes tokens of the model under test.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.documents import documents_of_file
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import Metric, metric
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
-from longctx_bench.training.corpus import documents_of_file
 
 SEED_OFFSET = 1_000_003
 """Added to the seed: calibration draws other keys, values and excerpts than any test with a smaller seed."""
@@ -85,7 +85,14 @@ class Perplexity:
 
     def score(self, contestant: Contestant, n: int) -> float:
         """Return minus the mean loss in nats over at most n windows."""
-        return -self._engine.mean_loss(self._windows(contestant.length, n), contestant)
+        windows = self._windows(contestant.length, n)
+        requests = [Request(str(place), ids, 0, scored=len(ids) - 1) for place, ids in enumerate(windows)]
+        found = [
+            item.losses
+            for batch in self._engine.batches(requests, per_prompt=True)
+            for item in self._engine.losses(batch, contestant)
+        ]
+        return -sum(map(sum, found)) / sum(map(len, found))
 
     def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
         if not self._ids:

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from longctx_bench.errors import UserError
+from longctx_bench.records import NATURAL, length_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -104,7 +105,7 @@ def parse_scales(text: str | None) -> tuple[float, ...]:
 
 
 def parse_lengths(text: str | None) -> tuple[int, ...]:
-    """Turn ``4096,8k`` into tokens; k is 1024.
+    """Turn ``4096,8k,natural`` into tokens; k is 1024, ``natural`` keeps documents whole.
 
     Raises:
         UserError: a length is no positive whole number.
@@ -112,10 +113,13 @@ def parse_lengths(text: str | None) -> tuple[int, ...]:
     lengths = []
     for part in _parts(text):
         lowered = part.lower()
+        if lowered == length_name(NATURAL):
+            lengths.append(NATURAL)
+            continue
         try:
             length = int(lowered.removesuffix("k")) * (1024 if lowered.endswith("k") else 1)
         except ValueError as error:
-            raise UserError(f"--length {part}: expected a number of tokens, such as 4096 or 4k") from error
+            raise UserError(f"--length {part}: expected a number of tokens, such as 4096 or 4k, or natural") from error
         if length < 1:
             raise UserError(f"--length {part}: must be above 0")
         lengths.append(length)

@@ -77,9 +77,7 @@ def calibrate_command(
     if not scales or min(scales) <= 1:
         raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
     if out is None and not isinstance(variant.source, PathSource):
-        raise UserError(
-            f"calibrate {model}: its weights are not a folder of yours; name one with --out"
-        )
+        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
 

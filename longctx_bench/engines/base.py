@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.records import Generation, Request
+from longctx_bench.records import Generation, Losses, Request
 
 Settled = Callable[[str, str], bool]
 """(example id, text so far) -> True when decoding on cannot change the score."""
@@ -15,7 +15,7 @@ Settled = Callable[[str, str], bool]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method on a base, at one length."""
+    """A method on a base, at one length; at :data:`~longctx_bench.records.NATURAL`, at each prompt's own."""
 
     base: Base
     method: Method
@@ -69,6 +69,13 @@ class Engine(Protocol):
 
         Raises:
             UserError: one request alone does not fit in memory.
+        """
+
+    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+        """Predict the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
+
+        Raises:
+            UserError: one request alone does not fit in memory, or this engine gives no losses.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -18,15 +18,16 @@ def by_tokens(requests: Sequence[Request], budget: int, equal_lengths: bool = Fa
         equal_lengths: put only requests of one total length together.
     """
     batches: list[list[Request]] = []
-    for request in sorted(requests, key=_total, reverse=True):
+    for request in sorted(requests, key=total_tokens, reverse=True):
         batch = batches[-1] if batches else []
-        joins = bool(batch) and (len(batch) + 1) * _total(batch[0]) <= budget
-        if joins and not (equal_lengths and _total(request) != _total(batch[0])):
+        joins = bool(batch) and (len(batch) + 1) * total_tokens(batch[0]) <= budget
+        if joins and not (equal_lengths and total_tokens(request) != total_tokens(batch[0])):
             batch.append(request)
         else:
             batches.append([request])
     return batches
 
 
-def _total(request: Request) -> int:
+def total_tokens(request: Request) -> int:
+    """Return the tokens of a request's prompt and answer together, at most."""
     return len(request.input_ids) + request.max_new_tokens

@@ -57,7 +57,7 @@ class Decoder:
         rows = [_Row(request) for request in batch]
         active = list(rows)
         while True:
-            chosen = logits[:, -1].argmax(dim=-1)
+            chosen = self._allowed(logits[:, -1], active).argmax(dim=-1)
             keep = [place for place, row in enumerate(active) if not self._advance(row, int(chosen[place]), settled)]
             if not keep:
                 return [(row.text, len(row.tokens), row.reason) for row in rows]
@@ -69,6 +69,13 @@ class Decoder:
                 mask = None if mask is None else mask[index]
                 active = [active[place] for place in keep]
             logits, mask = self._step(chosen, mask, cache)
+
+    def _allowed(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """Rule out end and stop tokens ``[rows, vocabulary]`` for examples that must not end yet."""
+        for place, row in enumerate(rows):
+            if len(row.tokens) < row.request.min_new_tokens:
+                logits[place, list(self.eos | row.request.stop_ids)] = -torch.inf
+        return logits
 
     def _start(self, batch: Sequence[Request], chunk: int) -> tuple[torch.Tensor, torch.Tensor | None, DynamicCache]:
         """Prefill a batch; return the last logits ``[batch, 1, vocabulary]``, the mask and the filled cache."""
@@ -135,6 +142,8 @@ class Decoder:
         row.text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
         if token in self.eos:
             row.reason = "eos"
+        elif token in row.request.stop_ids:
+            row.reason = "stop"
         elif settled(row.request.example_id, row.text):
             row.reason = "settled"
         elif len(row.tokens) >= row.request.max_new_tokens:

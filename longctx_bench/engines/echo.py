@@ -9,7 +9,8 @@ from typing import Any
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer
-from longctx_bench.records import Generation, Request
+from longctx_bench.errors import UserError
+from longctx_bench.records import Generation, Losses, Request
 
 
 class EchoEngine:
@@ -47,6 +48,10 @@ class EchoEngine:
             text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
             reason = "settled" if settled(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
+
+    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+        """Refuse: nothing is predicted here."""
+        raise UserError("--engine echo gives no losses; use --engine hf")
 
     def describe(self) -> dict[str, Any]:
         """Return the engine's name."""

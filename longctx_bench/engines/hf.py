@@ -23,7 +23,7 @@ from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.decoding import Decoder, eos_ids
 from longctx_bench.engines.likelihood import token_losses
 from longctx_bench.errors import UserError
-from longctx_bench.records import Generation, Request
+from longctx_bench.records import NATURAL, Generation, Losses, Request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -95,21 +95,40 @@ class HFEngine:
         assert self._decoder is not None
         assert self._footprint is not None
         length = contestant.length
-        if contestant.method.per_prompt:
+        if contestant.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
         with prepared(self._model, contestant, length):
             yield from self._halving(list(batch), settled)
 
-    def mean_loss(self, rows: Sequence[Sequence[int]], contestant: Contestant) -> float:
-        """Return the mean next-token loss in nats over rows of one length, each read from its first token."""
+    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+        """Predict each request's end, in one pass, row by row where memory runs out.
+
+        Raises:
+            UserError: a single request does not fit in memory.
+        """
         assert self._model is not None
-        per_batch = max(1, self._budget() // len(rows[0]))
-        total = 0.0
-        with prepared(self._model, contestant, contestant.length):
-            for start in range(0, len(rows), per_batch):
-                ids = torch.tensor([list(row) for row in rows[start : start + per_batch]])
-                total += float(token_losses(self._model, ids).mean(dim=1).sum())
-        return total / len(rows)
+        started = perf_counter()
+        scored = max(request.scored for request in batch)
+        ids = torch.tensor([list(request.input_ids) for request in batch])
+        found: torch.Tensor | None = None
+        try:
+            with prepared(self._model, contestant, contestant.length):
+                found = token_losses(self._model, ids, scored)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        if found is not None:
+            seconds = (perf_counter() - started) / len(batch)
+            for request, row in zip(batch, found, strict=True):
+                yield Losses(request.example_id, row[-request.scored :].tolist(), seconds)
+            return
+        self._release()
+        if len(batch) == 1:
+            raise UserError(
+                f"{ids.shape[1]} tokens do not fit in the memory of {self.device}; choose a smaller --length"
+            )
+        for request in batch:
+            yield from self.losses([request], contestant)
 
     def describe(self) -> dict[str, Any]:
         """Return device name, dtype, attention, threads and batch tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -87,6 +87,16 @@ class Method(Spec, ABC):
     def tuning(self, base: Base, length: int) -> Tuning | None:
         """Return the tunable scalar's value at a length and where it comes from; None where none is applied."""
         return None
+
+    def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
+        """Return the token ids that the model is given in place of a prompt's; all of them unless a method cuts.
+
+        Args:
+            base: the checkpoint's facts.
+            ids: of the whole prompt.
+            new_tokens: that the answer may take.
+        """
+        return ids
 
     @abstractmethod
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from longctx_bench.errors import UserError
@@ -19,6 +19,13 @@ class RoPE(Method):
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
         return {}
+
+
+class Crop(RoPE):
+    """The base model as it is, given the end of the prompt that its training context holds; no extension."""
+
+    def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
+        return ids[-max(1, base.original_length - new_tokens) :]
 
 
 class PI(Method):

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import lzma
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from longctx_bench.documents import TEXT_SUFFIXES, text_of, text_suffix
 from longctx_bench.errors import UserError
 from longctx_bench.training.recipe import TextSource
-
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-PACKED_SUFFIXES = (".xz", ".zst")
-_CHUNK = 1 << 22
-"""Characters read at a time."""
 
 
 def files(source: TextSource, root: Path) -> list[Path]:
@@ -28,7 +19,7 @@ def files(source: TextSource, root: Path) -> list[Path]:
     assert source.path is not None
     place = root.expanduser() / Path(source.path).expanduser()
     if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and _suffix(file) in TEXT_SUFFIXES)
+        found = sorted(file for file in place.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES)
     elif place.is_file():
         found = [place]
     else:
@@ -36,33 +27,11 @@ def files(source: TextSource, root: Path) -> list[Path]:
     if not found:
         raise UserError(f"{place}: no text there; give a file, folder or pattern (--set corpus=FOLDER moves the root)")
     for file in found:
-        if _suffix(file) not in TEXT_SUFFIXES:
+        if text_suffix(file) not in TEXT_SUFFIXES:
             raise UserError(f"{file}: not a known kind of text; known: {' '.join(TEXT_SUFFIXES)} and .xz, .zst of them")
         if file.stat().st_size == 0:
             raise UserError(f"{file}: empty file; remove it from the corpus")
     return found
-
-
-def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
-    """Yield a file's documents; in plain text they are separated by NUL bytes.
-
-    Raises:
-        UserError: the file is binary, holds no text, or a row lacks the text column.
-    """
-    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    reader = readers.get(_suffix(file))
-    count = 0
-    try:
-        for document in reader(file, text_field) if reader else _plain_documents(file):
-            if document.strip():
-                count += 1
-                yield document
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}); remove binary files from the corpus") from error
-    except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{file}: damaged .xz file: {error}") from error
-    if count == 0:
-        raise UserError(f"{file}: holds no text; remove it from the corpus")
 
 
 def hub_documents(source: TextSource) -> Iterator[str]:
@@ -78,79 +47,6 @@ def hub_documents(source: TextSource) -> Iterator[str]:
     try:
         rows = load_dataset(source.hub, source.subset, split=source.split, revision=source.revision, streaming=True)
         for row in rows:
-            yield _field(row, source.text_field, f"dataset {source.hub}")
+            yield text_of(row, source.text_field, f"dataset {source.hub}")
     except (OSError, ValueError) as error:
         raise UserError(f"dataset {source.hub}: {error}") from error
-
-
-def _suffix(file: Path) -> str:
-    """Return the suffix that says how to read the file, behind .xz or .zst."""
-    suffixes = file.suffixes
-    if suffixes and suffixes[-1] in PACKED_SUFFIXES:
-        suffixes = suffixes[:-1]
-    return suffixes[-1] if suffixes else ""
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[io.TextIOBase]:
-    if file.suffix == ".xz":
-        with lzma.open(file, "rt", encoding="utf-8", newline="") as packed:
-            yield packed
-    elif file.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(f"{file}: .zst needs the package 'zstandard': pip install zstandard") from error
-        with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as binary:
-            yield io.TextIOWrapper(binary, encoding="utf-8", newline="")
-    else:
-        with file.open(encoding="utf-8", newline="") as plain:
-            yield plain
-
-
-def _plain_documents(file: Path) -> Iterator[str]:
-    rest: list[str] = []
-    with _opened(file) as stream:
-        while chunk := stream.read(_CHUNK):
-            # Old texts hold a stray control character; executables and images that happen to decode hold many.
-            if sum(chunk.count(chr(code)) for code in range(1, 7)) > len(chunk) // 1000:
-                raise UserError(f"{file}: binary file, not text; remove it from the corpus")
-            first, *others = chunk.split("\0")
-            rest.append(first)
-            for part in others:
-                yield "".join(rest)
-                rest = [part]
-    yield "".join(rest)
-
-
-def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:
-    with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file} line {number}: not JSON: {error}") from error
-            yield _field(row, text_field, f"{file} line {number}")
-
-
-def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file}: .parquet needs the package 'pyarrow': pip install pyarrow") from error
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a parquet file: {error}") from error
-    if text_field not in table.schema_arrow.names:
-        raise UserError(f"{file}: no column '{text_field}'; set text_field to one of {table.schema_arrow.names}")
-    for batch in table.iter_batches(columns=[text_field]):
-        yield from (value for value in batch.column(0).to_pylist() if value)
-
-
-def _field(row: Any, name: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(name), str):
-        raise UserError(f"{where}: no text under '{name}'; set text_field to the column that holds the document")
-    return str(row[name])

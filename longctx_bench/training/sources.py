@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longctx_bench.documents import documents_of_file
 from longctx_bench.errors import UserError
-from longctx_bench.training.corpus import documents_of_file, files, hub_documents
+from longctx_bench.training.corpus import files, hub_documents
 from longctx_bench.training.models import base_location, load_tokenizer
 from longctx_bench.training.packing import Batches, PackedText
 from longctx_bench.training.recipe import Recipe

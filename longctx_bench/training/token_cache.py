@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longctx_bench.documents import documents_of_file
 from longctx_bench.errors import UserError
-from longctx_bench.training.corpus import documents_of_file, files, hub_documents
+from longctx_bench.training.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from longctx_bench.engines.likelihood import token_losses
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import RoPE, YaRN
+from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 
 BASE = Base("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
@@ -110,7 +111,9 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
         logits = model(ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     assert torch.allclose(token_losses(model, ids), expected, atol=1e-5)
-    mean = engine.mean_loss(ids.tolist(), Contestant(BASE, RoPE(), 1500))
+    requests = [Request(str(row), ids[row].tolist(), 0, scored=1499) for row in range(len(ids))]
+    found = [item.losses for item in engine.losses(requests, Contestant(BASE, RoPE(), 1500))]
+    mean = sum(map(sum, found)) / sum(map(len, found))
     assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
 

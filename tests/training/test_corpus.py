@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longctx_bench.documents import documents_of_file
 from longctx_bench.errors import UserError
-from longctx_bench.training.corpus import documents_of_file, files
+from longctx_bench.training.corpus import files
 from longctx_bench.training.packing import Batches, PackedText
 from longctx_bench.training.recipe import TextSource
 from longctx_bench.training.token_cache import token_arrays

@@ -1,0 +1,65 @@
+"""A cell's examples as token ids: written once for a task, tokenizer and length, read by every method in turn."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.methods.base import Base
+from longctx_bench.plan import PlannedCell, RunSpec
+from longctx_bench.records import Example, Request
+from longctx_bench.registry import Registry
+from longctx_bench.specs import TaskSpec
+
+Made = list[tuple[Example, "array[int]"]]
+"""Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
+
+
+class PromptCache:
+    """The examples of the last task, tokenizer and length."""
+
+    def __init__(self, registry: Registry, spec: RunSpec) -> None:
+        self._registry = registry
+        self._spec = spec
+        self._encoders: dict[tuple[Path, bool], PromptEncoder] = {}
+        self._key: tuple[str, Path, int, int] | None = None
+        self._made: Made = []
+
+    def examples(self, planned: PlannedCell, folder: Path) -> list[Example]:
+        """Return a cell's examples; ``folder`` holds the tokenizer."""
+        return [example for example, _ in self._all(planned, folder)]
+
+    def requests(self, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
+        """Return what an engine gets of a cell's examples, in their order."""
+        task, method = planned.task, planned.variant.method
+        tokenizer = self._encoder(task, folder).tokenizer
+        stop_ids = frozenset(tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
+        made = []
+        for example, ids in self._all(planned, folder):
+            given = method.prompt(base, ids, example.max_new_tokens)
+            scored = min(example.scored, len(given) - 1)
+            made.append(Request(example.id, given, example.max_new_tokens, stop_ids, task.min_new_tokens, scored))
+        return made
+
+    def _all(self, planned: PlannedCell, folder: Path) -> Made:
+        key = (planned.task.name, folder, planned.cell.length, planned.n)
+        if key != self._key:
+            self._key, self._made = None, []
+            self._made = list(self._write(planned.task, folder, planned.cell.length, planned.n))
+            self._key = key
+        return self._made
+
+    def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:
+        encoder = self._encoder(task, folder)
+        benchmark = self._registry.benchmark(task)
+        for example in benchmark.examples(encoder, length, task.max_new_tokens, n, self._spec.seed):
+            yield example, array("i", example.ids or encoder.encode(example.prompt, example.answer_prefix))
+
+    def _encoder(self, task: TaskSpec, folder: Path) -> PromptEncoder:
+        key = (folder, self._spec.chat_template and task.chat_template)
+        if key not in self._encoders:
+            self._encoders[key] = PromptEncoder(load_tokenizer(folder), key[1])
+        return self._encoders[key]

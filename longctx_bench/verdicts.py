@@ -1,0 +1,75 @@
+"""From a batch that an engine ran to the records that the store keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import Any
+
+from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.metrics import Metric
+from longctx_bench.records import Example, Finished, Generation, Losses, Request
+
+_BINS = 32
+"""Points of a loss curve by position."""
+
+
+def continued(
+    engine: Engine, batch: Sequence[Request], contestant: Contestant, measure: Metric, examples: Mapping[str, Example]
+) -> list[Finished]:
+    """Let the engine go on writing, and score what it wrote."""
+
+    def settled(example_id: str, text: str) -> bool:
+        return measure.settled(text, examples[example_id].references)
+
+    finished = []
+    for generation in engine.generate(batch, contestant, settled):
+        example = examples[generation.example_id]
+        value = measure.score(generation.text, example.references, example.classes)
+        finished.append(Finished(_written(example, generation, measure.name, value), generation.seconds))
+    return finished
+
+
+def predicted(
+    engine: Engine, batch: Sequence[Request], contestant: Contestant, measure: Metric, examples: Mapping[str, Example]
+) -> list[Finished]:
+    """Let the engine predict the text itself; the score is the mean loss of a token in nats."""
+    return [
+        Finished(_lost(examples[found.example_id], found, measure.name), found.seconds)
+        for found in engine.losses(batch, contestant)
+    ]
+
+
+def _written(example: Example, generation: Generation, metric: str, value: float) -> dict[str, Any]:
+    record = {
+        "id": example.id,
+        "hash": example.hash,
+        "score": value,
+        "metric": metric,
+        "text": generation.text,
+        "references": list(example.references),
+        "depths": list(example.depths),
+        "prompt_tokens": generation.prompt_tokens,
+        "new_tokens": generation.new_tokens,
+        "finish_reason": generation.finish_reason,
+    }
+    return record if example.words is None else {**record, "words": example.words}
+
+
+def _lost(example: Example, found: Losses, metric: str) -> dict[str, Any]:
+    first = example.n_tokens - len(found.losses)
+    width = max(1, -(-example.n_tokens // _BINS))
+    bins: dict[int, list[float]] = {}
+    for place, loss in enumerate(found.losses, first):
+        bins.setdefault(place // width, []).append(loss)
+    return {
+        "id": example.id,
+        "hash": example.hash,
+        "score": fsum(found.losses) / len(found.losses),
+        "metric": metric,
+        "scored": len(found.losses),
+        # Position of a bin's first token in the window, and the mean loss in the bin.
+        "curve": [[index * width, round(fsum(losses) / len(losses), 5)] for index, losses in sorted(bins.items())],
+        "prompt_tokens": example.n_tokens,
+        "new_tokens": 0,
+    }
