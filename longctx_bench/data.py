@@ -23,6 +23,8 @@ from longctx_bench.files import replacing, safe_name, shipped_folder
 from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
 
 _CHUNK = 1 << 20
+_BESIDE = ("calibration.json", "recipe.json")
+"""JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
 _LARGE = (".safetensors", ".jsonl", ".gz", ".zip", ".parquet")
 """Of a folder's files, those that are identified by size, beginning and end."""
 
@@ -93,7 +95,7 @@ def digest(source: Source) -> str | None:
         return sha256(path)[:16]
     total = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.suffix == ".json" and file.name != "calibration.json":  # whose values are parameters of the method
+        if file.suffix == ".json" and file.name not in _BESIDE:
             total.update(file.name.encode() + file.read_bytes())
         elif file.suffix in _LARGE:
             size = file.stat().st_size

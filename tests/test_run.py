@@ -17,7 +17,7 @@ import pytest
 from longctx_bench import report, run
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
-from longctx_bench.records import Cell, Example, Generation, Score
+from longctx_bench.records import Cell, Finished
 from longctx_bench.registry import Registry
 from longctx_bench.store import ResultStore
 
