@@ -7,8 +7,8 @@ DEMO := results/demo
 .PHONY: demo test lint clean
 
 demo: .venv/.installed
-	$(BIN)/longctx-bench run --model rope-smollm2-135m,yarn-smollm2-135m --tasks niah \
-	  --scale 0.25x,1x,1.5x --limit 4 --out $(DEMO)
+	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
+	  --scale 1x,2x,4x,8x --limit 22 --out $(DEMO)
 	$(BIN)/longctx-bench figures $(DEMO)
 
 test: .venv/.installed-dev lint

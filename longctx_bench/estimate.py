@@ -10,6 +10,7 @@ from longctx_bench.data import fetch
 from longctx_bench.engines.base import Engine, Footprint
 from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.plan import PlannedCell
+from longctx_bench.records import NATURAL
 from longctx_bench.specs import HubSource, Source
 
 _EFFICIENCY = 0.5
@@ -23,10 +24,10 @@ class CellEstimate:
     """One cell's expected cost."""
 
     planned: PlannedCell
-    tokens: int
-    """Prompt and reserved new tokens of all its examples."""
+    tokens: int | None
+    """Prompt and reserved new tokens of all its examples; None where only the data can tell."""
     seconds: float | None
-    """When every example uses up its new tokens; None when the engine cannot say."""
+    """When every example uses up its new tokens; None when neither engine nor task can say."""
     memory: int | None
     """Peak bytes with one prompt at a time; batches take what is free beyond it."""
 
@@ -40,9 +41,11 @@ def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]
     speed: tuple[float, float] | None = None
     estimates = []
     for planned in cells:
-        tokens = planned.n * planned.cell.length
+        # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
+        known = planned.task.kind != "lm_eval" and planned.cell.length != NATURAL
+        tokens = planned.n * planned.cell.length if known else None
         footprint = engine.footprint(_config_folder(planned.variant.source))
-        if footprint is None:
+        if footprint is None or tokens is None:
             estimates.append(CellEstimate(planned, tokens, None, None))
             continue
         speed = speed or engine.speed()

@@ -69,7 +69,8 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     cells = []
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     for task in spec.tasks:
-        metric(task.metric)
+        if task.kind != "lm_eval":
+            metric(task.metric)
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
             raise UserError(
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"

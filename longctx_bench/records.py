@@ -100,6 +100,8 @@ class Losses:
     losses: Sequence[float]
     """Nats a token, of the last ``scored`` tokens in their order."""
     seconds: float
+    greedy: bool = False
+    """True when each of those tokens was the likeliest."""
 
 
 class Finished(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.data import fetch, is_local
+from longctx_bench.benchmarks.lm_eval import PREFIX
+from longctx_bench.beside_weights import fits, model_config
+from longctx_bench.data import fetch
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.methods.base import Method
@@ -30,6 +31,8 @@ from longctx_bench.specs import (
 )
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
+ALL = 1_000_000_000
+"""Examples asked for where a task's own data decide how many there are."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Registry:
         method = validate(kind, params, f"method {method_name}")
         source = own.source if own else model.source
         try:
-            return Variant(model, spec, method.calibrated(_fits(source, kind.tunable)), source)
+            return Variant(model, spec, method.calibrated(fits(source, kind.tunable)), source)
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
@@ -156,7 +159,7 @@ class Registry:
         if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
             raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
         source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
-        config = _config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
+        config = model_config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
         length = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get(
             "original_max_position_embeddings"
         ) or config.get("max_position_embeddings")
@@ -184,6 +187,9 @@ class Registry:
         chosen: dict[str, TaskSpec] = {}
         for name in filter(None, (part.strip() for part in names.split(","))):
             for member in [name] if name in self.tasks else self.groups.get(name, [name]):
+                if member.startswith(PREFIX) and member not in self.tasks:
+                    chosen[member] = self._lm_eval(member)
+                    continue
                 other = f"{member}@{protocol.partition('@')[2]}" if protocol else member
                 task = other if other in self.tasks else member
                 if task not in self.tasks:
@@ -196,6 +202,20 @@ class Registry:
         if not chosen:
             raise UserError("--tasks: names no task")
         return tuple(chosen.values())
+
+    def _lm_eval(self, name: str) -> TaskSpec:
+        """Describe a task of lm-eval: one of its own, or ``lm_eval/NAME.yaml`` in a ``--task-folder``."""
+        task = name.removeprefix(PREFIX)
+        own = [folder / "lm_eval" for folder in self.task_folders if (folder / "lm_eval" / f"{task}.yaml").is_file()]
+        return TaskSpec(
+            name=name,
+            use="longctx_bench.benchmarks.lm_eval:LMEval",
+            kind="lm_eval",
+            metric="lm_eval",
+            max_new_tokens=0,
+            samples=ALL,
+            params={"task": task, "include": str(own[0].resolve()) if own else None},
+        )
 
     def benchmark(self, task: TaskSpec) -> Benchmark:
         """Build the generator behind a task.
@@ -251,32 +271,7 @@ class Registry:
                 self._folders[f"task:{name}"] = folder
 
 
-def _fits(source: Source, tunable: str | None) -> dict[str, Any]:
-    """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
-    if tunable is None or not is_local(source):
-        return {}
-    path = fetch(source) / "calibration.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in found.get(tunable, {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
-
-
 def _existing(folder: Path, option: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: no such folder")
     return folder
-
-
-def _config(path: Path, name: str) -> dict[str, Any]:
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: has no readable config.json; expected a Hugging Face model folder") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{name}: config.json is not a JSON object")
-    return config

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 from longctx_bench import provenance
 from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.lm_eval import LMEval
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
+from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.errors import UserError
+from longctx_bench.harness.tasks import run_task
 from longctx_bench.methods.base import Base
 from longctx_bench.metrics import metric
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import NATURAL, Cell
-from longctx_bench.registry import Registry
+from longctx_bench.registry import ALL, Registry
 from longctx_bench.store import ResultStore, spec_hash
 from longctx_bench.verdicts import continued, predicted
 
@@ -93,7 +96,7 @@ class Runner:
         outcome = Outcome()
         with self.store.locked():
             open_cells = [planned for planned in cells if not planned.done]
-            self.progress.begin(len(cells), sum(planned.n for planned in open_cells))
+            self.progress.begin(len(cells), sum(_units(planned) for planned in open_cells))
             outcome.finished += [planned.cell for planned in cells if planned.done]
             examples = PromptCache(self.registry, self.spec)
             for planned in open_cells:
@@ -119,6 +122,9 @@ class Runner:
         return outcome
 
     def _run_cell(self, planned: PlannedCell, cache: PromptCache) -> None:
+        if planned.task.kind == "lm_eval":
+            self._run_harness(planned)
+            return
         folder = checkpoint_folder(planned.variant.source)
         base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
@@ -153,6 +159,26 @@ class Runner:
             self.progress.advance(added)
         self.store.finish(planned.cell, self._summary(planned, base, overrides))
         self.progress.end_cell(planned, left)
+
+    def _run_harness(self, planned: PlannedCell) -> None:
+        """Run a task of lm-eval whole: it cannot be taken up in its middle."""
+        folder = checkpoint_folder(planned.variant.source)
+        base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
+        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
+        benchmark = self.registry.benchmark(planned.task)
+        assert isinstance(benchmark, LMEval)
+        self.store.start(planned.cell, planned.spec, rerun=True)
+        self.progress.cell(planned, planned.n)
+        self.engine.load(folder)
+        contestant = Contestant(base, planned.variant.method, planned.cell.length)
+        limit = None if planned.n == ALL else planned.n
+        began = perf_counter()
+        found = run_task(self.engine, contestant, load_tokenizer(folder), benchmark, limit, self.spec.chat_template)
+        self.store.append(planned.cell, found.finished)
+        summary = self._summary(planned, base, overrides)
+        own = {"metric": found.metric, "score": found.score, "lm_eval": found.details}
+        self.store.finish(planned.cell, summary | own | {"seconds": round(perf_counter() - began, 3)})
+        self.progress.end_cell(planned, _units(planned))
 
     def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
         footprint = self.engine.footprint(folder)
@@ -193,6 +219,11 @@ class Runner:
             "environment": provenance.environment(),
             "finished": provenance.now(),
         }
+
+
+def _units(planned: PlannedCell) -> int:
+    """Return what a cell counts in the progress: its examples, or one where lm-eval runs it whole."""
+    return 1 if planned.task.kind == "lm_eval" else planned.n
 
 
 def _factor_source(planned: PlannedCell) -> str:

@@ -17,7 +17,8 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
     """Score a JSON-lines file of predictions.
 
     Args:
-        path: lines with ``prediction``, ``references`` and, unless ``task`` is given, ``task``.
+        path: lines with ``prediction``, ``references`` (for classification ``classes``) and, unless ``task`` is
+            given, ``task``.
         task: the task of every line.
         registry: knows the tasks; the built-in ones by default.
 
@@ -50,4 +51,4 @@ def _score(measure: Metric, line: dict[str, Any], where: str) -> float:
         raise UserError(f"{where}: 'prediction' is missing or not text")
     if not isinstance(references, list) or not references or not all(isinstance(item, str) for item in references):
         raise UserError(f"{where}: 'references' is missing or not a list of texts")
-    return measure.score(prediction, references)
+    return measure.score(prediction, references, tuple(line.get("classes") or ()))

@@ -80,6 +80,7 @@ def examples_command(
                 "prompt": example.prompt,
                 "answer_prefix": example.answer_prefix,
                 "references": list(example.references),
+                **({"classes": list(example.classes)} if example.classes else {}),
                 "depths": list(example.depths),
                 "n_tokens": example.n_tokens,
                 "max_new_tokens": example.max_new_tokens,

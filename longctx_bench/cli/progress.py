@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ class Bars:
     """Shows a run on standard error; on a pipe, one line a cell instead of a moving bar."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        # This stream and no later one: while lm-eval runs, standard error is taken from its own bars.
+        self._console = Console(file=sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,7 +55,8 @@ class Bars:
         self._progress.advance(self._examples, planned.n - examples)
         self._progress.update(self._examples, description=escape(str(planned.cell)))
         if not self._console.is_terminal:
-            self._console.print(f"{planned.cell}: {examples} examples to run", markup=False, soft_wrap=True)
+            count = f"{examples} examples" if planned.task.kind != "lm_eval" else "lm-eval's documents"
+            self._console.print(f"{planned.cell}: {count} to run", markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:
         """Move the bar."""

@@ -81,17 +81,32 @@ def show_command(cell: str, example: str | None, out: Path, **options: tuple[str
 
 @click.command("score")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    default="examples",
+    show_default=True,
+    type=click.Choice(["examples", "longbench", "longbench-e", "ruler"]),
+    help="What FILE is; the last three are folders as those benchmarks' own scripts write them.",
+)
 @click.option("--task", help="The task of all lines; without it each line names its own under 'task'.")
 @click.option("--json", "as_json", is_flag=True, help="Print {task: score x 100}, unrounded.")
 @registry_options
-def score_command(file: Path, task: str | None, as_json: bool, **options: tuple[str, ...]) -> None:
+def score_command(file: Path, form: str, task: str | None, as_json: bool, **options: tuple[str, ...]) -> None:
     """Score generations that something else made.
 
-    FILE holds JSON lines as `longctx-bench examples` writes them, each with a key 'prediction' added.
+    FILE holds JSON lines as `longctx-bench examples` writes them, each with a key 'prediction' added; or it is a
+    folder of LongBench's (pred/MODEL) or RULER's prediction files, with --format.
     """
-    from longctx_bench.scoring import score_file
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    if form == "examples":
+        from longctx_bench.scoring import score_file
 
-    scores = score_file(file, task, make_registry(**options))  # type: ignore[arg-type]
+        scores = score_file(file, task, registry)
+    else:
+        from longctx_bench.scoring_upstream import score_folder
+
+        scores = score_folder(file, form, registry)
     if as_json:
         click.echo(json.dumps({name: 100 * mean for name, (mean, _) in scores.items()}))
         return

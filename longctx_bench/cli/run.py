@@ -88,7 +88,8 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
         time = "-" if item.seconds is None else _duration(item.seconds)
         memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
         state = "done" if item.planned.done else "to run"
-        table.add_row(str(item.planned.cell), str(item.planned.n), f"{item.tokens:,}", time, memory, state)
+        examples, tokens = ("-", "-") if item.tokens is None else (str(item.planned.n), f"{item.tokens:,}")
+        table.add_row(str(item.planned.cell), examples, tokens, time, memory, state)
     console = Console()
     console.print(table)
     console.print(f"{len(cells)} cells, about {_duration(total)} on {engine.device} in {engine.dtype}")

@@ -21,7 +21,7 @@ from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.decoding import Decoder, eos_ids
-from longctx_bench.engines.likelihood import token_losses
+from longctx_bench.engines.likelihood import Tail, branches, tails
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
@@ -101,32 +101,29 @@ class HFEngine:
             yield from self._halving(list(batch), settled)
 
     def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
-        """Predict each request's end, in one pass, row by row where memory runs out.
+        """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
 
         Raises:
             UserError: a single request does not fit in memory.
         """
         assert self._model is not None
         started = perf_counter()
-        scored = max(request.scored for request in batch)
-        ids = torch.tensor([list(request.input_ids) for request in batch])
-        found: torch.Tensor | None = None
+        found: list[Tail] | None = None
         try:
             with prepared(self._model, contestant, contestant.length):
-                found = token_losses(self._model, ids, scored)
+                found = _tails(self._model, batch)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
         if found is not None:
             seconds = (perf_counter() - started) / len(batch)
-            for request, row in zip(batch, found, strict=True):
-                yield Losses(request.example_id, row[-request.scored :].tolist(), seconds)
+            for request, tail in zip(batch, found, strict=True):
+                yield Losses(request.example_id, tail.losses.tolist(), seconds, tail.greedy)
             return
         self._release()
         if len(batch) == 1:
-            raise UserError(
-                f"{ids.shape[1]} tokens do not fit in the memory of {self.device}; choose a smaller --length"
-            )
+            tokens = len(batch[0].input_ids)
+            raise UserError(f"{tokens} tokens do not fit in the memory of {self.device}; choose a smaller --length")
         for request in batch:
             yield from self.losses([request], contestant)
 
@@ -220,6 +217,14 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         if not memory.is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error
+
+
+def _tails(model: PreTrainedModel, batch: Sequence[Request]) -> list[Tail]:
+    ids, scored = [list(request.input_ids) for request in batch], [request.scored for request in batch]
+    prefixes = {tuple(row[: len(row) - count]) for row, count in zip(ids, scored, strict=True)}
+    if len(batch) > 1 and len(prefixes) == 1:
+        return branches(model, next(iter(prefixes)), [row[-count:] for row, count in zip(ids, scored, strict=True)])
+    return tails(model, ids, scored)
 
 
 @contextmanager

@@ -1,37 +1,96 @@
-"""The loss of text under a loaded model, without ever holding [tokens x vocabulary] logits."""
+"""How likely a model finds given tokens, without ever holding [tokens x vocabulary] logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 _CHUNK = 1024
 """Positions whose logits are held at a time."""
 
 
+@dataclass(frozen=True)
+class Tail:
+    """How the last tokens of one row were predicted."""
+
+    losses: torch.Tensor
+    """fp32 ``[scored]`` on the CPU, nats."""
+    greedy: bool
+    """True when each of them was the likeliest token."""
+
+
 @torch.inference_mode()
-def token_losses(model: PreTrainedModel, ids: torch.Tensor, last: int | None = None) -> torch.Tensor:
-    """Return the next-token loss at each position, in nats.
+def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequence[int]) -> list[Tail]:
+    """Predict the last tokens of each row from all that stand before them.
+
+    Rows of different lengths are padded on the right, where a causal model's tokens cannot see the padding, so that
+    no mask is needed and every method's attention is that of a row alone.
 
     Args:
         model: a causal language model.
-        ids: token ids ``[rows, tokens]``.
-        last: only the losses of so many tokens at the end are wanted; all of them when None.
-
-    Returns:
-        fp32 losses ``[rows, tokens - 1]`` (or the last ``last`` columns of them) on the CPU; entry t is the loss of
-        token t + 1 given those before.
+        rows: token ids.
+        scored: how many tokens at each row's end are wanted; less than the row has.
     """
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(list(row))
+    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    wanted = [hidden[place, len(row) - 1 - count : len(row) - 1] for place, (row, count) in _pairs(rows, scored)]
+    targets = [ids[place, len(row) - count : len(row)] for place, (row, count) in _pairs(rows, scored)]
+    return _judged(model, wanted, targets)
+
+
+@torch.inference_mode()
+def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Tail]:
+    """Predict several continuations of one prefix, which is read once.
+
+    Args:
+        model: a causal language model.
+        prefix: token ids, at least one.
+        continuations: token ids, at least one each.
+    """
+    cache = DynamicCache(config=model.config)
+    start = torch.tensor([list(prefix)], device=model.device)
+    first = model.base_model(input_ids=start, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+    longest = max(len(tokens) for tokens in continuations)
+    rest = first[:, :0].expand(len(continuations), -1, -1)
+    if longest > 1:
+        cache.batch_repeat_interleave(len(continuations))
+        ids = torch.zeros(len(continuations), longest - 1, dtype=torch.long)
+        for place, tokens in enumerate(continuations):
+            ids[place, : len(tokens) - 1] = torch.tensor(list(tokens[:-1]))
+        positions = torch.arange(len(prefix), len(prefix) + longest - 1).expand(len(continuations), -1)
+        rest = model.base_model(
+            input_ids=ids.to(model.device),
+            position_ids=positions.to(model.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    wanted = [torch.cat([first[0], rest[place, : len(tokens) - 1]]) for place, tokens in enumerate(continuations)]
+    return _judged(model, wanted, [torch.tensor(list(tokens)) for tokens in continuations])
+
+
+def _pairs(rows: Sequence[Sequence[int]], scored: Sequence[int]) -> list[tuple[int, tuple[Sequence[int], int]]]:
+    return list(enumerate(zip(rows, scored, strict=True)))
+
+
+def _judged(model: PreTrainedModel, wanted: list[torch.Tensor], targets: list[torch.Tensor]) -> list[Tail]:
+    """Compare predictions (hidden states ``[scored, width]``) with the tokens that came, all rows together."""
     head = model.get_output_embeddings()
     if head is None:
         raise TypeError(f"{type(model).__name__} has no output embeddings")
-    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    first = 0 if last is None else max(0, ids.shape[1] - 1 - last)
-    hidden, ids = hidden[:, first:-1], ids[:, first:]
-    parts = []
-    for start in range(0, hidden.shape[1], _CHUNK):
-        logits = head(hidden[:, start : start + _CHUNK]).float()
-        wanted = ids[:, start + 1 : start + 1 + _CHUNK].to(logits.device)
-        parts.append(functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").cpu())
-    return torch.cat(parts, dim=1)
+    hidden, target = torch.cat(wanted), torch.cat(targets).to(model.device)
+    losses, likeliest = [], []
+    for start in range(0, len(target), _CHUNK):
+        logits = head(hidden[start : start + _CHUNK]).float()
+        part = target[start : start + _CHUNK]
+        losses.append(functional.cross_entropy(logits, part, reduction="none").cpu())
+        likeliest.append((logits.argmax(dim=-1) == part).cpu())
+    sizes = [len(tokens) for tokens in targets]
+    found = zip(torch.cat(losses).split(sizes), torch.cat(likeliest).split(sizes), strict=True)
+    return [Tail(loss, bool(right.all())) for loss, right in found]

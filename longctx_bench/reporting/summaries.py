@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError
+from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
+from longctx_bench.reporting.buckets import Point, buckets_of
 from longctx_bench.reporting.stats import mean_interval
 from longctx_bench.store import ResultStore, read_json
 
@@ -30,6 +32,20 @@ class CellSummary:
     """Mean score by needle depth in percent, for tasks with one needle on a grid of depths; else empty."""
     details: dict[str, Any]
     """The whole ``cell.json``."""
+    points: tuple[Point, ...] = ()
+    """Each example's score and length, where the task sorts its results by length."""
+
+    @property
+    def percent(self) -> bool:
+        """Whether the score is shown as per cent; a loss is not."""
+        known = METRICS.get(self.metric)
+        return known.percent if known else 0 <= self.score <= 1
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The score's direction."""
+        known = METRICS.get(self.metric)
+        return known.higher_is_better if known else bool(self.details.get("lm_eval", {}).get("higher_is_better", True))
 
     @property
     def contestant(self) -> str:
@@ -79,7 +95,8 @@ def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
     cell = Cell(**details["cell"])
     records = store.records(cell)
     scores = [float(record["score"]) for record in records]
-    low, high = mean_interval(scores)
+    known = METRICS.get(details["metric"])
+    low, high = mean_interval(scores, known.percent if known else all(0 <= score <= 1 for score in scores))
     on_grid = (details["spec"]["task"]["params"] or {}).get("depth_grid")
     return CellSummary(
         cell=cell,
@@ -91,7 +108,12 @@ def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
         n=details["n"],
         by_depth=_by_depth(records) if on_grid else {},
         details=details,
+        points=_points(records) if buckets_of(cell.task, cell.length) else (),
     )
+
+
+def _points(records: list[dict[str, Any]]) -> tuple[Point, ...]:
+    return tuple(Point(record["score"], record["prompt_tokens"], record.get("words")) for record in records)
 
 
 def _by_depth(records: list[dict[str, Any]]) -> dict[float, float]:

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.buckets import buckets_of, sorted_into
+from longctx_bench.reporting.stats import mean_interval
 from longctx_bench.reporting.summaries import CellSummary
 
 
@@ -38,16 +41,47 @@ def tables(cells: Sequence[CellSummary]) -> list[Table]:
         rows = tuple((name, *(_score(found.get((name, length))) for length in lengths)) for name in names)
         sizes = sorted({summary.n for summary in of_task})
         n = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-        title = f"{task}: {of_task[0].metric} in % [95 % interval], higher is better, n = {n} a cell"
+        title = f"{task}: {_measure(of_task[0])}, n = {n} a cell"
         header = ("model", *(_heading(length, contexts) for length in lengths))
         made.append(Table(title, header, rows, _notes(of_task)))
+        made += _by_length(task, of_task, names)
     return made
+
+
+def _measure(summary: CellSummary) -> str:
+    unit = "in %" if summary.percent else "in nats a token" if summary.metric == "token_loss" else ""
+    direction = "higher" if summary.higher_is_better else "lower"
+    return f"{summary.metric} {unit}".strip() + f" [95 % interval], {direction} is better"
+
+
+def _by_length(task: str, cells: Sequence[CellSummary], names: Sequence[str]) -> list[Table]:
+    """Make a table of contestants x document lengths for each cell length whose examples are sorted so."""
+    made = []
+    for length in sorted({summary.cell.length for summary in cells if summary.points}):
+        buckets = buckets_of(task, length)
+        rows = []
+        for summary in sorted((s for s in cells if s.cell.length == length), key=lambda s: names.index(s.contestant)):
+            scores = sorted_into(summary.points, buckets, summary.original_length)
+            rows.append((summary.contestant, *(_mean(scores[bucket.name]) for bucket in buckets)))
+        title = f"{task} at {length_name(length)}, by the documents' length: {_measure(cells[0])}, (n)"
+        made.append(Table(title, ("model", *(bucket.name for bucket in buckets)), tuple(rows)))
+    return made
+
+
+def _mean(scores: Sequence[float]) -> str:
+    if not scores:
+        return ""
+    low, high = mean_interval(scores)
+    return f"{100 * sum(scores) / len(scores):.0f} [{100 * low:.0f}, {100 * high:.0f}] ({len(scores)})"
 
 
 def _notes(cells: Sequence[CellSummary]) -> tuple[str, ...]:
     """Say which factors are fixed, and what differs between cells besides model, method and length."""
     fixed = {f"{s.contestant}: factor fixed at {s.details['factor']:g}" for s in cells if _is_fixed(s)}
-    notes = sorted(fixed) or ["factors derived from the length: s = max(1, length / training context)"]
+    derived = "factors derived from the length: s = max(1, length / training context)"
+    if any(summary.cell.length == NATURAL for summary in cells):
+        derived += ", the length being each prompt's own where documents are whole"
+    notes = sorted(fixed) or [derived]
     notes += _tunings(cells)
     for key in ("seed", "dtype", "engine", "chat_template"):
         values = sorted({str(summary.details["spec"][key]) for summary in cells})
@@ -63,10 +97,10 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
         tuning = summary.details.get("tuning")  # older cells do not say
         if tuning:
             what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
-            found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g}"
+            at = length_name(summary.cell.length)
+            found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g} at {at}"
     return [
-        f"{what}: " + ", ".join(f"{value} at {length:,}" for length, value in sorted(values.items()))
-        for what, values in sorted(found.items())
+        f"{what}: " + ", ".join(value for _, value in sorted(values.items())) for what, values in sorted(found.items())
     ]
 
 
@@ -82,6 +116,8 @@ def _order(name: str, cells: Sequence[CellSummary]) -> tuple[str, bool, str]:
 
 def _heading(length: int, contexts: set[int]) -> str:
     """Return a length with its scale, where all models share one training context."""
+    if length == NATURAL:
+        return "natural"
     if len(contexts) != 1:
         return f"{length:,}"
     return f"{length:,} ({length / next(iter(contexts)):g}x)"
@@ -90,6 +126,8 @@ def _heading(length: int, contexts: set[int]) -> str:
 def _score(summary: CellSummary | None) -> str:
     if summary is None:
         return ""
+    if not summary.percent:
+        return f"{summary.score:.3f} [{summary.low:.3f}, {summary.high:.3f}]"
     # A hundred examples cannot tell tenths of a percent apart: digits follow the interval's width.
     digits = 1 if summary.high - summary.low < 0.1 else 0
     low, mean, high = (f"{100 * value:.{digits}f}" for value in (summary.low, summary.score, summary.high))

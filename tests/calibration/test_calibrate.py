@@ -15,7 +15,7 @@ from longctx_bench.calibration.calibrate import Point, best, calibrate, write
 from longctx_bench.cli import main
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
-from longctx_bench.engines.likelihood import token_losses
+from longctx_bench.engines.likelihood import branches, tails
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import RoPE, YaRN
@@ -110,7 +110,17 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
     with torch.inference_mode():
         logits = model(ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    assert torch.allclose(token_losses(model, ids), expected, atol=1e-5)
+    found_tails = tails(model, [ids[0].tolist(), ids[1, :900].tolist()], [1499, 100])
+    assert torch.allclose(found_tails[0].losses, expected[0], atol=1e-5)
+    assert torch.allclose(found_tails[1].losses, expected[1, 799:899], atol=1e-5)
+    forked = branches(model, ids[0, :900].tolist(), [ids[0, 900:950].tolist(), ids[0, 900:901].tolist()])
+    assert torch.allclose(forked[0].losses, expected[0, 899:949], atol=1e-5)
+    assert torch.allclose(forked[1].losses, expected[0, 899:900], atol=1e-5)
+    likeliest = logits[0, 899].argmax().item()
+    assert [tail.greedy for tail in branches(model, ids[0, :900].tolist(), [[likeliest], [likeliest + 1]])] == [
+        True,
+        False,
+    ]
     requests = [Request(str(row), ids[row].tolist(), 0, scored=1499) for row in range(len(ids))]
     found = [item.losses for item in engine.losses(requests, Contestant(BASE, RoPE(), 1500))]
     mean = sum(map(sum, found)) / sum(map(len, found))

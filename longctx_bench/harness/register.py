@@ -1,0 +1,31 @@
+"""Makes ``longctx`` a name that lm-eval's own command line knows.
+
+lm-eval looks for no plug-ins. A line in a ``.pth`` file of this distribution imports this module where the command
+that starts is lm-eval's and names ``longctx``; no other program pays for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+NAME = "longctx"
+
+
+def is_lm_eval(arguments: list[str]) -> bool:
+    """Tell whether a command line (the interpreter's first) is lm-eval's and asks for our model."""
+    programs = {Path(argument).stem for argument in arguments[:3]} | set(arguments[:3])
+    return bool(programs & {"lm_eval", "lm-eval"}) and (NAME in arguments or f"--model={NAME}" in arguments)
+
+
+def register() -> None:
+    """Add the model to lm-eval's registry, beside its own."""
+    import lm_eval.models  # noqa: F401  (its own models first: it fills an empty registry only)
+    from lm_eval.api.registry import model_registry
+
+    if NAME not in model_registry:
+        model_registry.register(NAME, target="longctx_bench.harness.model:LongCtxLM")
+
+
+if is_lm_eval(sys.orig_argv):
+    register()
