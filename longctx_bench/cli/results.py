@@ -46,22 +46,32 @@ def report_command(folder: Path, form: str, out: Path | None) -> None:
 
 @click.command("figures")
 @_FOLDER
-@click.option("--task", default="niah", show_default=True, help="The task whose heatmaps to draw.")
+@click.option(
+    "--kind",
+    default="heatmap",
+    show_default=True,
+    type=click.Choice(["heatmap", "length"]),
+    help="Needle depth by length for each model, or every task's score against the length.",
+)
+@click.option("--task", help="The tasks to draw, with commas; niah for heatmaps, all for length.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The file to write (png, pdf or svg); FOLDER/figures/TASK-heatmap.png by default.",
+    help="The file to write (png, pdf or svg); FOLDER/figures/TASK-KIND.png by default.",
 )
-def figures_command(folder: Path, task: str, out: Path | None) -> None:
-    """Draw the needle heatmaps (depth x length) of all models in a run's FOLDER on one sheet."""
-    from longctx_bench.reporting.figures import heatmap_sheet
+def figures_command(folder: Path, kind: str, task: str | None, out: Path | None) -> None:
+    """Draw a run's FOLDER: the needle heatmaps (depth x length) of all models on one sheet, or scores by length."""
+    from longctx_bench.reporting.by_length import length_sheet
+    from longctx_bench.reporting.heatmaps import heatmap_sheet
     from longctx_bench.reporting.summaries import read_cells
 
-    path = out or folder / "figures" / f"{task}-heatmap.png"
+    wanted = [name.strip() for name in (task or ("niah" if kind == "heatmap" else "")).split(",") if name.strip()]
+    path = out or folder / "figures" / f"{'-'.join(wanted) or 'all'}-{kind}.png"
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {path}: must end in .png, .pdf or .svg")
-    cells = [summary for summary in read_cells(folder).finished if summary.cell.task == task]
-    click.echo(f"wrote {heatmap_sheet(cells, path)}")
+    cells = [summary for summary in read_cells(folder).finished if not wanted or summary.cell.task in wanted]
+    draw = heatmap_sheet if kind == "heatmap" else length_sheet
+    click.echo(f"wrote {draw(cells, path)}")
 
 
 @click.command("show")

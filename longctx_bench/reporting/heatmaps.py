@@ -1,4 +1,4 @@
-"""Figures from finished cells: the needle heatmaps."""
+"""The needle heatmaps: depth by length, all models on one sheet."""
 
 from __future__ import annotations
 

@@ -1,0 +1,181 @@
+"""lm-eval 0.4.13 itself: our methods as its model, its tasks in our store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+
+import longctx_bench
+from longctx_bench.cli import main
+from longctx_bench.data import embedded_folder
+from longctx_bench.errors import UserError
+from longctx_bench.harness.model import LongCtxLM
+from longctx_bench.harness.register import is_lm_eval
+from longctx_bench.registry import Registry
+
+WORDS = (
+    "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task folder of ours that holds lm-eval's stock arc_easy and a stock-like generation task on local rows."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = random.Random(0)
+    rows = []
+    for index in range(200):
+        choices = rng.sample(WORDS, 4)
+        text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 60)))
+        rows.append(
+            {
+                "id": str(index),
+                "question": f"{text}. Which word comes next?",
+                "choices": {"text": choices, "label": list("ABCD")},
+                "answerKey": rng.choice("ABCD"),
+                "answer": rng.choice(WORDS),
+            }
+        )
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stock = Path(lm_eval.tasks.__file__).parent
+    local = f"dataset_path: json\ndataset_name: null\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+    splits = "training_split: null\nvalidation_split: null\ntest_split: test\n"
+    (folder / "lm_eval").mkdir()
+    (folder / "lm_eval/arc_local.yaml").write_text(
+        f"include: {stock}/arc/arc_easy.yaml\ntask: arc_local\ntag: []\n{local}{splits}"
+    )
+    (folder / "lm_eval/words_local.yaml").write_text(
+        f"task: words_local\n{local}test_split: test\noutput_type: generate_until\n"
+        'doc_to_text: "{{question}}"\ndoc_to_target: "{{answer}}"\n'
+        "generation_kwargs: {until: [' a', '.'], max_gen_toks: 8, do_sample: false}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """Lm-eval's own model and ours on the same weights, in fp32 on the CPU."""
+    folder = str(embedded_folder("rope-tiny"))
+    return {
+        "hf": HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=1),
+        "longctx": LongCtxLM.create_from_arg_string("method=rope,base=tiny,dtype=float32,device=cpu"),
+    }
+
+
+@pytest.mark.parametrize(("task", "rows"), [("arc_local", 200), ("words_local", 30)])
+def test_metrics_equal_those_of_lm_evals_own_model(task: str, rows: int, tasks: Path, models: dict[str, Any]) -> None:
+    manager = lm_eval.tasks.TaskManager(include_path=str(tasks / "lm_eval"), include_defaults=False)
+    found = {
+        name: simple_evaluate(model=model, tasks=[task], task_manager=manager, bootstrap_iters=0, limit=rows)
+        for name, model in models.items()
+    }
+    assert found["hf"]["results"][task] == found["longctx"]["results"][task]
+    samples = {name: result["samples"][task] for name, result in found.items()}
+    assert len(samples["hf"]) == rows
+    if task == "words_local":
+        assert [s["resps"] for s in samples["hf"]] == [s["resps"] for s in samples["longctx"]]
+        return
+    for theirs, ours in zip(samples["hf"], samples["longctx"], strict=True):
+        for (loss, greedy), (other, other_greedy) in zip(theirs["filtered_resps"], ours["filtered_resps"], strict=True):
+            assert float(loss) == pytest.approx(float(other), abs=2e-4)
+            assert str(greedy) == str(other_greedy)
+
+
+def test_rolling_and_empty_contexts_and_cuts_equal(models: dict[str, Any]) -> None:
+    rng = random.Random(3)
+    long = " ".join(rng.choice(WORDS) for _ in range(700))
+    rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in (long, "river stone", "x")]
+    pairs = [("", " apple tree"), (long, " apple"), ("a b ", "c"), (" ".join(WORDS * 4), " lemon"),
+             (" ".join(WORDS * 4), " tiger piano")]  # fmt: skip
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    theirs, ours = models["hf"], models["longctx"]
+    expected = theirs.loglikelihood_rolling(rolling, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(rolling, disable_tqdm=True) == pytest.approx(expected, abs=5e-3)
+    for (loss, greedy), (other, other_greedy) in zip(
+        theirs.loglikelihood(asked, disable_tqdm=True), ours.loglikelihood(asked, disable_tqdm=True), strict=True
+    ):
+        assert loss == pytest.approx(other, abs=2e-4)
+        assert greedy == other_greedy
+
+
+@pytest.mark.parametrize("member", ["drope", "alibi", "nope", "rnope-swa", "yarn"])
+def test_choices_that_share_a_context_are_as_likely_as_alone(member: str) -> None:
+    # 600 tokens and more: past the sliding window and the training context.
+    model = LongCtxLM.create_from_arg_string(f"method={member},base=tiny,dtype=float32,device=cpu,max_length=1024")
+    rng = random.Random(5)
+    context = " ".join(rng.choice(WORDS) for _ in range(350))
+    asked = [Instance("loglikelihood", {}, (context, choice), 0) for choice in (" lemon", " tiger piano river", " a")]
+    together = model.loglikelihood(asked, disable_tqdm=True)
+    alone = [model.loglikelihood([one], disable_tqdm=True)[0] for one in asked]
+    assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in alone], abs=2e-3)
+
+
+def test_its_tasks_run_in_our_store(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--task-folder", str(tasks)]
+    arguments += ["--scale", "1x", "--limit", "20", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    frame = longctx_bench.report(tmp_path)
+    assert set(frame["cell"]) == {"rope-tiny/lm_eval:arc_local/512", "drope-tiny/lm_eval:arc_local/512"}
+    assert set(frame["metric"]) == {"acc_norm"}
+    assert set(frame["n"]) == {20}
+    folder = next((tmp_path / "runs/tiny/rope").glob("lm_eval*arc_local/512"))
+    cell = json.loads((folder / "cell.json").read_text())
+    assert cell["score"] == pytest.approx(cell["lm_eval"]["results"]["acc_norm,none"])
+    assert "acc,none" in cell["lm_eval"]["results"]
+    written = (folder / "records.jsonl").stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        main()
+    assert (folder / "records.jsonl").stat().st_mtime_ns == written
+    capsys.readouterr()
+
+
+def test_unknown_tasks_and_data_that_cannot_be_had_are_one_line(tasks: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lm-eval has no such task"):
+        longctx_bench.run("rope-tiny", "lm_eval:arc_esay", scale=[1], limit=2, device="cpu", out=tmp_path)
+    with pytest.raises(UserError, match="lm_eval:piqa: "):
+        longctx_bench.run("rope-tiny", "lm_eval:piqa", scale=[1], limit=2, device="cpu", out=tmp_path)
+
+
+def test_the_papers_six_tasks_are_a_group() -> None:
+    chosen = Registry().select_tasks("in_context")
+    assert [task.name for task in chosen] == [
+        f"lm_eval:{name}" for name in ("arc_easy", "arc_challenge", "hellaswag", "openbookqa", "piqa", "winogrande")
+    ]
+
+
+def test_lm_evals_command_line_knows_the_model(tasks: Path, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("lm_eval")
+    command = [str(program), "--model", "longctx", "--model_args", "method=drope,base=tiny,dtype=float32", "--tasks"]
+    command += ["arc_local", "--include_path", str(tasks / "lm_eval"), "--limit", "8", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "|arc_local|" in done.stdout
+    assert is_lm_eval(["/env/bin/python", "/env/bin/lm_eval", "--model", "longctx"])
+    assert is_lm_eval(["python", "-m", "lm_eval", "--model=longctx"])
+    assert not is_lm_eval(["python", "train.py", "longctx"])
+    assert not is_lm_eval(["/env/bin/python", "/env/bin/lm_eval", "--model", "hf"])
+
+
+def test_wrong_model_arguments_are_named() -> None:
+    with pytest.raises(UserError, match="--model_args methd: longctx has no such argument; did you mean 'method'"):
+        LongCtxLM.create_from_arg_string("methd=drope")
+    with pytest.raises(UserError, match="unknown method 'drop'"):
+        LongCtxLM.create_from_arg_string("method=drop,base=tiny")
