@@ -25,8 +25,6 @@ from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, W
 _CHUNK = 1 << 20
 _BESIDE = ("calibration.json", "recipe.json")
 """JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
-_LARGE = (".safetensors", ".jsonl", ".gz", ".zip", ".parquet")
-"""Of a folder's files, those that are identified by size, beginning and end."""
 
 
 def cache_dir() -> Path:
@@ -94,16 +92,25 @@ def digest(source: Source) -> str | None:
     if path.is_file():
         return sha256(path)[:16]
     total = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix == ".json" and file.name not in _BESIDE:
-            total.update(file.name.encode() + file.read_bytes())
-        elif file.suffix in _LARGE:
-            size = file.stat().st_size
-            with file.open("rb") as opened:
-                total.update(f"{file.name} {size}".encode() + opened.read(_CHUNK))
-                opened.seek(max(0, size - _CHUNK))
-                total.update(opened.read(_CHUNK))
+    for file in _identifying(path):
+        name = file.relative_to(path).as_posix()
+        if file.suffix == ".json":
+            total.update(name.encode() + file.read_bytes())
+            continue
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            total.update(f"{name} {size}".encode() + opened.read(_CHUNK))
+            opened.seek(max(0, size - _CHUNK))
+            total.update(opened.read(_CHUNK))
     return total.hexdigest()[:16]
+
+
+def _identifying(folder: Path) -> list[Path]:
+    """Return the files that decide what a folder is: a model's config, tokenizer and weights; all of any other."""
+    if (folder / "config.json").is_file():
+        wanted = (".json", ".safetensors")
+        return sorted(f for f in folder.iterdir() if f.suffix in wanted and f.name not in _BESIDE)
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class DoesNotFit(UserError):
+    """A cell whose length the task or the method cannot be run at: it is skipped and the run goes on."""
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or the known names when none is close."""
     candidates = sorted(set(known))

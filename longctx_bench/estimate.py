@@ -42,7 +42,7 @@ def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]
     estimates = []
     for planned in cells:
         # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
-        known = planned.task.kind != "lm_eval" and planned.cell.length != NATURAL
+        known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
         tokens = planned.n * planned.cell.length if known else None
         footprint = engine.footprint(_config_folder(planned.variant.source))
         if footprint is None or tokens is None:

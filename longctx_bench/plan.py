@@ -55,6 +55,8 @@ class PlannedCell:
     cell: Cell
     variant: Variant
     task: TaskSpec
+    kind: str
+    """The benchmark's: ``generate``, ``loss`` or ``lm_eval``."""
     n: int
     spec: dict[str, Any]
     done: bool
@@ -69,8 +71,9 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
     cells = []
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     for task in spec.tasks:
-        if task.kind != "lm_eval":
-            metric(task.metric)
+        kind = benchmarks[task.name].kind
+        if kind != "lm_eval" and (metric(task.metric).name == "token_loss") != (kind == "loss"):
+            raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
             raise UserError(
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
@@ -90,7 +93,7 @@ def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) 
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
                         done = not spec.rerun and store.done(cell, described, n)
-                        cells.append(PlannedCell(cell, variant, task, n, described, done))
+                        cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, described, done))
     return cells
 
 
@@ -128,9 +131,7 @@ def _cell_spec(
         "task": {
             **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
             # Left out at their defaults, so that a cell from before they existed is still the same one.
-            **task.model_dump(
-                mode="json", include={"kind", "stop", "min_new_tokens", "chat_template"}, exclude_defaults=True
-            ),
+            **task.model_dump(mode="json", include={"stop", "min_new_tokens", "chat_template"}, exclude_defaults=True),
             "params": _params(benchmark),
         },
         "digests": {name: digests[source] for name, source in local.items() if source in digests},

@@ -73,9 +73,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the text besides the model's own end tokens."""
     min_new_tokens: int = 0
+    """No end or stop token is chosen before so many tokens."""
     scored: int = 0
     """Tokens at the end whose loss is wanted, instead of a continuation."""
-    """No end or stop token is chosen before so many tokens."""
 
 
 @dataclass(frozen=True)

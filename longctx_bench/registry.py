@@ -188,6 +188,8 @@ class Registry:
         for name in filter(None, (part.strip() for part in names.split(","))):
             for member in [name] if name in self.tasks else self.groups.get(name, [name]):
                 if member.startswith(PREFIX) and member not in self.tasks:
+                    if protocol:
+                        raise UserError(f"--protocol {protocol}: task '{member}' does not have it")
                     chosen[member] = self._lm_eval(member)
                     continue
                 other = f"{member}@{protocol.partition('@')[2]}" if protocol else member
@@ -210,11 +212,10 @@ class Registry:
         return TaskSpec(
             name=name,
             use="longctx_bench.benchmarks.lm_eval:LMEval",
-            kind="lm_eval",
             metric="lm_eval",
             max_new_tokens=0,
             samples=ALL,
-            params={"task": task, "include": str(own[0].resolve()) if own else None},
+            params={"task": task, "include": {"path": str(own[0].resolve())} if own else None},
         )
 
     def benchmark(self, task: TaskSpec) -> Benchmark:

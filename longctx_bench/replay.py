@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell, Example
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import CellSummary, read_cells
@@ -56,7 +57,7 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
     # The parameters are the cell's own; the registry only says which folder a task's own code lies in.
     task = TaskSpec(**spec["task"], samples=summary.n)
     benchmark = registry.benchmark(task)
-    encoder = PromptEncoder(load_tokenizer(folder), spec["chat_template"])
+    encoder = PromptEncoder(load_tokenizer(folder), spec["chat_template"] and task.chat_template)
     written = benchmark.examples(encoder, spec["length"], task.max_new_tokens, int(wanted) + 1, spec["seed"])
     return next(example for example in written if example.id == wanted)
 
@@ -80,9 +81,14 @@ def _text(cell: Cell, example: Example, record: dict[str, Any]) -> str:
             *example.references,
             f"--- generation ({record['new_tokens']} tokens, ended by {record['finish_reason']})",
             _printable(record["text"]),
-            f"--- {record['metric']}: {100 * record['score']:g} %",
+            f"--- {record['metric']}: {_shown(record)}",
         )
     )
+
+
+def _shown(record: dict[str, Any]) -> str:
+    known = METRICS.get(record["metric"])
+    return f"{100 * record['score']:g} %" if known is None or known.percent else f"{record['score']:.4f}"
 
 
 def _needles(hidden: str, references: tuple[str, ...]) -> str:

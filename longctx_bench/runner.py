@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
@@ -10,14 +10,13 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from longctx_bench import provenance
-from longctx_bench.benchmarks.base import DoesNotFit
 from longctx_bench.benchmarks.lm_eval import LMEval
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
-from longctx_bench.errors import UserError
+from longctx_bench.errors import DoesNotFit, UserError
 from longctx_bench.harness.tasks import run_task
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import Base, Method
 from longctx_bench.metrics import metric
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import PromptCache
@@ -122,16 +121,19 @@ class Runner:
         return outcome
 
     def _run_cell(self, planned: PlannedCell, cache: PromptCache) -> None:
-        if planned.task.kind == "lm_eval":
+        if planned.kind == "lm_eval":
             self._run_harness(planned)
             return
         folder = checkpoint_folder(planned.variant.source)
         base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         # Refuses a method that this base cannot take before anything heavy is loaded.
-        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
-        self._refuse_impossible(planned, folder, planned.cell.length)
+        planned.variant.method.model_overrides(base, planned.cell.length)
+        if type(planned.variant.method).prompt is Method.prompt:
+            self._refuse_impossible(planned, folder, planned.cell.length)
         known = {example.id: example for example in cache.examples(planned, folder)}
+        if not known:
+            raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
         have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
         for record in have.values():
             if record["id"] in known and record["hash"] != known[record["id"]].hash:
@@ -139,13 +141,15 @@ class Runner:
                     f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
                 )
         requests = cache.requests(planned, folder, base)
-        self._refuse_impossible(planned, folder, max(map(total_tokens, requests), default=0))
+        longest = max(map(total_tokens, requests))
+        self._refuse_impossible(planned, folder, longest)
+        overrides = planned.variant.method.model_overrides(base, planned.cell.length or longest)
         missing = [request for request in requests if request.example_id not in have]
         self.progress.cell(planned, len(missing))
         if missing:
             self.engine.load(folder)
         measure = metric(planned.task.metric)
-        judge = predicted if planned.task.kind == "loss" else continued
+        judge = predicted if planned.kind == "loss" else continued
         left = len(missing)
         per_prompt = planned.variant.method.per_prompt or planned.cell.length == NATURAL or judge is predicted
         for batch in self.engine.batches(requests, per_prompt) if missing else []:
@@ -167,13 +171,15 @@ class Runner:
         overrides = planned.variant.method.model_overrides(base, planned.cell.length)
         benchmark = self.registry.benchmark(planned.task)
         assert isinstance(benchmark, LMEval)
-        self.store.start(planned.cell, planned.spec, rerun=True)
         self.progress.cell(planned, planned.n)
         self.engine.load(folder)
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         limit = None if planned.n == ALL else planned.n
         began = perf_counter()
-        found = run_task(self.engine, contestant, load_tokenizer(folder), benchmark, limit, self.spec.chat_template)
+        settings = (limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
+        found = run_task(self.engine, contestant, load_tokenizer(folder), benchmark, *settings)
+        # Only now is a cell from before replaced: what fails above takes nothing away.
+        self.store.start(planned.cell, planned.spec, rerun=True)
         self.store.append(planned.cell, found.finished)
         summary = self._summary(planned, base, overrides)
         own = {"metric": found.metric, "score": found.score, "lm_eval": found.details}
@@ -184,7 +190,8 @@ class Runner:
         footprint = self.engine.footprint(folder)
         if footprint is None:
             return
-        needed = footprint.peak(length, chunk=256)
+        # A loss is read off one pass over the whole row; a prompt can be prefilled in pieces.
+        needed = footprint.peak(length, chunk=length if planned.kind == "loss" else 256)
         if needed > footprint.available:
             raise UserError(
                 f"length {length} needs about {_gib(needed)} of memory for one prompt and "
@@ -202,7 +209,7 @@ class Runner:
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
             "metric": planned.task.metric,
-            "score": fsum(record["score"] for record in records) / len(records),
+            "score": _mean(records),
             "n": len(records),
             # The data holds no more, whatever number is asked for.
             "exhausted": len(records) < planned.n,
@@ -221,9 +228,16 @@ class Runner:
         }
 
 
+def _mean(records: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean over examples; of losses, over the tokens that were scored."""
+    weights = [record.get("scored", 1) for record in records]
+    total = fsum(record["score"] * weight for record, weight in zip(records, weights, strict=True))
+    return total / float(sum(weights))
+
+
 def _units(planned: PlannedCell) -> int:
     """Return what a cell counts in the progress: its examples, or one where lm-eval runs it whole."""
-    return 1 if planned.task.kind == "lm_eval" else planned.n
+    return 1 if planned.kind == "lm_eval" else planned.n
 
 
 def _factor_source(planned: PlannedCell) -> str:

@@ -84,7 +84,6 @@ _READERS: dict[str, Callable[[Path, Any], Iterator[tuple[str, float]]]] = {
     "longbench-e": _longbench_e,
     "ruler": _ruler,
 }
-FORMATS = tuple(_READERS)
 
 
 def _text(line: dict[str, Any], key: str, where: str) -> str:

@@ -150,8 +150,6 @@ class TaskSpec(Spec):
     use: str
     description: str = ""
     metric: str
-    kind: Literal["generate", "loss", "lm_eval"] = "generate"
-    """What is scored: the model's continuation, how well it predicts the text itself, or what lm-eval makes of it."""
     max_new_tokens: int = Field(ge=0)
     samples: int = Field(gt=0)
     """Examples in a cell when ``--limit`` does not say otherwise."""

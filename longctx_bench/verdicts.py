@@ -41,7 +41,7 @@ def predicted(
 
 
 def _written(example: Example, generation: Generation, metric: str, value: float) -> dict[str, Any]:
-    record = {
+    record: dict[str, Any] = {
         "id": example.id,
         "hash": example.hash,
         "score": value,
@@ -53,7 +53,12 @@ def _written(example: Example, generation: Generation, metric: str, value: float
         "new_tokens": generation.new_tokens,
         "finish_reason": generation.finish_reason,
     }
-    return record if example.words is None else {**record, "words": example.words}
+    if example.words is not None:
+        record["words"] = example.words
+    if example.n_tokens != generation.prompt_tokens:
+        # A method that cuts prompts was given less than the document.
+        record["document_tokens"] = example.n_tokens
+    return record
 
 
 def _lost(example: Example, found: Losses, metric: str) -> dict[str, Any]:

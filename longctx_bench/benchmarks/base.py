@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.errors import UserError
+from longctx_bench.errors import DoesNotFit
 from longctx_bench.records import Example
 from longctx_bench.specs import Spec
 
-
-class DoesNotFit(UserError):
-    """The task's shortest prompt is longer than the cell: the cell is skipped and the run goes on."""
+__all__ = ["Benchmark", "DoesNotFit", "IndexedBenchmark", "example_id"]
 
 
 class Benchmark(Spec, ABC):
     """A task's generator. A subclass's fields are the parameters that a task YAML may set."""
 
+    kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "generate"
+    """What is scored: the model's continuation, how well it predicts the text itself, or what lm-eval makes of it."""
     natural: ClassVar[bool] = False
     """True when the task has documents of its own, which length :data:`~longctx_bench.records.NATURAL` keeps whole."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import UserError
 from longctx_bench.records import Example
+from longctx_bench.specs import PathSource
 
 PREFIX = "lm_eval:"
 """Of a task's name on the command line."""
@@ -19,8 +20,10 @@ PREFIX = "lm_eval:"
 class LMEval(Benchmark):
     """Names a task of lm-eval (EleutherAI lm-evaluation-harness 0.4.13)."""
 
-    task: str
-    include: Path | None = None
+    kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "lm_eval"
+
+    task: str = Field(pattern=r"^[\w.+-]+$")
+    include: PathSource | None = None
     """Folder of task YAMLs of your own, as lm-eval's ``--include_path``."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """The task's own number unless set."""

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,22 +43,26 @@ def read_rows(path: Path, name: str, n: int) -> list[Row]:
     """
     if path.is_file() and path.suffix == ".zip":
         return list(_zipped(path, name, n))
-    file = path if path.is_file() else _find(path, name)
-    if file.suffix == ".parquet":
-        return list(islice(_parquet(file), n))
+    if path.is_file() and path.name.partition(".")[0] != name:
+        raise UserError(f"{path}: is not the file of {name}; name the folder that holds all of them")
+    files = [path] if path.is_file() else _find(path, name)
+    if files[0].suffix == ".parquet":
+        return list(islice((row for file in files for row in _parquet(file)), n))
+    file = files[0]
     with _opened(file) as lines:
         return list(islice(_jsonl(lines, str(file)), n))
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find(folder: Path, name: str) -> list[Path]:
+    """Return the file of that name, or the parts of a parquet dataset."""
     places = [f"{name}.jsonl", f"{name}.jsonl.gz", f"{name}.parquet"]
     for root in (folder, folder / "data"):
         for place in places:
             if (root / place).is_file():
-                return root / place
+                return [root / place]
         split = sorted((root / name).glob("**/*.parquet"))
         if split:
-            return split[0]
+            return split
     here = {file.name.partition(".")[0] for file in folder.glob("*") if not file.name.startswith(".")}
     raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){near_miss(name, sorted(here))}")
 
@@ -70,7 +75,7 @@ def _zipped(path: Path, name: str, n: int) -> Iterator[Row]:
                 raise UserError(f"{path}: has no member {name}.jsonl")
             with archive.open(members[0]) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
                 yield from islice(_jsonl(lines, f"{path}: {members[0]}"), n)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable zip ({error}); fetch it again") from error
 
 
@@ -79,7 +84,7 @@ def _opened(file: Path) -> Iterator[Iterable[str]]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
             yield lines
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,9 +23,12 @@ _CHARACTERS = 12
 class Perplexity(Benchmark):
     """Windows of exactly ``length`` tokens; the loss of their last ``last`` tokens is the result.
 
-    With ``stride`` = ``last`` this is the sliding window by which every token is predicted once from at least
-    ``length - stride`` tokens (Press et al. 2021, arXiv 2108.12409, appendix B); with neither, windows side by side.
+    Windows lie side by side, the first of every document before the second of any. With ``stride`` = ``last`` they
+    slide through one document after the other (Press et al. 2021, arXiv 2108.12409, appendix B): a document's first
+    window is scored whole, each later one at its end, so that every token is predicted once.
     """
+
+    kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "loss"
 
     data: Source
     """A text file, or a folder of them."""
@@ -41,40 +45,57 @@ class Perplexity(Benchmark):
         """Yield the first window of each document that is long enough, then the second ones, and so on."""
         begin = _special_start(encoder)
         if self.last is not None and self.last >= length:
-            raise DoesNotFit(
-                f"perplexity at {length}: the last {self.last} tokens are to be scored; take a longer length"
-            )
-        inside = length - len(begin)
-        stride = self.stride or inside
-        wanted = inside + stride * (n - 1)
-        documents = []
-        for text in self._documents():
-            ids = _tokens(encoder, text[: wanted * _CHARACTERS])[:wanted]
-            if len(ids) >= inside:
-                documents.append(ids)
-            if len(documents) >= n:
-                break
-        if not documents:
-            raise DoesNotFit(f"perplexity at {length}: no document has so many tokens")
+            raise DoesNotFit(f"perplexity at {length}: the last {self.last} tokens are to be scored; take a larger one")
+        found = self._sliding if self.stride else self._side_by_side
         index = 0
-        for turn in range(n):
-            for ids in documents:
-                window = ids[turn * stride : turn * stride + inside]
-                if len(window) < inside or index >= n:
-                    continue
-                tokens = (*begin, *window)
-                yield Example(
-                    id=example_id(index),
-                    prompt=encoder.tokenizer.decode(window),
-                    answer_prefix="",
-                    references=(),
-                    depths=(),
-                    n_tokens=len(tokens),
-                    max_new_tokens=0,
-                    ids=tokens,
-                    scored=min(self.last or length, length - 1),
-                )
-                index += 1
+        for window, scored in found(encoder, length - len(begin), n):
+            tokens = (*begin, *window)
+            yield Example(
+                id=example_id(index),
+                prompt=encoder.tokenizer.decode(window),
+                answer_prefix="",
+                references=(),
+                depths=(),
+                n_tokens=len(tokens),
+                max_new_tokens=0,
+                ids=tokens,
+                scored=min(scored, length - 1),
+            )
+            index += 1
+        if index == 0:
+            raise DoesNotFit(f"perplexity at {length}: no document has so many tokens")
+
+    def _side_by_side(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
+        scored = self.last or size
+        firsts = 0
+        for text in self._documents():
+            ids = _tokens(encoder, text, size)
+            if len(ids) >= size and firsts < n:
+                firsts += 1
+                yield ids[:size], scored
+            if firsts == n:
+                return
+        # There are fewer long documents than windows wanted: only now are they read whole.
+        whole = [ids for text in self._documents() if len(ids := _tokens(encoder, text, size * (n + 1))) >= 2 * size]
+        left = n - firsts
+        for turn in range(1, n):
+            for ids in whole:
+                window = ids[turn * size : (turn + 1) * size]
+                if len(window) == size and left:
+                    left -= 1
+                    yield window, scored
+
+    def _sliding(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
+        assert self.stride is not None
+        left = n
+        for text in self._documents():
+            if not left:
+                return
+            ids = _tokens(encoder, text, size + self.stride * left)
+            for start in range(0, len(ids) - size + 1, self.stride):
+                if left:
+                    left -= 1
+                    yield ids[start : start + size], size if start == 0 else (self.last or self.stride)
 
     def _documents(self) -> Iterator[str]:
         place = fetch(self.data)
@@ -85,18 +106,27 @@ class Perplexity(Benchmark):
 
 def _text_files(folder: Path) -> list[Path]:
     found = sorted(file for file in folder.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES[2:])
-    found = found or sorted(file for file in folder.rglob("*.txt*") if file.is_file())
+    found = found or sorted(f for f in folder.rglob("*") if f.is_file() and text_suffix(f) in TEXT_SUFFIXES[:2])
     if not found:
         raise UserError(f"{folder}: no text there; known are {' '.join(TEXT_SUFFIXES)} and .xz, .zst of them")
     return found
 
 
-def _tokens(encoder: PromptEncoder, text: str) -> list[int]:
+def _tokens(encoder: PromptEncoder, text: str, wanted: int) -> list[int]:
+    """Return a text's first ``wanted`` token ids, or all, tokenising no more of it than needed."""
+    piece = text[: (wanted + 1) * _CHARACTERS]
+    ids = _ids(encoder, piece)
+    if len(ids) <= wanted and len(piece) < len(text):
+        ids = _ids(encoder, text)
+    return ids[:wanted]
+
+
+def _ids(encoder: PromptEncoder, text: str) -> list[int]:
     ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def _special_start(encoder: PromptEncoder) -> tuple[int, ...]:
     """Return what the tokenizer puts before a text: BOS where it has one."""
-    plain, whole = _tokens(encoder, "a"), encoder.encode("a")
+    plain, whole = _ids(encoder, "a"), PromptEncoder(encoder.tokenizer).encode("a")
     return tuple(whole[: len(whole) - len(plain)])

@@ -70,7 +70,7 @@ def examples_command(
     from longctx_bench.benchmarks.encoder import PromptEncoder
     from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 
-    encoder = PromptEncoder(load_tokenizer(checkpoint_folder(variant.source)), chat_template)
+    tokenizer = load_tokenizer(checkpoint_folder(variant.source))
     lines = (
         json.dumps(
             {
@@ -88,7 +88,13 @@ def examples_command(
             ensure_ascii=False,
         )
         for spec in tasks
-        for example in registry.benchmark(spec).examples(encoder, lengths[0], spec.max_new_tokens, limit, seed)
+        for example in registry.benchmark(spec).examples(
+            PromptEncoder(tokenizer, chat_template and spec.chat_template),
+            lengths[0],
+            spec.max_new_tokens,
+            limit,
+            seed,
+        )
     )
     if out is None:
         for line in lines:

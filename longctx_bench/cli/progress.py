@@ -55,7 +55,7 @@ class Bars:
         self._progress.advance(self._examples, planned.n - examples)
         self._progress.update(self._examples, description=escape(str(planned.cell)))
         if not self._console.is_terminal:
-            count = f"{examples} examples" if planned.task.kind != "lm_eval" else "lm-eval's documents"
+            count = f"{examples} examples" if planned.kind != "lm_eval" else "lm-eval's documents"
             self._console.print(f"{planned.cell}: {count} to run", markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:

@@ -109,6 +109,8 @@ def score_command(file: Path, form: str, task: str | None, as_json: bool, **opti
     folder of LongBench's (pred/MODEL) or RULER's prediction files, with --format.
     """
     registry = make_registry(**options)  # type: ignore[arg-type]
+    if form != "examples" and task is not None:
+        raise UserError(f"--task goes with --format examples; with {form} the files' names are the tasks")
     if form == "examples":
         from longctx_bench.scoring import score_file
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from longctx_bench.cli.options import engine_options, make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.errors import UserError
 
 ENGINES = ("hf", "echo")
 
@@ -54,6 +55,8 @@ def run_command(
         settings = (*settings, f"drope.calibration={temperature}")
     registry = make_registry(baselines, task_folder, local_data, settings)
     variants = registry.variants(models)
+    if temperature is not None and not any(variant.method_name == "drope" for variant in variants):
+        raise UserError(f"--temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
     chosen = registry.select_tasks(tasks, protocol)
 
     from longctx_bench.cli.progress import Bars

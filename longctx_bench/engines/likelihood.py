@@ -39,9 +39,12 @@ def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequenc
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(list(row))
-    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    wanted = [hidden[place, len(row) - 1 - count : len(row) - 1] for place, (row, count) in _pairs(rows, scored)]
-    targets = [ids[place, len(row) - count : len(row)] for place, (row, count) in _pairs(rows, scored)]
+    # The last token predicts nothing that is asked for.
+    hidden = model.base_model(input_ids=ids[:, :-1].to(model.device), use_cache=False).last_hidden_state
+    wanted, targets = [], []
+    for place, (row, count) in enumerate(zip(rows, scored, strict=True)):
+        wanted.append(hidden[place, len(row) - 1 - count : len(row) - 1])
+        targets.append(ids[place, len(row) - count : len(row)])
     return _judged(model, wanted, targets)
 
 
@@ -73,10 +76,6 @@ def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Seque
         ).last_hidden_state
     wanted = [torch.cat([first[0], rest[place, : len(tokens) - 1]]) for place, tokens in enumerate(continuations)]
     return _judged(model, wanted, [torch.tensor(list(tokens)) for tokens in continuations])
-
-
-def _pairs(rows: Sequence[Sequence[int]], scored: Sequence[int]) -> list[tuple[int, tuple[Sequence[int], int]]]:
-    return list(enumerate(zip(rows, scored, strict=True)))
 
 
 def _judged(model: PreTrainedModel, wanted: list[torch.Tensor], targets: list[torch.Tensor]) -> list[Tail]:

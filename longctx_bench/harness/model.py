@@ -14,14 +14,11 @@ from tqdm import tqdm
 
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
-from longctx_bench.engines.hf import HFEngine
+from longctx_bench.engines.hf import SHARED_FROM, HFEngine
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.methods.base import Base
 from longctx_bench.records import Losses, Request
 from longctx_bench.registry import Registry
-
-_SHARED_FROM = 32
-"""Prompt tokens from which reading a prompt once for all its continuations is faster than side by side."""
 
 Pair = tuple[Any, list[int], list[int]]
 """What lm-eval asks for: a key for its cache, the context's tokens, the continuation's."""
@@ -70,9 +67,9 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         variant = Registry().variant(given.get("model") or (f"{method}:{base}" if method else base))
         folder = checkpoint_folder(variant.source)
         facts = Base(variant.model.name, variant.model.original_length, read_config(folder))
-        length = int(given.get("max_length") or variant.model.original_length)
-        budget = given.get("batch_tokens")
-        engine = HFEngine(given.get("device") or "auto", given.get("dtype") or "auto", int(budget) if budget else None)
+        length = _positive(given.get("max_length"), "max_length") or variant.model.original_length
+        budget = _positive(given.get("batch_tokens"), "batch_tokens")
+        engine = HFEngine(given.get("device") or "auto", given.get("dtype") or "auto", budget)
         engine.load(folder)
         return cls(engine, Contestant(facts, variant.method, length), load_tokenizer(folder))
 
@@ -138,18 +135,26 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
     def _request(self, place: int, pair: Pair) -> Request:
         _, context, continuation = pair
         ids = (context + continuation)[-(self.max_length + 1) :]
+        ids = list(self._contestant.method.prompt(self._contestant.base, ids, 0))
         return Request(str(place), ids, 0, scored=min(len(continuation), len(ids) - 1))
 
     def _batches(self, made: Sequence[Request]) -> Iterator[list[Request]]:
         """Put the continuations of one long context together, and all others by length."""
+        per_prompt = self._contestant.method.per_prompt
         alone = []
         for _, group in groupby(made, key=lambda request: tuple(request.input_ids[: -request.scored])):
             batch = list(group)
-            if len(batch) > 1 and len(batch[0].input_ids) - batch[0].scored >= _SHARED_FROM:
-                yield batch
+            if not per_prompt and len(batch) > 1 and len(batch[0].input_ids) - batch[0].scored >= SHARED_FROM:
+                # Batches of one context: what they share is read once in each.
+                yield from self._engine.batches(batch, per_prompt)
             else:
                 alone += batch
-        yield from self._engine.batches(alone, per_prompt=False)
+        yield from self._engine.batches(alone, per_prompt)
+
+    def _stop_ids(self, stops: Sequence[str]) -> frozenset[int]:
+        """Return the stop texts that are special tokens, which a decoded text does not show."""
+        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+        return frozenset(special[stop] for stop in stops if stop in special)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts, in windows of ``max_length`` as lm-eval cuts them."""
@@ -175,18 +180,19 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         """Continue texts greedily until a stop text.
 
         Raises:
-            UserError: a task asks for sampling.
+            UserError: a task asks for anything but greedy decoding, or for more new tokens than ``max_length`` holds.
         """
         stops: dict[str, list[str]] = {}
         made = []
         for place, (context, options) in enumerate(request.args for request in requests):
-            settings = normalize_gen_kwargs(options, self.max_gen_toks)
-            if settings.get("do_sample"):
-                raise UserError("longctx decodes greedily; set do_sample: false for this task")
+            settings = _greedy(normalize_gen_kwargs(options, self.max_gen_toks))
             new = int(settings["max_gen_toks"])
+            if new >= self.max_length:
+                raise UserError(f"max_length {self.max_length}: a task's {new} new tokens leave no room for its prompt")
             stops[str(place)] = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.eos_token)
-            ids = self.tok_encode(context)[-max(1, self.max_length - new) :]
-            made.append(Request(str(place), ids, new))
+            ids = self.tok_encode(context)[-(self.max_length - new) :]
+            ids = list(self._contestant.method.prompt(self._contestant.base, ids, new))
+            made.append(Request(str(place), ids, new, self._stop_ids(stops[str(place)])))
 
         def settled(example_id: str, text: str) -> bool:
             return any(stop and stop in text for stop in stops[example_id])
@@ -200,6 +206,29 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
                     self.cache_hook.add_partial("generate_until", requests[int(item.example_id)].args, text)
                     bar.update()
         return [texts[str(place)] for place in range(len(requests))]
+
+
+def _positive(value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    if not str(value).isdigit() or int(value) < 1:
+        raise UserError(f"--model_args {name}={value}: expected a number of tokens, such as 4096")
+    return int(value)
+
+
+def _greedy(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's generation settings, all of which greedy decoding honours.
+
+    Raises:
+        UserError: one of them asks for something else.
+    """
+    neutral = {"temperature": 0.0, "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "top_p": 1.0}
+    for name, value in settings.items():
+        if name in ("until", "max_gen_toks", "top_k") or value is None:
+            continue
+        if name not in neutral or float(value) != float(neutral[name]):
+            raise UserError(f"longctx decodes greedily: the task's generation_kwargs ask for {name}={value}")
+    return settings
 
 
 def _answer(found: Losses) -> tuple[float, bool]:

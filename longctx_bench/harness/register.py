@@ -13,9 +13,9 @@ NAME = "longctx"
 
 
 def is_lm_eval(arguments: list[str]) -> bool:
-    """Tell whether a command line (the interpreter's first) is lm-eval's and asks for our model."""
-    programs = {Path(argument).stem for argument in arguments[:3]} | set(arguments[:3])
-    return bool(programs & {"lm_eval", "lm-eval"}) and (NAME in arguments or f"--model={NAME}" in arguments)
+    """Tell whether a command line (the interpreter's first) is lm-eval's and may ask for our model."""
+    ours = NAME in arguments or f"--model={NAME}" in arguments or "--config" in arguments
+    return ours and any(Path(argument).stem in {"lm_eval", "lm-eval"} for argument in arguments)
 
 
 def register() -> None:

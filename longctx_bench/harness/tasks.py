@@ -32,7 +32,13 @@ class HarnessResult:
 
 
 def run_task(
-    engine: Engine, contestant: Contestant, tokenizer: Any, benchmark: LMEval, limit: int | None, chat_template: bool
+    engine: Engine,
+    contestant: Contestant,
+    tokenizer: Any,
+    benchmark: LMEval,
+    limit: int | None,
+    seed: int,
+    chat_template: bool,
 ) -> HarnessResult:
     """Run one task of lm-eval.
 
@@ -42,6 +48,7 @@ def run_task(
         tokenizer: of the weights.
         benchmark: names the task.
         limit: documents; all when None.
+        seed: of few-shot examples.
         chat_template: put prompts into the model's chat template.
 
     Raises:
@@ -66,6 +73,10 @@ def run_task(
                 limit=limit,
                 task_manager=manager,
                 bootstrap_iters=0,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
                 apply_chat_template=chat_template,
                 log_samples=True,
             )
@@ -75,17 +86,14 @@ def run_task(
         raise UserError(f"lm_eval:{benchmark.task}: {type(error).__name__}: {_first_line(error)}") from error
     assert found is not None
     results: dict[str, Any] = found["results"]
-    if list(results) != [benchmark.task]:
-        raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
-    samples = sorted(found["samples"][benchmark.task], key=lambda sample: int(sample["doc_id"]))
-    return _result(results[benchmark.task], samples, found, benchmark.task)
+    return _result(results[benchmark.task], found["samples"][benchmark.task], found, benchmark.task)
 
 
 def _manager(benchmark: LMEval) -> Any:
     import lm_eval.tasks
 
     stock = Path(lm_eval.tasks.__file__).parent
-    folders = [Path(benchmark.include)] if benchmark.include else []
+    folders = [benchmark.include.path] if benchmark.include else []
     if not folders:
         # Reading all of lm-eval's 14,000 task files takes a quarter of a minute; the right folder, none.
         folders = [file.parent for file in stock.rglob(f"{benchmark.task}.yaml")][:1]
@@ -94,6 +102,8 @@ def _manager(benchmark: LMEval) -> Any:
         manager = lm_eval.tasks.TaskManager(include_path=[str(folder) for folder in folders])
     if benchmark.task not in manager.all_tasks:
         raise UserError(f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them)")
+    if benchmark.task in {*manager.all_groups, *manager.all_tags}:
+        raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
     return manager
 
 
@@ -105,7 +115,12 @@ def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: A
     }
     names = {key.partition(",")[0]: key for key in reversed(aggregated)}
     metric = next((name for name in _PREFERRED if name in names), next(iter(reversed(names)), None))
-    if metric is None or not samples or not isinstance(samples[0].get(metric), int | float):
+    if metric is None:
+        raise UserError(f"lm_eval:{task}: gives no score; run it with lm_eval itself")
+    # A task may read its answers in several ways (gsm8k: strict, flexible): those of the metric that is kept.
+    way = names[metric].partition(",")[2]
+    samples = sorted((s for s in samples if s.get("filter", way) == way), key=lambda s: int(s["doc_id"]))
+    if not samples or not isinstance(samples[0].get(metric), int | float):
         raise UserError(f"lm_eval:{task}: gives no score for each document; run it with lm_eval itself")
     finished = [Finished(_record(sample, metric), 0.0) for sample in samples]
     details = {

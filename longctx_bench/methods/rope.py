@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from longctx_bench.errors import UserError
+from longctx_bench.errors import DoesNotFit, UserError
 from longctx_bench.methods.base import Base, Method, Tuning
 from longctx_bench.methods.tuning import Calibration, Law, fitted_law
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": rope_parameters, "max_position_embeddings": length}
+
+
+_LEAST = 32
+"""Prompt tokens below which cropping leaves nothing to read."""
 
 
 class RoPE(Method):
@@ -25,7 +29,13 @@ class Crop(RoPE):
     """The base model as it is, given the end of the prompt that its training context holds; no extension."""
 
     def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
-        return ids[-max(1, base.original_length - new_tokens) :]
+        room = base.original_length - new_tokens
+        if room < _LEAST:
+            raise DoesNotFit(
+                f"crop: {new_tokens} new tokens leave {max(0, room)} of the {base.original_length} that the base was "
+                f"trained on, at least {_LEAST} are needed"
+            )
+        return ids[-room:]
 
 
 class PI(Method):

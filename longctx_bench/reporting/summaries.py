@@ -113,7 +113,10 @@ def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
 
 
 def _points(records: list[dict[str, Any]]) -> tuple[Point, ...]:
-    return tuple(Point(record["score"], record["prompt_tokens"], record.get("words")) for record in records)
+    return tuple(
+        Point(record["score"], record.get("document_tokens", record["prompt_tokens"]), record.get("words"))
+        for record in records
+    )
 
 
 def _by_depth(records: list[dict[str, Any]]) -> dict[float, float]:

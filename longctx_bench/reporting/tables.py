@@ -173,7 +173,7 @@ def latex(cells: Sequence[CellSummary]) -> str:
 
 
 def csv_text(cells: Sequence[CellSummary]) -> str:
-    """Return one line a cell, unrounded, scores in [0, 1]."""
+    """Return one line a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
