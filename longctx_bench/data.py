@@ -25,8 +25,8 @@ from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, W
 _CHUNK = 1 << 20
 _BESIDE = ("calibration.json", "recipe.json")
 """JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
-_LARGE = (".safetensors", ".jsonl", ".gz", ".zip", ".parquet")
-"""Of a folder's files, those that are identified by size, beginning and end."""
+_DATA = (".jsonl", ".gz", ".zip", ".parquet", ".txt", ".xz", ".zst")
+"""Data, which a benchmark finds in folders within a folder too."""
 
 
 def cache_dir() -> Path:
@@ -83,7 +83,8 @@ def digest(source: Source) -> str | None:
     """Identify the bytes behind a local source; None for others, which name a revision or sha256 themselves.
 
     A file is hashed whole. Of a folder, its small JSON files are (config, tokenizer), and of each file of weights or
-    data its size, its beginning and its end: enough to notice another training run without reading gigabytes.
+    data its size, its beginning and its end: enough to notice another training run without reading gigabytes. Of the
+    folders within it, only data count.
 
     Raises:
         UserError: nothing at the path.
@@ -94,13 +95,15 @@ def digest(source: Source) -> str | None:
     if path.is_file():
         return sha256(path)[:16]
     total = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix == ".json" and file.name not in _BESIDE:
-            total.update(file.name.encode() + file.read_bytes())
-        elif file.suffix in _LARGE:
+    for file in sorted(found for found in path.rglob("*") if found.is_file()):
+        name = file.relative_to(path).as_posix()
+        own = file.parent == path
+        if own and file.suffix == ".json" and name not in _BESIDE:
+            total.update(name.encode() + file.read_bytes())
+        elif file.suffix in _DATA or (own and file.suffix == ".safetensors"):
             size = file.stat().st_size
             with file.open("rb") as opened:
-                total.update(f"{file.name} {size}".encode() + opened.read(_CHUNK))
+                total.update(f"{name} {size}".encode() + opened.read(_CHUNK))
                 opened.seek(max(0, size - _CHUNK))
                 total.update(opened.read(_CHUNK))
     return total.hexdigest()[:16]

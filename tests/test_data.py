@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longctx_bench.data import fetch, sha256
+from longctx_bench.data import digest, fetch, sha256
 from longctx_bench.errors import UserError
-from longctx_bench.specs import HubSource, WheelSource
+from longctx_bench.specs import HubSource, PathSource, WheelSource
 
 
 @pytest.fixture
@@ -90,3 +90,18 @@ def test_a_cached_hub_repository_loads_offline(
     assert variant.name == "pi-org--tiny"
     assert variant.model.original_length == 256
     assert len(load_tokenizer(checkpoint_folder(variant.source))) > 300
+
+
+def test_a_folders_digest_sees_its_data_however_deep_and_weights_and_config_at_its_top(tmp_path: Path) -> None:
+    def of(*names: str) -> str | None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in ("config.json", "model.safetensors", "data/a.jsonl", "data/deep/b.txt", "states/1/config.json"):
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("changed" if name in names else "what was")
+        return digest(PathSource(path=folder))
+
+    unchanged = of()
+    assert of("states/1/config.json") == of() == unchanged
+    changed = {of(name) for name in ("config.json", "model.safetensors", "data/a.jsonl", "data/deep/b.txt")}
+    assert len(changed | {unchanged}) == 5
