@@ -57,18 +57,23 @@ def _longbench(file: Path, score: Any) -> Iterator[tuple[str, float]]:
 
 
 def _longbench_e(file: Path, score: Any) -> Iterator[tuple[str, float]]:
-    for line, value in _longbench_lines(file, score):
+    for number, (line, value) in enumerate(_longbench_lines(file, score), 1):
         length = line.get("length")
         if not isinstance(length, int):
-            raise UserError(f"{file}: a line has no whole number under 'length'")
+            raise UserError(f"{file}: line {number}: 'length' is missing or not a whole number")
         yield f" {'0-4k' if length < 4000 else '4-8k' if length < 8000 else '8k+'}", value
 
 
 def _longbench_lines(file: Path, score: Any) -> Iterator[tuple[dict[str, Any], float]]:
     for number, line in enumerate(read_lines(file), 1):
         where = f"{file}: line {number}"
-        answers = _texts(line, "answers", where)
-        yield line, score(_text(line, "pred", where), answers, tuple(line.get("all_classes") or ()))
+        prediction, answers = _text(line, "pred", where), _texts(line, "answers", where)
+        classes = _texts(line, "all_classes", where) if line.get("all_classes") else []
+        try:
+            value = score(prediction, answers, classes)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        yield line, value
 
 
 def _ruler(file: Path, score: Any) -> Iterator[tuple[str, float]]:

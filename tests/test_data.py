@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longctx_bench.data import fetch, sha256
+from longctx_bench.data import digest, fetch, sha256
 from longctx_bench.errors import UserError
-from longctx_bench.specs import HubSource, WheelSource
+from longctx_bench.specs import HubSource, PathSource, WheelSource
 
 
 @pytest.fixture
@@ -90,3 +90,20 @@ def test_a_cached_hub_repository_loads_offline(
     assert variant.name == "pi-org--tiny"
     assert variant.model.original_length == 256
     assert len(load_tokenizer(checkpoint_folder(variant.source))) > 300
+
+
+def test_a_models_digest_is_of_its_weights_and_config_and_a_data_folders_of_all_its_files(tmp_path: Path) -> None:
+    files = ("config.json", "model.safetensors", "README.md", "data/a.jsonl", "data/deep/b.txt", "c.xz")
+
+    def of(changed: str, left_out: str = "") -> str | None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in files:
+            if name != left_out:
+                file = folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("changed" if name == changed else "what was")
+        return digest(PathSource(path=folder))
+
+    assert {of(name) == of("") for name in ("README.md", "data/a.jsonl", "c.xz")} == {True}
+    assert len({of(name) for name in ("", "config.json", "model.safetensors")}) == 3
+    assert len({of(name, left_out="config.json") for name in ("", *files[1:])}) == 6

@@ -44,7 +44,7 @@ def test_shipped_methods(name: str) -> None:
         with pytest.raises(UserError, match="longrope needs 'short_factor'"):
             method.model_overrides(base, 512)
         return
-    assert name == "rope" or method.model_overrides(base, 512)["max_position_embeddings"] == 512
+    assert name in ("rope", "crop") or method.model_overrides(base, 512)["max_position_embeddings"] == 512
 
 
 @pytest.mark.parametrize("name", REGISTRY.models)

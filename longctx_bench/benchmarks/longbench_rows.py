@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from longctx_bench.errors import UserError, near_miss
 
@@ -39,22 +39,29 @@ def read_rows(path: Path, name: str, n: int) -> list[Row]:
         n: how many.
 
     Raises:
-        UserError: no such file, or a broken row, named by file and line.
+        UserError: no such file, no row in it, or a broken one, named by file and line.
     """
     if path.is_file() and path.suffix == ".zip":
-        return list(_zipped(path, name, n))
-    if path.is_file() and path.name.partition(".")[0] != name:
-        raise UserError(f"{path}: is not the file of {name}; name the folder that holds all of them")
-    files = [path] if path.is_file() else _find(path, name)
-    if files[0].suffix == ".parquet":
-        return list(islice((row for file in files for row in _parquet(file)), n))
-    file = files[0]
-    with _opened(file) as lines:
-        return list(islice(_jsonl(lines, str(file)), n))
+        rows = list(islice(_zipped(path, name), n))
+    else:
+        if path.is_file() and path.name.partition(".")[0] != name:
+            raise UserError(f"{path}: is not the file of {name}; name the folder that holds all of them")
+        files = [path] if path.is_file() else _find(path, name)
+        rows = list(islice(chain.from_iterable(map(_rows_of, files)), n))
+    if not rows:
+        raise UserError(f"{path if path.is_file() else files[0]}: holds no rows of {name}; fetch it again")
+    return rows
+
+
+def _rows_of(file: Path) -> Iterator[Row]:
+    if file.suffix == ".parquet":
+        yield from _parquet(file)
+        return
+    with _readable(file), _opened(file) as lines:
+        yield from _jsonl(lines, str(file))
 
 
 def _find(folder: Path, name: str) -> list[Path]:
-    """Return the file of that name, or the parts of a parquet dataset."""
     places = [f"{name}.jsonl", f"{name}.jsonl.gz", f"{name}.parquet"]
     for root in (folder, folder / "data"):
         for place in places:
@@ -67,24 +74,26 @@ def _find(folder: Path, name: str) -> list[Path]:
     raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){near_miss(name, sorted(here))}")
 
 
-def _zipped(path: Path, name: str, n: int) -> Iterator[Row]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.namelist() if member.rpartition("/")[2] == f"{name}.jsonl"]
-            if not members:
-                raise UserError(f"{path}: has no member {name}.jsonl")
-            with archive.open(members[0]) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
-                yield from islice(_jsonl(lines, f"{path}: {members[0]}"), n)
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable zip ({error}); fetch it again") from error
+def _zipped(path: Path, name: str) -> Iterator[Row]:
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        members = {member.rpartition("/")[2]: member for member in archive.namelist()}
+        if f"{name}.jsonl" not in members:
+            known = {member.partition(".")[0] for member in members if member.endswith(".jsonl")}
+            raise UserError(f"{path}: has no member {name}.jsonl{near_miss(name, known)}")
+        member = members[f"{name}.jsonl"]
+        with archive.open(member) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
+            yield from _jsonl(lines, f"{path}: {member}")
+
+
+def _opened(file: Path) -> TextIO:
+    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Iterable[str]]:
+def _readable(file: Path) -> Iterator[None]:
     try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            yield lines
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
 
 
@@ -119,9 +128,12 @@ def _row(loaded: Any, where: str) -> Row:
     for key in ("context", "input"):
         if not isinstance(loaded.get(key), str):
             raise UserError(f"{where} has no text under '{key}'")
-    answers, classes = loaded.get("answers"), loaded.get("all_classes") or ()
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+    answers, classes = loaded.get("answers"), loaded.get("all_classes") or []
+    for key, texts in (("answers", answers), ("all_classes", classes)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where} has no list of texts under '{key}'")
+    if not answers:
         raise UserError(f"{where} has no list of texts under 'answers'")
     if not isinstance(loaded.get("length"), int):
         raise UserError(f"{where} has no whole number under 'length'")
-    return Row(loaded["context"], loaded["input"], tuple(answers), loaded["length"], tuple(map(str, classes)))
+    return Row(loaded["context"], loaded["input"], tuple(answers), loaded["length"], tuple(classes))

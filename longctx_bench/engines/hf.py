@@ -21,12 +21,10 @@ from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.decoding import Decoder, eos_ids
-from longctx_bench.engines.likelihood import Tail, branches, tails
+from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
-SHARED_FROM = 32
-"""Prompt tokens from which reading a prompt once for all its continuations is faster than side by side."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -109,13 +107,13 @@ class HFEngine:
             UserError: a single request does not fit in memory.
         """
         assert self._model is not None
-        _refuse_scaled_logits(self._model)
+        refuse_scaled_logits(self._model)
         started = perf_counter()
         found: list[Tail] | None = None
         length = len(batch[0].input_ids) if contestant.method.per_prompt else contestant.length
         try:
             with prepared(self._model, contestant, length):
-                found = _tails(self._model, batch)
+                found = request_tails(self._model, batch)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -221,26 +219,6 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         if not memory.is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error
-
-
-def _refuse_scaled_logits(model: PreTrainedModel) -> None:
-    """Refuse models whose logits are more than their head's output: a loss without that would be wrong.
-
-    Raises:
-        UserError: the config scales or caps logits (Granite, Cohere, Gemma 2).
-    """
-    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise UserError(f"{model.config.model_type}: has {name}; losses of such models are not supported yet")
-
-
-def _tails(model: PreTrainedModel, batch: Sequence[Request]) -> list[Tail]:
-    ids, scored = [list(request.input_ids) for request in batch], [request.scored for request in batch]
-    prefixes = {tuple(row[: len(row) - count]) for row, count in zip(ids, scored, strict=True)}
-    # Sharing pays where most of each row is the same; a cache and its mask cost more than they save elsewhere.
-    if len(batch) > 1 and len(prefixes) == 1 and len(next(iter(prefixes))) >= max(SHARED_FROM, *scored):
-        return branches(model, next(iter(prefixes)), [row[-count:] for row, count in zip(ids, scored, strict=True)])
-    return tails(model, ids, scored)
 
 
 @contextmanager

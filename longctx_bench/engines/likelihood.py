@@ -9,6 +9,11 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from longctx_bench.errors import UserError
+from longctx_bench.records import Request
+
+SHARED_FROM = 32
+"""Prompt tokens from which reading a prompt once for all its continuations is faster than side by side."""
 _CHUNK = 1024
 """Positions whose logits are held at a time."""
 
@@ -21,6 +26,27 @@ class Tail:
     """fp32 ``[scored]`` on the CPU, nats."""
     greedy: bool
     """True when each of them was the likeliest token."""
+
+
+def refuse_scaled_logits(model: PreTrainedModel) -> None:
+    """Refuse models whose logits are more than their head's output: a loss without that would be wrong.
+
+    Raises:
+        UserError: the config scales or caps logits (Granite, Cohere, Gemma 2).
+    """
+    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"{model.config.model_type}: has {name}; losses of such models are not supported yet")
+
+
+def request_tails(model: PreTrainedModel, batch: Sequence[Request]) -> list[Tail]:
+    """Predict the ``scored`` tokens at each request's end; what all requests share and is long is read once."""
+    ids, scored = [list(request.input_ids) for request in batch], [request.scored for request in batch]
+    prefixes = {tuple(row[: len(row) - count]) for row, count in zip(ids, scored, strict=True)}
+    # Sharing pays where most of each row is the same; a cache and its mask cost more than they save elsewhere.
+    if len(batch) > 1 and len(prefixes) == 1 and len(next(iter(prefixes))) >= max(SHARED_FROM, *scored):
+        return branches(model, next(iter(prefixes)), [row[-count:] for row, count in zip(ids, scored, strict=True)])
+    return tails(model, ids, scored)
 
 
 @torch.inference_mode()

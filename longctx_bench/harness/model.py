@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
-from longctx_bench.engines.hf import SHARED_FROM, HFEngine
+from longctx_bench.engines.hf import HFEngine
+from longctx_bench.engines.likelihood import SHARED_FROM
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.methods.base import Base
 from longctx_bench.records import Losses, Request

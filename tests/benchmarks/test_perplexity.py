@@ -53,12 +53,20 @@ def test_windows_are_exact_and_never_cross_documents(text: Path, tiny_encoder: P
     assert [e.ids for e in windows("perplexity", tiny_encoder, 400, 3, text)] == [e.ids for e in made[:3]]
 
 
-def test_a_sliding_window_scores_each_token_once(text: Path, tiny_encoder: PromptEncoder) -> None:
-    made = windows("perplexity_sliding", tiny_encoder, 512, 8, text)
-    assert {example.scored for example in made} == {256}
-    whole = tiny_encoder.tokenizer(text.read_text().split("\0")[2], add_special_tokens=False)["input_ids"]
-    places = {tuple(whole[start : start + 512]): start for start in range(0, len(whole) - 511, 256)}
-    assert [places[example.ids] for example in made if example.ids in places] == [0, 256, 512, 768]
+def test_a_sliding_window_predicts_each_token_once(text: Path, tiny_encoder: PromptEncoder) -> None:
+    made = windows("perplexity_sliding", tiny_encoder, 512, 100, text)
+    assert len(made) < 100
+    parts = text.read_text().split("\0")
+    whole = [tiny_encoder.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+    for ids in (whole[0], whole[2]):
+        places = {tuple(ids[start : start + 512]): start for start in range(0, len(ids) - 511, 256)}
+        own = [example for example in made if example.ids in places]
+        assert [places[example.ids] for example in own] == [*range(0, len(ids) - 511, 256)]
+        ends = [(places[e.ids] + 512 - e.scored, places[e.ids] + 512) for e in own]
+        predicted = [place for start, end in ends for place in range(start, end)]
+        assert predicted == [*range(1, ends[-1][1])]
+    assert made[0].ids == tuple(whole[0][:512])
+    assert made[1].ids == tuple(whole[0][256:768])
 
 
 def test_bos_stands_before_every_window(text: Path, bos_tokenizer: Any) -> None:
