@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -13,6 +13,10 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+# Timings, as ratios measured in one run; see README.
+benchmarks: .venv/.installed-dev
+	$(BIN)/python -m longctx_bench.harness.speed
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

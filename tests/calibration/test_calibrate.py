@@ -127,6 +127,19 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
     assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
+def test_whole_logits_are_never_held(tiny_folder: Path) -> None:
+    engine = HFEngine("cpu", "float32")
+    engine.load(tiny_folder)
+    model = engine._model
+    assert model is not None
+    rows: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[0]))
+    tails(model, [torch.randint(0, 500, (5000,)).tolist()], [4999])
+    hook.remove()
+    assert sum(rows) == 4999
+    assert max(rows) == 1024
+
+
 @pytest.mark.parametrize("objective", ["retrieval", "perplexity"])
 def test_the_command(
     objective: str,
