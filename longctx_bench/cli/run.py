@@ -83,6 +83,7 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
     from rich.table import Table
 
     from longctx_bench.estimate import estimate
+    from longctx_bench.registry import ALL
 
     table = Table("cell", "examples", "tokens", "time", "memory", "state", title="plan (time: at most, estimated)")
     total = 0.0
@@ -91,7 +92,8 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
         time = "-" if item.seconds is None else _duration(item.seconds)
         memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
         state = "done" if item.planned.done else "to run"
-        examples, tokens = ("-", "-") if item.tokens is None else (str(item.planned.n), f"{item.tokens:,}")
+        examples = "all" if item.planned.n == ALL else str(item.planned.n)
+        tokens = "-" if item.tokens is None else f"{item.tokens:,}"
         table.add_row(str(item.planned.cell), examples, tokens, time, memory, state)
     console = Console()
     console.print(table)
@@ -117,6 +119,6 @@ def _print_summary(store: Any, outcome: Any, out: Path) -> None:
     for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
         for cell, reason in cells:
             console.print(f"{what}: {cell}: {reason}", markup=False, soft_wrap=True)
-    Console().print(
-        f"{len(outcome.finished)} cells in {out}/runs; `longctx-bench figures {out}` draws them", markup=False
-    )
+    if outcome.finished:
+        line = f"{len(outcome.finished)} cells in {out}/runs; `longctx-bench figures {out}` draws them"
+        Console().print(line, markup=False)

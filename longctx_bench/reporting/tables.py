@@ -97,7 +97,7 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
         tuning = summary.details.get("tuning")  # older cells do not say
         if tuning:
             what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
-            at = length_name(summary.cell.length)
+            at = length_name(summary.cell.length) + (" (longest prompt)" if summary.cell.length == NATURAL else "")
             found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g} at {at}"
     return [
         f"{what}: " + ", ".join(value for _, value in sorted(values.items())) for what, values in sorted(found.items())
