@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from longctx_bench.cli import main
+from longctx_bench.metrics import metric
 from longctx_bench.registry import Registry
 
 README = Path(__file__).parent.parent / "README.md"
@@ -41,14 +43,21 @@ def test_readme_plugin_runs(
     assert '"factor": 1.5' in cell
 
 
-def test_tasks_readme_example_is_a_task(tmp_path: Path, essays: Path, tiny_encoder: Any) -> None:
+def test_tasks_readme_examples_are_tasks(tmp_path: Path, essays: Path, tiny_encoder: Any) -> None:
     text = (README.parent / "tasks" / "README.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(block)
-    registry = Registry(task_folders=[tmp_path], local_data={"ruler-essays": essays})
+    (tmp_path / "mine.yaml").write_text("\n".join(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    row = {"context": "It rained.", "input": "", "answers": ["Rain."], "length": 2, "all_classes": None}
+    (rows / "multi_news.jsonl").write_text(json.dumps(row) + "\n")
+    registry = Registry(task_folders=[tmp_path], local_data={"ruler-essays": essays, "longbench": rows})
     spec = registry.tasks["niah_eight_keys"]
     [example] = registry.benchmark(spec).examples(tiny_encoder, 1024, spec.max_new_tokens, 1, 42)
     assert example.prompt.count("One of the special magic numbers") == 8
+    google = registry.tasks["multi_news_google"]
+    [example] = registry.benchmark(google).examples(tiny_encoder, 1024, google.max_new_tokens, 5, 42)
+    assert example.prompt == "News:\nIt rained.\n\nSummary:"
+    assert metric(google.metric).score("Rain.", example.references) == 1.0
 
 
 def test_an_installed_package_offers_a_method(
