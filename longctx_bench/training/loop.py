@@ -61,7 +61,7 @@ class Run:
         self.step: int = progress["step"]
         self.curve: list[dict[str, Any]] = progress.get("curve", [])
         self.seconds: float = progress.get("seconds", 0.0)
-        loss: torch.nn.Module = NextTokenLoss(self.model, recipe.precision)
+        loss: torch.nn.Module = NextTokenLoss(self.model, recipe.precision, recipe.residual)
         if recipe.compile:
             loss = torch.compile(loss)  # type: ignore[assignment]
         self.loss = self.accelerator.prepare_model(loss) if processes > 1 else loss

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 class NextTokenLoss(nn.Module):
     """A causal model and its loss in one module, so that torch.compile and DDP see both."""
 
-    def __init__(self, model: PreTrainedModel, precision: str) -> None:
+    def __init__(self, model: PreTrainedModel, precision: str, residual: str = "bf16") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.residual = residual
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of ``[sequences, length + 1]`` token ids, fp32 scalar."""
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             embedded = self.model.get_input_embeddings()(rows[:, :-1])
-            if self.precision == "bf16":
-                # The residual stream in bf16, as at inference; master weights stay in fp32.
+            if self.precision == "bf16" and self.residual == "bf16":
+                # As at inference; master weights stay in fp32.
                 embedded = embedded.to(torch.bfloat16)
             hidden = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
             logits = self.model.get_output_embeddings()(hidden)

@@ -110,6 +110,9 @@ class Recipe(Spec):
     lora: Lora | None = None
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
+    residual: Literal["bf16", "fp32"] = "bf16"
+    """Precision of the residual stream under ``precision: bf16``: that of inference in bf16, or with room for the small
+    differences between positions that a model without positions lives on, for some of the speed."""
     compile: bool = True
     evaluate_every: int = Field(default=500, gt=0)
     """Steps between two validation losses."""

@@ -49,6 +49,19 @@ def test_the_loss_is_the_mean_next_token_cross_entropy() -> None:
     torch.testing.assert_close(NextTokenLoss(model, "fp32")(IDS), expected)
 
 
+@pytest.mark.parametrize("residual", ["bf16", "fp32"])
+def test_the_residual_stream_has_the_precision_asked_for(residual: str) -> None:
+    model = fresh("rope")
+    seen: list[torch.dtype] = []
+    hook = model.model.layers[-1].register_forward_hook(
+        lambda module, given, out: seen.append((out[0] if isinstance(out, tuple) else out).dtype)
+    )
+    loss = NextTokenLoss(model, "bf16", residual)(IDS)
+    hook.remove()
+    assert seen == [{"bf16": torch.bfloat16, "fp32": torch.float32}[residual]]
+    torch.testing.assert_close(loss, NextTokenLoss(model, "fp32")(IDS), atol=0.05, rtol=0.02)
+
+
 def test_dropping_positions_keeps_the_weights() -> None:
     base = fresh("rope")
     dropped = without_positions(base, qk_norm=True)
