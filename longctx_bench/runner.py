@@ -134,16 +134,17 @@ class Runner:
         known = {example.id: example for example in cache.examples(planned, folder)}
         if not known:
             raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
+        requests = cache.requests(planned, folder, base)
+        longest = max(map(total_tokens, requests))
+        self._refuse_impossible(planned, folder, longest)
+        overrides = planned.variant.method.model_overrides(base, planned.cell.length or longest)
+        # What is refused above leaves no trace of a cell.
         have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
         for record in have.values():
             if record["id"] in known and record["hash"] != known[record["id"]].hash:
                 raise UserError(
                     f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
                 )
-        requests = cache.requests(planned, folder, base)
-        longest = max(map(total_tokens, requests))
-        self._refuse_impossible(planned, folder, longest)
-        overrides = planned.variant.method.model_overrides(base, planned.cell.length or longest)
         missing = [request for request in requests if request.example_id not in have]
         self.progress.cell(planned, len(missing))
         if missing:

@@ -142,3 +142,20 @@ def test_generation_with_crop_reads_only_the_end(tiny_folder: Path, essays: Path
     )
     lines = (tmp_path / "runs/tiny/crop/niah/1024/records.jsonl").read_text().splitlines()
     assert {json.loads(line)["prompt_tokens"] for line in lines} == {256 - 32}
+
+
+def test_a_prompt_that_cropping_leaves_nothing_of_is_skipped_without_a_trace(
+    tiny_folder: Path, text: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    row = {"context": text.read_text()[:3000], "input": "", "answers": ["x"], "length": 9, "all_classes": None}
+    (rows / "multi_news.jsonl").write_text(json.dumps(row))
+    out = tmp_path / "out"
+    # 512 new tokens are asked for, and the base was trained on 256.
+    frame = longctx_bench.run(
+        f"crop:{tiny_folder}", "multi_news", length=[1024], engine="echo", out=out,
+        registry=Registry(local_data={"longbench": rows}),
+    )  # fmt: skip
+    assert "512 new tokens leave 0 of the 256" in next(iter(frame.attrs["skipped"].values()))
+    assert not list(out.rglob("started.json"))
