@@ -11,7 +11,6 @@ import pandas as pd
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.errors import UserError
-from longctx_bench.methods.base import Base
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import read_cells
@@ -58,7 +57,7 @@ def load(
             f"{name}: {variant.method_name} follows each prompt's length and cannot be loaded for all; use run()"
         )
     folder = checkpoint_folder(variant.source)
-    base = Base(variant.model.name, variant.model.original_length, read_config(folder))
+    base = variant.base(read_config(folder))
     engine = HFEngine(device, dtype)
     model = load_model(folder, engine.dtype, engine.device)
     length = length or variant.model.original_length

@@ -14,7 +14,7 @@ from longctx_bench.beside_weights import fits, model_config
 from longctx_bench.data import fetch
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
-from longctx_bench.methods.base import Method
+from longctx_bench.methods.base import Base, Method
 from longctx_bench.plugins import load_class
 from longctx_bench.specs import (
     DataSpec,
@@ -54,6 +54,10 @@ class Variant:
     def method_name(self) -> str:
         """The method's name in results and tables."""
         return self.spec.name
+
+    def base(self, config: dict[str, Any]) -> Base:
+        """Return what a method computes with, given the ``config.json`` of the weights."""
+        return Base(self.model.name, self.model.original_length, config)
 
 
 @dataclass

@@ -125,7 +125,7 @@ class Runner:
             self._run_harness(planned)
             return
         folder = checkpoint_folder(planned.variant.source)
-        base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
+        base = planned.variant.base(read_config(folder))
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         # Refuses a method that this base cannot take before anything heavy is loaded.
         planned.variant.method.model_overrides(base, planned.cell.length)
@@ -168,7 +168,7 @@ class Runner:
     def _run_harness(self, planned: PlannedCell) -> None:
         """Run a task of lm-eval whole: it cannot be taken up in its middle."""
         folder = checkpoint_folder(planned.variant.source)
-        base = Base(planned.variant.model.name, planned.variant.model.original_length, read_config(folder))
+        base = planned.variant.base(read_config(folder))
         overrides = planned.variant.method.model_overrides(base, planned.cell.length)
         benchmark = self.registry.benchmark(planned.task)
         assert isinstance(benchmark, LMEval)

@@ -10,6 +10,7 @@ from typing import Any
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.metrics import metric
 from longctx_bench.registry import Registry
+from longctx_bench.reporting.buckets import BY_WORDS
 from longctx_bench.specs import mapping
 from longctx_bench.store import read_lines
 
@@ -60,7 +61,8 @@ def _longbench_e(file: Path, score: Any) -> Iterator[tuple[str, float]]:
         length = line.get("length")
         if not isinstance(length, int):
             raise UserError(f"{file}: line {number}: 'length' is missing or not a whole number")
-        yield f" {'0-4k' if length < 4000 else '4-8k' if length < 8000 else '8k+'}", value
+        bucket = next(bucket for bucket in BY_WORDS if bucket.low <= length < bucket.high)
+        yield f" {bucket.name.removesuffix(' words')}", value
 
 
 def _longbench_lines(file: Path, score: Any) -> Iterator[tuple[dict[str, Any], float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,22 @@ def essays(tmp_path: Path) -> Path:
     sentence = "We walked on for a while and nobody spoke of it. Then, as if nothing had happened, the talk went on! "
     path.write_text(sentence * 300, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run the command line; return (exit code, standard output, standard error)."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["longctx-bench", *map(str, arguments)])
+        code = 0
+        from longctx_bench.cli import main
+
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

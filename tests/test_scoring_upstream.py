@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -11,28 +10,15 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.cli import main
-
 CASES = json.loads((Path(__file__).parent / "data" / "longbench_scores.json").read_text(encoding="utf-8"))["tasks"]
 SCORED = ("narrativeqa", "trec", "lcc")
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(call: Call) -> Call:
     """Run ``score``; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longctx-bench", "score", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments: call("score", *arguments)
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:

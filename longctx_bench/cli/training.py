@@ -88,7 +88,6 @@ def calibrate_command(
     from longctx_bench.calibration.objectives import Objective, Perplexity, Retrieval
     from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
     from longctx_bench.engines.hf import HFEngine
-    from longctx_bench.methods.base import Base
 
     folder = checkpoint_folder(variant.source)
     engine = HFEngine(device, dtype, batch_tokens)
@@ -104,7 +103,7 @@ def calibrate_command(
     def tell(point: Point) -> None:
         console.print(f"{point.scale:g}x  {variant.method.tunable} {point.value:.3f}  {goal.name} {point.score:.4f}")
 
-    base = Base(variant.model.name, variant.model.original_length, read_config(folder))
+    base = variant.base(read_config(folder))
     fit = calibrate(variant.method, base, goal, scales, limit, tell)
     path = write(out or folder, variant.method, variant.method_name, goal, fit)
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in fit.table.items())

@@ -17,7 +17,6 @@ from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer,
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.likelihood import SHARED_FROM
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.methods.base import Base
 from longctx_bench.records import Losses, Request
 from longctx_bench.registry import Registry
 
@@ -67,7 +66,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         method, base = given.get("method"), given.get("base", "tiny")
         variant = Registry().variant(given.get("model") or (f"{method}:{base}" if method else base))
         folder = checkpoint_folder(variant.source)
-        facts = Base(variant.model.name, variant.model.original_length, read_config(folder))
+        facts = variant.base(read_config(folder))
         length = _positive(given.get("max_length"), "max_length") or variant.model.original_length
         budget = _positive(given.get("batch_tokens"), "batch_tokens")
         engine = HFEngine(given.get("device") or "auto", given.get("dtype") or "auto", budget)

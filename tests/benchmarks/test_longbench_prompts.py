@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from longctx_bench.benchmarks.base import DoesNotFit
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.longbench import LongBench, truncated
 from longctx_bench.benchmarks.longbench_rows import read_rows
-from longctx_bench.cli import main
 from longctx_bench.data import embedded_folder
 from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.errors import UserError
@@ -94,23 +92,6 @@ def family(request: pytest.FixtureRequest) -> tuple[str, PromptEncoder]:
         special = [(end, tokenizer.convert_tokens_to_ids(end))]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=special)
     return request.param, PromptEncoder(tokenizer)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line; return (exit code, standard output, standard error)."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longctx-bench", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------------
