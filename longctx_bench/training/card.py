@@ -24,7 +24,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
     text = f"{recipe.data_description} ({sources})" if recipe.data_description else sources
     retrieval = (
         f"{recipe.retrieval_share:.0%} of the sequences hold a synthetic retrieval exercise in RULER's "
-        f"needle-in-a-haystack wording, at most {recipe.sequence_length} tokens long, hidden in the training text"
+        f"needle-in-a-haystack wording, at most {recipe.retrieval_needles} needles in at most "
+        f"{recipe.sequence_length} tokens of the training text"
         if recipe.retrieval_share
         else "no synthetic retrieval sequences"
     )

@@ -92,6 +92,8 @@ class Recipe(Spec):
     """Share of the sequences that hold a synthetic retrieval exercise; disclosed in the model card."""
     retrieval_pool: int = Field(default=65_536, gt=0)
     """Distinct retrieval sequences."""
+    retrieval_needles: int = Field(default=10, ge=1)
+    """Most needles that a retrieval sequence hides."""
     sequence_length: int = Field(gt=1)
     tokens: int = Field(gt=0)
     """Budget of the whole run; whole steps of it are taken."""

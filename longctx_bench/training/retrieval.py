@@ -38,7 +38,9 @@ class Exercise:
         return self.prompt + self.answer_prefix + self.answer
 
 
-def exercise(seed: int, index: int, text: str, encode: Encode, length: int, keys: int | None = None) -> Exercise | None:
+def exercise(
+    seed: int, index: int, text: str, encode: Encode, length: int, keys: int | None = None, most: int = 10
+) -> Exercise | None:
     """Hide needles in ``text`` and ask for them, in at most ``length`` tokens; None where it cannot fit.
 
     Args:
@@ -48,9 +50,11 @@ def exercise(seed: int, index: int, text: str, encode: Encode, length: int, keys
         encode: text to token ids, without special tokens.
         length: tokens that :attr:`Exercise.text` and an EOS may take.
         keys: make this many needles with one question, in place of a mix of kinds.
+        most: needles of the kinds that are mixed; those with more are left out.
     """
     rng = random.Random(f"{seed}:{index}")
-    n_keys, n_asked, n_values = rng.choice(_KINDS) if keys is None else (keys, 1, 1)
+    kinds = [kind for kind in _KINDS if kind[0] * kind[2] <= most]
+    n_keys, n_asked, n_values = rng.choice(kinds) if keys is None else (keys, 1, 1)
     names = _distinct_keys(rng, n_keys)
     values = {name: [f"{rng.randint(1_000_000, 9_999_999)}" for _ in range(n_values)] for name in names}
     asked = rng.sample(names, n_asked)

@@ -27,10 +27,13 @@ _BLOCK = 512
 """Rows that one task of a worker makes."""
 
 
-def retrieval_pool(text: PackedText, tokenizer: Any, count: int, seed: int, cache: Path | None = None) -> Tokens:
+def retrieval_pool(
+    text: PackedText, tokenizer: Any, count: int, seed: int, cache: Path | None = None, most: int = 10
+) -> Tokens:
     """Return ``[count, length + 1]`` token ids: an exercise, EOS, then ordinary text up to the row's end.
 
-    Three in five exercises fill the training context, the others take a quarter of it or more.
+    An exercise has at most ``most`` needles. Three in five exercises fill the training context, the others take a
+    quarter of it or more.
 
     Raises:
         UserError: the context is too short for any exercise.
@@ -38,11 +41,11 @@ def retrieval_pool(text: PackedText, tokenizer: Any, count: int, seed: int, cach
     folder = cache or cache_folder()
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
-    name = f"retrieval 2 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed}"
+    name = f"retrieval 3 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {most}"
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
     if not path.is_file():
         rows = np.empty((count, text.length + 1), dtype=text.arrays[0].dtype)
-        for first, block in _blocks(text, tokenizer, count, seed):
+        for first, block in _blocks(text, tokenizer, count, seed, most):
             rows[first : first + len(block)] = block
         made = path.with_suffix(f".new{os.getpid()}")
         try:
@@ -56,7 +59,7 @@ def retrieval_pool(text: PackedText, tokenizer: Any, count: int, seed: int, cach
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _blocks(text: PackedText, tokenizer: Any, count: int, seed: int) -> Iterator[tuple[int, Tokens]]:
+def _blocks(text: PackedText, tokenizer: Any, count: int, seed: int, most: int) -> Iterator[tuple[int, Tokens]]:
     starts = list(range(0, count, _BLOCK))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     workers = min(cores, len(starts))
@@ -67,6 +70,7 @@ def _blocks(text: PackedText, tokenizer: Any, count: int, seed: int) -> Iterator
             lambda piece: tokenizer.encode(piece, add_special_tokens=False),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
             tokenizer.eos_token_id,
+            most,
         )
         for first in starts:
             yield first, _rows(here, first, min(_BLOCK, count - first), seed)
@@ -76,7 +80,7 @@ def _blocks(text: PackedText, tokenizer: Any, count: int, seed: int) -> Iterator
     paths = [str(array.filename) for array in text.arrays]  # type: ignore[attr-defined]
     serialised = tokenizer.backend_tokenizer.to_str()
     with ProcessPoolExecutor(
-        workers, context, _start, (paths, text.length, serialised, tokenizer.eos_token_id)
+        workers, context, _start, (paths, text.length, serialised, tokenizer.eos_token_id, most)
     ) as pool:
         tasks = [(first, pool.submit(_run, first, min(_BLOCK, count - first), seed)) for first in starts]
         for first, task in tasks:
@@ -89,12 +93,13 @@ class _Worker:
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     end: int
+    most: int
 
 
 _worker: _Worker | None = None
 
 
-def _start(paths: list[str], length: int, tokenizer: str, end: int) -> None:
+def _start(paths: list[str], length: int, tokenizer: str, end: int, most: int) -> None:
     # Arrays are opened again here (pickled, a memory map would travel as all of its tokens), and the bare
     # tokenizer needs no import of transformers, which would take longer than the work.
     from tokenizers import Tokenizer
@@ -104,7 +109,11 @@ def _start(paths: list[str], length: int, tokenizer: str, end: int) -> None:
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
     bare = Tokenizer.from_str(tokenizer)
     _worker = _Worker(
-        PackedText(arrays, length), lambda piece: bare.encode(piece, add_special_tokens=False).ids, bare.decode, end
+        PackedText(arrays, length),
+        lambda piece: bare.encode(piece, add_special_tokens=False).ids,
+        bare.decode,
+        end,
+        most,
     )
 
 
@@ -127,7 +136,7 @@ def _row(worker: _Worker, index: int, seed: int, length: int) -> Tokens:
         start = int(rng.integers(0, max(1, len(worker.text) - 1)))
         target = length if rng.random() < 0.6 else int(rng.integers(length // 4, length + 1))
         haystack = worker.decode(worker.text.row(start).tolist())
-        made = exercise(seed, index * 100 + attempt, haystack, worker.encode, target)
+        made = exercise(seed, index * 100 + attempt, haystack, worker.encode, target, most=worker.most)
         if made is not None:
             ids = [*worker.encode(made.text), worker.end]
             rest = worker.text.row((start + 1) % len(worker.text))

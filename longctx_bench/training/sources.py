@@ -48,7 +48,9 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
     text = PackedText(token_arrays(recipe.data, recipe.corpus, tokenizer, recipe.tokens), recipe.sequence_length)
     # Too little text is said before the retrieval sequences are made, which takes longer.
     Batches(text, recipe.batch, recipe.seed)
-    pool = retrieval_pool(text, tokenizer, recipe.retrieval_pool, recipe.seed) if recipe.retrieval_share else None
+    pool = None
+    if recipe.retrieval_share:
+        pool = retrieval_pool(text, tokenizer, recipe.retrieval_pool, recipe.seed, most=recipe.retrieval_needles)
     batches = Batches(text, recipe.batch, recipe.seed, pool, recipe.retrieval_share, _digits(tokenizer))
     held_out = token_arrays([recipe.validation], recipe.corpus, tokenizer, recipe.validation_tokens)
     rows = PackedText(held_out, recipe.sequence_length)

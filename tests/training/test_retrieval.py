@@ -35,6 +35,21 @@ def test_exercises_fit_and_hold_their_answers(length: int, prose: Prose) -> None
         assert ("A special" in made.prompt) == (len(made.values) == 1)
 
 
+def test_a_limit_on_needles_leaves_out_the_harder_kinds(prose: Prose) -> None:
+    text = prose(5, 400)
+    counts = {
+        most: {
+            made.prompt.count(" is: ")
+            for index in range(80)
+            if (made := retrieval.exercise(0, index, text, encode, 600, most=most))
+        }
+        for most in (2, 4, 10)
+    }
+    assert counts[2] == {1, 2}
+    assert counts[4] == {1, 2, 3, 4}
+    assert max(counts[10]) == 10
+
+
 def test_what_cannot_fit_is_none(prose: Prose) -> None:
     assert retrieval.exercise(0, 0, prose(1, 5), encode, 30) is None
 
