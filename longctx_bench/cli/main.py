@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from longctx_bench.cli.compare import compare_command
 from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.lists import list_group
 from longctx_bench.cli.results import figures_command, report_command, score_command, show_command
@@ -26,6 +27,7 @@ cli.add_command(run_command)
 cli.add_command(list_group)
 cli.add_command(show_command)
 cli.add_command(report_command)
+cli.add_command(compare_command)
 cli.add_command(figures_command)
 cli.add_command(score_command)
 cli.add_command(examples_command)

@@ -11,7 +11,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
-from longctx_bench.reporting.stats import mean_interval
+from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.store import ResultStore, read_json
 
 

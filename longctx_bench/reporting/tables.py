@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from longctx_bench.records import NATURAL, length_name
 from longctx_bench.reporting.buckets import buckets_of, sorted_into
-from longctx_bench.reporting.stats import mean_interval
+from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.reporting.summaries import CellSummary
 
 

@@ -1,0 +1,166 @@
+"""Two contestants compared cell by cell, on identical examples only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.paired import Paired, holm, paired
+from longctx_bench.reporting.summaries import CellSummary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SIGNIFICANT = 0.05
+"""Corrected p-values below it tell two methods apart."""
+
+
+@dataclass(frozen=True)
+class ComparedCell:
+    """One task at one length, measured for both."""
+
+    task: str
+    length: int
+    """In tokens, or :data:`longctx_bench.records.NATURAL`."""
+    scale: float | None
+    """Length over training context; None for whole documents and where the two contexts differ."""
+    metric: str
+    percent: bool
+    higher_is_better: bool
+    result: Paired
+    """In the scores' unit: [0, 1], or nats."""
+    p_holm: float
+    """``result.p`` corrected for all cells of the comparison."""
+
+    @property
+    def verdict(self) -> int:
+        """1 where a is better beyond chance, -1 where b is, 0 where the two cannot be told apart."""
+        if self.p_holm >= SIGNIFICANT or not self.result.difference:
+            return 0
+        return 1 if (self.result.difference > 0) == self.higher_is_better else -1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells that two contestants share."""
+
+    a: str
+    b: str
+    cells: tuple[ComparedCell, ...]
+    """By task in the order of the results, then by length."""
+    refused: tuple[str, ...]
+    """One line for what was left out of the comparison, and why."""
+
+
+def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
+    """Compare two contestants on the examples that both were given.
+
+    Two examples are the same when their hashes are: prompt, answer prefix and references, byte for byte. Those
+    without a counterpart enter no mean; a line in ``refused`` counts them and says why.
+
+    Args:
+        cells: of these and any other contestants.
+        a: a contestant's name, such as ``yarn-tiny``.
+        b: another's.
+
+    Raises:
+        UserError: there is no such contestant, both are the same, or no example of theirs is identical.
+    """
+    known = {summary.contestant for summary in cells}
+    for name in (a, b):
+        if name not in known:
+            raise UserError(f"no finished cell of '{name}'{near_miss(name, known)}")
+    if a == b:
+        raise UserError(f"'{a}' cannot be compared with itself; name two contestants")
+    of_a = {(s.cell.task, s.cell.length): s for s in cells if s.contestant == a}
+    of_b = {(s.cell.task, s.cell.length): s for s in cells if s.contestant == b}
+    compared, refused = [], []
+    tasks = list(dict.fromkeys(task for task, _ in of_a))
+    for place in sorted(of_a.keys() & of_b.keys(), key=lambda place: (tasks.index(place[0]), place[1])):
+        cell, line = _compared(of_a[place], of_b[place])
+        compared += [cell] if cell else []
+        refused += [line] if line else []
+    if not compared:
+        why = refused[0] if refused else f"{a} and {b} share no task at one length; run both with the same --tasks"
+        more = f" (and {len(refused) - 1} more such cells)" if len(refused) > 1 else ""
+        raise UserError(f"nothing to compare: {why}{more}")
+    refused += [*_alone(a, of_a, of_b), *_alone(b, of_b, of_a)]
+    corrected = holm([cell.result.p for cell in compared])
+    rows = tuple(replace(cell, p_holm=p) for cell, p in zip(compared, corrected, strict=True))
+    return Comparison(a, b, rows, tuple(refused))
+
+
+def matched(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the scores of the examples that two cells share, in the order of the first, [n] and [n].
+
+    Of examples that a cell has several times, the first pairs with the first, and so on.
+    """
+    if np.array_equal(a.hashes, b.hashes):
+        return a.scores, b.scores
+    places = {key: place for place, key in enumerate(_keys(b))}
+    pairs = [(place, places[key]) for place, key in enumerate(_keys(a)) if key in places]
+    return a.scores[[left for left, _ in pairs]], b.scores[[right for _, right in pairs]]
+
+
+def _keys(summary: CellSummary) -> list[tuple[bytes, int]]:
+    seen: Counter[bytes] = Counter()
+    keys = []
+    for found in summary.hashes.tolist():
+        keys.append((found, seen[found]))
+        seen[found] += 1
+    return keys
+
+
+def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]:
+    """Compare one cell; also return the line that says what of it was left out, empty where nothing was."""
+    name = f"{a.cell.task} at {length_name(a.cell.length)}"
+    if a.metric != b.metric:
+        return None, f"{name}: not compared: {a.contestant} is scored by {a.metric}, {b.contestant} by {b.metric}"
+    left, right = matched(a, b)
+    line = ""
+    if len(left) < max(len(a.scores), len(b.scores)):
+        counts = " and ".join(f"{len(s.scores) - len(left)} of {len(s.scores)} of {s.contestant}" for s in (a, b))
+        line = f"{name}: examples without an identical counterpart: {counts}: {_why(a, b)}; "
+        line += f"left out, {len(left)} pairs compared" if len(left) else "not compared"
+    if not len(left):
+        return None, line or f"{name}: not compared: no examples"
+    result = paired(left, right, a.percent, a.higher_is_better)
+    scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None
+    cell = ComparedCell(
+        a.cell.task, a.cell.length, scale, a.metric, a.percent, a.higher_is_better, result, p_holm=result.p
+    )
+    return cell, line
+
+
+def _why(a: CellSummary, b: CellSummary) -> str:
+    """Say what differs between two cells that should have had the same examples."""
+    left, right = a.details.get("spec", {}), b.details.get("spec", {})
+    reasons = []
+    if left.get("seed") != right.get("seed"):
+        reasons.append(f"different seeds ({left.get('seed')} and {right.get('seed')})")
+    if a.cell.model != b.cell.model:
+        reasons.append(f"different base models ({a.cell.model} and {b.cell.model}), perhaps with different tokenizers")
+    if left.get("task") != right.get("task"):
+        reasons.append("different versions of the task")
+    if left.get("chat_template") != right.get("chat_template"):
+        reasons.append("a chat template for one of them only")
+    if len(a.scores) != len(b.scores):
+        reasons.append(f"different --limit ({len(a.scores)} and {len(b.scores)} examples)")
+    return ", ".join(reasons) or "different prompts"
+
+
+def _alone(name: str, own: dict[tuple[str, int], CellSummary], other: dict[tuple[str, int], CellSummary]) -> list[str]:
+    lengths: dict[str, list[int]] = {}
+    for task, length in own:
+        if (task, length) not in other:
+            lengths.setdefault(task, []).append(length)
+    return [
+        f"{task} at {', '.join(map(length_name, sorted(found)))}: measured for {name} alone"
+        for task, found in lengths.items()
+    ]

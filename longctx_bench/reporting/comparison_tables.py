@@ -1,0 +1,116 @@
+"""A comparison as tables: one row a cell, then a row a task; and one of exact numbers for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.comparison import SIGNIFICANT, ComparedCell, Comparison
+from longctx_bench.reporting.tables import Table
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the rows of a comparison for readers, and its totals by task; numbers are rounded by their interval."""
+    a, b = comparison.a, comparison.b
+    header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
+    rows = tuple(_row(cell) for cell in comparison.cells)
+    return [
+        Table(f"{a} against {b}, on identical examples", header, rows, _notes(comparison)),
+        _totals(comparison),
+    ]
+
+
+def exact_table(comparison: Comparison) -> Table:
+    """Return one row a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
+    rows = [_exact(comparison, cell) for cell in comparison.cells]
+    return Table(
+        f"{comparison.a} against {comparison.b}", tuple(rows[0]), tuple(tuple(map(str, row.values())) for row in rows)
+    )
+
+
+def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
+    found = cell.result
+    return {
+        "a": comparison.a,
+        "b": comparison.b,
+        "task": cell.task,
+        "length": cell.length,
+        "scale": 0 if cell.length == NATURAL else "" if cell.scale is None else cell.scale,
+        "metric": cell.metric,
+        "higher_is_better": str(cell.higher_is_better).lower(),
+        "n": found.n,
+        "score_a": found.mean_a,
+        "score_b": found.mean_b,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "p_holm": cell.p_holm,
+        "wins": found.wins,
+        "ties": found.ties,
+        "losses": found.losses,
+        "test": found.test,
+    }
+
+
+def _row(cell: ComparedCell) -> tuple[str, ...]:
+    found = cell.result
+    factor = 100 if cell.percent else 1
+    digits = _digits(cell)
+    low, mean, high = (f"{factor * value:+.{digits}f}" for value in (found.low, found.difference, found.high))
+    return (
+        cell.task,
+        length_name(cell.length) if cell.length == NATURAL else f"{cell.length:,}",
+        "" if cell.scale is None else f"{cell.scale:g}x",
+        str(found.n),
+        f"{factor * found.mean_a:.{digits}f}",
+        f"{factor * found.mean_b:.{digits}f}",
+        f"{mean} [{low}, {high}]",
+        _p(found.p),
+        _p(cell.p_holm),
+        f"{found.wins}/{found.ties}/{found.losses}",
+        found.test,
+    )
+
+
+def _digits(cell: ComparedCell) -> int:
+    if not cell.percent:
+        return 3
+    return 1 if cell.result.high - cell.result.low < 0.1 else 0
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _totals(comparison: Comparison) -> Table:
+    by_task: dict[str, list[ComparedCell]] = {}
+    for cell in comparison.cells:
+        by_task.setdefault(cell.task, []).append(cell)
+    rows = tuple(_total(task, cells) for task, cells in by_task.items())
+    a, b = comparison.a, comparison.b
+    header = ("task", "cells", f"{a} better", "not told apart", f"{b} better", "examples won/tied/lost")
+    note = f"better: beyond chance, p (Holm) below {SIGNIFICANT:g}"
+    return Table(f"{a} against {b}, by task", header, rows, (note,))
+
+
+def _total(task: str, cells: Sequence[ComparedCell]) -> tuple[str, ...]:
+    verdicts = [cell.verdict for cell in cells]
+    found = [cell.result for cell in cells]
+    examples = "/".join(str(sum(counts)) for counts in zip(*((f.wins, f.ties, f.losses) for f in found), strict=True))
+    return (task, str(len(cells)), *(str(verdicts.count(verdict)) for verdict in (1, 0, -1)), examples)
+
+
+def _notes(comparison: Comparison) -> tuple[str, ...]:
+    tasks: dict[str, list[str]] = {}
+    for cell in comparison.cells:
+        unit = "in %" if cell.percent else "in nats a token" if cell.metric == "token_loss" else "as they are"
+        what = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
+        tasks.setdefault(what, []).append(cell.task)
+    several = len(tasks) > 1
+    units = [f"{', '.join(dict.fromkeys(own))}: {what}" if several else what for what, own in tasks.items()]
+    return (
+        *units,
+        f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
+        f"p (Holm): corrected for the {len(comparison.cells)} cells of this table",
+    )
