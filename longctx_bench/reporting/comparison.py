@@ -130,10 +130,11 @@ def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]
         line += f"left out, {len(left)} pairs compared" if len(left) else "not compared"
     if not len(left):
         return None, line or f"{name}: not compared: no examples"
-    result = paired(left, right, a.percent, a.higher_is_better)
+    percent = a.percent and b.percent
+    result = paired(left, right, percent, a.higher_is_better)
     scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None
     cell = ComparedCell(
-        a.cell.task, a.cell.length, scale, a.metric, a.percent, a.higher_is_better, result, p_holm=result.p
+        a.cell.task, a.cell.length, scale, a.metric, percent, a.higher_is_better, result, p_holm=result.p
     )
     return cell, line
 

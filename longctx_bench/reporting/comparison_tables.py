@@ -15,7 +15,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
     rows = tuple(_row(cell) for cell in comparison.cells)
     return [
-        Table(f"{a} against {b}, on identical examples", header, rows, _notes(comparison)),
+        Table(f"{a} against {b}: paired on identical examples", header, rows, _notes(comparison)),
         _totals(comparison),
     ]
 
@@ -91,7 +91,7 @@ def _totals(comparison: Comparison) -> Table:
     a, b = comparison.a, comparison.b
     header = ("task", "cells", f"{a} better", "not told apart", f"{b} better", "examples won/tied/lost")
     note = f"better: beyond chance, p (Holm) below {SIGNIFICANT:g}"
-    return Table(f"{a} against {b}, by task", header, rows, (note,))
+    return Table(f"{a} against {b} by task: cells, and examples of all of them", header, rows, (note,))
 
 
 def _total(task: str, cells: Sequence[ComparedCell]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def _permutation(differences: NDArray[np.float64]) -> tuple[str, float]:
         for difference in differences:
             sums = np.concatenate((sums + difference, sums - difference))
         return PERMUTATION_EXACT, float((np.abs(sums) >= reached).mean())
-    hits = np.count_nonzero(np.abs(flipped_sums(differences)) >= np.float32(reached))
+    hits = int(np.count_nonzero(np.abs(flipped_sums(differences)) >= np.float32(reached)))
     return PERMUTATION, hits / SIGN_FLIPS
 
 

@@ -33,6 +33,9 @@ def test_a_threshold_relative_to_the_own_score() -> None:
 
 def test_the_threshold_itself_is_held() -> None:
     assert effective_length({512: rate(20, 20), 1024: rate(17, 20)}, 0.85, relative_to=512).length == 1024
+    # 34 of 53 are 85 % of 40 of 53, though the two numbers differ in their last digit.
+    assert 34 / 53 < 0.85 * (40 / 53)
+    assert effective_length({512: rate(40, 53), 1024: rate(34, 53)}, 0.85, relative_to=512).length == 1024
     assert effective_length({512: rate(17, 20)}, 0.85).length == 512
     assert effective_length({512: rate(16, 20)}, 0.85).length is None
 

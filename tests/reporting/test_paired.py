@@ -77,6 +77,12 @@ def test_equal_sums_count_whatever_their_last_digits() -> None:
     # All 8 differences are 0.1, so only all plus and all minus reach the observed sum.
     a = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert paired(a, a - 0.1).p == 2 / 2**8
+    # Tenths and whole numbers are one test; summed one by one, tenths miss the observed sum by a last digit.
+    few = np.array([5, 2, -3, -2, -6, -6, -6, -4, 4, 2, 5])
+    many = np.concatenate((few, [1, 6, 3, 2, 1, 1, 6, -3, 4, 2, -6, -1, 5, 1, -6, 3, 3, 5, -4, -5, 5, -6, 1, -5]))
+    for whole in (few, many):
+        zeros = np.zeros(len(whole))
+        assert paired(whole / 10, zeros, bounded=False).p == paired(whole, zeros, bounded=False).p
     # Thirds, drawn: of 14 equal differences only the two extreme vectors of 16,384 reach the sum.
     found = paired([2 / 3] * 14 + [0.2] * 86, [1 / 3] * 14 + [0.2] * 86)
     assert found.test == PERMUTATION
