@@ -11,6 +11,11 @@ from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
 
+_NOTHING = {
+    "tasks": "no two tasks were measured at one length",
+    "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
+}
+"""Why a kind of table may be empty."""
 _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path))
 
 
@@ -24,21 +29,33 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
     help="How the tables are written.",
 )
+@click.option(
+    "--table",
+    "kind",
+    default="lengths",
+    show_default=True,
+    type=click.Choice(["lengths", "tasks", "summary", "cost", "all"]),
+    help="Which tables: scores by length, by task; reach, retention and position bias; cost; or all of them.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
-def report_command(folder: Path, form: str, out: Path | None) -> None:
+def report_command(folder: Path, form: str, kind: str, out: Path | None) -> None:
     """Print the comparison tables of a run's FOLDER."""
+    from longctx_bench.reporting.rendering import FORMATS, print_tables
+    from longctx_bench.reporting.report_tables import report_tables
     from longctx_bench.reporting.summaries import read_cells
-    from longctx_bench.reporting.tables import FORMATS, print_tables
 
     results = read_cells(folder)
+    tables = report_tables(results.finished, kind)
+    if results.finished and not tables:
+        raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
     if form == "terminal" and out is not None:
         form = {".tex": "latex", ".csv": "csv", ".html": "html"}.get(out.suffix, "md")
     if form == "terminal":
-        print_tables(results.finished)
+        print_tables(tables)
     elif out is None:
-        click.echo(FORMATS[form](results.finished), nl=False)
+        click.echo(FORMATS[form](tables), nl=False)
     else:
-        write_text(out, FORMATS[form](results.finished))
+        write_text(out, FORMATS[form](tables))
         click.echo(f"wrote {out}")
     for line in results.unfinished:
         click.echo(f"missing: {line}", err=True)

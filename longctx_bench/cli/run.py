@@ -109,12 +109,13 @@ def _duration(seconds: float) -> str:
 def _print_summary(store: Any, outcome: Any, out: Path) -> None:
     from rich.console import Console
 
+    from longctx_bench.reporting.length_tables import length_tables
+    from longctx_bench.reporting.rendering import print_tables
     from longctx_bench.reporting.summaries import read_cells
-    from longctx_bench.reporting.tables import print_tables
 
     if outcome.finished:
         finished = set(outcome.finished)
-        print_tables([summary for summary in read_cells(out).finished if summary.cell in finished])
+        print_tables(length_tables([summary for summary in read_cells(out).finished if summary.cell in finished]))
     console = Console(stderr=True)
     for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
         for cell, reason in cells:

@@ -118,14 +118,15 @@ def test_a_run_gives_the_losses_of_a_plain_forward_pass(
 
 
 def test_the_report_says_which_way_is_better(text: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    from longctx_bench.reporting.length_tables import length_tables
+    from longctx_bench.reporting.rendering import markdown
     from longctx_bench.reporting.summaries import read_cells
-    from longctx_bench.reporting.tables import markdown
 
     longctx_bench.run(
         str(tiny_folder), "perplexity", length=[300], limit=2, dtype="float32", device="cpu", out=tmp_path,
         registry=Registry(local_data={"long-text": text}),
     )  # fmt: skip
-    shown = markdown(read_cells(tmp_path).finished)
+    shown = markdown(length_tables(read_cells(tmp_path).finished))
     assert "token_loss in nats a token [95 % interval], lower is better, n = 2" in shown
     assert "%" not in shown.splitlines()[4]
 

@@ -1,0 +1,110 @@
+"""Tables of what the cells cost: speed, tokens, time, memory, and the training of the checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from longctx_bench.files import safe_name, shipped_folder
+from longctx_bench.records import NATURAL
+from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.table_parts import contexts_of, heading, row_of, rows_of, tasks_of
+from longctx_bench.reporting.tables import Table
+
+_SEEN = re.compile(r"^\| tokens seen \| ([\d,]+) \|$", re.MULTILINE)
+"""How the model card of a training run says it (``longctx_bench/training/card.py``)."""
+
+
+def cost_tables(cells: Sequence[CellSummary]) -> list[Table]:
+    """Make one table for each task, one row a cell; columns of which no cell knows anything are left out."""
+    return [_cost(task, [summary for summary in cells if summary.cell.task == task]) for task in tasks_of(cells)]
+
+
+def examples_a_second(summary: CellSummary) -> float | None:
+    """Return the speed; None where no time was kept."""
+    seconds = float(summary.details.get("seconds") or 0)
+    return summary.n / seconds if seconds > 0 else None
+
+
+def peak_memory(summary: CellSummary) -> int | None:
+    """Return the peak memory in bytes; None where the cell does not say."""
+    details = summary.details
+    found = details.get("peak_memory_bytes") or details.get("engine", {}).get("peak_memory_bytes")
+    return int(found) if found else None
+
+
+def training_tokens(summary: CellSummary) -> int | None:
+    """Return how many tokens the run that made the checkpoint saw; None where neither cell nor model card says."""
+    found = summary.details.get("training_tokens")
+    if found:
+        return int(found)
+    spec = summary.details["spec"]
+    weights = spec.get("weights") or spec.get("model", {}).get("source") or {}
+    return _on_card(str(weights["embedded"])) if weights.get("embedded") else None
+
+
+@lru_cache
+def _on_card(name: str) -> int | None:
+    card = shipped_folder("baselines") / "checkpoints" / safe_name(name) / "README.md"
+    found = _SEEN.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return int(found[1].replace(",", "")) if found else None
+
+
+def _device(summary: CellSummary) -> str:
+    return str(summary.details.get("engine", {}).get("device", ""))
+
+
+def _seconds(summary: CellSummary) -> float | None:
+    found = summary.details.get("seconds")
+    return None if found is None else float(found)
+
+
+def _tokens(kind: str) -> Callable[[CellSummary], int | None]:
+    return lambda summary: summary.details.get(kind)
+
+
+def _three_digits(value: float) -> str:
+    """Round to three digits, as timings repeat no better."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[CellSummary], float | None], Callable[[float], str]], ...] = (
+    ("examples/s", "examples_per_second", examples_a_second, _three_digits),
+    ("wall time (s)", "seconds", _seconds, _three_digits),
+    ("prompt tokens", "prompt_tokens", _tokens("prompt_tokens"), lambda value: f"{value:,}"),
+    ("new tokens", "new_tokens", _tokens("new_tokens"), lambda value: f"{value:,}"),
+    ("peak memory (GiB)", "peak_memory_bytes", peak_memory, lambda value: _three_digits(value / 2**30)),
+    ("training tokens (M)", "training_tokens", training_tokens, lambda value: f"{value / 1e6:,.0f}"),
+)
+"""Heading, name in the CSV, value, and how it is shown."""
+
+
+def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
+    names, contexts = rows_of(cells), contexts_of(cells)
+    order = {row: place for place, row in enumerate(names)}
+    cells = sorted(cells, key=lambda s: (s.cell.length == NATURAL, s.cell.length, order[row_of(s)]))
+    values = {key: [value(summary) for summary in cells] for _, key, value, _ in _COLUMNS}
+    shown = [column for column in _COLUMNS if any(value is not None for value in values[column[1]])]
+    devices = sorted({_device(summary) for summary in cells} - {""})
+    rows, records = [], []
+    for place, summary in enumerate(cells):
+        row = [names[row_of(summary)], heading(summary.cell.length, contexts), f"{summary.n:,}"]
+        found = [(show, values[key][place]) for _, key, _, show in shown]
+        row += ["" if value is None else show(value) for show, value in found]
+        rows.append((*row, *([_device(summary)] if len(devices) > 1 else [])))
+        cell = summary.cell
+        record: dict[str, object] = {"model": cell.model, "method": cell.method, "task": task, "length": cell.length}
+        record |= {"n": summary.n} | {key: values[key][place] for _, key, _, _ in shown}
+        records.append(record | {"device": _device(summary)})
+    heads = ["model", "length", "n", *(title for title, *_ in shown), *(["device"] if len(devices) > 1 else [])]
+    notes = [f"device: {devices[0]}"] if len(devices) == 1 else []
+    if len(devices) > 1:
+        notes.append("speed and time compare only rows of one device")
+    notes.append("wall time: of the examples' batches over all runs of a cell, without the loading of weights")
+    if any(summary.details.get("lm_eval") for summary in cells):
+        notes[-1] += "; of lm-eval's tasks, all that it does"
+    if any(column[1] == "training_tokens" for column in shown):
+        notes.append("training tokens: of the run that made the checkpoint; what it was continued from is not counted")
+    title = f"{task}, cost: examples/s, wall time and tokens of each cell"
+    return Table(title, tuple(heads), tuple(rows), tuple(notes), tuple(records))

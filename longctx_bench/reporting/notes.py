@@ -1,0 +1,165 @@
+"""What a reader must know to compare the rows of a table: factors, tunings, and what differs between its cells."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from longctx_bench.records import NATURAL, Cell
+from longctx_bench.reporting.intervals import detectable_difference
+from longctx_bench.reporting.marks import Row, Verdicts
+from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.table_parts import (
+    digits_of,
+    listed,
+    row_of,
+    rows_of,
+    sizes,
+    tasks_of,
+    tokens_name,
+    unit_of,
+)
+
+_RUN = ("seed", "dtype", "engine", "chat_template")
+"""Of a cell's spec, what must be the same for all cells of a table."""
+
+
+def method_notes(cells: Sequence[CellSummary]) -> list[str]:
+    """Say which extension factors were used, and what a tuned scalar was at each length."""
+    fixed = sorted({f"{s.contestant}: factor fixed at {s.details['factor']:g}" for s in cells if _is_fixed(s)})
+    notes = []
+    if not all(map(_is_fixed, cells)):
+        derived = "factors derived from the length: s = max(1, length / training context)"
+        if any(summary.cell.length == NATURAL for summary in cells):
+            derived += ", the length being each prompt's own where documents are whole"
+        notes.append(derived)
+    return notes + fixed + _tunings(cells)
+
+
+def size_note(cells: Sequence[CellSummary]) -> str:
+    """Say which difference between two rows the number of examples could have shown."""
+    first = cells[0]
+    own = [detectable_difference(summary.scores, summary.percent) for summary in cells]
+    found = [value for value in own if math.isfinite(value)]
+    n = sizes(cells).removesuffix(" a cell")
+    if not found:
+        return f"{n} is too few to show any difference"
+    digits = digits_of(max(found), first.percent)
+    scale = 100 if first.percent else 1
+    span = " to ".join(dict.fromkeys(f"{scale * value:,.{digits}f}" for value in (min(found), max(found))))
+    unit = "points" if first.percent else unit_of(first)
+    return (
+        f"smallest difference that {n} could have shown, with 80 % power and unpaired: {f'{span} {unit}'.rstrip()}"
+        f"{', depending on the cell' if ' to ' in span else ''}; paired tests usually see less"
+    )
+
+
+def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
+    """Name the cells that were measured otherwise than the others: seed, number format, engine, version of the task."""
+    notes = []
+    for key in _RUN:
+        notes += _differing(cells, key.replace("_", " "), [summary.details["spec"].get(key) for summary in cells])
+    notes += _differing(cells, "protocol", [s.details["spec"]["task"].get("protocol") for s in cells])
+    for task in tasks_of(cells):
+        notes += _versions([summary for summary in cells if summary.cell.task == task])
+    return notes
+
+
+def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[str]:
+    """Say which rows the marks compare, where not all rows of a column were given the same examples."""
+    split = {column.groups for column in columns if len(column.groups) > 1}
+    if not split:
+        return []
+    together = sorted({group for groups in split for group in groups if len(group) > 1})
+    # A row may stand alone in one column and have company in the next.
+    alone = {group[0] for groups in split for group in groups if len(group) == 1}
+    note = "not all rows of a column were given the same prompts; marks compare only those that were"
+    bases = [{model for model, _ in group} for group in together]
+    if len(together) > 1 and all(len(base) == 1 for base in bases):
+        note += ": the methods of one base"
+    elif len(together) > 1:
+        note += ": " + "; ".join(listed([names[row] for row in group]) for group in together)
+    if alone:
+        shown = listed([name for row, name in names.items() if row in alone])
+        note += f"; the only one with its prompts in a column, and so not marked: {shown}"
+    return [note]
+
+
+def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]) -> list[str]:
+    """Return a line for each value that is not the most frequent one, naming its cells."""
+    shown = list(map(str, values))
+    found = Counter(shown)
+    if len(found) < 2:
+        return []
+    usual = found.most_common(1)[0][0]
+    return [
+        f"not the same for all cells: {what} is {other}, not {usual}, in "
+        f"{where([s for s, value in zip(cells, shown, strict=True) if value == other], cells)}"
+        for other in sorted(set(found) - {usual})
+    ]
+
+
+def _versions(cells: Sequence[CellSummary]) -> list[str]:
+    """Name the cells of one task that another version of its spec or other data made."""
+    notes = []
+    specs = [_canonical(summary.details["spec"]["task"]) for summary in cells]
+    found = Counter(specs)
+    usual = found.most_common(1)[0][0]
+    for other in sorted(set(found) - {usual}):
+        keys = sorted({key for key, _ in set(other) ^ set(usual)})
+        own = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
+        verb = "differs" if len(keys) == 1 else "differ"
+        notes.append(f"another version of {cells[0].cell.task} ({listed(keys)} {verb}) in {where(own, cells)}")
+    digests = [(s.details["spec"].get("digests") or {}).get("data") for s in cells]
+    return notes + _differing(cells, f"the digest of {cells[0].cell.task}'s data", digests)
+
+
+def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:
+    """Return a spec as sorted pairs of dotted key and text; the protocol has a note of its own."""
+    if not isinstance(value, dict):
+        return ((name, str(value)),)
+    pairs = [
+        pair
+        for key in sorted(value)
+        if name or key != "protocol"
+        for pair in _canonical(value[key], f"{name}.{key}".lstrip("."))
+    ]
+    return tuple(pairs)
+
+
+def where(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
+    """Name cells briefly: a row alone where all of its cells are meant, else with its tasks and lengths."""
+    tasks = {summary.cell.task for summary in cells}
+    whole: Counter[Row] = Counter(map(row_of, cells))
+    found: dict[Row, list[Cell]] = {}
+    for summary in some:
+        found.setdefault(row_of(summary), []).append(summary.cell)
+    names = rows_of(some)
+    parts = []
+    for row, own in ((row, found[row]) for row in names):
+        if len(own) == whole[row]:
+            parts.append(names[row])
+        else:
+            places = [f"{f'{cell.task} ' if len(tasks) > 1 else ''}{tokens_name(cell.length)}" for cell in sorted(own)]
+            parts.append(f"{names[row]} at {listed(places)}")
+    return listed(parts)
+
+
+def _tunings(cells: Sequence[CellSummary]) -> list[str]:
+    """Say, by contestant, what a tuned scalar was at each length and where it came from."""
+    found: dict[str, dict[int, str]] = {}
+    for summary in cells:
+        tuning = summary.details.get("tuning")  # older cells do not say
+        if tuning:
+            what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
+            at = tokens_name(summary.cell.length) + (" (longest prompt)" if summary.cell.length == NATURAL else "")
+            found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g} at {at}"
+    return [
+        f"{what}: " + ", ".join(value for _, value in sorted(values.items())) for what, values in sorted(found.items())
+    ]
+
+
+def _is_fixed(summary: CellSummary) -> bool:
+    return bool(summary.details["factor_source"] == "fixed")

@@ -1,0 +1,37 @@
+"""CSV for programs: one line a cell, unrounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+
+from longctx_bench.reporting.tables import Table
+
+_CELL = ("model", "method", "task", "length")
+"""Records that agree in these are about one cell, and become one line."""
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """Return the tables' records; a table that has none gives its rows as they are shown.
+
+    Columns stand in the order in which they first appear; what a line has no value for is empty.
+    """
+    lines: dict[object, dict[str, object]] = {}
+    for table in tables:
+        for record in table.records or _rows(table, several=len(tables) > 1):
+            key = tuple(record[name] for name in _CELL) if set(_CELL) <= set(record) else len(lines)
+            lines.setdefault(key, {}).update(record)
+    columns = list(dict.fromkeys(name for line in lines.values() for name in line))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines.values())
+    return buffer.getvalue()
+
+
+def _rows(table: Table, several: bool) -> Iterator[Mapping[str, object]]:
+    """Yield the rows with their headings; beside other tables each says which it belongs to."""
+    name = {"table": table.title.partition(": ")[0]} if several else {}
+    for row in table.rows:
+        yield name | dict(zip(table.header, map(str, row), strict=True))
