@@ -8,7 +8,7 @@ from longctx_bench.records import length_name
 from longctx_bench.reporting.buckets import Bucket, buckets_of, sorted_into
 from longctx_bench.reporting.intervals import detectable_difference, mean_interval
 from longctx_bench.reporting.marks import Row, Verdict, competitor, verdicts
-from longctx_bench.reporting.notes import difference_notes, mark_notes, method_notes, size_note
+from longctx_bench.reporting.notes import difference_notes, mark_notes, method_notes, scores_note, size_note
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
     EMPTY,
@@ -94,13 +94,16 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         own = {row_of(summary): summary for summary in cells if summary.cell.length == length}
         rows: list[tuple[str | Entry, ...]] = []
         records = []
+        sets: list[list[float]] = []
         for row in (row for row in names if row in own):
             scores = sorted_into(own[row].points, buckets, own[row].original_length)
             rows.append((names[row], *(_mean(scores[bucket.name], own[row].percent) for bucket in buckets)))
+            sets += filter(None, scores.values())
             records.append(_bucket_record(own[row], buckets, scores))
         at = length_name(length) if not length else f"{tokens_name(length)} tokens"
         title = f"{task} at {at}, by the documents' length: {measure(cells[0])}, (n)"
-        made.append(Table(title, ("model", *(bucket.name for bucket in buckets)), tuple(rows), (), tuple(records)))
+        notes = (scores_note(sets, cells[0]),) if sets else ()
+        made.append(Table(title, ("model", *(bucket.name for bucket in buckets)), tuple(rows), notes, tuple(records)))
     return made
 
 

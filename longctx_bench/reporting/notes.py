@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.reporting.intervals import detectable_difference
@@ -16,11 +16,14 @@ from longctx_bench.reporting.table_parts import (
     listed,
     row_of,
     rows_of,
-    sizes,
     tasks_of,
     tokens_name,
     unit_of,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _RUN = ("seed", "dtype", "engine", "chat_template")
 """Of a cell's spec, what must be the same for all cells of a table."""
@@ -40,16 +43,21 @@ def method_notes(cells: Sequence[CellSummary]) -> list[str]:
 
 def size_note(cells: Sequence[CellSummary]) -> str:
     """Say which difference between two rows the number of examples could have shown."""
-    first = cells[0]
-    own = [detectable_difference(summary.scores, summary.percent) for summary in cells]
+    return scores_note([summary.scores for summary in cells], cells[0])
+
+
+def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
+    """Say the same of any sets of scores, each [n], that are of one kind with a cell's."""
+    own = [detectable_difference(values, kind.percent) for values in scores]
     found = [value for value in own if math.isfinite(value)]
-    n = sizes(cells).removesuffix(" a cell")
+    sizes = sorted({len(values) for values in scores})
+    n = f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
     if not found:
         return f"{n} is too few to show any difference"
-    digits = digits_of(max(found), first.percent)
-    scale = 100 if first.percent else 1
+    digits = digits_of(max(found), kind.percent)
+    scale = 100 if kind.percent else 1
     span = " to ".join(dict.fromkeys(f"{scale * value:,.{digits}f}" for value in (min(found), max(found))))
-    unit = "points" if first.percent else unit_of(first)
+    unit = "points" if kind.percent else unit_of(kind)
     return (
         f"smallest difference that {n} could have shown, with 80 % power and unpaired: {f'{span} {unit}'.rstrip()}"
         f"{', depending on the cell' if ' to ' in span else ''}; paired tests usually see less"
@@ -89,7 +97,7 @@ def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[st
 
 def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]) -> list[str]:
     """Return a line for each value that is not the most frequent one, naming its cells."""
-    shown = list(map(str, values))
+    shown = ["none" if value is None else str(value) for value in values]
     found = Counter(shown)
     if len(found) < 2:
         return []

@@ -8,6 +8,7 @@ from longctx_bench.records import NATURAL
 from longctx_bench.reporting.depth_bias import depth_bias
 from longctx_bench.reporting.effective import OWN_SHARE, RULER_THRESHOLD, EffectiveLength, effective_length
 from longctx_bench.reporting.marks import Row
+from longctx_bench.reporting.notes import size_note
 from longctx_bench.reporting.paired import Paired, paired
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
@@ -84,7 +85,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     ]
     title = f"{task}, summary: effective length and retention at the training context, {sizes(cells)}"
     header = ("model", *(heads[key] for key in columns))
-    return [Table(title, header, tuple(rows), tuple(_explained(columns)), tuple(records))]
+    return [Table(title, header, tuple(rows), (size_note(cells), *_explained(columns)), tuple(records))]
 
 
 def _explained(columns: Sequence[str]) -> list[str]:
@@ -153,6 +154,7 @@ def _bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         for row, name in rows_of(cells).items()
     ]
     notes = (
+        size_note(cells),
         "slope: of a line through the scores by depth, from the beginning (0 %) to the end (100 %) of the context; "
         "above 0, needles near the end are found more often",
         "worst: the lowest score and its depth, the shallowest of several; none where all depths have one score",

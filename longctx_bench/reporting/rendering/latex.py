@@ -58,7 +58,11 @@ def _float(table: Table, label: str) -> str:
         r"\end{tabular}",
     ]
     if _is_wide(table):
-        tabular = [r"\resizebox{\linewidth}{!}{%", *tabular[:-1], tabular[-1] + "}"]
+        tabular = [
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            *tabular[:-1],
+            tabular[-1] + "}",
+        ]
     notes = [_escaped(note) for note in (*table.legend("bold", "underlined"), *table.notes)]
     under = [
         r"\par\medskip",
@@ -73,7 +77,7 @@ def _float(table: Table, label: str) -> str:
             r"\centering",
             f"\\caption{{{_escaped(table.title)}}}",
             f"\\label{{{label}}}",
-            r"\small",
+            r"\small\smallskip",
             *tabular,
             *(under if notes else []),
             r"\end{table}",
@@ -84,7 +88,7 @@ def _float(table: Table, label: str) -> str:
 def _row(cells: Sequence[str | Entry]) -> str:
     row = " & ".join(map(_shown, cells)) + r" \\"
     # The line before ends in a command that takes a bracket or a star for its own.
-    return "{}" + row if row[0] in "[*" else row
+    return "{}" + row if row.lstrip()[0] in "[*" else row
 
 
 def _shown(entry: str | Entry) -> str:

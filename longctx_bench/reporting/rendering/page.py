@@ -9,7 +9,7 @@ from longctx_bench.reporting.rendering.plain import plain
 from longctx_bench.reporting.tables import Entry, Mark, Table
 
 _STYLE = (
-    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}h2{font-size:1em}"
+    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}h2{font-size:1em;margin-top:2em}"
     "td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}"
     "th{border-color:#555}td:first-child,th:first-child{text-align:left;font-weight:normal}"
     "small{color:#555}p{margin:.3em 0;color:#333}.table{overflow-x:auto}"

@@ -12,4 +12,4 @@ _TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 def plain(text: str) -> str:
     """Return ``text`` as one line, without what moves the text around it."""
-    return _TURNING.sub("", _BREAKING.sub(" ", text))
+    return _TURNING.sub("", _BREAKING.sub(" ", text)).strip()

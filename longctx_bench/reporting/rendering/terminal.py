@@ -36,19 +36,29 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
             shown.add_column(
                 Text(plain(heading)), justify="left" if column == 0 else "right", no_wrap=column == 0, overflow="fold"
             )
+        # An interval that must break does so before its bracket.
+        between = " " if _width(table) <= console.width else "\n"
         for row in table.rows:
-            shown.add_row(*(_shown(entry, styled) for entry in row))
+            shown.add_row(*(_shown(entry, styled, between) for entry in row))
         console.print(shown)
         words = ("bold", "underlined") if styled else ("*", "†")
         for note in (*table.legend(*words), *table.notes):
             console.print(Text(plain(note)), style="dim", soft_wrap=True)
 
 
-def _shown(entry: str | Entry, styled: bool) -> Text:
+def _width(table: Table) -> int:
+    """Return how many columns of the terminal a table takes that nothing breaks."""
+    columns = zip(table.header, *table.rows, strict=True)
+    return 1 + sum(3 + max(len(str(entry)) + len(_sign(entry)) for entry in column) for column in columns)
+
+
+def _sign(entry: str | Entry) -> str:
+    return {Mark.BEST: "*", Mark.CLOSE: "†"}.get(entry.mark, "") if isinstance(entry, Entry) else ""
+
+
+def _shown(entry: str | Entry, styled: bool, between: str) -> Text:
     if isinstance(entry, str):
         return Text(plain(entry))
-    style = {Mark.BEST: "bold", Mark.CLOSE: "underline"}.get(entry.mark, "") if styled else ""
-    sign = {Mark.BEST: "*", Mark.CLOSE: "†"}.get(entry.mark, "") if not styled else ""
-    text = Text(plain(entry.text), style="") if not style else Text.assemble((plain(entry.text), style))
-    text.append(sign)
-    return text.append(f" {plain(entry.detail)}", style="dim") if entry.detail else text
+    style = {Mark.BEST: "bold", Mark.CLOSE: "underline"}.get(entry.mark, "")
+    text = Text.assemble((plain(entry.text), style)) if styled else Text(plain(entry.text) + _sign(entry))
+    return text.append(f"{between}{plain(entry.detail)}", style="dim") if entry.detail else text
