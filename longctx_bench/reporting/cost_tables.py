@@ -29,8 +29,7 @@ def examples_a_second(summary: CellSummary) -> float | None:
 
 def peak_memory(summary: CellSummary) -> int | None:
     """Return the peak memory in bytes; None where the cell does not say."""
-    details = summary.details
-    found = details.get("peak_memory_bytes") or details.get("engine", {}).get("peak_memory_bytes")
+    found = summary.details.get("peak_memory")
     return int(found) if found else None
 
 
@@ -74,7 +73,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[CellSummary], float | None], Callable[
     ("wall time (s)", "seconds", _seconds, _three_digits),
     ("prompt tokens", "prompt_tokens", _tokens("prompt_tokens"), lambda value: f"{value:,}"),
     ("new tokens", "new_tokens", _tokens("new_tokens"), lambda value: f"{value:,}"),
-    ("peak memory (GiB)", "peak_memory_bytes", peak_memory, lambda value: _three_digits(value / 2**30)),
+    ("peak memory (GiB)", "peak_memory", peak_memory, lambda value: _three_digits(value / 2**30)),
     ("training tokens (M)", "training_tokens", training_tokens, lambda value: f"{value / 1e6:,.0f}"),
 )
 """Heading, name in the CSV, value, and how it is shown."""
@@ -104,6 +103,8 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
     notes.append("wall time: of the examples' batches over all runs of a cell, without the loading of weights")
     if any(summary.details.get("lm_eval") for summary in cells):
         notes[-1] += "; of lm-eval's tasks, all that it does"
+    if any(column[1] == "peak_memory" for column in shown):
+        notes.append("peak memory: on a GPU that of its tensors, on a CPU that of the whole process so far")
     if any(column[1] == "training_tokens" for column in shown):
         notes.append("training tokens: of the run that made the checkpoint; what it was continued from is not counted")
     title = f"{task}, cost: examples/s, wall time and tokens of each cell"

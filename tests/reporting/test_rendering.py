@@ -135,11 +135,14 @@ def test_latex_of_nasty_names_is_escaped() -> None:
 
 def test_latex_minus_and_bounds_are_signs() -> None:
     table = Table(
-        "t: x", ("m", "d"), (("half-pi", Entry("-0.5", "[-1.5, +0.5]")), ("b", Entry("≥ 512", "[< 512, 512]")))
+        "t: x",
+        ("m", "d"),
+        (("half-pi", Entry("-0.5", "[-1.5, +0.5]")), ("b-4", Entry("≥ 512", "[< 512, 512]")), ("c", "-2.0")),
     )
     text = FORMATS["latex"]([table])
     assert r"half-pi & $-$0.5 {\scriptsize [$-$1.5, +0.5]}" in text
-    assert r"$\geq$ 512 {\scriptsize [\textless{} 512, 512]}" in text
+    assert r"c & $-$2.0 \\" in text
+    assert r"b-4 & $\geq$ 512 {\scriptsize [\textless{} 512, 512]}" in text
 
 
 def test_latex_labels_are_unique_and_wide_tables_are_scaled() -> None:

@@ -240,7 +240,7 @@ def test_cost_has_speed_tokens_and_what_else_is_known() -> None:
     ]
     assert "device: cpu" in table.notes
     embedded = {"spec": cells[0].details["spec"] | {"weights": {"embedded": "drope-tiny"}}}
-    more = {"engine": {"device": "gpu", "peak_memory_bytes": 3 * 2**30}, "seconds": 0} | embedded
+    more = {"engine": {"device": "gpu"}, "peak_memory": 3 * 2**30, "seconds": 0} | embedded
     [table] = cost_tables([*cells, cell("drope", hits(5), details=more)])
     assert table.header[-3:] == ("peak memory (GiB)", "training tokens (M)", "device")
     row = next(row for row in shown(table) if row[0] == "drope-tiny")

@@ -93,7 +93,7 @@ def _row(cells: Sequence[str | Entry]) -> str:
 
 def _shown(entry: str | Entry) -> str:
     if isinstance(entry, str):
-        return _escaped(entry)
+        return _number(entry)
     text = _number(entry.text)
     if entry.mark is not Mark.NONE:
         text = f"\\{'textbf' if entry.mark is Mark.BEST else 'underline'}{{{text}}}"
@@ -101,6 +101,7 @@ def _shown(entry: str | Entry) -> str:
 
 
 def _number(text: str) -> str:
+    """Escape text; a hyphen before a number is a minus, not one inside a name."""
     return _MINUS.sub("$-$", _escaped(text))
 
 
