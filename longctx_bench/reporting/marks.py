@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.reporting.paired import holm, paired
+from longctx_bench.reporting.paired import holm, paired_test
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.tables import Mark
 
@@ -89,11 +89,11 @@ def _within(group: Sequence[Competitor]) -> dict[Row, Verdict]:
     others = [entry for entry, is_best in zip(group, places, strict=True) if not is_best]
     # Rows that answer alike (all wrong at eight times the context) are tested once.
     distinct = {entry.scores.tobytes(): entry.scores for entry in others}
-    tests = {key: paired(tied[0].scores, scores, group[0].bounded) for key, scores in distinct.items()}
-    adjusted = holm([tests[entry.scores.tobytes()].p for entry in others])
+    tests = {key: paired_test(tied[0].scores, scores, group[0].bounded) for key, scores in distinct.items()}
+    adjusted = holm([tests[entry.scores.tobytes()][1] for entry in others])
     found = {entry.row: Verdict(Mark.BEST) for entry in tied}
     for entry, p in zip(others, adjusted, strict=True):
         # A mean over tokens can be worse where the mean over examples is not: that is no sign of being worse.
-        worse = p < LEVEL and sign * tests[entry.scores.tobytes()].difference > 0
+        worse = p < LEVEL and sign * float(tied[0].scores.mean() - entry.scores.mean()) > 0
         found[entry.row] = Verdict(Mark.NONE if worse else Mark.CLOSE, p)
     return found
