@@ -1,0 +1,158 @@
+"""The kinds of figures that the command line offers: each from a run's folder to figures by file name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import safe_name, shipped_folder
+from longctx_bench.reporting.figures.selection import at_scale, scale_name
+from longctx_bench.reporting.summaries import CellSummary, Results, read_cells
+from longctx_bench.store import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Figures = dict[str, "Figure"]
+"""By file name, without its ending."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What figures are drawn from; cells are read when the first kind asks for them."""
+
+    folder: Path
+    """A run's."""
+    tasks: tuple[str, ...] = ()
+    """The tasks to draw; all when empty."""
+    scale: float | None = None
+    """Where bars and the heat table are drawn; 0 for whole documents."""
+    checkpoints: tuple[Path, ...] = ()
+    """Folders with ``loss.csv`` files in or below them, besides those of the shipped checkpoints that were measured."""
+
+    @cached_property
+    def results(self) -> Results:
+        """The folder's cells.
+
+        Raises:
+            UserError: it holds none.
+        """
+        return read_cells(self.folder)
+
+    @property
+    def cells(self) -> list[CellSummary]:
+        """The finished cells of the tasks to draw."""
+        return [s for s in self.results.finished if not self.tasks or s.cell.task in self.tasks]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """One line for each cell that was begun and not finished, if any kind has read the cells."""
+        return self.results.unfinished if "results" in self.__dict__ else []
+
+    @property
+    def name(self) -> str:
+        """The tasks, for a file's name."""
+        return safe_name("-".join(self.tasks)) if self.tasks else "all"
+
+    def probes(self, kind: str) -> list[Path]:
+        """Return the JSON files that a probe wrote.
+
+        Raises:
+            UserError: there are none.
+        """
+        found = sorted((self.folder / "probes" / kind).rglob("*.json"))
+        if not found:
+            raise UserError(f"{self.folder}: holds no probe; `longctx-bench probe {kind} MODEL` makes one")
+        return found
+
+
+def _heatmaps(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.heatmaps import heatmap_sheet
+
+    by_task: dict[str, list[CellSummary]] = {}
+    for summary in material.cells:
+        if summary.by_depth:
+            by_task.setdefault(summary.cell.task, []).append(summary)
+    if not by_task:
+        heatmap_sheet([])  # says what is missing
+    return {f"{safe_name(task)}-heatmap": heatmap_sheet(cells) for task, cells in sorted(by_task.items())}
+
+
+def _length(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.by_length import length_sheet
+
+    return {f"{material.name}-length": length_sheet(material.cells)}
+
+
+def _bars(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.bars import bar_sheet
+
+    return {f"{material.name}-bars-{_where(material)}": bar_sheet(material.cells, material.scale)}
+
+
+def _tasks(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.ruler import task_table
+
+    return {f"{material.name}-tasks-{_where(material)}": task_table(material.cells, material.scale)}
+
+
+def _where(material: Material) -> str:
+    chosen = at_scale([s for s in material.cells if s.percent], material.scale)
+    return scale_name(chosen[0].scale) if chosen else "none"
+
+
+def _in_context(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.in_context import in_context_sheet
+
+    return {"in-context": in_context_sheet(material.cells, material.scale)}
+
+
+def _curves(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.curves import curve_sheet, read_curves
+
+    missing = [folder for folder in material.checkpoints if not folder.is_dir()]
+    if missing:
+        raise UserError(f"--checkpoints {missing[0]}: no such folder")
+    folders = [material.folder, *material.checkpoints]
+    if not any(material.folder.rglob("loss.csv")) and not material.checkpoints:
+        weights = [s.details["spec"].get("weights") for s in material.results.finished]
+        embedded = {w["embedded"] for w in weights if isinstance(w, dict) and "embedded" in w}
+        folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]
+    return {"curves": curve_sheet(read_curves(folders))}
+
+
+def _factors(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.factors import factor_sheet
+
+    made = {}
+    for path in material.probes("factors"):
+        found = read_json(path) or {}
+        try:
+            values = (found["rope"], found["factors"], found["scale"], found["original_length"], found["model"])
+        except KeyError as error:
+            raise UserError(f"{path}: not what `longctx-bench probe factors` writes; run it again") from error
+        made[f"factors-{path.parent.name}-{path.stem}"] = factor_sheet(*values)
+    return made
+
+
+def _attention(material: Material) -> Figures:
+    from longctx_bench.reporting.figures.attention import attention_sheet
+
+    return {f"attention-{path.stem}": attention_sheet(read_json(path) or {}) for path in material.probes("attention")}
+
+
+KINDS: dict[str, Callable[[Material], Figures]] = {
+    "heatmap": _heatmaps,
+    "length": _length,
+    "bars": _bars,
+    "tasks": _tasks,
+    "in-context": _in_context,
+    "curves": _curves,
+    "factors": _factors,
+    "attention": _attention,
+}
+"""Each raises UserError where the folder has nothing for it, with what to do."""

@@ -1,0 +1,120 @@
+"""One restrained style for all figures, and saving them so that the same data give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longctx_bench.errors import UserError
+from longctx_bench.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "pdf", "svg")
+DPI = 300
+"""Of PNG files."""
+PAGE = 7.0
+"""Inches: the text width of a two-column paper, and the width of every figure that can take it."""
+COLUMN = 3.4
+"""Inches: the width of one of its columns."""
+SHADES = "viridis"
+"""Perceptually even, safe for colour-blind readers, and in order when printed grey."""
+FAINT = "#767676"
+"""For what is not data: the training context, references, notes."""
+
+_RC: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "hatch.linewidth": 0.5,
+    "errorbar.capsize": 0,
+    "savefig.dpi": DPI,
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and journals refuse Type 3
+    "svg.hashsalt": "longctx-bench",
+}
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Build and save figures in this project's style, whatever the user's own matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches, that no global state knows; use it inside :func:`styled`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Write a figure once for each format, atomically, without dates or random ids; its layout is fixed from then on.
+
+    Args:
+        figure: made by one of this package's functions.
+        stem: the path without its ending.
+        formats: of :data:`FORMATS`.
+
+    Returns:
+        The paths, in the order of the formats.
+
+    Raises:
+        UserError: an unknown format, or the folder cannot be written.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise UserError(f"figures are written as {', '.join(FORMATS)}, not as '{form}'")
+    with styled():
+        # Laid out once and not for each format: that takes longer than drawing, and all formats look the same.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    paths = []
+    for form in formats:
+        path = stem.with_name(f"{stem.name}.{form}")
+        with styled(), replacing(path) as temporary:
+            figure.savefig(temporary, format=form, metadata=_METADATA[form])
+        paths.append(path)
+    return paths
+
+
+def grid_of(count: int, most: int) -> tuple[int, int]:
+    """Return rows and columns for ``count`` panels, at most ``most`` in a row, the last row as full as can be."""
+    rows = -(-count // most)
+    return rows, -(-count // rows)
+
+
+def tokens(length: int) -> str:
+    """Return a length as short as it can be exact: 512, 4,096, 128k (k is 1,024, from 10,000 tokens on)."""
+    return f"{length // 1024}k" if length >= 10_000 and length % 1024 == 0 else f"{length:,}"
