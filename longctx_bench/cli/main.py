@@ -9,8 +9,10 @@ import click
 
 from longctx_bench.cli.compare import compare_command
 from longctx_bench.cli.data import data_group, examples_command
+from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
-from longctx_bench.cli.results import figures_command, report_command, score_command, show_command
+from longctx_bench.cli.probe import probe_group
+from longctx_bench.cli.results import report_command, score_command, show_command
 from longctx_bench.cli.run import run_command
 from longctx_bench.cli.training import calibrate_command, train_command
 from longctx_bench.errors import UserError
@@ -34,6 +36,7 @@ cli.add_command(examples_command)
 cli.add_command(data_group)
 cli.add_command(train_command)
 cli.add_command(calibrate_command)
+cli.add_command(probe_group)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands that read results: ``report``, ``figures``, ``show`` and ``score``."""
+"""Commands that read results: ``report``, ``show`` and ``score``."""
 
 from __future__ import annotations
 
@@ -59,36 +59,6 @@ def report_command(folder: Path, form: str, kind: str, out: Path | None) -> None
         click.echo(f"wrote {out}")
     for line in results.unfinished:
         click.echo(f"missing: {line}", err=True)
-
-
-@click.command("figures")
-@_FOLDER
-@click.option(
-    "--kind",
-    default="heatmap",
-    show_default=True,
-    type=click.Choice(["heatmap", "length"]),
-    help="Needle depth by length for each model, or every task's score against the length.",
-)
-@click.option("--task", help="The tasks to draw, with commas; niah for heatmaps, all for length.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The file to write (png, pdf or svg); FOLDER/figures/TASK-KIND.png by default.",
-)
-def figures_command(folder: Path, kind: str, task: str | None, out: Path | None) -> None:
-    """Draw a run's FOLDER: the needle heatmaps (depth x length) of all models on one sheet, or scores by length."""
-    from longctx_bench.reporting.by_length import length_sheet
-    from longctx_bench.reporting.heatmaps import heatmap_sheet
-    from longctx_bench.reporting.summaries import read_cells
-
-    wanted = [name.strip() for name in (task or ("niah" if kind == "heatmap" else "")).split(",") if name.strip()]
-    path = out or folder / "figures" / f"{'-'.join(wanted) or 'all'}-{kind}.png"
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out {path}: must end in .png, .pdf or .svg")
-    cells = [summary for summary in read_cells(folder).finished if not wanted or summary.cell.task in wanted]
-    draw = heatmap_sheet if kind == "heatmap" else length_sheet
-    click.echo(f"wrote {draw(cells, path)}")
 
 
 @click.command("show")

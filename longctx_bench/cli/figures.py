@@ -1,0 +1,105 @@
+"""``longctx-bench figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from longctx_bench.cli.options import parse_scales
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.records import NATURAL, length_name
+
+_KINDS = ("heatmap", "length", "bars", "tasks", "in-context", "curves", "factors", "attention")
+_FORMATS = ("png", "pdf", "svg")
+
+
+@click.command("figures")
+@click.argument("folder", default="results", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    default="heatmap",
+    show_default=True,
+    metavar="KINDS",
+    help="With commas, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks (scores at one "
+    "scale), in-context (lm-eval's tasks), curves (training losses), factors, attention (of `longctx-bench probe`).",
+)
+@click.option("--task", help="The tasks to draw, with commas; all of the folder by default.")
+@click.option(
+    "--scale",
+    help="Of bars, tasks and in-context: 4x, say, or natural; by default 2x (in-context 1x), else the largest.",
+)
+@click.option("--format", "forms", metavar="FORMATS", help="png, pdf, svg, with commas; png by default.")
+@click.option(
+    "--checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="A file ending in png, pdf or svg for a single figure, or the folder to write to; FOLDER/figures by default.",
+)  # fmt: skip
+def figures_command(
+    folder: Path, kind: str, task: str | None, scale: str | None, forms: str | None, checkpoints: tuple[Path, ...],
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Draw a run's FOLDER: needle heatmaps of all models on one sheet, or other kinds of figures.
+
+    With --kind all, everything that the folder has data for; a line says what was left out and why.
+    """
+    from longctx_bench.reporting.figures import style
+    from longctx_bench.reporting.figures.kinds import KINDS, Figures, Material
+
+    kinds = _chosen("--kind", "all" if kind == "all" else kind, _KINDS)
+    single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
+    if out is not None and out.suffix and single is None and not out.is_dir():
+        raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
+    if single is not None and (forms or len(kinds) > 1):
+        raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
+    formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
+    material = Material(folder, _parts(task), _scale(scale), checkpoints)
+    made: Figures = {}
+    for name in kinds:
+        try:
+            made |= KINDS[name](material)
+        except UserError as error:
+            if len(kinds) == 1:
+                raise
+            click.echo(f"left out: {name}: {error}", err=True)
+    if not made:
+        raise UserError(f"{folder}: has no data for any figure")
+    if single is not None and len(made) > 1:
+        raise UserError(f"--out {single}: is one file, there are {len(made)} figures; name a folder, or one --task")
+    for name, figure in made.items():
+        stem = single.with_suffix("") if single else (out or folder / "figures") / name
+        for path in style.save(figure, stem, formats):
+            click.echo(f"wrote {path}")
+    for line in material.unfinished:
+        click.echo(f"missing: {line}", err=True)
+
+
+def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = known if text == "all" else _parts(text)
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"{option} {name}: unknown{near_miss(name, known)}")
+    if not chosen:
+        raise UserError(f"{option}: names nothing; known: {', '.join(known)}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _scale(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if text.strip().lower() == length_name(NATURAL):
+        return float(NATURAL)
+    scales = parse_scales(text)
+    if len(scales) != 1:
+        raise UserError(f"--scale {text}: expected one scale, such as 2x")
+    return scales[0]
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
