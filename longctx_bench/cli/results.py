@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
+
+if TYPE_CHECKING:
+    from longctx_bench.reporting.summaries import Results
 
 _NOTHING = {
     "tasks": "no two tasks were measured at one length",
@@ -38,7 +42,12 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     help="Which tables: scores by length, by task; reach, retention and position bias; cost; or all of them.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
-def report_command(folder: Path, form: str, kind: str, out: Path | None) -> None:
+@click.option(
+    "--examples",
+    type=click.IntRange(min=0),
+    help="Examples of each cell in an html page; by default as many as keep it below about 30 MB.",
+)
+def report_command(folder: Path, form: str, kind: str, out: Path | None, examples: int | None) -> None:
     """Print the comparison tables of a run's FOLDER."""
     from longctx_bench.reporting.rendering import FORMATS, print_tables
     from longctx_bench.reporting.report_tables import report_tables
@@ -50,15 +59,26 @@ def report_command(folder: Path, form: str, kind: str, out: Path | None) -> None
         raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
     if form == "terminal" and out is not None:
         form = {".tex": "latex", ".csv": "csv", ".html": "html"}.get(out.suffix, "md")
+    if examples is not None and form != "html":
+        raise UserError("--examples goes with --format html: the other formats hold tables only")
     if form == "terminal":
         print_tables(tables)
-    elif out is None:
-        click.echo(FORMATS[form](tables), nl=False)
     else:
-        write_text(out, FORMATS[form](tables))
-        click.echo(f"wrote {out}")
+        text = _page(folder, results, examples) if form == "html" else FORMATS[form](tables)
+        if out is None:
+            click.echo(text, nl=False)
+        else:
+            write_text(out, text)
+            click.echo(f"wrote {out}")
     for line in results.unfinished:
         click.echo(f"missing: {line}", err=True)
+
+
+def _page(folder: Path, results: Results, examples: int | None) -> str:
+    from longctx_bench.reporting.page import html_page
+    from longctx_bench.store import ResultStore
+
+    return html_page(results, ResultStore(folder), examples)
 
 
 @click.command("show")

@@ -1,0 +1,60 @@
+"""The page's scripts and styles: our own small files, and DataTables out of an installed package."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+from longctx_bench.errors import UserError
+from longctx_bench.reporting.page.escaping import script_text
+
+_SCRIPTS = ("text.js", "state.js", "heatmaps.js", "grid.js", "example.js", "main.js")
+_EXPORTED = re.compile(r"export\s*\{([^}]*)\}\s*;?")
+
+
+def own_style() -> str:
+    """Return the page's style sheet."""
+    return _read("page.css")
+
+
+def own_script() -> str:
+    """Return the page's scripts as one, each file a block of its own order."""
+    return script_text("\n".join(_read(name) for name in _SCRIPTS))
+
+
+def template() -> str:
+    """Return the jinja2 template of the page."""
+    return _read("page.html.j2")
+
+
+def grid_library() -> str:
+    """Return DataTables (MIT) as a script that leaves its class in ``globalThis.DataTable``.
+
+    It comes out of the package itables, which ships it as one module for pages that work without a network. A page
+    from disk cannot import a module, so its list of exports becomes an assignment.
+
+    Raises:
+        UserError: itables is missing, or ships something else than expected.
+    """
+    try:
+        bundle = resources.files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise missing_extra() from error
+    exported = list(_EXPORTED.finditer(bundle))
+    name = re.search(r"([\w$]+) as default\b", exported[-1][1]) if exported else None
+    if name is None:
+        raise UserError(
+            "the installed itables ships DataTables in another form than this version reads; "
+            "run `pip install 'longctx-bench[page]'` again"
+        )
+    end = exported[-1]
+    return script_text(f"{bundle[: end.start()]}globalThis.DataTable={name[1]};{bundle[end.end() :]}")
+
+
+def missing_extra() -> UserError:
+    """Return what to say where a package of the extra is not installed."""
+    return UserError("the page needs jinja2 and itables; run `pip install 'longctx-bench[page]'`, or take --format md")
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

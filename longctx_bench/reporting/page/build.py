@@ -1,0 +1,77 @@
+"""The page itself: data, template, styles and scripts brought together under a strict Content-Security-Policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longctx_bench.provenance import now, package_version
+from longctx_bench.reporting.page import assets
+from longctx_bench.reporting.page.escaping import inert_json, source_hash
+from longctx_bench.reporting.page.examples import PAGE_BYTES, example_columns
+from longctx_bench.reporting.page.overview import in_order, overview, task_tables
+from longctx_bench.reporting.summaries import Results
+from longctx_bench.store import ResultStore
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def html_page(results: Results, store: ResultStore, examples: int | None = None, budget: int = PAGE_BYTES) -> str:
+    """Return a page that needs no other file and no network.
+
+    Text of models, tasks and documents reaches the page in two ways only: through jinja2's escaping, and as JSON
+    that no HTML parser sees through, which the scripts show as text nodes. Should either fail, the
+    Content-Security-Policy allows no script but the page's own, by their hashes, and no request to anywhere.
+
+    Args:
+        results: what :func:`~longctx_bench.reporting.summaries.read_cells` found.
+        store: of the same folder, for the examples and the excerpts of their prompts.
+        examples: examples of each cell in the page; as many as ``budget`` allows by default.
+        budget: bytes that the examples may take where their number is not given.
+
+    Raises:
+        UserError: jinja2 or itables is not installed, or a file of the folder is damaged.
+    """
+    template = _template()
+    cells = in_order(results.finished)
+    columns = example_columns(cells, store, examples, budget)
+    style, library, script = assets.own_style(), assets.grid_library(), assets.own_script()
+    shown, measured = sum(columns["shown"]), sum(summary.n for summary in cells)
+    return template.render(
+        title=_title(store.folder),
+        folder=_named(store.folder),
+        made=now()[:10],
+        version=package_version(),
+        tables=task_tables(cells),
+        number=len(cells),
+        unfinished=results.unfinished,
+        shown=shown,
+        measured=measured,
+        most=max(columns["shown"], default=0),
+        overview=inert_json(overview(cells, columns) | {"folder": _named(store.folder)}),
+        examples=inert_json({key: columns[key] for key in ("texts", "prompts", "rows")}),
+        style=style,
+        library=library,
+        script=script,
+        style_hash=source_hash(style),
+        script_hashes=" ".join(map(source_hash, (library, script))),
+    )
+
+
+def _template() -> Template:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ModuleNotFoundError as error:
+        raise assets.missing_extra() from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(assets.template())
+
+
+def _named(folder: Path) -> str:
+    """Return how commands name the folder; of an absolute path the last part: a page is passed on to others."""
+    return folder.name if folder.is_absolute() else folder.as_posix()
+
+
+def _title(folder: Path) -> str:
+    return folder.resolve().name

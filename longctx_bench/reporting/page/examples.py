@@ -1,0 +1,163 @@
+"""The examples that go into a page: the same ones of every cell, as many as fit, repeated text stored once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.store import ResultStore, read_lines
+
+PAGE_BYTES = 16_000_000
+"""Examples are left out before their text makes a page larger than this (bytes of JSON)."""
+_ROW_BYTES, _PROMPT_BYTES = 60, 180
+"""What a row and a prompt take besides their texts: names, numbers, commas."""
+
+
+class Pool:
+    """Texts by number, each stored once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        """Return a text's number."""
+        place = self._places.setdefault(text, len(self.texts))
+        if place == len(self.texts):
+            self.texts.append(text)
+        return place
+
+
+def example_columns(
+    cells: Sequence[CellSummary], store: ResultStore, limit: int | None = None, budget: int = PAGE_BYTES
+) -> dict[str, Any]:
+    """Return the examples of the cells, by column.
+
+    All cells give the same number of examples, their first: so that two methods can be laid side by side.
+
+    Args:
+        cells: finished cells; an example names its cell by the place in this sequence.
+        store: where their records and the excerpts of their prompts lie.
+        limit: examples a cell; as many as ``budget`` allows by default.
+        budget: bytes of JSON that the examples may take, where no limit is given.
+
+    Returns:
+        ``texts`` (every text once), ``prompts`` (one for each distinct prompt and references: hash, references as
+        numbers of texts, depths in percent, excerpt), ``rows`` (columns of equal length: cell, id, prompt, score,
+        text, tokens given and written, end, curve) and ``shown`` (how many of each cell).
+    """
+    bound = limit if limit is not None else max(1, budget // (_ROW_BYTES * max(1, len(cells))))
+    records = [
+        # A finished file is in order; what an interrupted larger run left beyond n is no part of the cell.
+        list(islice(read_lines(store.path(s.cell) / "records.jsonl"), min(s.n, bound)))
+        for s in cells
+    ]
+    excerpts = _excerpts(cells, records, store)
+    number = bound if limit is not None else _fitting(records, excerpts, budget)
+    columns = _Columns()
+    for place, own in enumerate(records):
+        for record in own[:number]:
+            columns.add(place, record, excerpts[place])
+    return {
+        "texts": columns.pool.texts,
+        "prompts": columns.prompts,
+        "rows": columns.rows,
+        "shown": [min(number, len(own)) for own in records],
+    }
+
+
+def _excerpts(
+    cells: Sequence[CellSummary], records: Sequence[Sequence[dict[str, Any]]], store: ResultStore
+) -> list[dict[str, Any]]:
+    """Return each cell's excerpts by hash, those of its records only; the methods of one base share them."""
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    made = []
+    for summary, own in zip(cells, records, strict=True):
+        key = (summary.cell.model, summary.cell.task, summary.cell.length)
+        if key not in found:
+            wanted = {record["hash"] for record in own}
+            found[key] = {name: excerpt for name, excerpt in store.excerpts(summary.cell).items() if name in wanted}
+        made.append(found[key])
+    return made
+
+
+def _fitting(records: Sequence[Sequence[dict[str, Any]]], excerpts: Sequence[dict[str, Any]], budget: int) -> int:
+    """Return how many examples of each cell fit the budget, at least one."""
+    spent, seen = 0, set()
+    most = max(map(len, records), default=0)
+    for place in range(most):
+        for own, kept in zip(records, excerpts, strict=True):
+            if place >= len(own):
+                continue
+            record = own[place]
+            spent += _ROW_BYTES + _size(record.get("text", "")) + 12 * len(record.get("curve", ()))
+            if record["hash"] not in seen:
+                seen.add(record["hash"])
+                spent += _size(record.get("references", ())) + _PROMPT_BYTES
+                spent += _size(_excerpt_texts(kept[record["hash"]])) if record["hash"] in kept else 0
+        if spent > budget:
+            return max(1, place)
+    return max(1, most)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _excerpt_texts(excerpt: Any) -> list[str]:
+    return [excerpt.begin, excerpt.end, excerpt.answer_prefix, *excerpt.needles]
+
+
+class _Columns:
+    """The rows of a page as they come."""
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+        self.prompts: list[dict[str, Any]] = []
+        self.rows: dict[str, list[Any]] = {
+            name: [] for name in ("cell", "id", "prompt", "score", "text", "given", "written", "end", "curve")
+        }
+        self._prompt_places: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    def add(self, cell: int, record: dict[str, Any], excerpts: dict[str, Any]) -> None:
+        """Add one example of a cell."""
+        score, text = float(record["score"]), record.get("text")
+        values = {
+            "cell": cell,
+            "id": str(record["id"]),
+            "prompt": self._prompt(record, excerpts),
+            "score": score if abs(score) < float("inf") else None,  # neither infinities nor NaN are JSON
+            "text": None if text is None else self.pool(str(text)),
+            "given": record.get("prompt_tokens"),
+            "written": record.get("new_tokens"),
+            "end": self.pool(str(record.get("finish_reason", ""))),
+            "curve": record.get("curve"),
+        }
+        for name, value in values.items():
+            self.rows[name].append(value)
+
+    def _prompt(self, record: dict[str, Any], excerpts: dict[str, Any]) -> int:
+        references = tuple(map(str, record.get("references", ())))
+        key = (str(record["hash"]), references)
+        place = self._prompt_places.setdefault(key, len(self.prompts))
+        if place == len(self.prompts):
+            prompt: dict[str, Any] = {
+                "hash": key[0],
+                "references": [self.pool(reference) for reference in references],
+                "depths": record.get("depths", []),
+                "tokens": record.get("document_tokens", record.get("prompt_tokens")),
+            }
+            excerpt = excerpts.get(key[0])
+            if excerpt is not None:
+                prompt |= {
+                    "begin": self.pool(excerpt.begin),
+                    "end": self.pool(excerpt.end),
+                    "prefix": self.pool(excerpt.answer_prefix),
+                    "needles": [self.pool(needle) for needle in excerpt.needles],
+                    "hidden": excerpt.hidden,
+                }
+            self.prompts.append(prompt)
+        return place

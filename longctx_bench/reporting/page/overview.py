@@ -1,0 +1,179 @@
+"""What a page says of whole cells: scores with intervals, scores by depth, provenance, and the tables' layout."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.page.examples import Pool
+from longctx_bench.reporting.page.provenance import provenance
+from longctx_bench.reporting.stats import mean_interval
+from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.tables import Table, tables
+
+
+@dataclass(frozen=True)
+class Column:
+    """A length of a task's table."""
+
+    length: int
+    name: str
+    scale: str
+    """Multiple of the training context, where all models share one; else empty."""
+    last_trained: bool
+    """The longest length within the training context, when a longer one stands beside it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell in a task's table."""
+
+    mean: str
+    interval: str
+    order: float
+    """What the column is sorted by: the unrounded mean."""
+    cell: int
+    """Its number among the page's cells."""
+    bar: tuple[float, float, float] | None
+    """Low end, mean and high end in percent, for a rate."""
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """One task's scores, contestants x lengths."""
+
+    task: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Place | None, ...]], ...]
+    notes: tuple[str, ...]
+    others: tuple[Table, ...]
+    """Further tables of the task, such as scores by the documents' length."""
+
+
+def in_order(cells: Sequence[CellSummary]) -> list[CellSummary]:
+    """Return the cells by task in the order met, then base, the untouched model first, method and length."""
+    tasks = {name: place for place, name in enumerate(dict.fromkeys(s.cell.task for s in cells))}
+    return sorted(
+        cells,
+        key=lambda s: (tasks[s.cell.task], s.cell.model, s.cell.method != "rope", s.cell.method, s.cell.length),
+    )
+
+
+def task_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
+    """Return one table a task for cells that are :func:`in_order`."""
+    made = []
+    for task in dict.fromkeys(summary.cell.task for summary in cells):
+        own = [(number, summary) for number, summary in enumerate(cells) if summary.cell.task == task]
+        found = {(s.contestant, s.cell.length): (number, s) for number, s in own}
+        contexts = {s.original_length for _, s in own}
+        context = contexts.pop() if len(contexts) == 1 else None
+        columns = _columns(sorted({s.cell.length for _, s in own}), context)
+        names = dict.fromkeys(s.contestant for _, s in own)
+        rows = tuple((name, tuple(_place(found.get((name, c.length))) for c in columns)) for name in names)
+        main, *others = tables([s for _, s in own])
+        notes = (*_contexts([s for _, s in own], columns, context), *main.notes)
+        made.append(TaskTable(task, main.title, columns, rows, notes, tuple(others)))
+    return made
+
+
+def _columns(lengths: Sequence[int], context: int | None) -> tuple[Column, ...]:
+    trained = [length for length in lengths if length != NATURAL and context and length <= context]
+    last = trained[-1] if trained and trained[-1] != lengths[-1] else None
+    return tuple(
+        Column(
+            length,
+            "natural" if length == NATURAL else f"{length:,}",
+            f"{length / context:g}x" if context and length != NATURAL else "",
+            length == last,
+        )
+        for length in lengths
+    )
+
+
+def _contexts(cells: Sequence[CellSummary], columns: Sequence[Column], context: int | None) -> tuple[str, ...]:
+    """Say where training ended: the line in the table where there is one, else each base's context."""
+    if any(column.last_trained for column in columns):
+        return (f"dashed line: to its right lies what the model was never trained on (over {context:,} tokens)",)
+    contexts = {s.cell.model: s.original_length for s in cells}
+    return ("training contexts: " + ", ".join(f"{name} {length:,} tokens" for name, length in contexts.items()),)
+
+
+def _place(found: tuple[int, CellSummary] | None) -> Place | None:
+    if found is None:
+        return None
+    number, summary = found
+    mean, low, high = rounded(summary.score, summary.low, summary.high, summary.percent)
+    values = (summary.low, summary.score, summary.high)
+    bar = tuple(round(100 * value, 1) for value in values) if summary.percent else None
+    return Place(mean, f"[{low}, {high}]", summary.score, number, bar)  # type: ignore[arg-type]
+
+
+def rounded(mean: float, low: float, high: float, percent: bool) -> tuple[str, str, str]:
+    """Return mean and interval with the digits that the interval's width supports, in % for a rate."""
+    if not percent:
+        return f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"
+    digits = 1 if high - low < 0.1 else 0
+    return f"{100 * mean:.{digits}f}", f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}"
+
+
+def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells as the page's scripts read them.
+
+    Args:
+        cells: finished cells, :func:`in_order`.
+        examples: of :func:`~longctx_bench.reporting.page.examples.example_columns`, for the number of examples
+            behind each depth.
+    """
+    pool = Pool()
+    depths = _scores_by_depth(examples)
+    made = []
+    for number, (summary, shown) in enumerate(zip(cells, examples["shown"], strict=True)):
+        mean, low, high = rounded(summary.score, summary.low, summary.high, summary.percent)
+        made.append(
+            {
+                "name": pool(summary.contestant),
+                "task": pool(summary.cell.task),
+                "length": summary.cell.length,
+                "lengthName": length_name(summary.cell.length),
+                "context": summary.original_length,
+                "metric": pool(summary.metric),
+                "percent": summary.percent,
+                "higher": summary.higher_is_better,
+                "score": _finite(summary.score),
+                "shownScore": f"{mean} [{low}, {high}]",
+                "n": summary.n,
+                "shown": shown,
+                "depths": [
+                    _depth(depth, mean, depths[number].get(depth, []) if shown == summary.n else [])
+                    for depth, mean in summary.by_depth.items()
+                ],
+                "provenance": [[pool(label), pool(text)] for label, text in provenance(summary).items()],
+            }
+        )
+    return {"texts": pool.texts, "cells": made}
+
+
+def _depth(depth: float, mean: float, scores: Sequence[float]) -> list[float | None]:
+    """Return depth in percent, mean, and where all examples are known their number and the mean's interval."""
+    low, high = mean_interval(scores) if scores else (None, None)
+    return [depth, round(mean, 4), len(scores) or None, low and round(low, 4), high and round(high, 4)]
+
+
+def _scores_by_depth(examples: dict[str, Any]) -> list[dict[float, list[float]]]:
+    """Return for each cell its examples' scores by the depth of their first needle."""
+    found: list[dict[float, list[float]]] = [defaultdict(list) for _ in examples["shown"]]
+    rows = examples["rows"]
+    for cell, prompt, score in zip(rows["cell"], rows["prompt"], rows["score"], strict=True):
+        depths = examples["prompts"][prompt]["depths"]
+        if depths and score is not None:
+            found[cell][depths[0]].append(score)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
