@@ -18,7 +18,7 @@ def own_style() -> str:
 
 
 def own_script() -> str:
-    """Return the page's scripts as one, each file a block of its own order."""
+    """Return the page's scripts as one module; each file uses what those before it define."""
     return script_text("\n".join(_read(name) for name in _SCRIPTS))
 
 

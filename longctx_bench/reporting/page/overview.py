@@ -75,6 +75,7 @@ def task_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
         columns = _columns(sorted({s.cell.length for _, s in own}), context)
         names = dict.fromkeys(s.contestant for _, s in own)
         rows = tuple((name, tuple(_place(found.get((name, c.length))) for c in columns)) for name in names)
+        # The tables of every other format, for what they say besides the scores.
         main, *others = tables([s for _, s in own])
         notes = (*_contexts([s for _, s in own], columns, context), *main.notes)
         made.append(TaskTable(task, main.title, columns, rows, notes, tuple(others)))

@@ -21,7 +21,7 @@ def provenance(summary: CellSummary) -> dict[str, str]:
         "seed": spec.get("seed"),
         "chat template": "yes" if spec.get("chat_template") else None,
         "protocol": _object(spec, "task").get("protocol"),
-        "weights": ", ".join(f"{name} {value}" for name, value in _object(spec, "digests").items()),
+        "weights": _digests(_object(spec, "digests")),
         "commit": _commit(_object(environment, "git")),
         "versions": _versions(environment),
         "tokens": _tokens(details),
@@ -62,6 +62,10 @@ def _versions(environment: dict[str, Any]) -> str:
         **_object(environment, "packages"),
     }
     return ", ".join(f"{name} {value}" for name, value in own.items() if value)
+
+
+def _digests(digests: dict[str, Any]) -> str:
+    return ", ".join(str(value) if name == "weights" else f"{name} {value}" for name, value in digests.items())
 
 
 def _tokens(details: dict[str, Any]) -> str:
