@@ -51,6 +51,7 @@ class Driven:
         return [row.find_elements("css selector", "td")[place].text for row in self.all("#grid tbody tr")]
 
     def sort(self, table: str, heading: str) -> None:
+        wait_for(lambda: bool(self.all(f"{table} .dt-column-order")))  # tables become sortable when they are seen
         self.click(f"{table} thead th", heading)
 
     def tick(self, choice: str, *labels: str) -> None:
@@ -129,6 +130,8 @@ def test_tables_sort_by_any_column(page: Driven) -> None:
 def test_tables_show_intervals_and_the_training_context(page: Driven) -> None:
     row = page.texts("article[data-task=niah] tr[data-name=rope-tiny] td")
     assert row[1].split("\n")[0] == "36 [20, 57]"
+    ends = page.all("article[data-task=niah] tr[data-name=rope-tiny] [data-length='1024'] .range")[0].get_attribute("d")
+    assert [round(float(end)) for end in ends.removeprefix("M").split(" 3H")] == [20, 57]
     edges = {element.get_attribute("data-length") for element in page.all("article[data-task=niah] .edge")}
     assert edges == {"512"}
     assert "in % [95 % interval], higher is better" in page.texts("article[data-task=niah] h2")[0]

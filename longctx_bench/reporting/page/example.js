@@ -62,19 +62,14 @@ function answer(row, first) {
 function losses(row) {
   const curve = examples().rows.curve[row];
   if (!curve?.length) return make("p", { class: "hint" }, "No generation was kept.");
-  const name = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(name, "svg");
-  svg.setAttribute("viewBox", "0 0 300 80");
-  svg.setAttribute("class", "curve");
-  svg.setAttribute("role", "img");
   const values = curve.map(([, loss]) => loss);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const [from, to] = [curve[0][0], curve[curve.length - 1][0]];
-  const line = document.createElementNS(name, "polyline");
-  line.setAttribute("points", curve.map(([at, loss]) => `${4 + 292 * (at - from) / Math.max(1, to - from)},${74 - 68 * (loss - low) / Math.max(1e-9, high - low)}`).join(" "));
+  const across = (at) => 4 + 292 * (at - from) / Math.max(1, to - from);
+  const up = (loss) => 74 - 68 * (loss - low) / Math.max(1e-9, high - low);
   const label = `loss by position: ${low.toFixed(2)} to ${high.toFixed(2)} nats a token, tokens ${from.toLocaleString("en")} to ${to.toLocaleString("en")}`;
-  svg.setAttribute("aria-label", label);
-  svg.append(line);
+  const points = curve.map(([at, loss]) => `${across(at)},${up(loss)}`).join(" ");
+  const svg = vector("svg", { viewBox: "0 0 300 80", class: "curve", role: "img", "aria-label": label }, vector("polyline", { points }));
   return make("figure", {}, svg, make("figcaption", { class: "hint" }, label));
 }
 

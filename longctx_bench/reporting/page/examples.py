@@ -49,12 +49,8 @@ def example_columns(
         numbers of texts, depths in percent, excerpt), ``rows`` (columns of equal length: cell, id, prompt, score,
         text, tokens given and written, end, curve) and ``shown`` (how many of each cell).
     """
-    bound = limit if limit is not None else max(1, budget // (_ROW_BYTES * max(1, len(cells))))
-    records = [
-        # A finished file is in order; what an interrupted larger run left beyond n is no part of the cell.
-        list(islice(read_lines(store.path(s.cell) / "records.jsonl"), min(s.n, bound)))
-        for s in cells
-    ]
+    bound = limit if limit is not None else _bound(_first(cells, store, 1), budget)
+    records = _first(cells, store, bound)
     excerpts = _excerpts(cells, records, store)
     number = bound if limit is not None else _fitting(records, excerpts, budget)
     columns = _Columns()
@@ -67,6 +63,25 @@ def example_columns(
         "rows": columns.rows,
         "shown": [min(number, len(own)) for own in records],
     }
+
+
+def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[dict[str, Any]]]:
+    """Return the first records of each cell, without reading further."""
+    return [
+        # A finished file is in order; what an interrupted larger run left beyond n is no part of the cell.
+        list(islice(read_lines(store.path(summary.cell) / "records.jsonl"), min(summary.n, number)))
+        for summary in cells
+    ]
+
+
+def _bound(firsts: Sequence[Sequence[dict[str, Any]]], budget: int) -> int:
+    """Return a number of examples a cell that is surely enough to fill the budget, judging by the first of each."""
+    each = sum(_row_size(record) for own in firsts for record in own)
+    return max(1, 4 * budget // max(1, each))
+
+
+def _row_size(record: dict[str, Any]) -> int:
+    return _ROW_BYTES + _size(record.get("text", "")) + 12 * len(record.get("curve", ()))
 
 
 def _excerpts(
@@ -93,7 +108,7 @@ def _fitting(records: Sequence[Sequence[dict[str, Any]]], excerpts: Sequence[dic
             if place >= len(own):
                 continue
             record = own[place]
-            spent += _ROW_BYTES + _size(record.get("text", "")) + 12 * len(record.get("curve", ()))
+            spent += _row_size(record)
             if record["hash"] not in seen:
                 seen.add(record["hash"])
                 spent += _size(record.get("references", ())) + _PROMPT_BYTES

@@ -134,7 +134,22 @@ function drawProvenance() {
 
 /** Let DataTables sort the tables that stand in the page already. */
 function sortTables() {
+  const layout = { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null };
+  const columnDefs = [{ targets: 0, orderSequence: ["asc", "desc", ""] }, { targets: "_all", orderSequence: ["desc", "asc", ""] }];
   for (const table of document.querySelectorAll("table.sortable")) {
-    new DataTable(table, { ...GRID, paging: false, info: false, layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null }, columnDefs: [{ targets: "_all", orderSequence: ["desc", "asc", ""] }, { targets: 0, orderSequence: ["asc", "desc", ""] }] });
+    whenSeen(table, () => {
+      for (const button of table.querySelectorAll("button.cell")) drawWhisker(button, cells[Number(button.dataset.cell)]);
+      new DataTable(table, { ...GRID, paging: false, info: false, layout, columnDefs });
+    });
   }
+}
+
+/** Draw a rate and its interval on a line from 0 to 100 %. */
+function drawWhisker(button, { percent: rate, low, score, high }) {
+  if (!rate || low === null || score === null || high === null) return;
+  const svg = vector("svg", { class: "whisker", viewBox: "-2 0 104 6", preserveAspectRatio: "none", "aria-hidden": "true" },
+    vector("path", { class: "track", d: "M0 3H100" }),
+    vector("path", { class: "range", d: `M${100 * low} 3H${100 * high}` }),
+    vector("path", { class: "dot", d: `M${100 * score} .5v5` }));
+  button.append(svg);
 }

@@ -29,10 +29,13 @@ function drawHeatmaps() {
     const gridded = cells.filter((cell) => cell.task === task && cell.depths.length);
     if (!gridded.length) continue;
     const sheet = make("div", { class: "sheet" });
-    for (const name of unique(gridded.map((cell) => cell.name))) {
-      sheet.append(heatmap(name, gridded.filter((cell) => cell.name === name)));
-    }
     holder.append(make("article", { class: "task", "data-task": task }, make("h2", {}, isolated(task)), sheet));
+    whenSeen(sheet, () => {
+      for (const name of unique(gridded.map((cell) => cell.name))) {
+        sheet.append(heatmap(name, gridded.filter((cell) => cell.name === name)));
+      }
+      applyFilters(sheet);
+    });
   }
   if (!holder.children.length) {
     holder.append(make("p", {}, "No finished cell has a grid of depths; the task niah makes some."));

@@ -27,13 +27,18 @@ function refresh() {
   if (view === "heatmaps") drawHeatmaps();
   if (view === "examples") drawGrid();
   if (view === "provenance") drawProvenance();
-  for (const element of document.querySelectorAll("article[data-task]")) element.hidden = !chosen.tasks.has(element.dataset.task);
-  for (const element of document.querySelectorAll("tr[data-name], figure[data-name]")) element.hidden = !chosen.names.has(element.dataset.name);
-  for (const element of document.querySelectorAll("main [data-length]")) element.hidden = !chosen.lengths.has(Number(element.dataset.length));
+  applyFilters(document);
   const depth = byId("depth");
   depth.hidden = chosen.depth === null;
   depth.replaceChildren(`depth ${chosen.depth === null ? "" : +chosen.depth.toPrecision(4)} % only ×`);
   byId("differ").disabled = !chosen.beside;
+}
+
+/** Hide what the filters leave out, in tables and heatmaps that are drawn. */
+function applyFilters(root) {
+  for (const element of root.querySelectorAll("article[data-task]")) element.hidden = !chosen.tasks.has(element.dataset.task);
+  for (const element of root.querySelectorAll("tr[data-name], figure[data-name]")) element.hidden = !chosen.names.has(element.dataset.name);
+  for (const element of root.querySelectorAll("[data-length]")) element.hidden = !chosen.lengths.has(Number(element.dataset.length));
 }
 
 /** Open the examples behind one cell, or behind one depth of it. */
@@ -126,7 +131,10 @@ function listen() {
     focused?.querySelector("summary").focus();
     showTip(null);
   });
-  window.addEventListener("beforeprint", drawHeatmaps);
+  window.addEventListener("beforeprint", () => {
+    drawHeatmaps();
+    for (const element of [...unseen.keys()]) see(element);
+  });
   window.addEventListener("scroll", () => showTip(null), { passive: true });
 }
 

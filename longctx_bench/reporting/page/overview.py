@@ -38,8 +38,6 @@ class Place:
     """What the column is sorted by: the unrounded mean."""
     cell: int
     """Its number among the page's cells."""
-    bar: tuple[float, float, float] | None
-    """Low end, mean and high end in percent, for a rate."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,7 @@ def _place(found: tuple[int, CellSummary] | None) -> Place | None:
         return None
     number, summary = found
     mean, low, high = rounded(summary.score, summary.low, summary.high, summary.percent)
-    values = (summary.low, summary.score, summary.high)
-    bar = tuple(round(100 * value, 1) for value in values) if summary.percent else None
-    return Place(mean, f"[{low}, {high}]", summary.score, number, bar)  # type: ignore[arg-type]
+    return Place(mean, f"[{low}, {high}]", summary.score, number)
 
 
 def rounded(mean: float, low: float, high: float, percent: bool) -> tuple[str, str, str]:
@@ -146,6 +142,8 @@ def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str
                 "percent": summary.percent,
                 "higher": summary.higher_is_better,
                 "score": _finite(summary.score),
+                "low": _finite(summary.low),
+                "high": _finite(summary.high),
                 "shownScore": f"{mean} [{low}, {high}]",
                 "n": summary.n,
                 "shown": shown,

@@ -27,6 +27,14 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Make an element of a drawing. */
+function vector(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 /** Return nodes for text, each invisible or reordering character replaced by a label that says which it is. */
 function visible(text, oneLine = false) {
   const nodes = [];
@@ -98,4 +106,22 @@ function withNeedles(text, needles) {
     at = after;
   }
   return [...nodes, ...visible(text.slice(at))];
+}
+
+const unseen = new Map();
+const watcher = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) if (isIntersecting) see(target);
+}, { rootMargin: "300px" });
+
+/** Do what an element needs when it comes near the screen: a page of many tables must not wait for all of them. */
+function whenSeen(element, act) {
+  unseen.set(element, act);
+  watcher.observe(element);
+}
+
+function see(element) {
+  const act = unseen.get(element);
+  unseen.delete(element);
+  watcher.unobserve(element);
+  act?.();
 }
