@@ -12,12 +12,12 @@ from page_results import EVIL_METHOD, EXAMPLES, HOSTILE, needle_record, page_of,
 
 from longctx_bench.errors import UserError
 from longctx_bench.records import Cell
+from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.reporting.page.assets import grid_library, own_script
 from longctx_bench.reporting.page.escaping import inert_json, script_text, source_hash
 from longctx_bench.reporting.page.examples import example_columns
 from longctx_bench.reporting.page.overview import in_order, overview, task_tables
 from longctx_bench.reporting.page.provenance import provenance
-from longctx_bench.reporting.stats import mean_interval
 from longctx_bench.reporting.summaries import read_cells
 from longctx_bench.store import ResultStore
 
@@ -197,7 +197,7 @@ def test_tables_mark_the_training_context_and_round_by_the_interval(run: Path) -
     assert [name for name, _ in niah.rows] == ["rope-tiny", "yarn-tiny"]
     place = niah.rows[0][1][1]
     assert place is not None
-    assert (place.mean, place.interval) == ("36", "[20, 57]")
+    assert str(place.entry) == "36 [20, 57]"
     assert place.order == pytest.approx(8 / 22)
     assert "over 512 tokens" in niah.notes[0]
 

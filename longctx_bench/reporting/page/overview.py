@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.intervals import mean_interval
+from longctx_bench.reporting.length_tables import length_tables
 from longctx_bench.reporting.page.examples import Pool
 from longctx_bench.reporting.page.provenance import provenance
-from longctx_bench.reporting.stats import mean_interval
 from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.reporting.tables import Table, tables
+from longctx_bench.reporting.table_parts import score_entry
+from longctx_bench.reporting.tables import Entry, Table
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Column:
 class Place:
     """A cell in a task's table."""
 
-    mean: str
-    interval: str
+    entry: Entry
+    """Mean, interval and mark, as every other format has them."""
     order: float
     """What the column is sorted by: the unrounded mean."""
     cell: int
@@ -71,11 +73,17 @@ def task_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
         contexts = {s.original_length for _, s in own}
         context = contexts.pop() if len(contexts) == 1 else None
         columns = _columns(sorted({s.cell.length for _, s in own}), context)
-        names = dict.fromkeys(s.contestant for _, s in own)
-        rows = tuple((name, tuple(_place(found.get((name, c.length))) for c in columns)) for name in names)
-        # The tables of every other format, for what they say besides the scores.
-        main, *others = tables([s for _, s in own])
-        notes = (*_contexts([s for _, s in own], columns, context), *main.notes)
+        main, *others = length_tables([s for _, s in own])
+        rows = tuple(
+            (
+                str(name),
+                tuple(
+                    _place(entry, found.get((str(name), c.length))) for entry, c in zip(entries, columns, strict=True)
+                ),
+            )
+            for name, *entries in main.rows
+        )
+        notes = (*_contexts([s for _, s in own], columns, context), *main.legend("bold", "underlined"), *main.notes)
         made.append(TaskTable(task, main.title, columns, rows, notes, tuple(others)))
     return made
 
@@ -102,20 +110,11 @@ def _contexts(cells: Sequence[CellSummary], columns: Sequence[Column], context: 
     return ("training contexts: " + ", ".join(f"{name} {length:,} tokens" for name, length in contexts.items()),)
 
 
-def _place(found: tuple[int, CellSummary] | None) -> Place | None:
-    if found is None:
+def _place(entry: str | Entry, found: tuple[int, CellSummary] | None) -> Place | None:
+    if found is None or isinstance(entry, str):
         return None
     number, summary = found
-    mean, low, high = rounded(summary.score, summary.low, summary.high, summary.percent)
-    return Place(mean, f"[{low}, {high}]", summary.score, number)
-
-
-def rounded(mean: float, low: float, high: float, percent: bool) -> tuple[str, str, str]:
-    """Return mean and interval with the digits that the interval's width supports, in % for a rate."""
-    if not percent:
-        return f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"
-    digits = 1 if high - low < 0.1 else 0
-    return f"{100 * mean:.{digits}f}", f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}"
+    return Place(entry, summary.score, number)
 
 
 def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +129,6 @@ def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str
     depths = _scores_by_depth(examples)
     made = []
     for number, (summary, shown) in enumerate(zip(cells, examples["shown"], strict=True)):
-        mean, low, high = rounded(summary.score, summary.low, summary.high, summary.percent)
         made.append(
             {
                 "name": pool(summary.contestant),
@@ -144,7 +142,7 @@ def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str
                 "score": _finite(summary.score),
                 "low": _finite(summary.low),
                 "high": _finite(summary.high),
-                "shownScore": f"{mean} [{low}, {high}]",
+                "shownScore": str(score_entry(summary)),
                 "n": summary.n,
                 "shown": shown,
                 "depths": [
