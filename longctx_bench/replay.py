@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ from pydantic import TypeAdapter
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.excerpts import Excerpt, excerpt
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell, Example
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store import ResultStore
-
-_ENDS = 700
-"""Characters of the prompt's beginning and end that are shown."""
 
 
 def replay(folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None) -> str:
@@ -29,18 +26,25 @@ def replay(folder: Path, cell_name: str, example_id: str | None, registry: Regis
         UserError: no such cell or example, or the prompt written again differs from the one that was run.
     """
     summary = _find(folder, cell_name)
-    records = {record["id"]: record for record in ResultStore(folder).records(summary.cell)}
+    store = ResultStore(folder)
+    records = {record["id"]: record for record in store.records(summary.cell)}
     wanted = example_id.zfill(6) if example_id else next(iter(records))
     if wanted not in records:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
     record = records[wanted]
-    example = _example(summary, wanted, registry or Registry())
+    try:
+        example = _example(summary, wanted, registry or Registry())
+    except UserError as error:
+        kept = store.excerpts(summary.cell).get(record["hash"])
+        if kept is None:
+            raise
+        return f"{_text(summary.cell, kept, record)}\n--- kept by the run; not written again: {error}"
     if example.hash != record["hash"]:
         raise UserError(
             f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data as "
             f"then, or use that version"
         )
-    return _text(summary.cell, example, record)
+    return _text(summary.cell, excerpt(example), record)
 
 
 def _find(folder: Path, name: str) -> CellSummary:
@@ -62,23 +66,21 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
     return next(example for example in written if example.id == wanted)
 
 
-def _text(cell: Cell, example: Example, record: dict[str, Any]) -> str:
-    prompt = example.prompt
-    if "text" not in record:
-        record = {"text": "", "finish_reason": "no generation", **record}
-    if len(prompt) > 2 * _ENDS:
-        hidden = prompt[_ENDS:-_ENDS]
-        found = _needles(hidden, example.references)
-        prompt = f"{prompt[:_ENDS]}\n[... {len(hidden):,} characters{found} ...]\n{prompt[-_ENDS:]}"
+def _text(cell: Cell, kept: Excerpt, record: dict[str, Any]) -> str:
+    record = {"text": "", "finish_reason": "no generation", "references": [], "depths": [], **record}
+    prompt = kept.begin + kept.end
+    if kept.hidden:
+        found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)
+        prompt = f"{kept.begin}\n[... {kept.hidden:,} characters{found} ...]\n{kept.end}"
     return "\n".join(
         (
-            f"{cell}, example {example.id}: {example.n_tokens} prompt tokens, needle at {list(example.depths)} %",
+            f"{cell}, example {record['id']}: {kept.n_tokens} prompt tokens, needle at {record['depths']} %",
             "--- prompt",
             prompt,
             "--- answer prefix",
-            example.answer_prefix,
+            kept.answer_prefix,
             "--- references",
-            *example.references,
+            *record["references"],
             f"--- generation ({record['new_tokens']} tokens, ended by {record['finish_reason']})",
             _printable(record["text"]),
             f"--- {record['metric']}: {_shown(record)}",
@@ -89,16 +91,6 @@ def _text(cell: Cell, example: Example, record: dict[str, Any]) -> str:
 def _shown(record: dict[str, Any]) -> str:
     known = METRICS.get(record["metric"])
     return f"{100 * record['score']:g} %" if known is None or known.percent else f"{record['score']:.4f}"
-
-
-def _needles(hidden: str, references: tuple[str, ...]) -> str:
-    """Return the sentences of the part not shown that hold a reference."""
-    found = [
-        " ".join(hidden[max(0, match.start() - 80) : match.end() + 20].split())
-        for reference in references
-        for match in re.finditer(re.escape(reference), hidden)
-    ]
-    return "".join(f"\n    ... {sentence} ..." for sentence in found[:8])
 
 
 def _printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
@@ -106,8 +107,7 @@ class Runner:
                     outcome.skipped.append((planned.cell, str(error)))
                     self.progress.note(f"{planned.cell}: skipped: {error}")
                 except UserError as error:
-                    outcome.failed.append((planned.cell, str(error)))
-                    self.progress.note(f"{planned.cell}: failed: {error}")
+                    self._failed(outcome, planned, str(error))
                 except Exception as error:  # a method or benchmark of someone's own may raise anything
                     if planned.variant.spec.use.startswith("longctx_bench.") and planned.task.use.startswith(
                         "longctx_bench."
@@ -116,9 +116,15 @@ class Runner:
                     reason = (
                         f"{type(error).__name__}: {error} (raised by {planned.variant.spec.use} or {planned.task.use})"
                     )
-                    outcome.failed.append((planned.cell, reason))
-                    self.progress.note(f"{planned.cell}: failed: {reason}")
+                    self._failed(outcome, planned, reason)
         return outcome
+
+    def _failed(self, outcome: Outcome, planned: PlannedCell, reason: str) -> None:
+        outcome.failed.append((planned.cell, reason))
+        self.progress.note(f"{planned.cell}: failed: {reason}")
+        # A disk that is full may be the very reason.
+        with suppress(UserError):
+            self.store.fail(planned.cell, planned.spec, reason)
 
     def _run_cell(self, planned: PlannedCell, cache: PromptCache) -> None:
         if planned.kind == "lm_eval":
@@ -145,10 +151,12 @@ class Runner:
                 raise UserError(
                     f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
                 )
+        self.store.keep_excerpts(planned.cell, known.values())
         missing = [request for request in requests if request.example_id not in have]
         self.progress.cell(planned, len(missing))
         if missing:
             self.engine.load(folder)
+            self.engine.peak_memory()  # What cells before took does not count.
         measure = metric(planned.task.metric)
         judge = predicted if planned.kind == "loss" else continued
         left = len(missing)
@@ -162,7 +170,8 @@ class Runner:
             added = sum(request.example_id not in have for request in batch)
             left -= added
             self.progress.advance(added)
-        self.store.finish(planned.cell, self._summary(planned, base, overrides))
+        peak = self.engine.peak_memory() if missing else None
+        self.store.finish(planned.cell, self._summary(planned, base, overrides) | _known(peak_memory=peak))
         self.progress.end_cell(planned, left)
 
     def _run_harness(self, planned: PlannedCell) -> None:
@@ -174,6 +183,7 @@ class Runner:
         assert isinstance(benchmark, LMEval)
         self.progress.cell(planned, planned.n)
         self.engine.load(folder)
+        self.engine.peak_memory()
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         limit = None if planned.n == ALL else planned.n
         began = perf_counter()
@@ -184,6 +194,7 @@ class Runner:
         self.store.append(planned.cell, found.finished)
         summary = self._summary(planned, base, overrides)
         own = {"metric": found.metric, "score": found.score, "lm_eval": found.details}
+        own |= _known(peak_memory=self.engine.peak_memory())
         self.store.finish(planned.cell, summary | own | {"seconds": round(perf_counter() - began, 3)})
         self.progress.end_cell(planned, _units(planned))
 
@@ -234,6 +245,11 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> float:
     weights = [record.get("scored", 1) for record in records]
     total = fsum(record["score"] * weight for record, weight in zip(records, weights, strict=True))
     return total / float(sum(weights))
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _units(planned: PlannedCell) -> int:

@@ -6,6 +6,7 @@ Layout, below the output folder::
                                           records.jsonl   one line an example
                                           timings.jsonl   seconds an example, apart so that records repeat exactly
                                           cell.json       written last: its existence means done
+    prompts/<model>/<task>/<length>.jsonl                 beginning and end of each prompt, for readers
     superseded/...                                        cells that a changed spec replaced
 
 A run can be killed at any moment. A line that was cut off is dropped on the next start, and what is missing
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,23 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from longctx_bench.errors import UserError
+from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
 from longctx_bench.files import safe_name, write_json, write_text
-from longctx_bench.records import NATURAL, Cell, Finished, length_name
+from longctx_bench.records import NATURAL, Cell, Example, Finished, length_name
+
+_CELL_FILES = frozenset(("cell.json", "started.json", "records.jsonl"))
+"""What makes a folder a cell's."""
 
 
 def spec_hash(spec: dict[str, Any]) -> str:
     """Identify everything that a cell's numbers depend on."""
     canonical = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def cell_parts(cell: Cell) -> tuple[str, str, str, str]:
+    """Return the names of the four folders that lead to a cell."""
+    return safe_name(cell.model), safe_name(cell.method), safe_name(cell.task), length_name(cell.length)
 
 
 class ResultStore:
@@ -68,9 +78,7 @@ class ResultStore:
 
     def path(self, cell: Cell) -> Path:
         """Return a cell's folder."""
-        return (
-            self.runs / safe_name(cell.model) / safe_name(cell.method) / safe_name(cell.task) / length_name(cell.length)
-        )
+        return self.runs.joinpath(*cell_parts(cell))
 
     def start(self, cell: Cell, spec: dict[str, Any], rerun: bool = False) -> dict[str, dict[str, Any]]:
         """Open a cell for writing and return the records that it already has under the same spec, by example id.
@@ -92,9 +100,9 @@ class ResultStore:
     def done(self, cell: Cell, spec: dict[str, Any], n: int) -> bool:
         """Tell whether a cell is complete under this spec, with at least ``n`` examples."""
         summary = self.summary(cell)
-        if summary is None or summary["spec_hash"] != spec_hash(spec):
+        if summary is None or summary.get("spec_hash") != spec_hash(spec):
             return False
-        return bool(summary["n"] >= n or summary.get("exhausted"))
+        return bool(summary.get("n", 0) >= n or summary.get("exhausted"))
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """Return a finished cell's ``cell.json``; None when the cell is not finished."""
@@ -119,6 +127,36 @@ class ResultStore:
         write_json(folder / "cell.json", summary)
         (folder / "started.json").unlink(missing_ok=True)
 
+    def fail(self, cell: Cell, spec: dict[str, Any], reason: str) -> None:
+        """Note why a cell that was begun was not finished; the next start forgets it.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = self.path(cell) / "started.json"
+        started = read_json(path)
+        if started is not None and started.get("spec_hash") == spec_hash(spec):
+            write_json(path, started | {"failed": reason})
+
+    def keep_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
+        """Keep what readers want to see of a cell's prompts; what is there already is left alone.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        add_excerpts(self._prompts(cell), examples)
+
+    def excerpts(self, cell: Cell) -> dict[str, Excerpt]:
+        """Return what was kept of a cell's prompts by the hash of the example; empty where nothing was.
+
+        The methods of a base share them, so there may be more than the cell's own.
+        """
+        return read_excerpts(self._prompts(cell))
+
+    def _prompts(self, cell: Cell) -> Path:
+        model, _, task, length = cell_parts(cell)
+        return self.folder / "prompts" / model / task / f"{length}.jsonl"
+
     def records(self, cell: Cell) -> list[dict[str, Any]]:
         """Return a cell's records, ordered by example, up to the first that is missing.
 
@@ -126,8 +164,7 @@ class ResultStore:
         are run first and would bias a mean.
         """
         found = self._all_records(cell)
-        whole = (place for place, record in enumerate(found) if record["id"].isdigit() and int(record["id"]) != place)
-        return found[: next(whole, len(found))]
+        return found[: before_gap([record["id"] for record in found])]
 
     def _all_records(self, cell: Cell) -> list[dict[str, Any]]:
         return sorted(read_lines(self.path(cell) / "records.jsonl"), key=lambda record: str(record["id"]))
@@ -138,11 +175,17 @@ class ResultStore:
         return round(sum(spent.values()), 3)
 
     def folders(self) -> list[Path]:
-        """Return the folders of all cells, finished or not, in a stable order."""
-        names = ("cell.json", "started.json")
-        found = {path.parent for name in names for path in self.runs.glob(f"*/*/*/*/{name}")}
+        """Return the folders of all cells, finished or not, in a stable order.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
         natural = length_name(NATURAL)
-        found = {folder for folder in found if folder.name.isdigit() or folder.name == natural}
+        try:
+            found = [Path(path) for path, name in _leaves(self.runs, 4) if name.isdecimal() or name == natural]
+            found = [path for path in found if not _CELL_FILES.isdisjoint(os.listdir(path))]  # noqa: PTH208 (iterdir is slow)
+        except OSError as error:
+            raise UserError(f"{self.runs}: cannot be read: {error.strerror}") from error
         return sorted(
             found, key=lambda folder: (*folder.parts[-4:-1], NATURAL if folder.name == natural else int(folder.name))
         )
@@ -169,18 +212,26 @@ class ResultStore:
             ) from error
 
 
+def before_gap(ids: Sequence[str]) -> int:
+    """Return how many of a cell's example ids, in order, come before the first that is missing."""
+    gaps = (place for place, name in enumerate(ids) if name.isdigit() and int(name) != place)
+    return next(gaps, len(ids))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None when there is no such file.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or not an object.
     """
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error}); delete its folder and run again") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: is not a JSON object; delete its folder and run again")
     return loaded
 
 
@@ -206,6 +257,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _line(value: dict[str, Any]) -> str:
     # U+2028 and the like stay escaped: a record is one line for every reader.
     return json.dumps(value, ensure_ascii=True) + "\n"
+
+
+def _leaves(folder: Path | str, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield path and name of the folders ``depth`` levels below one; nothing when it does not exist."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if depth == 1:
+            yield entry.path, entry.name
+        else:
+            yield from _leaves(entry.path, depth - 1)
 
 
 def _append(path: Path, text: str) -> None:

@@ -76,7 +76,7 @@ def results_command(folder: Path) -> None:
         for s in results.finished
     ]
     _print(("cell", "score (%)", "examples", "dtype", "finished"), rows)
-    for line in results.unfinished:
+    for line in results.missing:
         click.echo(f"missing: {line}")
 
 

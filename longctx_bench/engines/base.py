@@ -80,3 +80,9 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
+
+    def peak_memory(self) -> int | None:
+        """Return the most bytes of memory held since this was last asked; None when the engine cannot say.
+
+        On a GPU what its tensors took. On a CPU what the process held at most since it began: that cannot be reset.
+        """

@@ -56,3 +56,7 @@ class EchoEngine:
     def describe(self) -> dict[str, Any]:
         """Return the engine's name."""
         return {"engine": self.name}
+
+    def peak_memory(self) -> int | None:
+        """Return None: nothing is loaded."""
+        return None

@@ -141,6 +141,10 @@ class HFEngine:
             "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
         }
 
+    def peak_memory(self) -> int | None:
+        """Return the most bytes held since this was last asked; on a CPU since the process began."""
+        return memory.peak(self.device)
+
     def _budget(self) -> int:
         if self._batch_tokens is not None:
             return self._batch_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -102,3 +103,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     message = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message or "out of memory" in message
+
+
+def peak(device: str) -> int | None:
+    """Return the most bytes held: on a GPU by tensors since this was last asked, on a CPU by the process in its life.
+
+    None where the system does not say.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        most = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

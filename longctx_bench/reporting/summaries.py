@@ -1,18 +1,23 @@
-"""What a report is made of: finished cells with their means and intervals, and the cells that are not finished."""
+"""What a report is made of: finished cells with their scores, means and intervals, and what is missing."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
+from longctx_bench.reporting.cell_files import DamagedError, Record, count_records, read_records, read_summary
 from longctx_bench.reporting.intervals import mean_interval
-from longctx_bench.store import ResultStore, read_json
+from longctx_bench.store import ResultStore, cell_parts, read_json
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,14 @@ class CellSummary:
     """Mean score by needle depth in percent, for tasks with one needle on a grid of depths; else empty."""
     details: dict[str, Any]
     """The whole ``cell.json``."""
+    scores: NDArray[np.float64] = field(compare=False, repr=False)
+    """[n], in the order of examples."""
+    hashes: NDArray[np.bytes_] = field(compare=False, repr=False)
+    """[n] of S32, of each example's prompt and references: equal where two cells had the same example."""
     points: tuple[Point, ...] = ()
     """Each example's score and length, where the task sorts its results by length."""
+    depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
+    """[n], percent, where every example has exactly one needle; else empty."""
 
     @property
     def percent(self) -> bool:
@@ -64,40 +75,66 @@ class Results:
 
     finished: list[CellSummary]
     unfinished: list[str]
-    """One line for each cell that was begun and not finished."""
+    """One line for each cell that was begun and not finished: how far it came, and why it ended if that is known."""
+    damaged: list[str] = field(default_factory=list)
+    """One line for each cell whose files cannot be trusted."""
+
+    @property
+    def missing(self) -> list[str]:
+        """All lines about cells that no table shows."""
+        return self.unfinished + self.damaged
 
 
 def read_cells(folder: Path) -> Results:
-    """Read a run's folder.
+    """Read a run's folder; a cell that is damaged or not finished does not keep the others from being read.
 
     Raises:
-        UserError: there are no results in it, or a file is damaged.
+        UserError: there are no results in it, or none that can be read.
     """
     store = ResultStore(folder)
-    finished, unfinished = [], []
+    results = Results([], [], [])
     for path in store.folders():
-        details = read_json(path / "cell.json")
-        if details is None:
-            unfinished.append(f"{'/'.join(path.parts[-4:])}: not finished; the same run command completes it")
-            continue
+        name = "/".join(path.parts[-4:])
         try:
-            finished.append(_summary(store, details))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(
-                f"{path}/cell.json: written by another version or damaged ({error!r:.80}); run it again"
-            ) from error
-    if not finished and not unfinished:
-        raise UserError(f"{folder}: holds no results; `longctx-bench run --out {folder}` makes some")
-    return Results(finished, unfinished)
+            details = read_summary(path)
+            if details is None:
+                results.unfinished.append(f"{name}: {_how_far(path)}")
+            else:
+                results.finished.append(_summary(path, details))
+        except DamagedError as error:
+            results.damaged.append(f"{name}: {error}; delete its folder and run again")
+    if not results.finished and not results.unfinished:
+        if results.damaged:
+            count = len(results.damaged)
+            raise UserError(f"{folder}: none of its {count} cells can be read; the first is {results.damaged[0]}")
+        what = "holds no results" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
+    return results
 
 
-def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
+def _how_far(path: Path) -> str:
+    """Say what there is of a cell that is not finished."""
+    examples = f"{count_records(path)} examples so far"
+    try:
+        started = read_json(path / "started.json") or {}
+    except UserError:
+        started = {}
+    failed = f", failed ({started['failed']})" if started.get("failed") else ""
+    return f"not finished{failed}, {examples}; the same run command completes it"
+
+
+def _summary(path: Path, details: dict[str, Any]) -> CellSummary:
     cell = Cell(**details["cell"])
-    records = store.records(cell)
-    scores = [float(record["score"]) for record in records]
+    if path.parts[-4:] != cell_parts(cell):
+        raise DamagedError(f"its cell.json is that of {cell}")
+    records = read_records(path)
+    if len(records) != details["n"]:
+        raise DamagedError(f"records.jsonl holds {len(records)} whole examples, cell.json says {details['n']}")
+    scores = np.array([record.score for record in records], dtype=np.float64)
     known = METRICS.get(details["metric"])
-    low, high = mean_interval(scores, known.percent if known else all(0 <= score <= 1 for score in scores))
-    on_grid = (details["spec"]["task"]["params"] or {}).get("depth_grid")
+    bounded = known.percent if known else bool(((scores >= 0) & (scores <= 1)).all())
+    low, high = mean_interval(scores, bounded)
+    single = all(len(record.depths) == 1 for record in records)
     return CellSummary(
         cell=cell,
         original_length=details["original_length"],
@@ -106,21 +143,30 @@ def _summary(store: ResultStore, details: dict[str, Any]) -> CellSummary:
         low=low,
         high=high,
         n=details["n"],
-        by_depth=_by_depth(records) if on_grid else {},
+        by_depth=_by_depth(records) if (details["spec"]["task"]["params"] or {}).get("depth_grid") else {},
         details=details,
+        scores=scores,
+        hashes=np.array([record.hash for record in records], dtype="S32"),
         points=_points(records) if buckets_of(cell.task, cell.length) else (),
+        depths=np.array([record.depths[0] for record in records] if single else [], dtype=np.float64),
     )
 
 
-def _points(records: list[dict[str, Any]]) -> tuple[Point, ...]:
+def _points(records: Sequence[Record]) -> tuple[Point, ...]:
     return tuple(
-        Point(record["score"], record.get("document_tokens", record["prompt_tokens"]), record.get("words"))
+        Point(
+            record.score,
+            record.prompt_tokens if record.document_tokens is None else record.document_tokens,
+            record.words,
+        )
         for record in records
     )
 
 
-def _by_depth(records: list[dict[str, Any]]) -> dict[float, float]:
+def _by_depth(records: Sequence[Record]) -> dict[float, float]:
     scores: dict[float, list[float]] = defaultdict(list)
     for record in records:
-        scores[record["depths"][0]].append(record["score"])
+        if not record.depths:
+            raise DamagedError(f"records.jsonl: example {record.id} has no depth, its task has a grid of them")
+        scores[record.depths[0]].append(record.score)
     return {depth: sum(values) / len(values) for depth, values in sorted(scores.items())}

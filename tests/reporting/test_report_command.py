@@ -34,7 +34,7 @@ def write(folder: Path, method: str, score: int, task: str = "niah", length: int
     summary = {"cell": {"model": "tiny", "method": method, "task": task, "length": length}, "original_length": 512}
     summary |= {"metric": "string_match_all", "score": score / 20, "n": 20, "prompt_tokens": 10_000, "new_tokens": 60}
     summary |= {"seconds": 2.0, "factor": length / 512, "factor_source": "derived", "spec_hash": "0", "spec": spec}
-    store.finish(cell, summary | {"engine": {"device": "cpu"}})
+    store.finish(cell, summary | {"engine": {"device": "cpu"}, "finished": "2026-01-01T00:00:00+00:00"})
     return store.path(cell)
 
 

@@ -128,11 +128,15 @@ def _cell(cell: Cell, records: list[dict[str, Any]]) -> dict[str, Any]:
         "metric": "string_match_all",
         "score": statistics.fmean(record["score"] for record in records),
         "n": len(records),
+        "prompt_tokens": 480 * len(records),
+        "new_tokens": 32 * len(records),
+        "seconds": 1.0,
+        "finished": "2026-01-01T00:00:00+00:00",
         "factor": cell.length / 512,
         "factor_source": "derived",
         "spec_hash": "made up",
         "spec": {"seed": 0, "dtype": "float32", "engine": "none", "chat_template": False,
-                 "task": {"params": {"depth_grid": 11}}},
+                 "task": {"name": cell.task, "params": {"depth_grid": 11}}},
     }  # fmt: skip
 
 

@@ -23,7 +23,13 @@ def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any =
         cell = Cell(base or "tiny", method, task, length)
         params = {"depth_grid": depths} if task.startswith("niah") else {}
         metric = "token_loss" if task.startswith("perplexity") else "string_match_all"
-        spec = {"task": {"params": params}, "seed": 42, "dtype": "float32", "engine": "hf", "chat_template": False}
+        spec = {
+            "task": {"name": task, "params": params},
+            "seed": 42,
+            "dtype": "float32",
+            "engine": "hf",
+            "chat_template": False,
+        }
         spec["weights"] = weights
         store.start(cell, spec)
         records = [
@@ -35,6 +41,7 @@ def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any =
         store.finish(cell, {
             "cell": {"model": cell.model, "method": method, "task": task, "length": length},
             "original_length": context, "metric": metric, "score": sum(values) / len(values), "n": len(values),
+            "prompt_tokens": 100, "new_tokens": 10, "finished": "2026-01-01T00:00:00+00:00",
             "seconds": 1.0, "factor": 1.0, "factor_source": "derived", "spec_hash": spec_hash(spec), "spec": spec,
         })  # fmt: skip
 

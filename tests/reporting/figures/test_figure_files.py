@@ -77,7 +77,9 @@ def test_an_unfinished_cell_is_named_and_the_rest_is_drawn(call: Any, tmp_path: 
     (cell / "cell.json").rename(cell / "started.json")
     code, shown, error = call("figures", tmp_path)
     assert (code, shown) == (0, f"wrote {tmp_path}/figures/niah-heatmap.png\n")
-    assert error == "missing: tiny/drope/niah/1024: not finished; the same run command completes it\n"
+    assert (
+        error == "missing: tiny/drope/niah/1024: not finished, 22 examples so far; the same run command completes it\n"
+    )
 
 
 def test_one_file_by_its_ending(call: Any, tmp_path: Path) -> None:
