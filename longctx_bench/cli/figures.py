@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from longctx_bench.cli.options import parse_scales
+from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
 
@@ -38,12 +39,18 @@ _FORMATS = ("png", "pdf", "svg")
     help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated.",
 )
 @click.option(
+    "--paper",
+    metavar="NAME|FILE",
+    help="Instead: all tables and figures of a paper (drope, or a YAML file of yours), published beside measured.",
+)
+@click.option("--base", "bases", metavar="MODELS", help="With --paper: the measured models to show, with commas.")
+@click.option(
     "--out", type=click.Path(path_type=Path),
     help="A file ending in png, pdf or svg for a single figure, or the folder to write to; FOLDER/figures by default.",
 )  # fmt: skip
 def figures_command(
     folder: Path, kind: str, task: str | None, scale: str | None, forms: str | None, checkpoints: tuple[Path, ...],
-    out: Path | None,
+    paper: str | None, bases: str | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Draw a run's FOLDER: needle heatmaps of all models on one sheet, or other kinds of figures.
 
@@ -52,6 +59,14 @@ def figures_command(
     from longctx_bench.reporting.figures import style
     from longctx_bench.reporting.figures.kinds import KINDS, Figures, Material
 
+    if paper is not None:
+        write_paper(
+            paper, folder, _parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            out or folder / "figures" / Path(paper).stem,
+        )  # fmt: skip
+        return
+    if bases is not None:
+        raise UserError("--base goes with --paper")
     kinds = _chosen("--kind", "all" if kind == "all" else kind, _KINDS)
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
@@ -59,7 +74,7 @@ def figures_command(
     if single is not None and (forms or len(kinds) > 1):
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
-    material = Material(folder, _parts(task), _scale(scale), checkpoints)
+    material = Material(folder, _parts(task), _scale(scale), checkpoints=checkpoints)
     made: Figures = {}
     for name in kinds:
         try:
@@ -76,7 +91,7 @@ def figures_command(
         stem = single.with_suffix("") if single else (out or folder / "figures") / name
         for path in style.save(figure, stem, formats):
             click.echo(f"wrote {path}")
-    for line in material.unfinished:
+    for line in material.missing:
         click.echo(f"missing: {line}", err=True)
 
 

@@ -31,6 +31,10 @@ class Material:
     """The tasks to draw; all when empty."""
     scale: float | None = None
     """Where bars and the heat table are drawn; 0 for whole documents."""
+    methods: tuple[str, ...] = ()
+    """The methods to draw; all when empty."""
+    models: tuple[str, ...] = ()
+    """The models to draw; all when empty."""
     checkpoints: tuple[Path, ...] = ()
     """Folders with ``loss.csv`` files in or below them, besides those of the shipped checkpoints that were measured."""
 
@@ -45,13 +49,19 @@ class Material:
 
     @property
     def cells(self) -> list[CellSummary]:
-        """The finished cells of the tasks to draw."""
-        return [s for s in self.results.finished if not self.tasks or s.cell.task in self.tasks]
+        """The finished cells of the tasks, methods and models to draw."""
+        return [
+            summary
+            for summary in self.results.finished
+            if (not self.tasks or summary.cell.task in self.tasks)
+            and (not self.methods or summary.cell.method in self.methods)
+            and (not self.models or summary.cell.model in self.models)
+        ]
 
     @property
-    def unfinished(self) -> list[str]:
-        """One line for each cell that was begun and not finished, if any kind has read the cells."""
-        return self.results.unfinished if "results" in self.__dict__ else []
+    def missing(self) -> list[str]:
+        """One line for each cell that no figure shows, if any kind has read the cells."""
+        return self.results.missing if "results" in self.__dict__ else []
 
     @property
     def name(self) -> str:
@@ -118,7 +128,7 @@ def _curves(material: Material) -> Figures:
     if missing:
         raise UserError(f"--checkpoints {missing[0]}: no such folder")
     folders = [material.folder, *material.checkpoints]
-    if not any(material.folder.rglob("loss.csv")) and not material.checkpoints:
+    if not material.checkpoints:
         weights = [s.details["spec"].get("weights") for s in material.results.finished]
         embedded = {w["embedded"] for w in weights if isinstance(w, dict) and "embedded" in w}
         folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]

@@ -9,17 +9,17 @@ from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.summaries import CellSummary
 
-_RULER = (
-    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
-    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
+_NEEDLES_FIRST = (
+    "niah", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "niah_multikey_1", "niah_multikey_2",
+    "niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 )  # fmt: skip
-"""In the order of arXiv 2404.06654; other tasks follow by name."""
+"""RULER's tasks in the order of arXiv 2404.06654, the DroPE paper's beside their likes; other tasks follow by name."""
 
 
 def task_order(task: str) -> tuple[int, str]:
-    """Return what tasks are sorted by: RULER's in their own order, then the others by name."""
+    """Return what tasks are sorted by: needles, the rest of RULER, then the others by name."""
     plain = task.partition("@")[0]
-    return _RULER.index(plain) if plain in _RULER else len(_RULER), task
+    return _NEEDLES_FIRST.index(plain) if plain in _NEEDLES_FIRST else len(_NEEDLES_FIRST), task
 
 
 def at_scale(cells: Sequence[CellSummary], wanted: float | None, preferred: float = 2.0) -> list[CellSummary]:

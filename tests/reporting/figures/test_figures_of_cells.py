@@ -163,7 +163,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
     })  # fmt: skip
     [axis] = drawn(bar_sheet(summaries))
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in axis.containers if hasattr(c, "patches")}
-    assert heights == {"rope": [100.0, 0.0], "yarn": [50.0]}
+    assert heights == {"rope": [0.0, 100.0], "yarn": [50.0]}
     assert [label.get_text() for label in axis.get_xticklabels()] == ["vt", "niah"], "without the loss"
     half = next(s for s in summaries if s.cell.method == "yarn" and s.cell.task == "niah" and s.cell.length == 1024)
     spans = [segment[:, 1].tolist() for c in axis.collections for segment in c.get_segments()]

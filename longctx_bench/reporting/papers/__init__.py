@@ -1,0 +1,1 @@
+"""Papers' tables and figures with our numbers beside the published ones."""

@@ -1,0 +1,66 @@
+"""Finding, among a folder's cells, the number that stands beside a published one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from longctx_bench.records import NATURAL, length_name
+from longctx_bench.reporting.buckets import BY_CONTEXT, sorted_into
+from longctx_bench.reporting.intervals import mean_interval
+from longctx_bench.reporting.papers.published import IN_CONTEXT
+from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.table_parts import EMPTY, number
+from longctx_bench.reporting.tables import Entry
+
+_BUCKETS = {bucket.name: bucket for bucket in BY_CONTEXT}
+
+
+class Measured:
+    """The cells of one model, found by what a paper calls them."""
+
+    def __init__(self, cells: Iterable[CellSummary], model: str) -> None:
+        """Keep the model's own cells."""
+        own = [summary for summary in cells if summary.cell.model == model]
+        self._cells = {(s.cell.method, s.cell.task, s.cell.length): s for s in own}
+        self._context = own[0].original_length if own else 0
+
+    def cell(self, method: str, task: str, length: str) -> CellSummary | None:
+        """Return the cell of a task at ``2x``, ``natural``, ``in-context`` or, for a bucket, of whole documents."""
+        if length == IN_CONTEXT:
+            tokens = self._context
+        elif length == length_name(NATURAL) or length in _BUCKETS:
+            tokens = NATURAL
+        elif "-" in length or "+" in length:
+            return None  # a bucket that is none of ours
+        else:
+            tokens = round(float(length.removesuffix("x")) * self._context)
+        return self._cells.get((method, task, tokens))
+
+    def values(self, method: str, task: str, length: str) -> tuple[float, float, float, int] | None:
+        """Return mean, interval and number of examples; None where nothing was measured."""
+        summary = self.cell(method, task, length)
+        if summary is None:
+            return None
+        if length not in _BUCKETS:
+            return summary.score, summary.low, summary.high, summary.n
+        scores = sorted_into(summary.points, (_BUCKETS[length],), summary.original_length)[length]
+        if not scores:
+            return None
+        return sum(scores) / len(scores), *mean_interval(scores, summary.percent), len(scores)
+
+    def entry(self, method: str, task: str, length: str) -> Entry:
+        """Return a mean with its interval, a bucket's with its number of examples; empty where nothing was measured."""
+        values = self.values(method, task, length)
+        if values is None:
+            return EMPTY
+        mean, low, high, n = values
+        shown = number(mean, low, high, percent=True)
+        return Entry(shown.text, f"{shown.detail} ({n})") if length in _BUCKETS else shown
+
+    def average(self, method: str, tasks: Sequence[tuple[str, str]]) -> tuple[Entry, int]:
+        """Return the mean over (task, length) pairs, and how many of them were measured; empty unless all were."""
+        found = [self.cell(method, task, length) for task, length in tasks]
+        scores = [summary.score for summary in found if summary is not None]
+        if len(scores) < len(tasks):
+            return EMPTY, len(scores)
+        return Entry(f"{100 * sum(scores) / len(scores):.1f}"), len(scores)

@@ -1,0 +1,44 @@
+"""A paper's figures, drawn from what was measured here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from longctx_bench.errors import UserError, near_miss
+from longctx_bench.reporting.figures.kinds import KINDS, Material
+from longctx_bench.reporting.papers.published import Paper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+
+def paper_figures(paper: Paper, material: Material) -> Iterator[tuple[str, Figure | str]]:
+    """Draw a paper's figures one after the other.
+
+    Args:
+        paper: says which kind of ours each figure is, and over which tasks and methods.
+        material: the run's folder, and the models to draw.
+
+    Yields:
+        Name and figure, or name and why it cannot be drawn yet.
+
+    Raises:
+        UserError: the paper's YAML names a kind that there is not.
+    """
+    for number, wanted in paper.layout.figures.items():
+        if wanted.kind not in KINDS:
+            raise UserError(
+                f"{paper.name}: figure {number}: kind '{wanted.kind}' is unknown{near_miss(wanted.kind, KINDS)}"
+            )
+        own = replace(material, tasks=wanted.tasks, methods=wanted.methods, scale=wanted.scale)
+        name = f"figure-{number}"
+        try:
+            drawn = KINDS[wanted.kind](own)
+        except UserError as error:
+            yield name, f"{wanted.title}: {error}"
+            continue
+        for suffix, figure in drawn.items():
+            yield (name if len(drawn) == 1 else f"{name}-{suffix}"), figure
