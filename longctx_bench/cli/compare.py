@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import parse_lengths, parse_scales
+from longctx_bench.cli.output import format_of, format_option, out_option, put
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import safe_name, write_text
+from longctx_bench.files import safe_name
 from longctx_bench.records import length_name
 
 if TYPE_CHECKING:
@@ -25,15 +26,8 @@ if TYPE_CHECKING:
 @click.option("--tasks", help="The tasks to compare, with commas; all by default.")
 @click.option("--scale", help="The multiples of the training context to compare, with commas, such as 2x,4x.")
 @click.option("--length", help="The lengths in tokens to compare, with commas, such as 4k or natural.")
-@click.option(
-    "--format",
-    "form",
-    default="terminal",
-    show_default=True,
-    type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
-    help="How the tables are written.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
+@format_option
+@out_option
 def compare_command(
     a: str, b: str, folder: Path, tasks: str | None, scale: str | None, length: str | None, form: str, out: Path | None
 ) -> None:
@@ -52,13 +46,12 @@ def compare_command(
             raise UserError(f"{folder}: no finished cell of '{name}'{near_miss(name, known)}")
     cells = [s for name in (a, b) for s in _chosen(name, results.finished, tasks, scale, length)]
     comparison = compare(cells, a, b)
-    if form == "terminal" and out is not None:
-        form = {".tex": "latex", ".csv": "csv", ".html": "html"}.get(out.suffix, "md")
+    form = format_of(form, out)
     _show(comparison, form, out)
     for line in comparison.refused:
         click.echo(f"left out: {line}", err=True)
     folders = {f"{safe_name(s.cell.model)}/{safe_name(s.cell.method)}/" for s in cells}
-    for line in results.unfinished:
+    for line in results.missing:
         if line.startswith(tuple(folders)):
             click.echo(f"missing: {line}", err=True)
 
@@ -73,12 +66,7 @@ def _show(comparison: Comparison, form: str, out: Path | None) -> None:
         print_tables(comparison_tables(comparison), Console())
         return
     tables = [exact_table(comparison)] if form == "csv" else comparison_tables(comparison)
-    text = FORMATS[form](tables)
-    if out is None:
-        click.echo(text, nl=False)
-    else:
-        write_text(out, text)
-        click.echo(f"wrote {out}")
+    put(FORMATS[form](tables), out)
 
 
 def _chosen(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import make_registry, registry_options
+from longctx_bench.cli.output import format_of, format_option, out_option, put
 from longctx_bench.errors import UserError
-from longctx_bench.files import write_text
 
 if TYPE_CHECKING:
     from longctx_bench.reporting.summaries import Results
@@ -25,14 +25,7 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
 
 @click.command("report")
 @_FOLDER
-@click.option(
-    "--format",
-    "form",
-    default="terminal",
-    show_default=True,
-    type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
-    help="How the tables are written.",
-)
+@format_option
 @click.option(
     "--table",
     "kind",
@@ -41,7 +34,7 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     type=click.Choice(["lengths", "tasks", "summary", "cost", "all"]),
     help="Which tables: scores by length, by task; reach, retention and position bias; cost; or all of them.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
+@out_option
 @click.option(
     "--examples",
     type=click.IntRange(min=0),
@@ -53,24 +46,25 @@ def report_command(folder: Path, form: str, kind: str, out: Path | None, example
     from longctx_bench.reporting.report_tables import report_tables
     from longctx_bench.reporting.summaries import read_cells
 
-    results = read_cells(folder)
-    tables = report_tables(results.finished, kind)
-    if results.finished and not tables:
-        raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
-    if form == "terminal" and out is not None:
-        form = {".tex": "latex", ".csv": "csv", ".html": "html"}.get(out.suffix, "md")
+    form = format_of(form, out)
     if examples is not None and form != "html":
         raise UserError("--examples goes with --format html: the other formats hold tables only")
-    if form == "terminal":
-        print_tables(tables)
+    if kind != "lengths" and form == "html":
+        raise UserError(
+            f"--table {kind} goes with the other formats: the page has the scores by length, and every example"
+        )
+    results = read_cells(folder)
+    if form == "html":
+        put(_page(folder, results, examples), out)
     else:
-        text = _page(folder, results, examples) if form == "html" else FORMATS[form](tables)
-        if out is None:
-            click.echo(text, nl=False)
+        tables = report_tables(results.finished, kind)
+        if results.finished and not tables:
+            raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
+        if form == "terminal":
+            print_tables(tables)
         else:
-            write_text(out, text)
-            click.echo(f"wrote {out}")
-    for line in results.unfinished:
+            put(FORMATS[form](tables), out)
+    for line in results.missing:
         click.echo(f"missing: {line}", err=True)
 
 

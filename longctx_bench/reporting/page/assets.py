@@ -9,6 +9,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.reporting.page.escaping import script_text
 
 _SCRIPTS = ("text.js", "state.js", "heatmaps.js", "grid.js", "example.js", "main.js")
+_AGAIN = "install longctx-bench again with its constraints.txt, or take --format md"
 _EXPORTED = re.compile(r"export\s*\{([^}]*)\}\s*;?")
 
 
@@ -34,26 +35,18 @@ def grid_library() -> str:
     from disk cannot import a module, so its list of exports becomes an assignment.
 
     Raises:
-        UserError: itables is missing, or ships something else than expected.
+        UserError: itables is not whole, or ships something else than expected.
     """
     try:
         bundle = resources.files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise missing_extra() from error
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing; {_AGAIN}") from error
     exported = list(_EXPORTED.finditer(bundle))
     name = re.search(r"([\w$]+) as default\b", exported[-1][1]) if exported else None
     if name is None:
-        raise UserError(
-            "the installed itables ships DataTables in another form than this version reads; "
-            "run `pip install 'longctx-bench[page]'` again"
-        )
+        raise UserError(f"the installed itables ships DataTables in another form than this version reads; {_AGAIN}")
     end = exported[-1]
     return script_text(f"{bundle[: end.start()]}globalThis.DataTable={name[1]};{bundle[end.end() :]}")
-
-
-def missing_extra() -> UserError:
-    """Return what to say where a package of the extra is not installed."""
-    return UserError("the page needs jinja2 and itables; run `pip install 'longctx-bench[page]'`, or take --format md")
 
 
 def _read(name: str) -> str:

@@ -31,7 +31,7 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
         budget: bytes that the examples may take where their number is not given.
 
     Raises:
-        UserError: jinja2 or itables is not installed, or a file of the folder is damaged.
+        UserError: the package itables is not whole, or a file of the folder is damaged.
     """
     template = _template()
     cells = in_order(results.finished)
@@ -45,7 +45,7 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
         version=package_version(),
         tables=task_tables(cells),
         number=len(cells),
-        unfinished=results.unfinished,
+        unfinished=results.missing,
         shown=shown,
         measured=measured,
         most=max(columns["shown"], default=0),
@@ -60,10 +60,8 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
 
 
 def _template() -> Template:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError as error:
-        raise assets.missing_extra() from error
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(assets.template())
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from longctx_bench.reporting.rendering.csv_lines import csv_text
+from longctx_bench.reporting.rendering.html_tables import html_text
 from longctx_bench.reporting.rendering.latex import latex
 from longctx_bench.reporting.rendering.markdown import markdown
-from longctx_bench.reporting.rendering.page import html_text
 from longctx_bench.reporting.rendering.terminal import print_tables
 from longctx_bench.reporting.tables import Table
 

@@ -1,0 +1,41 @@
+"""Where the commands that print tables put them: the terminal, or a file whose ending names the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from longctx_bench.files import write_text
+
+_BY_ENDING = {".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
+
+format_option = click.option(
+    "--format",
+    "form",
+    default="terminal",
+    show_default=True,
+    type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
+    help="How the tables are written.",
+)
+out_option = click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
+
+
+def format_of(form: str, out: Path | None) -> str:
+    """Return the format to write: the one asked for, or that of the file's ending (Markdown where it says nothing)."""
+    if form != "terminal" or out is None:
+        return form
+    return _BY_ENDING.get(out.suffix.lower(), "md")
+
+
+def put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file and say so.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        click.echo(f"wrote {out}")
