@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
 
-.PHONY: demo test lint benchmarks clean
+REFERENCE := results/reference/tiny
+
+.PHONY: demo test lint benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -14,9 +16,29 @@ demo: .venv/.installed
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
+# Tables, figures and the page of the tiny family, again from its records: what README shows.
+reference: .venv/.installed
+	$(BIN)/longctx-bench probe factors tiny --scale 8x --out $(REFERENCE)
+	$(BIN)/longctx-bench probe attention drope-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
+	$(BIN)/longctx-bench probe attention yarn-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
+	$(BIN)/longctx-bench report $(REFERENCE) --table all --format md --out $(REFERENCE)/report.md
+	$(BIN)/longctx-bench report $(REFERENCE) --format latex --out $(REFERENCE)/tables.tex
+	$(BIN)/longctx-bench compare drope-tiny yarn-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-yarn.md
+	$(BIN)/longctx-bench compare drope-tiny nope-retrieval-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-nope.md
+	$(BIN)/longctx-bench figures $(REFERENCE) --kind all
+	$(BIN)/longctx-bench figures $(REFERENCE) --kind heatmap --format pdf
+	$(BIN)/longctx-bench figures $(REFERENCE) --paper drope --base tiny --format png
+	$(BIN)/longctx-bench report $(REFERENCE) --format html --out $(REFERENCE)/page.html
+
+# The page's tests drive a real browser; without one they are skipped. Debian's names, as root.
+browser:
+	apt-get install --yes --no-install-recommends chromium chromium-driver
+
 # Timings, as ratios measured in one run; see README.
 benchmarks: .venv/.installed-dev
 	$(BIN)/python -m longctx_bench.harness.speed
+	$(BIN)/python -m longctx_bench.reporting.speed
+	-$(BIN)/python -m longctx_bench.reporting.page.opening
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
