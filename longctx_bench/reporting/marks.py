@@ -67,6 +67,7 @@ def verdicts(column: Iterable[Competitor]) -> Verdicts:
 
     The best are those with the best mean. Every other row is tested against the first of them, pair by pair of
     examples, the p values adjusted by Holm's procedure over the group; above 5 % a row is not significantly worse.
+    Where all have one mean, none is marked.
     A row whose examples are nobody else's is compared with nothing and gets no mark.
     """
     groups: dict[object, list[Competitor]] = {}
@@ -87,6 +88,8 @@ def _within(group: Sequence[Competitor]) -> dict[Row, Verdict]:
     places = [math.isclose(sign * entry.score, top, rel_tol=1e-12, abs_tol=1e-12) for entry in group]
     tied = [entry for entry, is_best in zip(group, places, strict=True) if is_best]
     others = [entry for entry, is_best in zip(group, places, strict=True) if not is_best]
+    if not others:
+        return {entry.row: Verdict(Mark.NONE) for entry in group}
     # Rows that answer alike (all wrong at eight times the context) are tested once.
     distinct = {entry.scores.tobytes(): entry.scores for entry in others}
     tests = {key: paired_test(tied[0].scores, scores, group[0].bounded) for key, scores in distinct.items()}
