@@ -31,6 +31,7 @@ class Record(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     document_tokens: int | None = None
     words: int | None = None
+    scored: int = 1
 
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]

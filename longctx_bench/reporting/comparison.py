@@ -11,14 +11,12 @@ import numpy as np
 
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
-from longctx_bench.reporting.paired import Paired, holm, paired
-from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.notes import difference_notes, method_notes
+from longctx_bench.reporting.paired import LEVEL, Paired, holm, paired
+from longctx_bench.reporting.summaries import CellSummary, contributions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-SIGNIFICANT = 0.05
-"""Corrected p-values below it tell two methods apart."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class ComparedCell:
     @property
     def verdict(self) -> int:
         """1 where a is better beyond chance, -1 where b is, 0 where the two cannot be told apart."""
-        if self.p_holm >= SIGNIFICANT or not self.result.difference:
+        if self.p_holm >= LEVEL or not self.result.difference:
             return 0
         return 1 if (self.result.difference > 0) == self.higher_is_better else -1
 
@@ -56,6 +54,8 @@ class Comparison:
     """By task in the order of the results, then by length."""
     refused: tuple[str, ...]
     """One line for what was left out of the comparison, and why."""
+    notes: tuple[str, ...] = ()
+    """How the cells came about, and what differs between them besides the method."""
 
 
 def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
@@ -93,26 +93,35 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
     refused += [*_alone(a, of_a, of_b), *_alone(b, of_b, of_a)]
     corrected = holm([cell.result.p for cell in compared])
     rows = tuple(replace(cell, p_holm=p) for cell, p in zip(compared, corrected, strict=True))
-    return Comparison(a, b, rows, tuple(refused))
+    used = [own[cell.task, cell.length] for own in (of_a, of_b) for cell in rows]
+    return Comparison(a, b, rows, tuple(refused), (*method_notes(used), *difference_notes(used)))
 
 
 def matched(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the scores of the examples that two cells share, in the order of the first, [n] and [n].
+    """Return what the examples that two cells share contribute to their scores, in the order of the first, [n] and [n].
 
     Of examples that a cell has several times, the first pairs with the first, and so on.
     """
-    if np.array_equal(a.hashes, b.hashes):
-        return a.scores, b.scores
+    if np.array_equal(a.hashes, b.hashes) and np.array_equal(a.scored, b.scored):
+        return a.values, b.values
     places = {key: place for place, key in enumerate(_keys(b))}
     pairs = [(place, places[key]) for place, key in enumerate(_keys(a)) if key in places]
-    return a.scores[[left for left, _ in pairs]], b.scores[[right for _, right in pairs]]
+    left, right = [one for one, _ in pairs], [other for _, other in pairs]
+    return _shared(a, left), _shared(b, right)
 
 
-def _keys(summary: CellSummary) -> list[tuple[bytes, int]]:
-    seen: Counter[bytes] = Counter()
+def _shared(summary: CellSummary, places: list[int]) -> NDArray[np.float64]:
+    scored = summary.scored[places] if len(summary.scored) else summary.scored
+    return contributions(summary.scores[places], scored)
+
+
+def _keys(summary: CellSummary) -> list[tuple[bytes, int, int]]:
+    """Return what makes examples identical: prompt and references, the tokens whose loss counts, and which copy."""
+    scored = summary.scored.tolist() or [1] * len(summary.scores)
+    seen: Counter[tuple[bytes, int]] = Counter()
     keys = []
-    for found in summary.hashes.tolist():
-        keys.append((found, seen[found]))
+    for found in zip(summary.hashes.tolist(), scored, strict=True):
+        keys.append((*found, seen[found]))
         seen[found] += 1
     return keys
 
@@ -130,6 +139,9 @@ def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]
         line += f"left out, {len(left)} pairs compared" if len(left) else "not compared"
     if not len(left):
         return None, line or f"{name}: not compared: no examples"
+    broken = int(np.count_nonzero(~(np.isfinite(left) & np.isfinite(right))))
+    if broken:
+        return None, f"{name}: not compared: {broken} of {len(left)} pairs have a score that is no finite number"
     percent = a.percent and b.percent
     result = paired(left, right, percent, a.higher_is_better)
     scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longctx_bench.records import NATURAL, length_name
-from longctx_bench.reporting.comparison import SIGNIFICANT, ComparedCell, Comparison
+from longctx_bench.records import NATURAL
+from longctx_bench.reporting.comparison import ComparedCell, Comparison
+from longctx_bench.reporting.paired import LEVEL
+from longctx_bench.reporting.table_parts import digits_of, number, rounded, tokens_name
 from longctx_bench.reporting.tables import Table
 
 
@@ -55,28 +57,20 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
 
 def _row(cell: ComparedCell) -> tuple[str, ...]:
     found = cell.result
-    factor = 100 if cell.percent else 1
-    digits = _digits(cell)
-    low, mean, high = (f"{factor * value:+.{digits}f}" for value in (found.low, found.difference, found.high))
+    digits = digits_of(found.high - found.low, cell.percent)
     return (
         cell.task,
-        length_name(cell.length) if cell.length == NATURAL else f"{cell.length:,}",
+        tokens_name(cell.length),
         "" if cell.scale is None else f"{cell.scale:g}x",
-        str(found.n),
-        f"{factor * found.mean_a:.{digits}f}",
-        f"{factor * found.mean_b:.{digits}f}",
-        f"{mean} [{low}, {high}]",
+        f"{found.n:,}",
+        rounded(found.mean_a, digits, cell.percent),
+        rounded(found.mean_b, digits, cell.percent),
+        str(number(found.difference, found.low, found.high, cell.percent, signed=True)),
         _p(found.p),
         _p(cell.p_holm),
         f"{found.wins}/{found.ties}/{found.losses}",
         found.test,
     )
-
-
-def _digits(cell: ComparedCell) -> int:
-    if not cell.percent:
-        return 3
-    return 1 if cell.result.high - cell.result.low < 0.1 else 0
 
 
 def _p(value: float) -> str:
@@ -90,7 +84,7 @@ def _totals(comparison: Comparison) -> Table:
     rows = tuple(_total(task, cells) for task, cells in by_task.items())
     a, b = comparison.a, comparison.b
     header = ("task", "cells", f"{a} better", "not told apart", f"{b} better", "examples won/tied/lost")
-    note = f"better: beyond chance, p (Holm) below {SIGNIFICANT:g}"
+    note = f"better: beyond chance, p (Holm) below {LEVEL:g}"
     return Table(f"{a} against {b} by task: cells, and examples of all of them", header, rows, (note,))
 
 
@@ -113,4 +107,5 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
         f"p (Holm): corrected for the {len(comparison.cells)} cells of this table",
+        *comparison.notes,
     )

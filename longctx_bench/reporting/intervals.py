@@ -46,12 +46,15 @@ def mean_interval(scores: Sequence[float] | NDArray[np.float64], bounded: bool =
       safe side; it always has a width.
     - Unbounded scores (losses): Student's t, without end on both sides where fewer than two examples, or equal ones,
       say nothing about the spread.
+    - Scores of which one is no finite number: everything that could be.
 
     Args:
         scores: [n], one an example.
         bounded: they lie in [0, 1].
     """
     values = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return (0.0, 1.0) if bounded else (-math.inf, math.inf)
     if not bounded:
         return student(values)
     if is_rate(values) or few_differ(values):
@@ -79,6 +82,8 @@ def detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded
     """
     values = np.asarray(scores, dtype=np.float64)
     n = len(values)
+    if not np.isfinite(values).all():
+        return math.inf
     variance = safe_variance(values) if bounded else _sample_variance(values)
     return (Z + _Z_POWER) * math.sqrt(2 * variance / n) if n and variance > 0 else math.inf
 

@@ -54,7 +54,7 @@ def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
         "high": summary.high,
         "n": summary.n,
         "spec_hash": details["spec_hash"],
-        "detectable_difference": detectable_difference(summary.scores),
+        "detectable_difference": detectable_difference(summary.values, summary.percent),
         "mark": verdict.mark.value,
         "p_against_best": verdict.p,
         "protocol": spec["task"].get("protocol"),

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.reporting.paired import holm, paired_test
+from longctx_bench.reporting.paired import LEVEL, holm, paired_test
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.tables import Mark
 
 Row = tuple[str, str]
 """Model and method: what a row of a table is about."""
-
-LEVEL = 0.05
-"""Of significance, two-sided, for the whole column (Holm 1979)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +53,10 @@ class Verdicts:
 
 def competitor(summary: CellSummary) -> Competitor:
     """Return a cell as a competitor."""
-    examples = (summary.metric, summary.hashes.tobytes())
+    examples = (summary.metric, summary.hashes.tobytes(), summary.scored.tobytes())
     row = (summary.cell.model, summary.cell.method)
     direction, bounded = summary.higher_is_better, summary.percent
-    return Competitor(row, summary.score, summary.scores, examples, direction, bounded)
+    return Competitor(row, summary.score, summary.values, examples, direction, bounded)
 
 
 def verdicts(column: Iterable[Competitor]) -> Verdicts:
@@ -67,15 +64,17 @@ def verdicts(column: Iterable[Competitor]) -> Verdicts:
 
     The best are those with the best mean. Every other row is tested against the first of them, pair by pair of
     examples, the p values adjusted by Holm's procedure over the group; above 5 % a row is not significantly worse.
-    Where all have one mean, none is marked.
-    A row whose examples are nobody else's is compared with nothing and gets no mark.
+    Where all have one mean, none is marked. A row whose examples are nobody else's is compared with nothing and gets no
+    mark, nor does one that has a score which is no finite number.
     """
     groups: dict[object, list[Competitor]] = {}
-    for entry in column:
-        # A mean that is no number has no place in an order.
-        key = entry.examples if math.isfinite(entry.score) else object()
-        groups.setdefault(key, []).append(entry)
     found: dict[Row, Verdict] = {}
+    for entry in column:
+        if np.isfinite(entry.scores).all():
+            groups.setdefault(entry.examples, []).append(entry)
+        else:
+            # What is no number has no place in an order.
+            found[entry.row] = Verdict(Mark.NONE)
     for group in groups.values():
         found |= _within(group) if len(group) > 1 else {group[0].row: Verdict(Mark.NONE)}
     return Verdicts(found, tuple(tuple(entry.row for entry in group) for group in groups.values()))

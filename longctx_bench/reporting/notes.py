@@ -43,7 +43,7 @@ def method_notes(cells: Sequence[CellSummary]) -> list[str]:
 
 def size_note(cells: Sequence[CellSummary]) -> str:
     """Say which difference between two rows the number of examples could have shown."""
-    return scores_note([summary.scores for summary in cells], cells[0])
+    return scores_note([summary.values for summary in cells], cells[0])
 
 
 def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
@@ -157,16 +157,22 @@ def where(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
 
 def _tunings(cells: Sequence[CellSummary]) -> list[str]:
     """Say, by contestant, what a tuned scalar was at each length and where it came from."""
-    found: dict[str, dict[int, str]] = {}
+    found: dict[str, dict[int, set[float]]] = {}
     for summary in cells:
         tuning = summary.details.get("tuning")  # older cells do not say
         if tuning:
             what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
-            at = tokens_name(summary.cell.length) + (" (longest prompt)" if summary.cell.length == NATURAL else "")
-            found.setdefault(what, {})[summary.cell.length] = f"{tuning['value']:.4g} at {at}"
+            found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning["value"])
     return [
-        f"{what}: " + ", ".join(value for _, value in sorted(values.items())) for what, values in sorted(found.items())
+        f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
+        for what, values in sorted(found.items())
     ]
+
+
+def _tuned(length: int, values: set[float]) -> str:
+    """Say what a scalar was at a length; whole documents have a longest prompt a task, and a value for each."""
+    span = " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values), max(values))))
+    return f"{span} at {tokens_name(length)}{' (longest prompt of each task)' if length == NATURAL else ''}"
 
 
 def _is_fixed(summary: CellSummary) -> bool:

@@ -19,6 +19,9 @@ from longctx_bench.reporting.cell_files import DamagedError, Record, count_recor
 from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.store import ResultStore, cell_parts, read_json
 
+_RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
+"""Metrics of lm-eval that are rates; its others are shown as they are."""
+
 
 @dataclass(frozen=True)
 class CellSummary:
@@ -41,6 +44,8 @@ class CellSummary:
     """[n], in the order of examples."""
     hashes: NDArray[np.bytes_] = field(compare=False, repr=False)
     """[n] of S32, of each example's prompt and references: equal where two cells had the same example."""
+    scored: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
+    """[n], tokens that each example's score is the mean over: 1 but for losses; empty where that is not known."""
     points: tuple[Point, ...] = ()
     """Each example's score and length, where the task sorts its results by length."""
     depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
@@ -49,14 +54,18 @@ class CellSummary:
     @property
     def percent(self) -> bool:
         """Whether the score is shown as per cent; a loss is not."""
-        known = METRICS.get(self.metric)
-        return known.percent if known else 0 <= self.score <= 1
+        return in_percent(self.metric)
 
     @property
     def higher_is_better(self) -> bool:
         """The score's direction."""
         known = METRICS.get(self.metric)
         return known.higher_is_better if known else bool(self.details.get("lm_eval", {}).get("higher_is_better", True))
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Each example's contribution to the score, [n]: intervals and tests are made of them; their mean is it."""
+        return contributions(self.scores, self.scored)
 
     @property
     def contestant(self) -> str:
@@ -67,6 +76,26 @@ class CellSummary:
     def scale(self) -> float:
         """Length over training context."""
         return self.cell.length / self.original_length
+
+
+def in_percent(metric: str) -> bool:
+    """Tell whether a metric's scores lie in [0, 1] and are shown in per cent: by its name, the same for all cells."""
+    known = METRICS.get(metric)
+    return known.percent if known else metric in _RATES
+
+
+def contributions(scores: NDArray[np.float64], scored: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return values whose mean is the mean over tokens, and whose spread is that mean's (linearised ratio estimator).
+
+    Args:
+        scores: [n], each a mean over ``scored`` tokens.
+        scored: [n], or empty; where all are the same, the values are the scores.
+    """
+    if not len(scored) or (scored == scored[0]).all():
+        return scores
+    weights = scored / scored.mean()
+    mean = float((weights * scores).mean())
+    return np.asarray(mean + weights * (scores - mean), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -131,9 +160,8 @@ def _summary(path: Path, details: dict[str, Any]) -> CellSummary:
     if len(records) != details["n"]:
         raise DamagedError(f"records.jsonl holds {len(records)} whole examples, cell.json says {details['n']}")
     scores = np.array([record.score for record in records], dtype=np.float64)
-    known = METRICS.get(details["metric"])
-    bounded = known.percent if known else bool(((scores >= 0) & (scores <= 1)).all())
-    low, high = mean_interval(scores, bounded)
+    scored = np.array([record.scored for record in records], dtype=np.int64)
+    low, high = mean_interval(contributions(scores, scored), in_percent(details["metric"]))
     single = all(len(record.depths) == 1 for record in records)
     return CellSummary(
         cell=cell,
@@ -147,6 +175,7 @@ def _summary(path: Path, details: dict[str, Any]) -> CellSummary:
         details=details,
         scores=scores,
         hashes=np.array([record.hash for record in records], dtype="S32"),
+        scored=scored,
         points=_points(records) if buckets_of(cell.task, cell.length) else (),
         depths=np.array([record.depths[0] for record in records] if single else [], dtype=np.float64),
     )

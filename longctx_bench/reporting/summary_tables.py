@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.depth_bias import depth_bias
 from longctx_bench.reporting.effective import OWN_SHARE, RULER_THRESHOLD, EffectiveLength, effective_length
-from longctx_bench.reporting.marks import Row
+from longctx_bench.reporting.marks import Row, competitor
 from longctx_bench.reporting.notes import size_note
 from longctx_bench.reporting.paired import Paired, paired
 from longctx_bench.reporting.summaries import CellSummary
@@ -53,9 +55,11 @@ def retention(by_length: ByLength, base: ByLength) -> Paired | None:
     own, reference = at_training_context(by_length), at_training_context(base)
     if own is None or reference is None or own is reference or own.metric != reference.metric:
         return None
-    if own.hashes.tobytes() != reference.hashes.tobytes():
+    if competitor(own).examples != competitor(reference).examples:
         return None
-    return paired(own.scores, reference.scores, own.percent)
+    if not (np.isfinite(own.values).all() and np.isfinite(reference.values).all()):
+        return None
+    return paired(own.values, reference.values, own.percent)
 
 
 def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
@@ -83,7 +87,9 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     rows: list[tuple[str | Entry, ...]] = [
         (name, *(entries[row].get(key, EMPTY) for key in columns)) for row, name in names.items()
     ]
-    title = f"{task}, summary: effective length and retention at the training context, {sizes(cells)}"
+    parts = ["effective length"] if {_OWN, _RULER} & set(columns) else []
+    parts += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
+    title = f"{task}, summary: {' and '.join(parts)}, {sizes(cells)}"
     header = ("model", *(heads[key] for key in columns))
     return [Table(title, header, tuple(rows), (size_note(cells), *_explained(columns)), tuple(records))]
 
@@ -113,7 +119,7 @@ def _lengths(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]
     scores = {length: summary.scores for length, summary in by_length.items()}
     found = {_RULER: effective_length(scores, RULER_THRESHOLD)}
     at_1x = at_training_context(by_length)
-    if at_1x:
+    if at_1x and at_1x.score > 0:
         found[_OWN] = effective_length(scores, OWN_SHARE, relative_to=at_1x.cell.length)
     for key, what in ((_OWN, "effective_length_of_own"), (_RULER, "effective_length_ruler")):
         own = found.get(key)

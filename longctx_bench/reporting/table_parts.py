@@ -90,7 +90,7 @@ def number(mean: float, low: float, high: float, percent: bool, mark: Mark = Mar
         signed: a difference, shown with its sign.
     """
     digits = digits_of(high - low, percent)
-    text, below, above = (_rounded(value, digits, percent, signed) for value in (mean, low, high))
+    text, below, above = (rounded(value, digits, percent, signed) for value in (mean, low, high))
     return Entry(text, f"[{below}, {above}]" if math.isfinite(high - low) else "", mark)
 
 
@@ -107,7 +107,8 @@ def digits_of(width: float, percent: bool) -> int:
     return 2 if width < 10 else 1
 
 
-def _rounded(value: float, digits: int, percent: bool, signed: bool) -> str:
+def rounded(value: float, digits: int, percent: bool, signed: bool = False) -> str:
+    """Return a number with so many decimals, a share as per cent."""
     shown = f"{100 * value if percent else value:{'+' if signed else ''},.{digits}f}"
     # A sign before nothing but zeros says more than was measured.
     return shown if shown.strip("+-0.") else shown.lstrip("+-")

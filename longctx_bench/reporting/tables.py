@@ -52,6 +52,6 @@ class Table:
         used = {entry.mark for row in self.rows for entry in row if isinstance(entry, Entry)}
         parts = [f"{best}: best of the column"] if Mark.BEST in used else []
         if Mark.CLOSE in used:
-            test = "paired test on the same examples, p values adjusted over the column by Holm, 5 %"
+            test = "paired test on the same examples, p values adjusted by Holm over the rows that share them, 5 %"
             parts.append(f"{close}: not significantly worse ({test})")
         return ("; ".join(parts),) if parts else ()

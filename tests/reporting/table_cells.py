@@ -10,7 +10,7 @@ import numpy as np
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point
 from longctx_bench.reporting.intervals import mean_interval
-from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.reporting.summaries import CellSummary, contributions
 
 
 def cell(
@@ -28,11 +28,14 @@ def cell(
     details: dict[str, Any] | None = None,
     depths: Sequence[float] = (),
     points: Sequence[Point] = (),
+    scored: Sequence[int] = (),
 ) -> CellSummary:
     """Return a finished cell of the method ``name``; cells with the same ``prompts`` share their examples."""
     values = np.array(scores, dtype=np.float64)
     bounded = metric != "token_loss"
-    low, high = mean_interval(values, bounded)
+    tokens = np.array(scored, dtype=np.int64)
+    counted = contributions(values, tokens)
+    low, high = mean_interval(counted, bounded)
     whole_spec = {"seed": 42, "dtype": "bfloat16", "engine": "hf", "chat_template": False, "length": length} | (
         spec or {}
     )
@@ -52,7 +55,7 @@ def cell(
         cell=Cell(model, name, task, length),
         original_length=context,
         metric=metric,
-        score=float(values.mean()),
+        score=float(counted.mean()),
         low=low,
         high=high,
         n=len(values),
@@ -60,6 +63,7 @@ def cell(
         details=known | (details or {}),
         scores=values,
         hashes=np.array([f"{prompts}{task}{length}{place:04d}" for place in range(len(values))], dtype="S32"),
+        scored=tokens,
         points=tuple(points),
         depths=places,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reporting.table_cells import cell as table_cell
 
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Cell, Finished
@@ -99,8 +100,8 @@ def results(tmp_path: Path) -> Path:
     for length in (512, 1024):
         add(tmp_path, "yarn", YARN, length=length)
         add(tmp_path, "pi", YARN if length == 512 else PI, length=length)
-    add(tmp_path, "yarn", [0.2 + 0.02 * i for i in range(30)], "qmsum", metric="rouge")
-    add(tmp_path, "pi", [0.1 + 0.02 * i for i in range(30)], "qmsum", metric="rouge")
+    add(tmp_path, "yarn", [0.2 + 0.02 * i for i in range(30)], "qmsum", metric="longbench_rouge_l")
+    add(tmp_path, "pi", [0.1 + 0.02 * i for i in range(30)], "qmsum", metric="longbench_rouge_l")
     add(tmp_path, "yarn", [2.5 + 0.1 * i for i in range(8)], "perplexity_last", metric="token_loss")
     add(tmp_path, "pi", [3.0 + 0.12 * i for i in range(8)], "perplexity_last", metric="token_loss")
     add(tmp_path, "ntk", PI)
@@ -235,6 +236,27 @@ def test_the_same_prompt_twice_pairs_once_each(tmp_path: Path) -> None:
     assert "1 of 3 of yarn-tiny and 0 of 2 of pi-tiny" in found.refused[0]
 
 
+def test_the_same_prompt_with_other_tokens_scored_is_another_example() -> None:
+    kind = {"metric": "token_loss", "task": "perplexity_last"}
+    short = table_cell("rope", [3.0, 2.0, 4.0], scored=[256] * 3, **kind)
+    long = table_cell("yarn", [3.0, 2.0, 4.0], scored=[1024, 1024, 256], **kind)
+    left, right = matched(short, long)
+    assert (left.tolist(), right.tolist()) == ([4.0], [4.0])
+
+
+def test_a_score_that_is_no_number_is_not_compared() -> None:
+    kind = {"metric": "token_loss", "task": "perplexity_last"}
+    broken = table_cell("rope", [float("nan"), 2.0, 4.0], **kind)
+    with pytest.raises(UserError, match="1 of 3 pairs have a score that is no finite number"):
+        compare([broken, table_cell("yarn", [3.0, 2.0, 4.0], **kind)], "rope-tiny", "yarn-tiny")
+
+
+def test_what_differs_besides_the_method_is_noted() -> None:
+    a, b = table_cell("rope", [1.0, 0.0]), table_cell("yarn", [1.0, 1.0], spec={"dtype": "float32"})
+    (notes,) = {compare([a, b], "rope-tiny", "yarn-tiny").notes}
+    assert any("dtype" in note for note in notes)
+
+
 def test_unpaired_examples_are_refused_and_named(results: Path, call: Call) -> None:
     add(results, "yarn", [1.0] * 20, length=2048)
     add(results, "pi", [0.0] * 5, length=2048)
@@ -283,7 +305,7 @@ def test_other_bases_and_other_metrics_say_so(tmp_path: Path) -> None:
 
 def test_whole_documents_have_no_scale(tmp_path: Path) -> None:
     for method in ("yarn", "pi"):
-        add(tmp_path, method, [0.5] * 4, "qmsum", NATURAL, "rouge")
+        add(tmp_path, method, [0.5] * 4, "qmsum", NATURAL, "longbench_rouge_l")
     found = comparison(tmp_path)
     assert found.cells[0].scale is None
     assert comparison_tables(found)[0].rows[0][1:3] == ("natural", "")

@@ -92,7 +92,7 @@ def test_each_base_has_its_own_best() -> None:
 
 
 def test_a_score_that_is_no_number_has_no_place() -> None:
-    broken = dataclasses.replace(cell("pi", hits(10)), score=float("nan"))
+    broken = dataclasses.replace(cell("pi", [float("nan"), *hits(10, 99)]), score=float("nan"))
     assert marks_of(broken, cell("rope", hits(50)), cell("yarn", hits(1))) == {"pi": "", "rope": "best", "yarn": ""}
 
 

@@ -165,9 +165,10 @@ def test_the_interval_of_rates_holds_its_level() -> None:
     assert min(shares) > 0.92
 
 
-def test_the_interval_of_graded_differences_holds_its_level() -> None:
+@pytest.mark.parametrize("n", [20, 30, 44, 100])
+def test_the_interval_of_graded_differences_holds_its_level(n: int) -> None:
     rng = np.random.default_rng(9)
-    hard = rng.random((2_000, 100))
+    hard = rng.random((2_000, n))
     a = hard * rng.beta(4, 2, hard.shape)
     b = hard * np.where(rng.random(hard.shape) < 0.4, 0, rng.beta(2, 2, hard.shape))
     found = [paired(*cell) for cell in zip(a, b, strict=True)]
@@ -192,6 +193,11 @@ def test_graded_differences_too_few_to_resample_are_on_the_safe_side() -> None:
 def test_what_cannot_be_paired_is_refused(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="shapes"):
         paired(a, b)
+
+
+def test_a_score_that_is_no_number_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        paired([float("nan"), 1.0], [0.0, 1.0])
 
 
 def test_holm_is_statsmodels() -> None:

@@ -101,14 +101,24 @@ def test_an_average_is_shown_only_where_all_of_it_was_measured(own: Path) -> Non
     cells = [cell("drope", hits(80)), cell("rope", hits(2)), cell("drope", hits(20), 2048)]
     (table,) = paper_tables(read_paper(str(own)), cells)[1]
     assert column(table, "average natural, tiny (measured)") == {"rope": "", "drope": "50.0"}
+    lines = [record for record in table.records if record["task"] == "average" and record["source"] == "measured"]
+    assert [(line["method"], line["value"], line["measured_on"]) for line in lines] == [("drope", 50.0, "tiny")]
+    assert any("n = 100 a cell" in note for note in table.notes)
     (partly,) = paper_tables(read_paper(str(own)), cells[:2])[1]
     assert column(partly, "average natural, tiny (measured)") == {"rope": "", "drope": ""}
     assert "tiny: average needs 2 tasks, 1 were measured" in partly.notes
 
 
+def test_a_loss_is_no_per_cent(own: Path) -> None:
+    cells = [cell("drope", [2.8, 3.0], metric="token_loss"), cell("rope", hits(2))]
+    (table,) = paper_tables(read_paper(str(own)), cells)[1]
+    assert column(table, "niah 2x, tiny (measured)")["drope"] == ""
+    assert {record["method"] for record in table.records if record["source"] == "measured"} == {"rope"}
+
+
 def test_buckets_come_out_of_whole_documents(own: Path) -> None:
     points = [Point(1.0, 1200, None), Point(0.0, 1300, None), Point(1.0, 100, None)]
-    cells = [cell("drope", [1.0, 0.0, 1.0], NATURAL, "musique", metric="qa_f1", points=points)]
+    cells = [cell("drope", [1.0, 0.0, 1.0], NATURAL, "musique", metric="longbench_qa_f1", points=points)]
     (table,) = paper_tables(read_paper(str(own)), cells)[2]
     shown = column(table, "musique 2-4x, tiny (measured)")["drope"]
     assert shown.startswith("50 [")
@@ -129,6 +139,8 @@ def test_models_are_chosen_by_name(own: Path) -> None:
     [
         ("1,big,rope,niah,twice,1", "line 8: length 'twice' is none of"),
         ("1,big,rope,niah,2x,many", "line 8: 'table' and 'value' must be numbers"),
+        ("1,big,rope,niah,2x,nan", "line 8: 'table' and 'value' must be numbers"),
+        ("1,big,rope,niah,2x,2", "line 8: gives the number of line 2 again"),
         ("1,big,rope,niah,2x", "line 8: must have 6 columns"),
         ("1,huge,rope,niah,2x,1", "'bases' does not say how to print 'huge'"),
     ],

@@ -53,7 +53,7 @@ def test_markdown_marks() -> None:
         "| ntk | 97.5† [95.0, 99.0] |",
         "",
         "*bold: best of the column; †: not significantly worse (paired test on the same examples, p values adjusted "
-        "over the column by Holm, 5 %)*\\",
+        "by Holm over the rows that share them, 5 %)*\\",
         "*a note*",
     ]
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reporting.table_cells import cell
 
 from longctx_bench import run
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
 from longctx_bench.records import Cell
 from longctx_bench.registry import Registry
+from longctx_bench.reporting.comparison import compare
 from longctx_bench.reporting.summaries import read_cells
 from longctx_bench.store import ResultStore
 
@@ -115,6 +117,26 @@ def test_the_score_of_losses_stays_the_mean_over_tokens() -> None:
         weights = [record["scored"] for record in records]
         assert summary.score == pytest.approx(np.average(summary.scores, weights=weights))
         assert (summary.percent, summary.higher_is_better) == (False, False)
+
+
+def test_windows_that_score_more_tokens_weigh_more_in_mean_interval_and_test() -> None:
+    scored, losses = [4095, *[256] * 11], [5.0, *np.linspace(3.0, 3.2, 11)]
+    rope = cell("rope", losses, metric="token_loss", scored=scored)
+    assert rope.score == pytest.approx(np.average(losses, weights=scored))
+    assert rope.values.mean() == pytest.approx(rope.score)
+    assert rope.low < rope.score < rope.high
+    yarn = cell("yarn", [3.0, *np.full(11, 4.0)], metric="token_loss", scored=scored)
+    assert rope.scores.mean() < yarn.scores.mean()
+    assert rope.score > yarn.score
+    found = compare([rope, yarn], "rope-tiny", "yarn-tiny").cells[0].result
+    assert found.difference == pytest.approx(rope.score - yarn.score)
+    assert cell("pi", [1.0, 2.0], metric="token_loss", scored=[256, 256]).values.tolist() == [1.0, 2.0]
+
+
+def test_a_metric_is_in_per_cent_by_its_name_alone() -> None:
+    assert cell("rope", [0.5, 2.0], metric="bits_per_byte").percent is False
+    assert cell("rope", [0.5, 0.6], metric="bits_per_byte").percent is False
+    assert cell("rope", [0.0, 1.0], metric="acc_norm").percent is True
 
 
 def test_documents_of_their_own_length_have_points(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ class Measured:
             return None  # a bucket that is none of ours
         else:
             tokens = round(float(length.removesuffix("x")) * self._context)
-        return self._cells.get((method, task, tokens))
+        found = self._cells.get((method, task, tokens))
+        # Tables of papers are in per cent here: a loss has no place among them.
+        return found if found and found.percent else None
 
     def values(self, method: str, task: str, length: str) -> tuple[float, float, float, int] | None:
         """Return mean, interval and number of examples; None where nothing was measured."""
@@ -57,10 +59,12 @@ class Measured:
         shown = number(mean, low, high, percent=True)
         return Entry(shown.text, f"{shown.detail} ({n})") if length in _BUCKETS else shown
 
-    def average(self, method: str, tasks: Sequence[tuple[str, str]]) -> tuple[Entry, int]:
-        """Return the mean over (task, length) pairs, and how many of them were measured; empty unless all were."""
-        found = [self.cell(method, task, length) for task, length in tasks]
-        scores = [summary.score for summary in found if summary is not None]
-        if len(scores) < len(tasks):
-            return EMPTY, len(scores)
-        return Entry(f"{100 * sum(scores) / len(scores):.1f}"), len(scores)
+    def parts(self, method: str, tasks: Sequence[tuple[str, str]]) -> list[CellSummary]:
+        """Return the cells of an average over (task, length) pairs, as far as they were measured."""
+        found = (self.cell(method, task, length) for task, length in tasks)
+        return [summary for summary in found if summary is not None]
+
+    def average(self, method: str, tasks: Sequence[tuple[str, str]]) -> float | None:
+        """Return the mean over (task, length) pairs, in [0, 1]; None unless all of them were measured."""
+        found = self.parts(method, tasks)
+        return sum(summary.score for summary in found) / len(found) if len(found) == len(tasks) else None

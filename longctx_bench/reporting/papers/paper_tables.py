@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.records import Cell
 from longctx_bench.reporting.notes import difference_notes, method_notes
 from longctx_bench.reporting.papers.measured import Measured
 from longctx_bench.reporting.papers.published import AVERAGE, Number, Paper
@@ -75,69 +76,74 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
         rows.append(tuple(row))
     notes += _notes(paper, cells, found, methods, columns)
     title = f"{layout.name} table {table}, {layout.bases[base]}: {layout.tables[table]}, in %, higher is better"
-    records = _records(table, base, published, {model: beside[model] for model in found}, layout.measured_as)
+    records = _records(paper, table, base, published, {model: beside[model] for model in found})
     return Table(title, tuple(header), tuple(rows), tuple(notes), tuple(records))
 
 
 def _records(
-    table: int, base: str, published: Sequence[Number], beside: Mapping[str, Measured], names: Mapping[str, str]
+    paper: Paper, table: int, base: str, published: Sequence[Number], beside: Mapping[str, Measured]
 ) -> Iterator[dict[str, object]]:
-    """Yield a line of the CSV for each number: what was published, then each cell that was measured beside it."""
+    """Yield a line of the CSV for each number: what was published, then what was measured beside it."""
+    columns = list(dict.fromkeys((number.task, number.length) for number in published))
     for number in published:
         where = {"table": table, "base": base, "method": number.method, "task": number.task, "length": number.length}
         yield where | {"source": "published", "measured_on": None, "value": float(number.value)}
         for model, own in beside.items():
-            values = own.values(number.method, names.get(number.task, number.task), number.length)
+            parts = _averaged(paper, (number.task, number.length), columns)
+            mine = where | {"source": "measured", "measured_on": model}
+            if parts:
+                average = own.average(number.method, parts)
+                if average is not None:
+                    yield mine | {"value": 100 * average}
+                continue
+            values = own.values(number.method, _ours(paper, number.task), number.length)
             if values is not None:
                 mean, low, high, n = values
-                yield where | {
-                    "source": "measured", "measured_on": model, "value": 100 * mean, "low": 100 * low,
-                    "high": 100 * high, "n": n,
-                }  # fmt: skip
+                yield mine | {"value": 100 * mean, "low": 100 * low, "high": 100 * high, "n": n}
 
 
 def _entry(paper: Paper, own: Measured, method: str, column: Column, columns: Sequence[Column]) -> Entry:
     task, length = column
     parts = _averaged(paper, column, columns)
     if parts:
-        return own.average(method, parts)[0]
-    return own.entry(method, paper.layout.measured_as.get(task, task), length)
+        average = own.average(method, parts)
+        return EMPTY if average is None else Entry(f"{100 * average:.1f}")
+    return own.entry(method, _ours(paper, task), length)
+
+
+def _ours(paper: Paper, task: str) -> str:
+    return paper.layout.measured_as.get(task, task)
 
 
 def _averaged(paper: Paper, column: Column, columns: Sequence[Column]) -> list[Column]:
     """Return what a column averages, under our names; nothing where it is no average."""
     task, length = column
-    names = paper.layout.measured_as
     if task in paper.layout.averages:
-        return [(names.get(part, part), length) for part in paper.layout.averages[task]]
+        return [(_ours(paper, part), length) for part in paper.layout.averages[task]]
     if task == AVERAGE:
-        return [(names.get(part, part), at) for part, at in columns if part != AVERAGE]
+        return [(_ours(paper, part), at) for part, at in columns if part != AVERAGE]
     return []
 
 
 def _notes(
-    paper: Paper, cells: Sequence[CellSummary], found: dict[str, dict[tuple[str, Column], Entry]],
-    methods: Sequence[str], columns: Sequence[Column],
-) -> list[str]:  # fmt: skip
+    paper: Paper, cells: Sequence[CellSummary], models: Iterable[str], methods: Sequence[str], columns: Sequence[Column]
+) -> list[str]:
     """Say how the measured numbers came about, and which averages are not whole."""
     notes = []
-    own = {model: Measured(cells, model) for model in found}
-    for model, measured in own.items():
+    used: dict[Cell, CellSummary] = {}
+    for model in models:
+        measured = Measured(cells, model)
         for column in columns:
-            parts = _averaged(paper, column, columns)
-            counts = [measured.average(method, parts)[1] for method in methods] if parts else []
-            if counts and 0 < max(counts) < len(parts):
-                notes.append(f"{model}: {column[0]} needs {len(parts)} tasks, {max(counts)} were measured")
-    used = [
-        cell
-        for measured in own.values()
-        for method in methods
-        for task, length in columns
-        if (cell := measured.cell(method, paper.layout.measured_as.get(task, task), length))
-    ]
+            average = _averaged(paper, column, columns)
+            found = [measured.parts(method, average or [(_ours(paper, column[0]), column[1])]) for method in methods]
+            used |= {summary.cell: summary for parts in found for summary in parts}
+            most = max(map(len, found))
+            if average and 0 < most < len(average):
+                notes.append(f"{model}: {column[0]} needs {len(average)} tasks, {most} were measured")
     if used:
-        sizes = sorted({cell.n for cell in used})
-        span = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-        notes.append(f"measured: [95 % interval], n = {span} a number; published: as printed in {paper.layout.title}")
-        notes += method_notes(used) + difference_notes(used)
+        shown = list(used.values())
+        counts = sorted({summary.n for summary in shown})
+        span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        notes.append(f"measured: [95 % interval], n = {span} a cell; published: as printed in {paper.layout.title}")
+        notes += method_notes(shown) + difference_notes(shown)
     return notes

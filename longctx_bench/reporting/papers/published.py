@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -110,12 +111,20 @@ def read_paper(name: str) -> Paper:
 
 
 def _numbers(path: Path) -> list[Number]:
+    made: list[Number] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != _COLUMNS:
                 raise UserError(f"{path}: line 1: the columns must be {','.join(_COLUMNS)}")
-            return [_number(path, line, row) for line, row in enumerate(rows, 2)]
+            found: dict[Number, int] = {}
+            for line, row in enumerate(rows, 2):
+                number = _number(path, line, row)
+                before = found.setdefault(replace(number, value=""), line)
+                if before != line:
+                    raise UserError(f"{path}: line {line}: gives the number of line {before} again")
+                made.append(number)
+            return made
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -131,7 +140,8 @@ def _number(path: Path, line: int, row: dict[str, str]) -> Number:
         )
     try:
         table = int(row["table"])
-        float(row["value"])
+        if not math.isfinite(float(row["value"])):
+            raise ValueError
     except ValueError as error:
         raise UserError(f"{path}: line {line}: 'table' and 'value' must be numbers") from error
     return Number(table, row["base"], row["method"], row["task"], row["length"], row["value"])
