@@ -164,7 +164,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
     [axis] = drawn(bar_sheet(summaries))
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in axis.containers if hasattr(c, "patches")}
     assert heights == {"rope": [0.0, 100.0], "yarn": [50.0]}
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["vt", "niah"], "without the loss"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["niah", "vt"], "without the loss"
     half = next(s for s in summaries if s.cell.method == "yarn" and s.cell.task == "niah" and s.cell.length == 1024)
     spans = [segment[:, 1].tolist() for c in axis.collections for segment in c.get_segments()]
     assert [pytest.approx([100 * half.low, 100 * half.high])] == [span for span in spans if 20 < span[0] < 40]
