@@ -153,7 +153,9 @@ def test_a_wrong_line_is_named(own: Path, line: str, message: str) -> None:
 
 
 def test_wrong_papers_get_one_line(own: Path, tmp_path: Path, call: Any) -> None:
-    with pytest.raises(UserError, match="--paper dorpe: not known.*drope"):
+    with pytest.raises(
+        UserError, match="--paper dorpe: neither a YAML file nor a paper that we have; did you mean 'drope'"
+    ):
         read_paper("dorpe")
     own.write_text(own.read_text().replace("kind: bars", "kind: bras"))
     code, _, error = call("figures", "--paper", own, DEMO, "--out", tmp_path / "x")

@@ -98,7 +98,7 @@ def read_paper(name: str) -> Paper:
         path = shipped_folder("results") / "published" / f"{name}.yaml"
         if not path.is_file():
             known = [file.stem for file in path.parent.glob("*.yaml")]
-            raise UserError(f"--paper {name}: not known{near_miss(name, known)}; or name a YAML file")
+            raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{near_miss(name, known)}")
     layout = validate(Layout, read_yaml(path), str(path))
     numbers = tuple(_numbers(path.parent / layout.numbers))
     bare = sorted({number.base for number in numbers} - set(layout.bases))
