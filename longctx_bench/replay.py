@@ -32,13 +32,10 @@ def replay(folder: Path, cell_name: str, example_id: str | None, registry: Regis
     if wanted not in records:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
     record = records[wanted]
-    try:
-        example = _example(summary, wanted, registry or Registry())
-    except UserError as error:
-        kept = store.excerpts(summary.cell).get(record["hash"])
-        if kept is None:
-            raise
-        return f"{_text(summary.cell, kept, record)}\n--- kept by the run; not written again: {error}"
+    kept = store.excerpts(summary.cell).get(record["hash"])
+    if kept is not None:
+        return _text(summary.cell, kept, record)
+    example = _example(summary, wanted, registry or Registry())
     if example.hash != record["hash"]:
         raise UserError(
             f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data as "
@@ -48,8 +45,14 @@ def replay(folder: Path, cell_name: str, example_id: str | None, registry: Regis
 
 
 def _find(folder: Path, name: str) -> CellSummary:
-    found = {str(summary.cell): summary for summary in read_cells(folder).finished}
+    results = read_cells(folder)
+    found = {str(summary.cell): summary for summary in results.finished}
     if name not in found:
+        who, _, place = name.partition("/")
+        for line in results.missing:
+            model, method, rest = line.split("/", 2)
+            if f"{method}-{model}" == who and rest.startswith(f"{place}:"):
+                raise UserError(f"{folder}: {line}")
         raise UserError(f"{name}: no such finished cell in {folder}{near_miss(name, found)}")
     return found[name]
 

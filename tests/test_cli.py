@@ -61,7 +61,7 @@ def test_figures(call, done: Path) -> None:  # type: ignore[no-untyped-def]
     assert (done / "figures/niah-heatmap.png").stat().st_size > 10_000
     code, _, error = call("figures", done, "--task", "vt")
     assert code == 2
-    assert "no finished cell has a grid of depths" in error
+    assert "--task vt: not measured in" in error
 
 
 def test_list_results_and_unfinished(call, done: Path) -> None:  # type: ignore[no-untyped-def]
@@ -73,8 +73,12 @@ def test_list_results_and_unfinished(call, done: Path) -> None:  # type: ignore[
     assert "missing: tiny/rope/niah/512" in shown
 
 
-def test_show(call, done: Path, essays: Path) -> None:  # type: ignore[no-untyped-def]
+def test_show(call, done: Path, essays: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = ["--data", f"ruler-essays={essays}"]
+    code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
+    assert code == 0, error
+    assert "--- references" in shown
+    done = shutil.copytree(done, tmp_path / "without-prompts", ignore=shutil.ignore_patterns("prompts"))
     code, _, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
     assert (code, "name the same --data as then" in error) == (2, True)
     code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done, *data)
@@ -262,3 +266,8 @@ def test_a_plugin_that_raises_is_one_line_and_the_rest_goes_on(
     code, _, error = call("run", "--baselines", folder, "--model", f"mine:{tiny_folder}", *arguments, "--out", tmp_path)
     assert code == 2
     assert error.startswith("longctx-bench: baselines/mine: use: ./mine.py:Mine: cannot be loaded (ModuleNotFoundError")
+
+
+def test_a_setting_for_a_method_that_is_not_run_is_a_mistake(call, tiny_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = call("run", "--model", f"yarn:{tiny_folder}", "--set", "pi.factor=8", "--dry-run")
+    assert (code, "--set pi.…: no model of this run uses pi" in error) == (2, True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import parse_lengths, parse_scales
-from longctx_bench.cli.output import format_of, format_option, out_option, put
+from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name
 from longctx_bench.records import length_name
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
-@click.argument("folder", default="results", type=click.Path(path_type=Path))
+@click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--tasks", help="The tasks to compare, with commas; all by default.")
 @click.option("--scale", help="The multiples of the training context to compare, with commas, such as 2x,4x.")
 @click.option("--length", help="The lengths in tokens to compare, with commas, such as 4k or natural.")
@@ -40,6 +40,7 @@ def compare_command(
     from longctx_bench.reporting.summaries import read_cells
 
     results = read_cells(folder)
+    require_finished(results, folder)
     known = {summary.contestant for summary in results.finished}
     for name in (a, b):
         if name not in known:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from longctx_bench.cli.options import parse_scales
+from longctx_bench.cli.output import require_finished
 from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
+
+if TYPE_CHECKING:
+    from longctx_bench.reporting.figures.kinds import Material
 
 _KINDS = ("heatmap", "length", "bars", "tasks", "in-context", "curves", "factors", "attention")
 _FORMATS = ("png", "pdf", "svg")
 
 
 @click.command("figures")
-@click.argument("folder", default="results", type=click.Path(path_type=Path))
+@click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--kind",
     default="heatmap",
@@ -60,6 +66,7 @@ def figures_command(
     from longctx_bench.reporting.figures.kinds import KINDS, Figures, Material
 
     if paper is not None:
+        _refuse_beside_paper(out)
         write_paper(
             paper, folder, _parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
@@ -75,6 +82,7 @@ def figures_command(
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     material = Material(folder, _parts(task), _scale(scale), checkpoints=checkpoints)
+    _refuse_unmeasured(material)
     made: Figures = {}
     for name in kinds:
         try:
@@ -93,6 +101,26 @@ def figures_command(
             click.echo(f"wrote {path}")
     for line in material.missing:
         click.echo(f"missing: {line}", err=True)
+
+
+def _refuse_unmeasured(material: Material) -> None:
+    if not material.tasks:
+        return
+    require_finished(material.results, material.folder)
+    measured = {summary.cell.task for summary in material.results.finished}
+    for name in material.tasks:
+        if name not in measured:
+            raise UserError(f"--task {name}: not measured in {material.folder}{near_miss(name, measured)}")
+
+
+def _refuse_beside_paper(out: Path | None) -> None:
+    """Refuse options that a paper's layout decides."""
+    context = click.get_current_context()
+    for option in ("kind", "task", "scale", "checkpoints"):
+        if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise UserError(f"--{option} does not go with --paper: the paper's YAML says what is drawn")
+    if out is not None and out.suffix.lstrip(".") in _FORMATS:
+        raise UserError(f"--out {out}: a paper has many tables and figures; name a folder")
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
+
+if TYPE_CHECKING:
+    from longctx_bench.reporting.summaries import Results
 
 _BY_ENDING = {".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 
@@ -26,6 +31,21 @@ def format_of(form: str, out: Path | None) -> str:
     if form != "terminal" or out is None:
         return form
     return _BY_ENDING.get(out.suffix.lower(), "md")
+
+
+def require_finished(results: Results, folder: Path) -> None:
+    """Name what is missing where nothing is finished.
+
+    Raises:
+        UserError: no cell is finished.
+    """
+    if results.finished:
+        return
+    for line in results.missing:
+        click.echo(f"missing: {line}", err=True)
+    raise UserError(
+        f"{folder}: no cell is finished yet, of {len(results.missing)}; the same run command completes them"
+    )
 
 
 def put(text: str, out: Path | None) -> None:

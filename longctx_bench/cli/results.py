@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import make_registry, registry_options
-from longctx_bench.cli.output import format_of, format_option, out_option, put
+from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished
 from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _NOTHING = {
     "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
 }
 """Why a kind of table may be empty."""
-_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path))
+_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.command("report")
@@ -29,10 +29,9 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
 @click.option(
     "--table",
     "kind",
-    default="lengths",
-    show_default=True,
     type=click.Choice(["lengths", "tasks", "summary", "cost", "all"]),
-    help="Which tables: scores by length, by task; reach, retention and position bias; cost; or all of them.",
+    help="Which tables: scores by length (the default), by task; reach, retention and position bias; cost; or all. "
+    "With html, plain tables in place of the page.",
 )
 @out_option
 @click.option(
@@ -40,7 +39,7 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     type=click.IntRange(min=0),
     help="Examples of each cell in an html page; by default as many as keep it below about 30 MB.",
 )
-def report_command(folder: Path, form: str, kind: str, out: Path | None, examples: int | None) -> None:
+def report_command(folder: Path, form: str, kind: str | None, out: Path | None, examples: int | None) -> None:
     """Print the comparison tables of a run's FOLDER."""
     from longctx_bench.reporting.rendering import FORMATS, print_tables
     from longctx_bench.reporting.report_tables import report_tables
@@ -49,16 +48,17 @@ def report_command(folder: Path, form: str, kind: str, out: Path | None, example
     form = format_of(form, out)
     if examples is not None and form != "html":
         raise UserError("--examples goes with --format html: the other formats hold tables only")
-    if kind != "lengths" and form == "html":
-        raise UserError(
-            f"--table {kind} goes with the other formats: the page has the scores by length, and every example"
-        )
+    page = form == "html" and kind is None
+    if examples is not None and not page:
+        raise UserError("--examples goes with the page, not with --table")
     results = read_cells(folder)
-    if form == "html":
+    if page:
         put(_page(folder, results, examples), out)
     else:
+        require_finished(results, folder)
+        kind = kind or "lengths"
         tables = report_tables(results.finished, kind)
-        if results.finished and not tables:
+        if not tables:
             raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
         if form == "terminal":
             print_tables(tables)

@@ -8,8 +8,15 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import engine_options, make_registry, parse_lengths, parse_scales, registry_options
-from longctx_bench.errors import UserError
+from longctx_bench.cli.options import (
+    engine_options,
+    make_registry,
+    parse_lengths,
+    parse_scales,
+    parse_settings,
+    registry_options,
+)
+from longctx_bench.errors import UserError, near_miss
 
 ENGINES = ("hf", "echo")
 
@@ -37,7 +44,13 @@ ENGINES = ("hf", "echo")
     help="Where DroPE's softmax temperature comes from; short for --set drope.calibration=.",
 )
 @click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
-@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option(
+    "--out",
+    default="results",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run's folder.",
+)
 @click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")
 @click.option("--dry-run", is_flag=True, help="Print the plan (cells, tokens, time, memory) and stop.")
 @registry_options
@@ -57,6 +70,10 @@ def run_command(
     variants = registry.variants(models)
     if temperature is not None and not any(variant.method_name == "drope" for variant in variants):
         raise UserError(f"--temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
+    used = {variant.method_name for variant in variants}
+    for method in parse_settings(settings):
+        if method not in used:
+            raise UserError(f"--set {method}.…: no model of this run uses {method}{near_miss(method, used)}")
     chosen = registry.select_tasks(tasks, protocol)
 
     from longctx_bench.cli.progress import Bars

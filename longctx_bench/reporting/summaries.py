@@ -137,6 +137,9 @@ def read_cells(folder: Path) -> Results:
             count = len(results.damaged)
             raise UserError(f"{folder}: none of its {count} cells can be read; the first is {results.damaged[0]}")
         what = "holds no results" if folder.is_dir() else "no such folder"
+        if "runs" in folder.parts:
+            above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
+            raise UserError(f"{folder}: {what}; name the run's folder itself, {above}")
         raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
     return results
 

@@ -123,9 +123,15 @@ def _lengths(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]
         found[_OWN] = effective_length(scores, OWN_SHARE, relative_to=at_1x.cell.length)
     for key, what in ((_OWN, "effective_length_of_own"), (_RULER, "effective_length_ruler")):
         own = found.get(key)
-        record[what] = own and own.length
+        record[what] = own and (own.length or cells[0].cell.length)
+        record[f"{what}_bound"] = own and _bound(own, cells[-1].cell.length)
         record |= {f"{what}_low": own and own.low, f"{what}_high": own and own.high}
     return {key: _length(own, cells[0].cell.length, cells[-1].cell.length) for key, own in found.items()}
+
+
+def _bound(found: EffectiveLength, longest: int) -> str:
+    """Say what the number in the CSV is: the length itself, or the end of what was measured."""
+    return "below" if found.length is None else "at least" if found.length == longest else "exact"
 
 
 def _length(found: EffectiveLength, shortest: int, longest: int) -> Entry:

@@ -103,5 +103,24 @@ def test_a_folder_of_nothing_but_beginnings_says_so(call, tmp_path: Path) -> Non
     path = write(tmp_path, "rope", 2)
     (path / "cell.json").rename(path / "started.json")
     code, shown, error = call("report", tmp_path)
-    assert (code, shown.strip()) == (0, "")
+    assert (code, shown) == (2, "")
     assert error.startswith("missing: tiny/rope/niah/512: not finished")
+    assert error.endswith(f"{tmp_path}: no cell is finished yet, of 1; the same run command completes them\n")
+    assert call("show", "rope-tiny/niah/512", "--out", tmp_path)[2].startswith(
+        f"longctx-bench: {tmp_path}: tiny/rope/niah/512: not finished"
+    )
+
+
+def test_a_folder_that_is_none_or_inside_a_run_is_named(call, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("")
+    code, _, error = call("report", tmp_path / "file")
+    assert (code, f"'{tmp_path / 'file'}' is a file" in error) == (2, True)
+    code, _, error = call("report", folder / "runs" / "tiny")
+    assert (code, error.endswith(f"name the run's folder itself, {folder}\n")) == (2, True)
+
+
+def test_html_with_a_kind_of_table_is_plain(call, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, _ = call("report", folder, "--format", "html", "--table", "cost")
+    assert (code, "examples/s" in shown, "<script" in shown) == (0, True, False)
+    code, _, error = call("report", folder, "--format", "html", "--table", "cost", "--examples", "1")
+    assert (code, "--examples goes with the page" in error) == (2, True)

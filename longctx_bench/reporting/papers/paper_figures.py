@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from longctx_bench.errors import UserError, near_miss
+from longctx_bench.errors import UserError
 from longctx_bench.reporting.figures.kinds import KINDS, Material
 from longctx_bench.reporting.papers.published import Paper
 
@@ -24,15 +24,8 @@ def paper_figures(paper: Paper, material: Material) -> Iterator[tuple[str, Figur
 
     Yields:
         Name and figure, or name and why it cannot be drawn yet.
-
-    Raises:
-        UserError: the paper's YAML names a kind that there is not.
     """
     for number, wanted in paper.layout.figures.items():
-        if wanted.kind not in KINDS:
-            raise UserError(
-                f"{paper.name}: figure {number}: kind '{wanted.kind}' is unknown{near_miss(wanted.kind, KINDS)}"
-            )
         own = replace(material, tasks=wanted.tasks, methods=wanted.methods, scale=wanted.scale)
         name = f"figure-{number}"
         try:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import shipped_folder
+from longctx_bench.reporting.figures.kinds import KINDS
 from longctx_bench.specs import Spec, read_yaml, validate
 
 IN_CONTEXT = "in-context"
@@ -101,6 +102,9 @@ def read_paper(name: str) -> Paper:
             raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{near_miss(name, known)}")
     layout = validate(Layout, read_yaml(path), str(path))
     numbers = tuple(_numbers(path.parent / layout.numbers))
+    for number, figure in layout.figures.items():
+        if figure.kind not in KINDS:
+            raise UserError(f"{path}: figure {number}: kind '{figure.kind}' is unknown{near_miss(figure.kind, KINDS)}")
     bare = sorted({number.base for number in numbers} - set(layout.bases))
     if bare:
         raise UserError(f"{path}: 'bases' does not say how to print '{bare[0]}'")

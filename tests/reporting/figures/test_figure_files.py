@@ -99,7 +99,9 @@ def test_one_file_by_its_ending(call: Any, tmp_path: Path) -> None:
         (["--kind", "bars", "--scale", "3x"], "--scale 3x: nothing was measured there; there is 1x, 2x"),
         (["--kind", "bars", "--scale", "1x,2x"], "--scale 1x,2x: expected one scale"),
         (["--kind", "curves", "--checkpoints", "nowhere"], "--checkpoints nowhere: no such folder"),
-        (["--task", "vt"], "no finished cell has a grid of depths"),
+        (["--task", "vt"], "--task vt: not measured in"),
+        (["--paper", "drope", "--kind", "bars"], "--kind does not go with --paper"),
+        (["--paper", "drope", "--out", "x.png"], "a paper has many tables and figures; name a folder"),
     ],
 )
 def test_mistakes_are_one_line(call: Any, tmp_path: Path, arguments: list[str], line: str) -> None:
