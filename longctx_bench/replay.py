@@ -12,15 +12,24 @@ from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.excerpts import Excerpt, excerpt
 from longctx_bench.metrics import METRICS
-from longctx_bench.records import Cell, Example
+from longctx_bench.records import Cell, Example, length_name
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store import ResultStore
 
 
-def replay(folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None) -> str:
+def replay(
+    folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None, beside: str | None = None
+) -> str:
     """Return one example as text: prompt (beginning, needle, end), references, generation, score.
+
+    Args:
+        folder: the run's.
+        cell_name: as reports print it, ``yarn-tiny/niah/1024``.
+        example_id: the first when None.
+        registry: writes a prompt again that the run did not keep.
+        beside: another contestant, ``drope-tiny``, whose generation and score on the same example follow.
 
     Raises:
         UserError: no such cell or example, or the prompt written again differs from the one that was run.
@@ -32,16 +41,26 @@ def replay(folder: Path, cell_name: str, example_id: str | None, registry: Regis
     if wanted not in records:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
     record = records[wanted]
+    other = "" if beside is None else _beside(store, summary.cell, beside, record["hash"])
     kept = store.excerpts(summary.cell).get(record["hash"])
-    if kept is not None:
-        return _text(summary.cell, kept, record)
-    example = _example(summary, wanted, registry or Registry())
-    if example.hash != record["hash"]:
-        raise UserError(
-            f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data as "
-            f"then, or use that version"
-        )
-    return _text(summary.cell, excerpt(example), record)
+    if kept is None:
+        example = _example(summary, wanted, registry or Registry())
+        if example.hash != record["hash"]:
+            raise UserError(
+                f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data "
+                f"as then, or use that version"
+            )
+        kept = excerpt(example)
+    return _text(summary.cell, kept, record) + other
+
+
+def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) -> str:
+    """Return what another contestant made of the same example, as further lines."""
+    name = f"{contestant}/{cell.task}/{length_name(cell.length)}"
+    records = {record["hash"]: record for record in store.records(_find(store.folder, name).cell)}
+    if example_hash not in records:
+        raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
+    return "\n".join(("", f"=== {name}", *_answered(records[example_hash])))
 
 
 def _find(folder: Path, name: str) -> CellSummary:
@@ -70,7 +89,7 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
 
 
 def _text(cell: Cell, kept: Excerpt, record: dict[str, Any]) -> str:
-    record = {"text": "", "finish_reason": "no generation", "references": [], "depths": [], **record}
+    record = {"references": [], "depths": [], **record}
     prompt = kept.begin + kept.end
     if kept.hidden:
         found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)
@@ -84,10 +103,17 @@ def _text(cell: Cell, kept: Excerpt, record: dict[str, Any]) -> str:
             kept.answer_prefix,
             "--- references",
             *record["references"],
-            f"--- generation ({record['new_tokens']} tokens, ended by {record['finish_reason']})",
-            _printable(record["text"]),
-            f"--- {record['metric']}: {_shown(record)}",
+            *_answered(record),
         )
+    )
+
+
+def _answered(record: dict[str, Any]) -> tuple[str, ...]:
+    ended = record.get("finish_reason", "no generation")
+    return (
+        f"--- generation ({record['new_tokens']} tokens, ended by {ended})",
+        _printable(record.get("text", "")),
+        f"--- {record['metric']}: {_shown(record)}",
     )
 
 

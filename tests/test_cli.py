@@ -78,6 +78,12 @@ def test_show(call, done: Path, essays: Path, tmp_path: Path) -> None:  # type: 
     code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
     assert code == 0, error
     assert "--- references" in shown
+    code, both, error = call("show", "yarn-tiny/niah/512", "5", "--out", done, "--beside", "rope-tiny")
+    assert code == 0, error
+    assert both.startswith(shown.rstrip("\n"))
+    assert "=== rope-tiny/niah/512" in both[len(shown) - 1 :]
+    code, _, error = call("show", "yarn-tiny/niah/512", "5", "--out", done, "--beside", "rop-tiny")
+    assert (code, "did you mean" in error) == (2, True)
     done = shutil.copytree(done, tmp_path / "without-prompts", ignore=shutil.ignore_patterns("prompts"))
     code, _, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
     assert (code, "name the same --data as then" in error) == (2, True)

@@ -79,15 +79,17 @@ def _page(folder: Path, results: Results, examples: int | None) -> str:
 @click.argument("cell")
 @click.argument("example", required=False)
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--beside", metavar="MODEL", help="Also what this one made of the same example, such as drope-tiny.")
 @registry_options
-def show_command(cell: str, example: str | None, out: Path, **options: tuple[str, ...]) -> None:
+def show_command(cell: str, example: str | None, out: Path, beside: str | None, **options: tuple[str, ...]) -> None:
     """Show one EXAMPLE (the first by default) of a CELL such as yarn-smollm2-135m/niah/8192.
 
-    The prompt is written again from the cell's spec and checked against the stored hash.
+    The prompt's ends are what the run kept of it; where it kept nothing, the prompt is written again from the cell's
+    spec and checked against the stored hash.
     """
     from longctx_bench.replay import replay
 
-    click.echo(replay(out, cell, example, make_registry(**options)))  # type: ignore[arg-type]
+    click.echo(replay(out, cell, example, make_registry(**options), beside))  # type: ignore[arg-type]
 
 
 @click.command("score")
