@@ -32,15 +32,18 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
         if place:
             console.print()
         shown = RichTable(title=Text(plain(table.title)), title_justify="left")
+        widths = _unbroken(table)
         for column, heading in enumerate(table.header):
             shown.add_column(
-                Text(plain(heading)), justify="left" if column == 0 else "right", no_wrap=column == 0, overflow="fold"
-            )
+                Text(plain(heading)), justify="left" if column == 0 else "right", no_wrap=column == 0, overflow="fold",
+                min_width=widths[column],
+            )  # fmt: skip
         # An interval that must break does so before its bracket.
         between = " " if _width(table) <= console.width else "\n"
         for row in table.rows:
             shown.add_row(*(_shown(entry, styled, between) for entry in row))
-        console.print(shown)
+        # A table that is wider than the terminal at its narrowest runs over its edge, whole numbers and all.
+        console.print(shown, width=max(console.width, 1 + sum(3 + width for width in widths)), crop=False)
         words = ("bold", "underlined") if styled else ("*", "†")
         for note in (*table.legend(*words), *table.notes):
             console.print(Text(plain(note)), style="dim", soft_wrap=True)
@@ -50,6 +53,15 @@ def _width(table: Table) -> int:
     """Return how many columns of the terminal a table takes that nothing breaks."""
     columns = zip(table.header, *table.rows, strict=True)
     return 1 + sum(3 + max(len(str(entry)) + len(_sign(entry)) for entry in column) for column in columns)
+
+
+def _unbroken(table: Table) -> list[int]:
+    """Return how wide each column must be for no number and no name of a row to break."""
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
+    return [
+        max((len(part) for entry in column for part in f"{plain(str(entry))}{_sign(entry)}".split(" ")), default=1)
+        for column in columns
+    ]
 
 
 def _sign(entry: str | Entry) -> str:
