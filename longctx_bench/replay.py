@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.excerpts import Excerpt, excerpt
 from longctx_bench.metrics import METRICS
@@ -77,6 +73,12 @@ def _find(folder: Path, name: str) -> CellSummary:
 
 
 def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
+    # Heavy, and not needed for what a run has kept.
+    from pydantic import TypeAdapter
+
+    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+
     spec: dict[str, Any] = summary.details["spec"]
     sources: TypeAdapter[Any] = TypeAdapter(Source)
     folder = checkpoint_folder(sources.validate_python(spec["weights"]))

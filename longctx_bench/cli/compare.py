@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longctx_bench.cli.options import parse_lengths, parse_scales
+from longctx_bench.cli.options import parse_lengths, parse_scales, parts
 from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name
@@ -58,13 +58,11 @@ def compare_command(
 
 
 def _show(comparison: Comparison, form: str, out: Path | None) -> None:
-    from rich.console import Console
-
     from longctx_bench.reporting.comparison_tables import comparison_tables, exact_table
     from longctx_bench.reporting.rendering import FORMATS, print_tables
 
     if form == "terminal":
-        print_tables(comparison_tables(comparison), Console())
+        print_tables(comparison_tables(comparison))
         return
     tables = [exact_table(comparison)] if form == "csv" else comparison_tables(comparison)
     put(FORMATS[form](tables), out)
@@ -79,7 +77,7 @@ def _chosen(
         UserError: an option is malformed, or no cell is left.
     """
     own = [summary for summary in cells if summary.contestant == name]
-    wanted = [task.strip() for task in (tasks or "").split(",") if task.strip()]
+    wanted = parts(tasks)
     for task in wanted:
         known = {summary.cell.task for summary in own}
         if task not in known:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from longctx_bench.cli.options import parse_scales
+from longctx_bench.cli.options import parse_scales, parts
 from longctx_bench.cli.output import require_finished
 from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
@@ -68,7 +68,7 @@ def figures_command(
     if paper is not None:
         _refuse_beside_paper(out)
         write_paper(
-            paper, folder, _parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
@@ -81,7 +81,7 @@ def figures_command(
     if single is not None and (forms or len(kinds) > 1):
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
-    material = Material(folder, _parts(task), _scale(scale), checkpoints=checkpoints)
+    material = Material(folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints)
     _refuse_unmeasured(material)
     made: Figures = {}
     for name in kinds:
@@ -124,7 +124,7 @@ def _refuse_beside_paper(out: Path | None) -> None:
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = known if text == "all" else _parts(text)
+    chosen = known if text == "all" else tuple(parts(text))
     for name in chosen:
         if name not in known:
             raise UserError(f"{option} {name}: unknown{near_miss(name, known)}")
@@ -142,7 +142,3 @@ def _scale(text: str | None) -> float | None:
     if len(scales) != 1:
         raise UserError(f"--scale {text}: expected one scale, such as 2x")
     return scales[0]
-
-
-def _parts(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -93,7 +93,7 @@ def parse_scales(text: str | None) -> tuple[float, ...]:
         UserError: a scale is no positive number.
     """
     scales = []
-    for part in _parts(text):
+    for part in parts(text):
         try:
             scale = float(part.lower().removesuffix("x"))
         except ValueError as error:
@@ -111,7 +111,7 @@ def parse_lengths(text: str | None) -> tuple[int, ...]:
         UserError: a length is no positive whole number.
     """
     lengths = []
-    for part in _parts(text):
+    for part in parts(text):
         lowered = part.lower()
         if lowered == length_name(NATURAL):
             lengths.append(NATURAL)
@@ -126,5 +126,6 @@ def parse_lengths(text: str | None) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def _parts(text: str | None) -> list[str]:
+def parts(text: str | None) -> list[str]:
+    """Return what stands between the commas of an option."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]

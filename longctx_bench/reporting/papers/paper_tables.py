@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import Cell
@@ -60,6 +60,7 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
         for model, own in beside.items()
     }
     found = {model: entries for model, entries in found.items() if any(entry.text for entry in entries.values())}
+    shown = {model: beside[model] for model in found}
     if not found:
         notes.append("nothing of this table was measured yet")
     header = ["method"]
@@ -74,9 +75,9 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
             row.append(EMPTY if value is None else Entry(value))
             row += [entries[method, column] for entries in found.values()]
         rows.append(tuple(row))
-    notes += _notes(paper, cells, found, methods, columns)
+    notes += _notes(paper, shown, methods, columns)
     title = f"{layout.name} table {table}, {layout.bases[base]}: {layout.tables[table]}, in %, higher is better"
-    records = _records(paper, table, base, published, {model: beside[model] for model in found})
+    records = _records(paper, table, base, published, shown)
     return Table(title, tuple(header), tuple(rows), tuple(notes), tuple(records))
 
 
@@ -126,13 +127,12 @@ def _averaged(paper: Paper, column: Column, columns: Sequence[Column]) -> list[C
 
 
 def _notes(
-    paper: Paper, cells: Sequence[CellSummary], models: Iterable[str], methods: Sequence[str], columns: Sequence[Column]
+    paper: Paper, beside: Mapping[str, Measured], methods: Sequence[str], columns: Sequence[Column]
 ) -> list[str]:
     """Say how the measured numbers came about, and which averages are not whole."""
     notes = []
     used: dict[Cell, CellSummary] = {}
-    for model in models:
-        measured = Measured(cells, model)
+    for model, measured in beside.items():
         for column in columns:
             average = _averaged(paper, column, columns)
             found = [measured.parts(method, average or [(_ours(paper, column[0]), column[1])]) for method in methods]
