@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,7 +109,9 @@ class RayExecutor:
         if device.startswith("cuda:"):
             raise UserError(f"--device {device}: Ray gives each worker its own GPU; use --device cuda or auto")
         parcel = pack(registry)
-        ray = connect(address)
+        ray, connected = connect(address)
+        # A session that was there before is its owner's to end.
+        self._leave: Callable[[], None] = ray.shutdown if connected else lambda: None
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             uses_gpus = device != "cpu" and engine.get("name") != "echo"
@@ -117,7 +119,7 @@ class RayExecutor:
             self._pool: Pool[Task] = Pool(ray, self._layout, engine, parcel)
             self._engine = RemoteEngine(self._pool)
         except BaseException:
-            ray.shutdown()
+            self._leave()
             raise
         self._ready: deque[list[Task]] = deque()
         """Shards that no worker has yet."""
@@ -159,6 +161,7 @@ class RayExecutor:
     ) -> None:
         """Stop the workers and leave the cluster."""
         self._pool.close()
+        self._leave()
 
     def _take_cells(self, works: Iterator[Work]) -> bool:
         """Take cells while the workers may run out of batches; return False when there are no more cells."""

@@ -26,8 +26,10 @@ class Layout:
     """GPUs of each."""
 
 
-def connect(address: str | None) -> Any:
-    """Return the module ray, connected; an address of None takes the cluster that Ray finds or starts one here.
+def connect(address: str | None) -> tuple[Any, bool]:
+    """Return the module ray, connected, and whether it was this that connected it.
+
+    An address of None takes the cluster that Ray finds, or starts one on this machine.
 
     Raises:
         UserError: Ray is not installed, or no cluster answers.
@@ -37,7 +39,7 @@ def connect(address: str | None) -> Any:
     except ImportError as error:
         raise UserError("--executor ray needs the package 'ray': pip install 'longctx-bench[ray]'") from error
     if ray.is_initialized():
-        return ray
+        return ray, False
     # A benchmark tells nobody that it runs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     named = address or os.environ.get("RAY_ADDRESS")
@@ -51,7 +53,7 @@ def connect(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = f"{type(error).__name__}: {error!s:.200}"
         raise UserError(f"{where}: no Ray cluster can be reached or started ({reason}); {hint}") from error
-    return ray
+    return ray, True
 
 
 def layout(nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: bool, gpus_each: int = 1) -> Layout:

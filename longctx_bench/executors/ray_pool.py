@@ -24,6 +24,10 @@ _FAILED_STARTS = 3
 """Workers that may die one after the other before they are ready."""
 
 
+class Lost:
+    """In place of an answer: the worker or its node is gone."""
+
+
 @dataclass(eq=False)
 class Member(Generic[T]):
     """A worker that is ready."""
@@ -52,6 +56,8 @@ class Pool(Generic[T]):
         self._failed_starts = 0
         self._notes: list[str] = []
         self._packages: dict[str, str] | None = None
+        self._gone: list[Member[T]] = []
+        """Lost, and not yet told of."""
         self.members: list[Member[T]] = []
         self._last_heard = monotonic()
         for _ in range(layout.workers):
@@ -69,27 +75,26 @@ class Pool(Generic[T]):
 
     def busy(self) -> bool:
         """Tell whether any worker has something to do."""
-        return any(member.flying or member.queue for member in self.members)
+        return any(member.flying or member.queue for member in (*self.members, *self._gone))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Return what one worker answers, the one with the least to do.
 
         Raises:
-            UserError: it cannot answer, or no worker is left.
+            UserError: it cannot answer, or no worker is left and none comes up.
         """
-        from ray.exceptions import RayError, RayTaskError
-
-        for member in sorted(self.members, key=lambda one: len(one.flying)):
-            try:
-                answer = self._ray.get(getattr(member.worker, method).remote(*arguments))
-            except RayTaskError:
-                raise
-            except RayError:
-                continue  # It is gone; waiting for its tasks will tell.
+        while True:
+            if not self.members:
+                self._hear()
+                continue
+            member = min(self.members, key=lambda one: len(one.flying))
+            answer = self._answer(getattr(member.worker, method).remote(*arguments))
+            if isinstance(answer, Lost):
+                self._drop(member)
+                continue
             if isinstance(answer, Failure):
                 raise answer.error()
             return answer
-        raise UserError("--executor ray: all workers are lost; the same command goes on where this one ended")
 
     def wait(self, note: Note) -> list[tuple[Member[T], T, Any]]:
         """Wait a few seconds for results; return them, with None for what a worker was at when it was lost.
@@ -100,30 +105,36 @@ class Pool(Generic[T]):
             UserError: no worker is left and none comes up.
         """
         heard: list[tuple[Member[T], T, Any]] = []
-        for reference in self._hear():
+        for reference in [] if self._gone else self._hear():
             member = next((one for one in self.members if reference in one.flying), None)
             if member is None:
                 continue  # Of a worker that was found to be lost a moment ago.
             answer = self._answer(reference)
-            if answer is None:
-                self.members.remove(member)
-                self._ray.kill(member.worker)  # It may be cut off and not dead: nothing may come back twice.
-                self._spawn()
-                heard.append((member, next(iter(member.flying.values())), None))
+            if isinstance(answer, Lost):
+                self._drop(member)
             else:
                 heard.append((member, member.flying.pop(reference), answer))
+        for member in self._gone:
+            heard += [(member, task, None) for task in (*member.flying.values(), *member.queue)][:1]
+        self._gone.clear()
         for message in self._notes:
             note(message)
         self._notes.clear()
         return heard
 
     def close(self) -> None:
-        """Stop all workers and leave the cluster."""
+        """Stop all workers."""
         for worker in (*(member.worker for member in self.members), *self._starting.values()):
             self._ray.kill(worker)
         self.members.clear()
         self._starting.clear()
-        self._ray.shutdown()
+
+    def _drop(self, member: Member[T]) -> None:
+        """Let a lost worker go, and start another one in its place."""
+        self.members.remove(member)
+        self._gone.append(member)
+        self._ray.kill(member.worker)  # It may be cut off and not dead: nothing may come back twice.
+        self._spawn()
 
     def _spawn(self) -> None:
         worker = self._actor.remote(*self._arguments)
@@ -156,7 +167,7 @@ class Pool(Generic[T]):
             self.members.append(Member(worker, facts))
             return
         self._ray.kill(worker)
-        if facts is None:
+        if isinstance(facts, Lost):
             self._failed_starts += 1
             if self._failed_starts < _FAILED_STARTS:
                 self._spawn()
@@ -188,7 +199,7 @@ class Pool(Generic[T]):
             )
 
     def _answer(self, reference: Any) -> Any:
-        """Return a task's result, or None where its worker or node was lost."""
+        """Return a task's result, or :class:`Lost`."""
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         try:
@@ -198,6 +209,6 @@ class Pool(Generic[T]):
         except RayActorError as error:
             if "No module named 'longctx_bench" in str(error):
                 return Failure("user", "longctx-bench cannot be imported on a node of the cluster; install it there")
-            return None
+            return Lost()
         except RayError:
-            return None
+            return Lost()
