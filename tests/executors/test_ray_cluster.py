@@ -23,9 +23,9 @@ pytest.importorskip("ray", reason="the extra [ray] is not installed")
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without CPUs, so that no worker runs there, and two nodes of one CPU each."""
+    """A head without CPUs, so that no worker runs there, and two nodes of one CPU each; the last test kills one."""
     # Ray lets everything else on a machine run before its workers: on a busy one these tests would take minutes.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
@@ -73,27 +73,6 @@ def while_running(condition: Callable[[], bool], act: Callable[[], None]) -> thr
 
 def raylet_of(cluster: Any, place: int) -> int:
     return int(list(cluster.worker_nodes)[place].all_processes["raylet"][0].process.pid)
-
-
-def test_real_models_one_raylet_killed_in_the_middle(cluster: Any, tmp_path: Path, registry: Registry) -> None:
-    arguments: dict[str, Any] = {
-        "length": [256, 512], "limit": 12, "dtype": "float32", "device": "cpu", "batch_tokens": 1100,
-        "registry": registry,
-    }  # fmt: skip
-    models = "rope-tiny,drope-tiny"
-    run(models, "niah", out=tmp_path / "here", **arguments)
-    there = tmp_path / "there"
-    killer = while_running(lambda: lines(there) >= 4, lambda: os.kill(raylet_of(cluster, 0), signal.SIGKILL))
-    frame = run(models, "niah", out=there, executor="ray", workers=2, ray_address=cluster.address, **arguments)
-    assert not killer.is_alive(), "the raylet was killed while the run went on"
-    assert len(cluster.worker_nodes) == 2
-    assert set(frame["n"]) == {12}
-    assert records(there) == records(tmp_path / "here")
-    for timings in there.rglob("timings.jsonl"):
-        names = [json.loads(line)["id"] for line in timings.read_text().splitlines()]
-        assert len(names) == len(set(names)) == 12, "no example is stored twice"
-    cell = json.loads(next(there.rglob("cell.json")).read_text())
-    assert cell["executor"] == {"name": "ray", "workers": 2}
 
 
 def test_own_methods_reach_the_workers_and_errors_come_back(
@@ -156,3 +135,24 @@ def test_more_workers_than_cpus(cluster: Any, tiny_folder: Path, tmp_path: Path,
             str(tiny_folder), "niah", length=[512], engine="echo", out=tmp_path, registry=registry, executor="ray",
             workers=3, ray_address=cluster.address,
         )  # fmt: skip
+
+
+def test_real_models_one_raylet_killed_in_the_middle(cluster: Any, tmp_path: Path, registry: Registry) -> None:
+    arguments: dict[str, Any] = {
+        "length": [256, 512], "limit": 12, "dtype": "float32", "device": "cpu", "batch_tokens": 1100,
+        "registry": registry,
+    }  # fmt: skip
+    models = "rope-tiny,drope-tiny"
+    run(models, "niah", out=tmp_path / "here", **arguments)
+    there = tmp_path / "there"
+    killer = while_running(lambda: lines(there) >= 4, lambda: os.kill(raylet_of(cluster, 0), signal.SIGKILL))
+    frame = run(models, "niah", out=there, executor="ray", workers=2, ray_address=cluster.address, **arguments)
+    assert not killer.is_alive(), "the raylet was killed while the run went on"
+    assert len(cluster.worker_nodes) == 2
+    assert set(frame["n"]) == {12}
+    assert records(there) == records(tmp_path / "here")
+    for timings in there.rglob("timings.jsonl"):
+        names = [json.loads(line)["id"] for line in timings.read_text().splitlines()]
+        assert len(names) == len(set(names)) == 12, "no example is stored twice"
+    cell = json.loads(next(there.rglob("cell.json")).read_text())
+    assert cell["executor"] == {"name": "ray", "workers": 2}
