@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from longctx_bench.engines import make_engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.errors import UserError
+from longctx_bench.executors import make_executor
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import read_cells
@@ -85,6 +85,9 @@ def run(
     out: str | Path = "results",
     rerun: bool = False,
     registry: Registry | None = None,
+    executor: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
 ) -> pd.DataFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -104,6 +107,9 @@ def run(
         out: the run's folder; what it holds already is not measured again.
         rerun: measure again what is there.
         registry: knows the names; the built-in one when None.
+        executor: ``local``, or ``ray`` for the workers of a Ray cluster.
+        workers: engines on the Ray cluster; one a GPU, or without GPUs one a node, when None.
+        ray_address: of the Ray cluster; the one that Ray finds, or a new one on this machine, when None.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -117,9 +123,10 @@ def run(
         registry.variants(model), registry.select_tasks(tasks, protocol), tuple(scale), tuple(length), limit, seed,
         chat_template, rerun,
     )  # fmt: skip
-    runs_on = make_engine(engine, device, dtype, batch_tokens)
+    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens}
     store = ResultStore(Path(out))
-    outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on, store, registry))
+    with make_executor(executor, made, registry, workers, ray_address) as runs_on:
+        outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on.engine, store, registry))
     if outcome.failed:
         cell, reason = outcome.failed[0]
         raise UserError(f"{len(outcome.failed)} cells failed; the first is {cell}: {reason}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longctx_bench.data import fetch
-from longctx_bench.engines.base import Engine, Footprint
+from longctx_bench.engines.base import EngineFacts, Footprint
 from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.plan import PlannedCell
 from longctx_bench.records import NATURAL
@@ -32,7 +32,7 @@ class CellEstimate:
     """Peak bytes with one prompt at a time; batches take what is free beyond it."""
 
 
-def estimate(cells: Sequence[PlannedCell], engine: Engine) -> list[CellEstimate]:
+def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEstimate]:
     """Estimate each cell from its model's shape and a one-second measurement of this machine.
 
     Raises:

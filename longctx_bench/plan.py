@@ -8,7 +8,7 @@ from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.data import digest, is_local
-from longctx_bench.engines.base import Engine
+from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import metric
 from longctx_bench.records import NATURAL, Cell
@@ -62,7 +62,7 @@ class PlannedCell:
     done: bool
 
 
-def plan(spec: RunSpec, engine: Engine, store: ResultStore, registry: Registry) -> list[PlannedCell]:
+def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:
     """List a run's cells, grouped by weights so that each is loaded once.
 
     Raises:
@@ -115,7 +115,7 @@ def _cell_spec(
     task: TaskSpec,
     benchmark: Benchmark,
     length: int,
-    engine: Engine,
+    engine: EngineFacts,
     digests: Mapping[Source, str | None],
 ) -> dict[str, Any]:
     """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""

@@ -156,6 +156,16 @@ class Registry:
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
+    def rebuilt(self, model: ModelSpec, method: str, params: Mapping[str, Any], source: Source) -> Variant:
+        """Return a variant from the parts that another registry of the same names resolved.
+
+        Raises:
+            UserError: the method's class cannot be loaded here.
+        """
+        spec = self.methods[method]
+        kind = load_class(spec.use, Method, f"baselines/{method}", self._folders.get(method))  # type: ignore[type-abstract]
+        return Variant(model, spec, validate(kind, dict(params), f"method {method}"), source)
+
     def _unlisted(self, name: str) -> ModelSpec:
         """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
         folder = Path(name).expanduser()

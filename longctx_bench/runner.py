@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import fsum
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Protocol
 
 from longctx_bench import provenance
-from longctx_bench.benchmarks.lm_eval import LMEval
-from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.errors import DoesNotFit, UserError
-from longctx_bench.harness.tasks import run_task
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.metrics import metric
+from longctx_bench.executors.base import Executor, HarnessSettings, RemoteError, Result, Work
+from longctx_bench.methods.base import Method
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import ALL, Registry
 from longctx_bench.store import ResultStore, spec_hash
-from longctx_bench.verdicts import continued, predicted
 
 
 @dataclass
@@ -79,9 +75,9 @@ class Silent:
 
 @dataclass
 class Runner:
-    """Runs planned cells on one engine into one store."""
+    """Runs planned cells on an executor into one store; the store is written here alone."""
 
-    engine: Engine
+    executor: Executor
     store: ResultStore
     registry: Registry
     spec: RunSpec
@@ -91,45 +87,60 @@ class Runner:
         """Run what is missing; one cell that fails does not stop the others.
 
         Raises:
-            UserError: the output folder is held by another run or cannot be written.
+            UserError: the output folder is held by another run or cannot be written, or nothing is left to run on.
         """
         outcome = Outcome()
         with self.store.locked():
             open_cells = [planned for planned in cells if not planned.done]
             self.progress.begin(len(cells), sum(_units(planned) for planned in open_cells))
             outcome.finished += [planned.cell for planned in cells if planned.done]
-            examples = PromptCache(self.registry, self.spec)
-            for planned in open_cells:
+            for result in self.executor.results(self._opened(open_cells, outcome), self.progress.note):
                 try:
-                    self._run_cell(planned, examples)
-                    outcome.finished.append(planned.cell)
-                except DoesNotFit as error:
-                    outcome.skipped.append((planned.cell, str(error)))
-                    self.progress.note(f"{planned.cell}: skipped: {error}")
-                except UserError as error:
-                    self._failed(outcome, planned, str(error))
-                except Exception as error:  # a method or benchmark of someone's own may raise anything
-                    if planned.variant.spec.use.startswith("longctx_bench.") and planned.task.use.startswith(
-                        "longctx_bench."
-                    ):
-                        raise
-                    reason = (
-                        f"{type(error).__name__}: {error} (raised by {planned.variant.spec.use} or {planned.task.use})"
-                    )
-                    self._failed(outcome, planned, reason)
+                    self._keep(result, outcome)
+                except Exception as error:  # noqa: BLE001 (a method or benchmark of someone's own may raise anything)
+                    already, result.work.closed = result.work.closed, True
+                    if not already:
+                        self._ended(outcome, result.work.planned, error)
         return outcome
 
-    def _failed(self, outcome: Outcome, planned: PlannedCell, reason: str) -> None:
+    def _opened(self, cells: Sequence[PlannedCell], outcome: Outcome) -> Iterator[Work]:
+        """Yield the cells that have something to run, each opened when it is asked for."""
+        cache = PromptCache(self.registry, self.spec)
+        for planned in cells:
+            try:
+                work = self._harness_work(planned) if planned.kind == "lm_eval" else self._work(planned, cache)
+                if not work.left:
+                    self._finish(work, self.executor.engine.describe(), outcome)
+                    continue
+            except Exception as error:  # noqa: BLE001 (as in run)
+                self._ended(outcome, planned, error)
+                continue
+            yield work
+
+    def _ended(self, outcome: Outcome, planned: PlannedCell, error: Exception) -> None:
+        """Note a cell that cannot be finished.
+
+        Raises:
+            Exception: the error itself, when it is a bug of this project.
+        """
+        if isinstance(error, DoesNotFit):
+            outcome.skipped.append((planned.cell, str(error)))
+            self.progress.note(f"{planned.cell}: skipped: {error}")
+            return
+        reason = str(error)
+        if not isinstance(error, UserError):
+            uses = (planned.variant.spec.use, planned.task.use)
+            if all(use.startswith("longctx_bench.") for use in uses):
+                raise error
+            kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
+            reason = f"{kind}{error} (raised by {' or '.join(uses)})"
         outcome.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # A disk that is full may be the very reason.
         with suppress(UserError):
             self.store.fail(planned.cell, planned.spec, reason)
 
-    def _run_cell(self, planned: PlannedCell, cache: PromptCache) -> None:
-        if planned.kind == "lm_eval":
-            self._run_harness(planned)
-            return
+    def _work(self, planned: PlannedCell, cache: PromptCache) -> Work:
         folder = checkpoint_folder(planned.variant.source)
         base = planned.variant.base(read_config(folder))
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
@@ -152,54 +163,51 @@ class Runner:
                     f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
                 )
         self.store.keep_excerpts(planned.cell, known.values())
-        missing = [request for request in requests if request.example_id not in have]
-        self.progress.cell(planned, len(missing))
-        if missing:
-            self.engine.load(folder)
-            self.engine.peak_memory()  # What cells before took does not count.
-        measure = metric(planned.task.metric)
-        judge = predicted if planned.kind == "loss" else continued
-        left = len(missing)
-        per_prompt = planned.variant.method.per_prompt or planned.cell.length == NATURAL or judge is predicted
-        for batch in self.engine.batches(requests, per_prompt) if missing else []:
-            # A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
-            if all(request.example_id in have for request in batch):
-                continue
-            fresh = judge(self.engine, batch, contestant, measure, known)
-            self.store.append(planned.cell, [item for item in fresh if item.record["id"] not in have])
-            added = sum(request.example_id not in have for request in batch)
-            left -= added
-            self.progress.advance(added)
-        peak = self.engine.peak_memory() if missing else None
-        self.store.finish(planned.cell, self._summary(planned, base, overrides) | _known(peak_memory=peak))
-        self.progress.end_cell(planned, left)
+        missing = sum(request.example_id not in have for request in requests)
+        self.progress.cell(planned, missing)
+        return Work(planned, folder, contestant, requests, known, have.keys(), overrides=overrides, left=missing)
 
-    def _run_harness(self, planned: PlannedCell) -> None:
-        """Run a task of lm-eval whole: it cannot be taken up in its middle."""
+    def _harness_work(self, planned: PlannedCell) -> Work:
         folder = checkpoint_folder(planned.variant.source)
         base = planned.variant.base(read_config(folder))
         overrides = planned.variant.method.model_overrides(base, planned.cell.length)
-        benchmark = self.registry.benchmark(planned.task)
-        assert isinstance(benchmark, LMEval)
         self.progress.cell(planned, planned.n)
-        self.engine.load(folder)
-        self.engine.peak_memory()
         contestant = Contestant(base, planned.variant.method, planned.cell.length)
         limit = None if planned.n == ALL else planned.n
-        began = perf_counter()
-        settings = (limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
-        found = run_task(self.engine, contestant, load_tokenizer(folder), benchmark, *settings)
-        # Only now is a cell from before replaced: what fails above takes nothing away.
-        self.store.start(planned.cell, planned.spec, rerun=True)
-        self.store.append(planned.cell, found.finished)
-        summary = self._summary(planned, base, overrides)
-        own = {"metric": found.metric, "score": found.score, "lm_eval": found.details}
-        own |= _known(peak_memory=self.engine.peak_memory())
-        self.store.finish(planned.cell, summary | own | {"seconds": round(perf_counter() - began, 3)})
-        self.progress.end_cell(planned, _units(planned))
+        settings = HarnessSettings(limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
+        return Work(planned, folder, contestant, harness=settings, overrides=overrides, left=_units(planned))
+
+    def _keep(self, result: Result, outcome: Outcome) -> None:
+        """Store what a batch brought, and finish its cell after the last one."""
+        work = result.work
+        if result.error is not None:
+            raise result.error
+        assert result.answer is not None
+        answer, cell = result.answer, work.planned.cell
+        work.peak = max((peak for peak in (work.peak, answer.peak) if peak is not None), default=None)
+        if answer.whole is not None:
+            # Only now is a cell from before replaced: what fails before takes nothing away.
+            self.store.start(cell, work.planned.spec, rerun=True)
+            self.store.append(cell, answer.finished)
+            whole = asdict(answer.whole)
+            self._finish(work, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
+            return
+        fresh = [item for item in answer.finished if item.record["id"] not in work.have]
+        self.store.append(cell, fresh)
+        work.left -= len(fresh)
+        self.progress.advance(len(fresh))
+        if result.last and not work.closed:
+            self._finish(work, answer.engine, outcome)
+
+    def _finish(self, work: Work, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
+        known = _known(peak_memory=work.peak, executor=self.executor.describe())
+        self.store.finish(work.planned.cell, self._summary(work, engine) | known | own)
+        self.progress.end_cell(work.planned, work.left)
+        outcome.finished.append(work.planned.cell)
 
     def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
-        footprint = self.engine.footprint(folder)
+        engine = self.executor.engine
+        footprint = engine.footprint(folder)
         if footprint is None:
             return
         # A loss is read off one pass over the whole row; a prompt can be prefilled in pieces.
@@ -207,16 +215,16 @@ class Runner:
         if needed > footprint.available:
             raise UserError(
                 f"length {length} needs about {_gib(needed)} of memory for one prompt and "
-                f"{_gib(footprint.available)} are free on {self.engine.device}; choose a smaller length or "
+                f"{_gib(footprint.available)} are free on {engine.device}; choose a smaller length or "
                 f"--dtype bfloat16"
             )
 
-    def _summary(self, planned: PlannedCell, base: Base, overrides: dict[str, Any]) -> dict[str, Any]:
-        cell = planned.cell
+    def _summary(self, work: Work, engine: dict[str, Any]) -> dict[str, Any]:
+        planned, cell = work.planned, work.planned.cell
         records = self.store.records(cell)
         method = planned.variant.method
         longest = cell.length or max(record["prompt_tokens"] for record in records) + planned.task.max_new_tokens
-        tuning = method.tuning(base, longest)
+        tuning = method.tuning(work.contestant.base, longest)
         return {
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
@@ -230,11 +238,11 @@ class Runner:
             "seconds": self.store.seconds(cell),
             "factor": method.factor or max(1.0, longest / planned.variant.model.original_length),
             "factor_source": _factor_source(planned),
-            "applied": overrides,
+            "applied": work.overrides,
             "tuning": tuning and tuning._asdict(),
             "spec_hash": spec_hash(planned.spec),
             "spec": planned.spec,
-            "engine": self.engine.describe(),
+            "engine": engine,
             "environment": provenance.environment(),
             "finished": provenance.now(),
         }

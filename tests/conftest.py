@@ -15,6 +15,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the tests that start a Ray cluster, so that they can be run from a step of their own."""
+    config.addinivalue_line("markers", "cluster: starts a Ray cluster on this machine (-m cluster, -m 'not cluster')")
+
+
 def make_tokenizer(vocabulary: int = 600, bos: bool = False) -> Any:
     """Train a byte-level BPE with split digits on RULER's own wording and words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

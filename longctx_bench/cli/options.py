@@ -33,6 +33,22 @@ _ENGINE = (
                  help="Tokens a batch; from the free memory by default."),
 )  # fmt: skip
 
+_EXECUTOR = (
+    click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "ray"]),
+                 help="Where batches run: in this process, or on the workers of a Ray cluster."),
+    click.option("--workers", type=click.IntRange(min=1),
+                 help="Engines on the Ray cluster; by default one a GPU, without GPUs one a node."),
+    click.option("--ray-address", metavar="HOST:PORT",
+                 help="Of the Ray cluster; by default the one that Ray finds, or a new one on this machine."),
+)  # fmt: skip
+
+
+def executor_options(command: F) -> F:
+    """Add the options that say where batches run."""
+    for option in reversed(_EXECUTOR):
+        command = option(command)
+    return command
+
 
 def engine_options(command: F) -> F:
     """Add the options that say what a model is run in and on."""

@@ -10,6 +10,7 @@ import click
 
 from longctx_bench.cli.options import (
     engine_options,
+    executor_options,
     make_registry,
     parse_lengths,
     parse_scales,
@@ -53,11 +54,13 @@ ENGINES = ("hf", "echo")
 )
 @click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")
 @click.option("--dry-run", is_flag=True, help="Print the plan (cells, tokens, time, memory) and stop.")
+@executor_options
 @registry_options
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
     engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
-    dry_run: bool, temperature: str | None, baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
+    dry_run: bool, temperature: str | None, executor: str, workers: int | None, ray_address: str | None,
+    baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
     local_data: tuple[str, ...], settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
@@ -77,20 +80,21 @@ def run_command(
     chosen = registry.select_tasks(tasks, protocol)
 
     from longctx_bench.cli.progress import Bars
-    from longctx_bench.engines import make_engine
+    from longctx_bench.executors import make_executor
     from longctx_bench.plan import RunSpec, plan
     from longctx_bench.runner import Runner
     from longctx_bench.store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
-    runs_on = make_engine(engine, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens}
     store = ResultStore(out)
-    cells = plan(spec, runs_on, store, registry)
-    if dry_run:
-        _print_plan(cells, runs_on)
-        return
-    with Bars() as bars:
-        outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
+    with make_executor(executor, made, registry, workers, ray_address) as runs_on:
+        cells = plan(spec, runs_on.engine, store, registry)
+        if dry_run:
+            _print_plan(cells, runs_on.engine)
+            return
+        with Bars() as bars:
+            outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
     _print_summary(store, outcome, out)
     sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
 

@@ -44,22 +44,29 @@ class Footprint:
         return self.weights + tokens * self.per_token + min(tokens, chunk) * self.per_prefill_token
 
 
-class Engine(Protocol):
-    """Runs one checkpoint. ``load`` first; then any number of contestants on it."""
+class EngineFacts(Protocol):
+    """What a plan and a record need to know of an engine, wherever it runs."""
 
     name: str
     dtype: str
     """What the numbers were computed in: ``float32``, ``bfloat16`` or ``none``."""
     device: str
 
-    def load(self, folder: Any) -> None:
-        """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""
-
     def footprint(self, folder: Any) -> Footprint | None:
         """Return the memory that a checkpoint needs, without loading it; None when the engine cannot say."""
 
     def speed(self) -> tuple[float, float]:
         """Return what this device does in a second: floating-point operations and bytes read, measured briefly."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
+
+
+class Engine(EngineFacts, Protocol):
+    """Runs one checkpoint. ``load`` first; then any number of contestants on it."""
+
+    def load(self, folder: Any) -> None:
+        """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group requests into batches; a function of the requests and the batch budget alone."""
@@ -77,9 +84,6 @@ class Engine(Protocol):
         Raises:
             UserError: one request alone does not fit in memory, or this engine gives no losses.
         """
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
 
     def peak_memory(self) -> int | None:
         """Return the most bytes of memory held since this was last asked; None when the engine cannot say.

@@ -1,0 +1,73 @@
+"""What is done with a batch where the engine is, in this process or in another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from longctx_bench.benchmarks.base import Benchmark
+from longctx_bench.benchmarks.lm_eval import LMEval
+from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.executors.base import Answer, HarnessSettings, Whole
+from longctx_bench.harness.tasks import run_task
+from longctx_bench.metrics import metric
+from longctx_bench.records import Example, Request
+from longctx_bench.verdicts import continued, predicted
+
+
+def batches(engine: Engine, folder: Path, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
+    """Load a checkpoint and group a cell's requests as the engine wants them.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+    engine.load(folder)
+    engine.peak_memory()  # What cells before took does not count.
+    return engine.batches(requests, per_prompt)
+
+
+def answer(
+    engine: Engine,
+    kind: str,
+    measure: str,
+    contestant: Contestant,
+    batch: Sequence[Request],
+    examples: Mapping[str, Example],
+) -> Answer:
+    """Run one batch on an engine that has loaded its checkpoint, and score it.
+
+    Args:
+        engine: that has loaded the contestant's weights.
+        kind: the benchmark's: ``generate`` or ``loss``.
+        measure: the metric's name.
+        contestant: method, base and length.
+        batch: one of those that :func:`batches` returned.
+        examples: of the batch, by id.
+
+    Raises:
+        UserError: a request does not fit in memory.
+    """
+    judge = predicted if kind == "loss" else continued
+    finished = judge(engine, batch, contestant, metric(measure), examples)
+    return Answer(finished, engine.peak_memory(), engine.describe())
+
+
+def whole(
+    engine: Engine, folder: Path, contestant: Contestant, benchmark: Benchmark, settings: HarnessSettings
+) -> Answer:
+    """Let lm-eval run a task whole: it cannot be taken up in its middle.
+
+    Raises:
+        UserError: as :func:`longctx_bench.harness.tasks.run_task`.
+    """
+    assert isinstance(benchmark, LMEval)
+    engine.load(folder)
+    engine.peak_memory()
+    began = perf_counter()
+    wanted = (settings.limit, settings.seed, settings.chat_template)
+    found = run_task(engine, contestant, load_tokenizer(folder), benchmark, *wanted)
+    seconds = round(perf_counter() - began, 3)
+    summary = Whole(found.metric, found.score, found.details, seconds)
+    return Answer(found.finished, engine.peak_memory(), engine.describe(), summary)

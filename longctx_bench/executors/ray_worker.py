@@ -1,0 +1,185 @@
+"""One engine in a process of a Ray cluster. Nothing here needs Ray: the driver makes an actor of the class."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from longctx_bench.errors import DoesNotFit, UserError
+from longctx_bench.executors.base import Answer, HarnessSettings, RemoteError
+from longctx_bench.executors.parcels import Parcel, VariantParts
+from longctx_bench.files import write_json
+from longctx_bench.records import Example, Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way back: exceptions of a plug-in's own classes may not be known where they arrive."""
+
+    kind: str
+    """``user``, ``skip`` or ``bug``."""
+    message: str
+    trace: str = ""
+
+    def error(self) -> Exception:
+        """Return it as what the runner knows."""
+        if self.kind != "bug":
+            return (DoesNotFit if self.kind == "skip" else UserError)(self.message)
+        error = RemoteError(self.message)
+        error.add_note(self.trace)
+        return error
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker says of itself when it is ready."""
+
+    node: str
+    version: str
+    """Of this package."""
+    packages: dict[str, str]
+    engine: str
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all batches of a cell have in common."""
+
+    variant: VariantParts
+    length: int
+    task: str
+    metric: str
+    kind: str
+    per_prompt: bool
+
+
+class Worker:
+    """Holds one engine; every method returns its result or a :class:`Failure`."""
+
+    def __init__(self, engine: Mapping[str, Any], parcel: Parcel) -> None:
+        self._engine_arguments = dict(engine)
+        self._parcel = parcel
+        self._node = socket.gethostname()
+        self._loaded: Path | None = None
+        self._checked: set[tuple[Path, str]] = set()
+
+    def start(self) -> WorkerFacts | Failure:
+        """Make the engine."""
+        # As the command line does, before torch is imported: threads that spin while they wait cost more than they do.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        return self._guarded(self._start)
+
+    def footprint(self, name: str, config: dict[str, Any]) -> Any:
+        """Return what a checkpoint with this ``config.json`` takes here; None when the engine cannot say."""
+
+        def measured() -> Any:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / name
+                folder.mkdir()
+                write_json(folder / "config.json", config)
+                return self._engine.footprint(folder)
+
+        return self._guarded(measured)
+
+    def speed(self) -> tuple[float, float] | Failure:
+        """Return what this machine does in a second."""
+        return self._guarded(self._engine.speed)
+
+    def describe(self) -> dict[str, Any] | Failure:
+        """Return the engine's settings."""
+        return self._guarded(self._engine.describe)
+
+    def batches(self, order: Order, requests: Sequence[Request]) -> list[list[str]] | Failure:
+        """Load a cell's checkpoint and return its batches as example ids."""
+        from longctx_bench.executors import perform
+
+        def grouped() -> list[list[str]]:
+            folder, self._loaded = self._folder(order.variant), None
+            found = perform.batches(self._engine, folder, requests, order.per_prompt)
+            self._loaded = folder
+            return [[request.example_id for request in batch] for batch in found]
+
+        return self._guarded(grouped)
+
+    def answer(self, order: Order, batch: Sequence[Request], examples: Mapping[str, Example]) -> Answer | Failure:
+        """Run one batch."""
+        from longctx_bench.executors import perform
+
+        def ran() -> Answer:
+            self._load(order.variant)
+            contestant = self._contestant(order)
+            return perform.answer(self._engine, order.kind, order.metric, contestant, batch, examples)
+
+        return self._guarded(ran)
+
+    def whole(self, order: Order, settings: HarnessSettings) -> Answer | Failure:
+        """Let lm-eval run a task."""
+        from longctx_bench.executors import perform
+
+        def ran() -> Answer:
+            (task,) = self._registry.select_tasks(order.task)
+            benchmark = self._registry.benchmark(task)
+            contestant = self._contestant(order)
+            return perform.whole(self._engine, self._folder(order.variant), contestant, benchmark, settings)
+
+        return self._guarded(ran)
+
+    def _start(self) -> WorkerFacts:
+        from longctx_bench.engines import make_engine
+        from longctx_bench.executors.parcels import unpack
+        from longctx_bench.provenance import environment, package_version
+
+        self._registry, self._scratch = unpack(self._parcel)
+        self._engine = make_engine(**self._engine_arguments)
+        engine = self._engine
+        packages = environment()["packages"]
+        return WorkerFacts(self._node, package_version(), packages, engine.name, engine.dtype, engine.device)
+
+    def _load(self, variant: VariantParts) -> None:
+        folder = self._folder(variant)
+        if folder != self._loaded:
+            self._loaded = None
+            self._engine.load(folder)
+            self._engine.peak_memory()
+            self._loaded = folder
+
+    def _folder(self, variant: VariantParts) -> Path:
+        """Return the checkpoint on this machine, and see to it that it is the driver's."""
+        from longctx_bench.data import digest
+        from longctx_bench.engines.checkpoints import checkpoint_folder
+
+        folder = checkpoint_folder(variant.source)
+        if variant.digest is not None and (folder, variant.digest) not in self._checked:
+            if digest(variant.source) != variant.digest:
+                raise UserError(
+                    f"{folder}: holds other weights than on the machine of the run; share the folder among the nodes"
+                )
+            self._checked.add((folder, variant.digest))
+        return folder
+
+    def _contestant(self, order: Order) -> Any:
+        from longctx_bench.engines.base import Contestant
+
+        given = order.variant
+        variant = self._registry.rebuilt(given.model, given.method, given.params, given.source)
+        return Contestant(given.base, variant.method, order.length)
+
+    def _guarded(self, work: Callable[[], T]) -> T | Failure:
+        try:
+            return work()
+        except UserError as error:
+            where = f"{error} (on the worker at {self._node})"
+            return Failure("skip" if isinstance(error, DoesNotFit) else "user", where)
+        except Exception as error:  # noqa: BLE001 (it is raised again where the run is)
+            return Failure("bug", f"{type(error).__name__}: {error}", traceback.format_exc())
