@@ -17,6 +17,9 @@ from longctx_bench.specs import TaskSpec
 Made = list[tuple[Example, "array[int]"]]
 """Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
 
+_DRAFT = 128
+"""Tokens of a draft at most: no model writes a long summary word by word as its reference stands."""
+
 
 class PromptCache:
     """The examples of the last task, tokenizer and length."""
@@ -41,8 +44,26 @@ class PromptCache:
         for example, ids in self._all(planned, folder):
             given = method.prompt(base, ids, example.max_new_tokens)
             scored = min(example.scored, len(given) - 1)
-            made.append(Request(example.id, given, example.max_new_tokens, stop_ids, task.min_new_tokens, scored))
+            made.append(
+                Request(
+                    example.id,
+                    given,
+                    example.max_new_tokens,
+                    stop_ids,
+                    task.min_new_tokens,
+                    scored,
+                    self._drafts(task, folder, example),
+                )
+            )
         return made
+
+    def _drafts(self, task: TaskSpec, folder: Path, example: Example) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of a right answer, as they would follow on the prompt."""
+        if not example.references or example.scored:
+            return ()
+        answer = self._registry.benchmark(task).answer(example.references)
+        draft = self._encoder(task, folder).continuation(example.prompt, example.answer_prefix, answer)
+        return (tuple(draft[:_DRAFT]),) if draft else ()
 
     def _all(self, planned: PlannedCell, folder: Path) -> Made:
         key = (planned.task.name, folder, planned.cell.length, planned.n)
