@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
-from longctx_bench.engines.prefill import Piece, can_merge, keys_are_final, merged
+from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged
+from longctx_bench.engines.prefixes import alike, common, worth_sharing
 from longctx_bench.records import Request
 
 _MOST_LOGITS = 2**27
 """Logits that a pass may give for guesses: half a GiB in fp32."""
+_SAVED = 0.25
+"""Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -86,30 +90,44 @@ class Decoder:
 
     def _start(self, rows: list[_Row], settled: Settled, chunk: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
-        longest = max(len(row.request.input_ids) for row in rows)
-        mergeable = can_merge(self._empty_cache())
-        padded = any(len(row.request.input_ids) < longest for row in rows)
-        alone = mergeable and padded and longest >= self.alone_from
-        guesses = mergeable and keys_are_final(self.model)
-        pieces: list[Piece] = []
-        for group in [[row] for row in rows] if alone else [rows]:
-            drafts = [self._draft(row, len(group)) if guesses else [] for row in group]
-            cache = self._empty_cache()
+        free = can_merge(self._empty_cache()) and keys_are_final(self.model)
+        groups = self._groups(rows, free)
+        reached: dict[int, Piece] = {}
+        before: tuple[Sequence[int], DynamicCache | None] = ((), None)
+        for group in groups:
+            drafts = [self._draft(row, len(group)) if free else [] for row in group]
+            ids, cache = group[0].request.input_ids, self._empty_cache()
+            if free and len(group) == 1 and before[1] is not None:
+                # The last token is read in any case: its logits are not in a cache.
+                shared = min(common(before[0], ids), len(ids) - 1)
+                cache = branch(before[1], shared if worth_sharing(shared, len(ids)) else 0, cache)
             pads, logits = self._prefill(group, drafts, cache, chunk)
             accepted = self._chosen(group, logits, drafts, settled)
-            if not mergeable:
+            if not can_merge(cache):
                 return self._unfinished(_Read(group, cache, pads))
             end = max(len(row.request.input_ids) for row in group)
-            pieces += [
-                Piece(cache, place, pads[place], end + accepted[place])
-                for place, row in enumerate(group)
-                if not row.reason
-            ]
-        if not pieces:
+            for place, row in enumerate(group):
+                if not row.reason:
+                    reached[id(row)] = Piece(cache, place, pads[place], end + accepted[place])
+            before = (ids, cache) if len(groups) > 1 else before
+        left = [row for row in rows if not row.reason]
+        if not left:
             return None
+        pieces = [reached[id(row)] for row in left]
         widest = max(piece.length for piece in pieces)
-        pads = [widest - piece.length for piece in pieces]
-        return _Read([row for row in rows if not row.reason], merged(pieces), pads)
+        return _Read(left, merged(pieces), [widest - piece.length for piece in pieces])
+
+    def _groups(self, rows: list[_Row], free: bool) -> list[list[_Row]]:
+        """Say which rows are prefilled together: all, or each alone behind the one that begins most like it."""
+        ids = [row.request.input_ids for row in rows]
+        sizes = [len(own) for own in ids]
+        groups = alike([row.request for row in rows]) if free else [[place] for place in range(len(rows))]
+        saved = sum(common(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
+        alone = can_merge(self._empty_cache()) and max(sizes) >= self.alone_from
+        # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
+        if saved > (_SAVED if alone else 2 * _SAVED) * sum(sizes) or (alone and min(sizes) < max(sizes)):
+            return [[rows[place]] for group in groups for place in group]
+        return [rows]
 
     def _draft(self, row: _Row, rows: int) -> list[int]:
         """Return as much of the first draft as the budget has room for behind one more token."""
@@ -127,7 +145,7 @@ class Decoder:
         for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             ids[place, pads[place] : end + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
         ids = ids.to(self.model.device)
-        starts = range(0, end, chunk)
+        starts = range(cache.get_seq_length(), end, chunk)
         for start in starts[:-1]:
             self._feed(cache, ids[:, start : start + chunk], pads, keep=1)
         return pads, self._feed(cache, ids[:, starts[-1] :], pads, keep=width + 1)

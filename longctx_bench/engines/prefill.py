@@ -42,6 +42,15 @@ def keys_are_final(model: PreTrainedModel) -> bool:
     return not any(moving in str(kind) for kind in found for moving in _MOVING)
 
 
+def branch(cache: DynamicCache, tokens: int, fresh: DynamicCache) -> DynamicCache:
+    """Fill a fresh cache with the first ``tokens`` positions of another, which stays as it is."""
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        if tokens and layer.keys is not None and layer.values is not None:
+            fresh.update(layer.keys[:, :, :tokens], layer.values[:, :, :tokens], index)
+    return fresh
+
+
 def merged(pieces: Sequence[Piece]) -> DynamicCache:
     """Join pieces of caches, each padded on the left to the longest; memory is held once, layer by layer.
 
