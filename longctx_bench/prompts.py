@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.methods.base import Base
@@ -38,8 +39,8 @@ class PromptCache:
     def requests(self, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
         """Return what an engine gets of a cell's examples, in their order."""
         task, method = planned.task, planned.variant.method
-        tokenizer = self._encoder(task, folder).tokenizer
-        stop_ids = frozenset(tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
+        encoder, benchmark = self._encoder(task, folder), self._registry.benchmark(task)
+        stop_ids = frozenset(encoder.tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
         made = []
         for example, ids in self._all(planned, folder):
             given = method.prompt(base, ids, example.max_new_tokens)
@@ -52,17 +53,17 @@ class PromptCache:
                     stop_ids,
                     task.min_new_tokens,
                     scored,
-                    self._drafts(task, folder, example),
+                    self._drafts(benchmark, encoder, example),
                 )
             )
         return made
 
-    def _drafts(self, task: TaskSpec, folder: Path, example: Example) -> tuple[tuple[int, ...], ...]:
+    @staticmethod
+    def _drafts(benchmark: Benchmark, encoder: PromptEncoder, example: Example) -> tuple[tuple[int, ...], ...]:
         """Return the tokens of a right answer, as they would follow on the prompt."""
         if not example.references or example.scored:
             return ()
-        answer = self._registry.benchmark(task).answer(example.references)
-        draft = self._encoder(task, folder).continuation(example.prompt, example.answer_prefix, answer)
+        draft = encoder.continuation(example.prompt, example.answer_prefix, benchmark.answer(example.references))
         return (tuple(draft[:_DRAFT]),) if draft else ()
 
     def _all(self, planned: PlannedCell, folder: Path) -> Made:
