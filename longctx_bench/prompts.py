@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.methods.base import Base
@@ -16,6 +17,9 @@ from longctx_bench.specs import TaskSpec
 
 Made = list[tuple[Example, "array[int]"]]
 """Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
+
+_DRAFT = 128
+"""Tokens of a draft at most: no model writes a long summary word by word as its reference stands."""
 
 
 class PromptCache:
@@ -35,14 +39,32 @@ class PromptCache:
     def requests(self, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
         """Return what an engine gets of a cell's examples, in their order."""
         task, method = planned.task, planned.variant.method
-        tokenizer = self._encoder(task, folder).tokenizer
-        stop_ids = frozenset(tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
+        encoder, benchmark = self._encoder(task, folder), self._registry.benchmark(task)
+        stop_ids = frozenset(encoder.tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
         made = []
         for example, ids in self._all(planned, folder):
             given = method.prompt(base, ids, example.max_new_tokens)
             scored = min(example.scored, len(given) - 1)
-            made.append(Request(example.id, given, example.max_new_tokens, stop_ids, task.min_new_tokens, scored))
+            made.append(
+                Request(
+                    example.id,
+                    given,
+                    example.max_new_tokens,
+                    stop_ids,
+                    task.min_new_tokens,
+                    scored,
+                    self._drafts(benchmark, encoder, example),
+                )
+            )
         return made
+
+    @staticmethod
+    def _drafts(benchmark: Benchmark, encoder: PromptEncoder, example: Example) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of a right answer, as they would follow on the prompt."""
+        if not example.references or example.scored:
+            return ()
+        draft = encoder.continuation(example.prompt, example.answer_prefix, benchmark.answer(example.references))
+        return (tuple(draft[:_DRAFT]),) if draft else ()
 
     def _all(self, planned: PlannedCell, folder: Path) -> Made:
         key = (planned.task.name, folder, planned.cell.length, planned.n)

@@ -76,6 +76,8 @@ class Request:
     """No end or stop token is chosen before so many tokens."""
     scored: int = 0
     """Tokens at the end whose loss is wanted, instead of a continuation."""
+    drafts: tuple[tuple[int, ...], ...] = ()
+    """Guesses at the continuation, the likeliest first: they may save time and never change a token."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -68,6 +69,10 @@ class CommonWords(IndexedBenchmark):
             n_tokens=n_tokens,
             max_new_tokens=max_new_tokens,
         )
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Number the words as the worked example does."""
+        return " ".join(f"{place}. {word}" for place, word in enumerate(references, 1))
 
     def _one_shot(self, avoid: list[str], rng: random.Random, short: bool) -> str:
         size, common_repeats, uncommon_repeats = (20, 3, 1) if short else (40, 10, 3)
@@ -142,6 +147,10 @@ class FrequentWords(IndexedBenchmark):
             n_tokens=n_tokens,
             max_new_tokens=max_new_tokens,
         )
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the words as the question names them: one after another."""
+        return ", ".join(references)
 
 
 def _coded_words(rng: random.Random, count: int, letters: int) -> list[str]:

@@ -6,6 +6,9 @@ from typing import Any
 
 from longctx_bench.errors import UserError
 
+_END = 64
+"""Characters of a prompt's end that decide how what follows is split into tokens."""
+
 
 class PromptEncoder:
     """A tokenizer as the benchmarks see it: prompt and answer prefix in, token ids (with BOS) out."""
@@ -50,6 +53,22 @@ class PromptEncoder:
         ):
             ids = ids[:-1]
         return ids
+
+    def continuation(self, prompt: str, answer_prefix: str, answer: str) -> list[int]:
+        """Return token ids of an answer behind a prompt: likely those that a model would write, no more than a guess.
+
+        The prompt's end is tokenised with it, because some tokenizers begin every text with a space of their own.
+        """
+        # Behind a chat template's last words, and behind a space or a new line, an answer begins with no space.
+        opened = self.chat_template and not answer_prefix
+        end = answer_prefix if opened or answer_prefix else prompt[-_END:]
+        gap = "" if opened or end[-1:].isspace() else " "
+        before, both = (
+            self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            for text in (end, end + gap + answer)
+        )
+        same = next((place for place, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
+        return list(both[min(len(before), len(both)) if same is None else same :])
 
     def count(self, prompt: str, answer_prefix: str = "") -> int:
         """Return how many tokens :meth:`encode` gives."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate
 from math import gcd
 from typing import Literal
@@ -90,6 +91,10 @@ class Needles(IndexedBenchmark):
             n_tokens=n_tokens,
             max_new_tokens=max_new_tokens,
         )
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the values as the question joins its keys."""
+        return wording.enumerate_queries(list(references))
 
     def _needle(self, key: str, value: str) -> str:
         return wording.NEEDLE.format(type_needle_v=self.value_type, key=key, value=value)

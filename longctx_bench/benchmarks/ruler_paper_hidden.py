@@ -8,7 +8,7 @@ import re
 import string
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -97,6 +97,10 @@ class PaperNeedles(PaperBenchmark):
         outputs = tuple(value for key in asked for value in answers[key])
         return Draft(prompt, answer_prefix, outputs, measured(context, needles))
 
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the values as the question joins its keys."""
+        return wording.enumerate_queries(list(references))
+
     def _needle(self, key: str, value: str) -> str:
         return wording.NEEDLE.format(type_needle_v=self.value_type, key=key, value=value)
 
@@ -141,6 +145,10 @@ class PaperTracking(PaperBenchmark):
 
         while True:
             yield run.fitting(shown, units, step)
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the names as the worked example does."""
+        return " ".join(references)
 
     def _example(self, run: Run) -> str:
         """Draw the worked example: three-letter names, the value 12345."""

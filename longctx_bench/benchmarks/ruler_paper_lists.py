@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
@@ -67,6 +67,10 @@ class PaperCommonWords(PaperBenchmark):
         shot = f"{wording.CWE_PROMPT.format(context=example)}{wording.CWE_ANSWER} {_numbered(answers)}\n"
         return Draft(shot + wording.CWE_PROMPT.format(context=listed), wording.CWE_ANSWER, tuple(outputs))
 
+    def answer(self, references: Sequence[str]) -> str:
+        """Number the words as the worked example does."""
+        return _numbered(list(references))
+
     def _list(self, run: Run, pool: list[str], words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
         """Draw a list and its most common words as get_example does."""
         drawn = run.sample(pool if words <= len(pool) else self._english(run), words)
@@ -119,6 +123,10 @@ class PaperFrequentWords(PaperBenchmark):
             words += step
         words -= step
         return self._text(run, coded, words), words
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the words as the question names them: one after another."""
+        return ", ".join(references)
 
     def _vocabulary(self, run: Run, size: int) -> list[str]:
         def letters() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import string
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -56,6 +57,10 @@ class VariableTracking(IndexedBenchmark):
             n_tokens=n_tokens,
             max_new_tokens=max_new_tokens,
         )
+
+    def answer(self, references: Sequence[str]) -> str:
+        """Join the names as the worked example does."""
+        return " ".join(references)
 
     def _one_shot(self, encoder: PromptEncoder, budget: int, rng: random.Random) -> str:
         """Return a worked example of at most ``budget`` tokens, or of no noise at all when that is too few."""

@@ -1,17 +1,24 @@
-"""Greedy decoding of a batch: prompts prefilled without padding where that pays, then token by token together."""
+"""Greedy decoding of a batch: each pass reads what is certain and a guess behind it, and keeps what of it was right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
-from longctx_bench.engines.prefill import can_merge, merged
+from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged
+from longctx_bench.engines.prefixes import alike, common, worth_sharing
 from longctx_bench.records import Request
+
+_MOST_LOGITS = 2**27
+"""Logits that a pass may give for guesses: half a GiB in fp32."""
+_SAVED = 0.25
+"""Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -30,6 +37,21 @@ class _Row:
     reason: str = ""
     text: str = ""
 
+    @property
+    def left(self) -> int:
+        """Return how many tokens it may still have."""
+        return self.request.max_new_tokens - len(self.tokens)
+
+
+@dataclass
+class _Read:
+    """Examples and what of them the cache holds, all at its right end."""
+
+    rows: list[_Row]
+    cache: DynamicCache
+    pads: list[int]
+    """Positions of padding on the left of each row."""
+
 
 @dataclass
 class Decoder:
@@ -45,6 +67,10 @@ class Decoder:
     def decode(self, batch: Sequence[Request], settled: Settled, chunk: int) -> list[tuple[str, int, str]]:
         """Continue every request until its end token, its budget, or until its score is settled.
 
+        A request's draft is read together with its prompt. Each position's likeliest token is the one that decoding
+        token by token would have chosen for as long as all before it were right, so that a right draft costs one
+        pass and a wrong one changes nothing.
+
         Args:
             batch: requests; shorter prompts are padded on the left.
             settled: asked after every token of every unfinished example.
@@ -53,88 +79,129 @@ class Decoder:
         Returns:
             Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
         """
-        logits, mask, cache = self._start(batch, chunk)
         rows = [_Row(request) for request in batch]
-        active = list(rows)
-        while True:
-            chosen = self._allowed(logits[:, -1], active).argmax(dim=-1)
-            keep = [place for place, row in enumerate(active) if not self._advance(row, int(chosen[place]), settled)]
-            if not keep:
-                return [(row.text, len(row.tokens), row.reason) for row in rows]
-            if len(keep) < len(active):
-                # Finished examples leave the batch: their keys and values need not be read again.
-                index = torch.tensor(keep, device=chosen.device)
-                cache.batch_select_indices(index)
-                chosen = chosen[index]
-                mask = None if mask is None else mask[index]
-                active = [active[place] for place in keep]
-            logits, mask = self._step(chosen, mask, cache)
+        read = self._start(rows, settled, chunk)
+        while read is not None:
+            latest = torch.tensor([row.tokens[-1:] for row in read.rows], device=self.model.device)
+            logits = self._feed(read.cache, latest, read.pads, keep=1)
+            self._chosen(read.rows, logits, [[]] * len(read.rows), settled)
+            read = self._unfinished(read)
+        return [(row.text, len(row.tokens), row.reason) for row in rows]
 
-    def _allowed(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-        """Rule out end and stop tokens ``[rows, vocabulary]`` for examples that must not end yet."""
+    def _start(self, rows: list[_Row], settled: Settled, chunk: int) -> _Read | None:
+        """Prefill a batch with its drafts; return what is left to decode."""
+        free = can_merge(self._empty_cache()) and keys_are_final(self.model)
+        groups = self._groups(rows, free)
+        reached: dict[int, Piece] = {}
+        before: tuple[Sequence[int], DynamicCache | None] = ((), None)
+        for group in groups:
+            drafts = [self._draft(row, len(group)) if free else [] for row in group]
+            ids, cache = group[0].request.input_ids, self._empty_cache()
+            if free and len(group) == 1 and before[1] is not None:
+                # The last token is read in any case: its logits are not in a cache.
+                shared = min(common(before[0], ids), len(ids) - 1)
+                cache = branch(before[1], shared if worth_sharing(shared, len(ids)) else 0, cache)
+            pads, logits = self._prefill(group, drafts, cache, chunk)
+            accepted = self._chosen(group, logits, drafts, settled)
+            if not can_merge(cache):
+                return self._unfinished(_Read(group, cache, pads))
+            end = max(len(row.request.input_ids) for row in group)
+            for place, row in enumerate(group):
+                if not row.reason:
+                    reached[id(row)] = Piece(cache, place, pads[place], end + accepted[place])
+            before = (ids, cache) if len(groups) > 1 else before
+        left = [row for row in rows if not row.reason]
+        if not left:
+            return None
+        pieces = [reached[id(row)] for row in left]
+        widest = max(piece.length for piece in pieces)
+        return _Read(left, merged(pieces), [widest - piece.length for piece in pieces])
+
+    def _groups(self, rows: list[_Row], free: bool) -> list[list[_Row]]:
+        """Say which rows are prefilled together: all, or each alone behind the one that begins most like it."""
+        ids = [row.request.input_ids for row in rows]
+        sizes = [len(own) for own in ids]
+        groups = alike([row.request for row in rows]) if free else [[place] for place in range(len(rows))]
+        saved = sum(common(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
+        alone = can_merge(self._empty_cache()) and max(sizes) >= self.alone_from
+        # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
+        if saved > (_SAVED if alone else 2 * _SAVED) * sum(sizes) or (alone and min(sizes) < max(sizes)):
+            return [[rows[place]] for group in groups for place in group]
+        return [rows]
+
+    def _draft(self, row: _Row, rows: int) -> list[int]:
+        """Return as much of the first draft as the budget has room for behind one more token."""
+        most = min(row.left - 1, _MOST_LOGITS // (rows * self.model.config.get_text_config().vocab_size))
+        return list(row.request.drafts[0][: max(0, most)]) if row.request.drafts else []
+
+    def _prefill(
+        self, rows: list[_Row], drafts: list[list[int]], cache: DynamicCache, chunk: int
+    ) -> tuple[list[int], torch.Tensor]:
+        """Fill a cache with prompts and drafts; return the padding and logits ``[rows, longest draft + 1, words]``."""
+        end = max(len(row.request.input_ids) for row in rows)
+        width = max(map(len, drafts))
+        ids = torch.zeros(len(rows), end + width, dtype=torch.long)
+        pads = [end - len(row.request.input_ids) for row in rows]
+        for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            ids[place, pads[place] : end + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
+        ids = ids.to(self.model.device)
+        starts = range(cache.get_seq_length(), end, chunk)
+        for start in starts[:-1]:
+            self._feed(cache, ids[:, start : start + chunk], pads, keep=1)
+        return pads, self._feed(cache, ids[:, starts[-1] :], pads, keep=width + 1)
+
+    def _feed(self, cache: DynamicCache, ids: torch.Tensor, pads: list[int], keep: int) -> torch.Tensor:
+        """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each."""
+        past = cache.get_seq_length()
+        places = torch.arange(past + ids.shape[1], device=ids.device)
+        left = torch.tensor(pads, device=ids.device)[:, None]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=(places >= left).long() if any(pads) else None,
+            position_ids=(places[past:] - left).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+    def _chosen(self, rows: list[_Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:
+        """Add to each example the likeliest tokens for as long as its guess was right, and the one after.
+
+        Args:
+            rows: examples that are not finished.
+            logits: ``[rows, longest guess + 1, vocabulary]``, the first of each before its guess.
+            guesses: the tokens that were read behind each example.
+            settled: as :meth:`decode` takes it.
+
+        Returns:
+            How many tokens of each guess were right and may stay in the cache.
+        """
         for place, row in enumerate(rows):
-            if len(row.tokens) < row.request.min_new_tokens:
-                logits[place, list(self.eos | row.request.stop_ids)] = -torch.inf
-        return logits
+            bound = row.request.min_new_tokens - len(row.tokens)
+            if bound > 0:
+                logits[place, :bound, list(self.eos | row.request.stop_ids)] = -torch.inf
+        likeliest = logits.argmax(dim=-1).tolist()
+        accepted = []
+        for row, tokens, guess in zip(rows, likeliest, guesses, strict=True):
+            right = 0
+            while not self._advance(row, tokens[right], settled) and guess[right : right + 1] == [tokens[right]]:
+                right += 1
+            accepted.append(right)
+        return accepted
 
-    def _start(self, batch: Sequence[Request], chunk: int) -> tuple[torch.Tensor, torch.Tensor | None, DynamicCache]:
-        """Prefill a batch; return the last logits ``[batch, 1, vocabulary]``, the mask and the filled cache."""
-        ids, mask = self._padded(batch)
-        cache = self._empty_cache()
-        if mask is None or ids.shape[1] < self.alone_from or not can_merge(cache):
-            return self._prefill(ids, mask, cache, chunk), mask, cache
-        caches = [self._empty_cache() for _ in batch]
-        alone = zip(batch, caches, strict=True)
-        logits = [self._prefill(self._padded([request])[0], None, own, chunk) for request, own in alone]
-        return torch.cat(logits), mask, merged(caches, ids.shape[1])
+    def _unfinished(self, read: _Read) -> _Read | None:
+        """Drop examples that are finished: their keys and values need not be read again."""
+        keep = [place for place, row in enumerate(read.rows) if not row.reason]
+        if len(keep) == len(read.rows):
+            return read
+        if not keep:
+            return None
+        read.cache.batch_select_indices(torch.tensor(keep, device=self.model.device))
+        return _Read([read.rows[place] for place in keep], read.cache, [read.pads[place] for place in keep])
 
     def _empty_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
-
-    def _padded(self, batch: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return ids ``[batch, longest]`` and the attention mask, which is None when nothing is padded."""
-        longest = max(len(request.input_ids) for request in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, request in enumerate(batch):
-            ids[row, longest - len(request.input_ids) :] = torch.tensor(list(request.input_ids))
-            mask[row, longest - len(request.input_ids) :] = 1
-        padded = not bool(mask.all())
-        return ids.to(self.model.device), mask.to(self.model.device) if padded else None
-
-    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor | None, cache: DynamicCache, chunk: int) -> torch.Tensor:
-        """Fill the cache; return the logits of the last position only, ``[batch, 1, vocabulary]``."""
-        positions = _positions(ids, mask)
-        for start in range(0, ids.shape[1], chunk):
-            end = min(start + chunk, ids.shape[1])
-            output = self.model(
-                input_ids=ids[:, start:end],
-                attention_mask=None if mask is None else mask[:, :end],
-                position_ids=positions[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        return output.logits  # type: ignore[no-any-return]
-
-    def _step(
-        self, chosen: torch.Tensor, mask: torch.Tensor | None, cache: DynamicCache
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        past = cache.get_seq_length()
-        if mask is None:
-            positions = torch.full((len(chosen), 1), past, device=chosen.device)
-        else:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            positions = mask.sum(dim=1, keepdim=True) - 1
-        output = self.model(
-            input_ids=chosen[:, None],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits, mask
 
     def _advance(self, row: _Row, token: int, settled: Settled) -> bool:
         """Add a token to an example; return True when the example is finished."""
@@ -149,10 +216,3 @@ class Decoder:
         elif len(row.tokens) >= row.request.max_new_tokens:
             row.reason = "length"
         return bool(row.reason)
-
-
-def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return position ids ``[batch, tokens]`` that start at 0 behind the padding."""
-    if mask is None:
-        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)

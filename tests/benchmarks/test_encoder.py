@@ -33,3 +33,15 @@ def test_a_tokenizer_without_chat_template_is_refused(plain_tokenizer: Any) -> N
     plain_tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         PromptEncoder(plain_tokenizer, chat_template=True)
+
+
+def test_an_answer_continues_the_prompts_tokens(bos_tokenizer: Any) -> None:
+    encoder = PromptEncoder(bos_tokenizer)
+    prompt, prefix = "A special magic number is hidden.\n", " The special magic number is"
+    for answer in ("1234567", "3141592, and 2718281"):
+        ids = encoder.encode(prompt, prefix)
+        assert ids + encoder.continuation(prompt, prefix, answer) == encoder.encode(f"{prompt}{prefix} {answer}")
+    assert bos_tokenizer.decode(encoder.continuation("Numbers:\n", "", "12")) == "12", "a new line needs no space"
+    chat = PromptEncoder(bos_tokenizer, chat_template=True)
+    assert bos_tokenizer.decode(chat.continuation("Which number?", "", "12")) == "12", "an answer begins the reply"
+    assert bos_tokenizer.decode(chat.continuation("Which number?", "It is", "12")) == " 12"
