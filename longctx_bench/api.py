@@ -10,6 +10,7 @@ import pandas as pd
 
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
@@ -85,6 +86,7 @@ def run(
     out: str | Path = "results",
     rerun: bool = False,
     registry: Registry | None = None,
+    server: Server | None = None,
 ) -> pd.DataFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -96,7 +98,7 @@ def run(
         limit: examples a cell; each task's own number when None.
         seed: of all random choices in the examples.
         protocol: ``ruler@paper`` for upstream's own procedure.
-        engine: ``hf`` or ``echo``.
+        engine: ``hf``, ``openai`` or ``echo``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_tokens: tokens a batch; from the free memory when None.
@@ -104,6 +106,7 @@ def run(
         out: the run's folder; what it holds already is not measured again.
         rerun: measure again what is there.
         registry: knows the names; the built-in one when None.
+        server: what ``openai`` asks.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -117,7 +120,7 @@ def run(
         registry.variants(model), registry.select_tasks(tasks, protocol), tuple(scale), tuple(length), limit, seed,
         chat_template, rerun,
     )  # fmt: skip
-    runs_on = make_engine(engine, device, dtype, batch_tokens)
+    runs_on = make_engine(engine, device, dtype, batch_tokens, server)
     store = ResultStore(Path(out))
     outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on, store, registry))
     if outcome.failed:

@@ -15,6 +15,7 @@ from longctx_bench.data import fetch
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.exported import Exported, Mark, mark_of
 from longctx_bench.plugins import load_class
 from longctx_bench.specs import (
     DataSpec,
@@ -123,14 +124,13 @@ class Registry:
             return self._variant(model.native_method, model)
         prefix, colon, rest = text.partition(":")
         if colon and prefix in self.methods:
-            return self._variant(prefix, self.models.get(rest) or self._unlisted(rest))
+            return self._variant(prefix, self.models[rest]) if rest in self.models else self._other(rest, prefix)
         for method in sorted(self.methods, key=len, reverse=True):
             base = text.removeprefix(f"{method}-")
             if base != text and base in self.models:
                 return self._variant(method, self.models[base])
         if Path(text).is_dir() or ("/" in text and not colon):
-            model = self._unlisted(text)
-            return self._variant(model.native_method, model)
+            return self._other(text)
         if colon:
             raise UserError(f"--model {text}: unknown method '{prefix}'{near_miss(prefix, self.methods)}")
         names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
@@ -156,7 +156,20 @@ class Registry:
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
-    def _unlisted(self, name: str) -> ModelSpec:
+    def _other(self, name: str, method: str | None = None) -> Variant:
+        """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
+        model, mark = self._unlisted(name)
+        if mark is None:
+            return self._variant(method or model.native_method, model)
+        if method is not None or mark.method in self.settings:
+            raise UserError(
+                f"{name}: was exported as {mark.method} for {mark.length} tokens, which stands in its weights; name it "
+                f"alone, without a method and without --set {mark.method}"
+            )
+        spec = MethodSpec(name=mark.method, use="longctx_bench.methods.exported:Exported", description="exported")
+        return Variant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
+
+    def _unlisted(self, name: str) -> tuple[ModelSpec, Mark | None]:
         """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
         folder = Path(name).expanduser()
         local = folder.is_dir()
@@ -164,17 +177,20 @@ class Registry:
             raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
         source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
         config = model_config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
-        length = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get(
-            "original_max_position_embeddings"
-        ) or config.get("max_position_embeddings")
+        mark = mark_of(config, name)
+        rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        length = rotary.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        if mark is not None:
+            length = mark.original_length
         if not isinstance(length, int) or length < 1:
             raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
-        return ModelSpec(
+        model = ModelSpec(
             name=safe_name(folder.resolve().name if local else name.replace("/", "--")),
             source=source,
             original_length=length,
             native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",
         )
+        return model, mark
 
     # -- tasks --------------------------------------------------------------------------------------------------
 

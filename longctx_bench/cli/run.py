@@ -8,10 +8,18 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import engine_options, make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.options import (
+    engine_options,
+    make_registry,
+    make_server,
+    parse_lengths,
+    parse_scales,
+    registry_options,
+    server_options,
+)
 from longctx_bench.errors import UserError
 
-ENGINES = ("hf", "echo")
+ENGINES = ("hf", "openai", "echo")
 
 
 @click.command("run")
@@ -31,6 +39,7 @@ ENGINES = ("hf", "echo")
 @click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
 @click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
 @engine_options
+@server_options
 @click.option(
     "--temperature",
     type=click.Choice(["auto", "none", "paper", "perplexity", "retrieval"]),
@@ -44,7 +53,8 @@ ENGINES = ("hf", "echo")
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
     engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
-    dry_run: bool, temperature: str | None, baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
+    dry_run: bool, temperature: str | None, base_url: str | None, model_name: str | None, concurrency: int,
+    request_timeout: float, baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
     local_data: tuple[str, ...], settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
@@ -58,6 +68,7 @@ def run_command(
     if temperature is not None and not any(variant.method_name == "drope" for variant in variants):
         raise UserError(f"--temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
     chosen = registry.select_tasks(tasks, protocol)
+    server = make_server(base_url, model_name, concurrency, request_timeout)
 
     from longctx_bench.cli.progress import Bars
     from longctx_bench.engines import make_engine
@@ -66,7 +77,7 @@ def run_command(
     from longctx_bench.store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
-    runs_on = make_engine(engine, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    runs_on = make_engine(engine, device=device, dtype=dtype, batch_tokens=batch_tokens, server=server)
     store = ResultStore(out)
     cells = plan(spec, runs_on, store, registry)
     if dry_run:

@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     name: str
     dtype: str
-    """What the numbers were computed in: ``float32``, ``bfloat16`` or ``none``."""
+    """What the numbers were computed in: ``float32``, ``bfloat16``, ``server`` (what it chose) or ``none``."""
     device: str
 
     def load(self, folder: Any) -> None:
