@@ -27,10 +27,10 @@ class Ahead(Generic[T]):
         """Yield the answers to a batch in its order; whatever an answer raises ends all that is under way."""
         place = self._places.get(id(batch[-1]))
         following = [] if place is None else self._order[place + 1 : place + self._width]
-        for request in (*batch, *following):
-            if id(request) not in self._waiting:
-                self._waiting[id(request)] = ask(request)
         try:
+            for request in (*batch, *following):
+                if id(request) not in self._waiting:
+                    self._waiting[id(request)] = ask(request)
             for request in batch:
                 yield self._waiting.pop(id(request)).result()
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from longctx_bench.records import Request
 
@@ -13,7 +13,7 @@ from longctx_bench.records import Request
 class Model(BaseModel):
     """An entry of ``/models``."""
 
-    id: str
+    id: str = Field(max_length=500)
     max_model_len: int | None = None
     """Tokens of prompt and answer that it takes, where the server says so (vLLM)."""
 
