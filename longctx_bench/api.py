@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
 from longctx_bench.executors import make_executor
 from longctx_bench.plan import RunSpec, plan
@@ -88,6 +89,7 @@ def run(
     executor: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
+    server: Server | None = None,
 ) -> pd.DataFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -99,7 +101,7 @@ def run(
         limit: examples a cell; each task's own number when None.
         seed: of all random choices in the examples.
         protocol: ``ruler@paper`` for upstream's own procedure.
-        engine: ``hf`` or ``echo``.
+        engine: ``hf``, ``openai`` or ``echo``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_tokens: tokens a batch; from the free memory when None.
@@ -110,6 +112,7 @@ def run(
         executor: ``local``, or ``ray`` for the workers of a Ray cluster.
         workers: engines on the Ray cluster; one a GPU, or without GPUs one a node, when None.
         ray_address: of the Ray cluster; the one that Ray finds, or a new one on this machine, when None.
+        server: what ``openai`` asks.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -123,7 +126,7 @@ def run(
         registry.variants(model), registry.select_tasks(tasks, protocol), tuple(scale), tuple(length), limit, seed,
         chat_template, rerun,
     )  # fmt: skip
-    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens}
+    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens, "server": server}
     store = ResultStore(Path(out))
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on.engine, store, registry))

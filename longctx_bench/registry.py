@@ -10,16 +10,15 @@ from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval import PREFIX
-from longctx_bench.beside_weights import fits, model_config
-from longctx_bench.data import fetch
+from longctx_bench.beside_weights import fits
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import safe_name, shipped_folder
+from longctx_bench.files import shipped_folder
 from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.exported import Exported
 from longctx_bench.plugins import load_class
 from longctx_bench.specs import (
     DataSpec,
     Groups,
-    HubSource,
     MethodSpec,
     ModelSpec,
     PathSource,
@@ -29,8 +28,8 @@ from longctx_bench.specs import (
     read_yaml,
     validate,
 )
+from longctx_bench.unlisted import unlisted
 
-_DROPE_TYPES = ("llama_drope", "qwen2_drope")
 ALL = 1_000_000_000
 """Examples asked for where a task's own data decide how many there are."""
 
@@ -123,14 +122,13 @@ class Registry:
             return self._variant(model.native_method, model)
         prefix, colon, rest = text.partition(":")
         if colon and prefix in self.methods:
-            return self._variant(prefix, self.models.get(rest) or self._unlisted(rest))
+            return self._variant(prefix, self.models[rest]) if rest in self.models else self._other(rest, prefix)
         for method in sorted(self.methods, key=len, reverse=True):
             base = text.removeprefix(f"{method}-")
             if base != text and base in self.models:
                 return self._variant(method, self.models[base])
         if Path(text).is_dir() or ("/" in text and not colon):
-            model = self._unlisted(text)
-            return self._variant(model.native_method, model)
+            return self._other(text)
         if colon:
             raise UserError(f"--model {text}: unknown method '{prefix}'{near_miss(prefix, self.methods)}")
         names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
@@ -156,35 +154,27 @@ class Registry:
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
-    def rebuilt(self, model: ModelSpec, method: str, params: Mapping[str, Any], source: Source) -> Variant:
+    def rebuilt(self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source) -> Variant:
         """Return a variant from the parts that another registry of the same names resolved.
 
         Raises:
             UserError: the method's class cannot be loaded here.
         """
-        spec = self.methods[method]
-        kind = load_class(spec.use, Method, f"baselines/{method}", self._folders.get(method))  # type: ignore[type-abstract]
-        return Variant(model, spec, validate(kind, dict(params), f"method {method}"), source)
+        kind = load_class(spec.use, Method, f"baselines/{spec.name}", self._folders.get(spec.name))  # type: ignore[type-abstract]
+        return Variant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source)
 
-    def _unlisted(self, name: str) -> ModelSpec:
-        """Describe a hub repository or folder that no YAML lists, from its ``config.json``."""
-        folder = Path(name).expanduser()
-        local = folder.is_dir()
-        if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-            raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
-        source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
-        config = model_config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
-        length = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get(
-            "original_max_position_embeddings"
-        ) or config.get("max_position_embeddings")
-        if not isinstance(length, int) or length < 1:
-            raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
-        return ModelSpec(
-            name=safe_name(folder.resolve().name if local else name.replace("/", "--")),
-            source=source,
-            original_length=length,
-            native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",
-        )
+    def _other(self, name: str, method: str | None = None) -> Variant:
+        """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
+        model, mark = unlisted(name)
+        if mark is None:
+            return self._variant(method or model.native_method, model)
+        if method is not None or mark.method in self.settings:
+            raise UserError(
+                f"{name}: was exported as {mark.method} for {mark.length} tokens, which stands in its weights; name it "
+                f"alone, without a method and without --set {mark.method}"
+            )
+        spec = MethodSpec(name=mark.method, use="longctx_bench.methods.exported:Exported", description="exported")
+        return Variant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
 
     # -- tasks --------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import click
 
 from longctx_bench.cli.compare import compare_command
 from longctx_bench.cli.data import data_group, examples_command
+from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
 from longctx_bench.cli.probe import probe_group
@@ -36,6 +37,7 @@ cli.add_command(examples_command)
 cli.add_command(data_group)
 cli.add_command(train_command)
 cli.add_command(calibrate_command)
+cli.add_command(export_command)
 cli.add_command(probe_group)
 
 

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from longctx_bench.engines.base import Engine
+from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
 
 
-def make_engine(name: str, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None) -> Engine:
+def make_engine(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int | None = None,
+    server: Server | None = None,
+) -> Engine:
     """Return an engine ready to load checkpoints.
 
     Args:
-        name: ``hf`` or ``echo``.
+        name: ``hf``, ``openai`` or ``echo``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         batch_tokens: tokens a batch; from the free memory when None.
+        server: what ``openai`` asks.
 
     Raises:
         UserError: no such engine, or it cannot run here.
     """
+    if name == "openai":
+        from longctx_bench.engines.openai import OpenAIEngine
+
+        if server is None:
+            raise UserError("--engine openai needs --base-url, such as http://localhost:8000")
+        if (device, dtype, batch_tokens) != ("auto", "auto", None):
+            raise UserError("--engine openai: device, dtype and batches are the server's; set them there")
+        return OpenAIEngine(server)
+    if server is not None:
+        raise UserError(f"--base-url: goes with --engine openai, not with {name}")
     if name == "echo":
         from longctx_bench.engines.echo import EchoEngine
 
@@ -26,4 +44,4 @@ def make_engine(name: str, device: str = "auto", dtype: str = "auto", batch_toke
         from longctx_bench.engines.hf import HFEngine
 
         return HFEngine(device, dtype, batch_tokens)
-    raise UserError(f"--engine {name}: choose hf or echo")
+    raise UserError(f"--engine {name}: choose hf, openai or echo")

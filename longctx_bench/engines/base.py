@@ -49,7 +49,7 @@ class EngineFacts(Protocol):
 
     name: str
     dtype: str
-    """What the numbers were computed in: ``float32``, ``bfloat16`` or ``none``."""
+    """What the numbers were computed in: ``float32``, ``bfloat16``, ``server`` (what it chose) or ``none``."""
     device: str
 
     def footprint(self, folder: Any) -> Footprint | None:

@@ -14,7 +14,7 @@ from typing import Any
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.registry import Registry, Variant
-from longctx_bench.specs import ModelSpec, PathSource, Source
+from longctx_bench.specs import MethodSpec, ModelSpec, PathSource, Source
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".pyc")
 """Left behind: a model that a models.yaml names by its path is read where it lies."""
@@ -35,7 +35,7 @@ class VariantParts:
     """A variant without live objects: its class may come from a folder that only the other side's registry has."""
 
     model: ModelSpec
-    method: str
+    spec: MethodSpec
     params: dict[str, Any]
     source: Source
     digest: str | None
@@ -72,7 +72,7 @@ def parts(variant: Variant, base: Base, digest: str | None) -> VariantParts:
     source = variant.source
     if isinstance(source, PathSource):
         source = source.model_copy(update={"path": source.path.resolve()})
-    return VariantParts(variant.model, variant.method_name, variant.method.model_dump(), source, digest, base)
+    return VariantParts(variant.model, variant.spec, variant.method.model_dump(), source, digest, base)
 
 
 def _zipped(folders: Sequence[Path]) -> tuple[bytes, ...]:

@@ -172,7 +172,7 @@ class Worker:
         from longctx_bench.engines.base import Contestant
 
         given = order.variant
-        variant = self._registry.rebuilt(given.model, given.method, given.params, given.source)
+        variant = self._registry.rebuilt(given.model, given.spec, given.params, given.source)
         return Contestant(given.base, variant.method, order.length)
 
     def _guarded(self, work: Callable[[], T]) -> T | Failure:

@@ -72,7 +72,7 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
     with scratch as folder:
         assert not list(Path(folder).rglob("*.safetensors")), "weights are not sent"
         sent = parts(variant, variant.base({}), None)
-        back = elsewhere.rebuilt(sent.model, sent.method, sent.params, sent.source)
+        back = elsewhere.rebuilt(sent.model, sent.spec, sent.params, sent.source)
     assert back.method.model_dump() == variant.method.model_dump()
     assert back.method.model_dump()["strength"] == 0.25
     assert (back.model, back.source) == (variant.model, variant.source)

@@ -1,0 +1,45 @@
+"""Models that no YAML lists: a hub repository or a folder, described by its own ``config.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longctx_bench.beside_weights import model_config
+from longctx_bench.data import fetch
+from longctx_bench.errors import UserError
+from longctx_bench.files import safe_name
+from longctx_bench.methods.exported import Mark, mark_of
+from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source
+
+_DROPE_TYPES = ("llama_drope", "qwen2_drope")
+
+
+def unlisted(name: str) -> tuple[ModelSpec, Mark | None]:
+    """Describe a model, and what it was exported as if ``longctx-bench export`` wrote it.
+
+    Args:
+        name: a hub id (``ORGANISATION/NAME``) or a folder.
+
+    Raises:
+        UserError: there is none of that name, or its config does not say what its training context was.
+    """
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
+    source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
+    config = model_config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
+    mark = mark_of(config, name)
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    length = rotary.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    if mark is not None:
+        length = mark.original_length
+    if not isinstance(length, int) or length < 1:
+        raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
+    model = ModelSpec(
+        name=safe_name(folder.resolve().name if local else name.replace("/", "--")),
+        source=source,
+        original_length=length,
+        native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",
+    )
+    return model, mark
