@@ -11,7 +11,7 @@ import click
 from longctx_bench.cli.options import engine_options, make_registry, parse_lengths, parse_scales, registry_options
 from longctx_bench.errors import UserError
 
-ENGINES = ("hf", "echo")
+ENGINES = ("hf", "vllm", "echo")
 
 
 @click.command("run")
@@ -32,6 +32,14 @@ ENGINES = ("hf", "echo")
 @click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
 @engine_options
 @click.option(
+    "--tensor-parallel",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="GPUS",
+    help="GPUs that share each layer, with --engine vllm.",
+)
+@click.option(
     "--temperature",
     type=click.Choice(["auto", "none", "paper", "perplexity", "retrieval"]),
     help="Where DroPE's softmax temperature comes from; short for --set drope.calibration=.",
@@ -43,9 +51,9 @@ ENGINES = ("hf", "echo")
 @registry_options
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
-    engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
-    dry_run: bool, temperature: str | None, baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
-    local_data: tuple[str, ...], settings: tuple[str, ...],
+    engine: str, dtype: str, device: str, batch_tokens: int | None, tensor_parallel: int, chat_template: bool,
+    out: Path, resume: bool, dry_run: bool, temperature: str | None, baselines: tuple[Path, ...],
+    task_folder: tuple[Path, ...], local_data: tuple[str, ...], settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
     scales, lengths = parse_scales(scale), parse_lengths(length)
@@ -66,7 +74,7 @@ def run_command(
     from longctx_bench.store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
-    runs_on = make_engine(engine, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    runs_on = make_engine(engine, device, dtype, batch_tokens, tensor_parallel)
     store = ResultStore(out)
     cells = plan(spec, runs_on, store, registry)
     if dry_run:

@@ -6,18 +6,23 @@ from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
 
 
-def make_engine(name: str, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None) -> Engine:
+def make_engine(
+    name: str, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, tensor_parallel: int = 1
+) -> Engine:
     """Return an engine ready to load checkpoints.
 
     Args:
-        name: ``hf`` or ``echo``.
+        name: ``hf``, ``vllm`` or ``echo``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         batch_tokens: tokens a batch; from the free memory when None.
+        tensor_parallel: devices that share each layer; vllm alone.
 
     Raises:
         UserError: no such engine, or it cannot run here.
     """
+    if tensor_parallel != 1 and name != "vllm":
+        raise UserError(f"--tensor-parallel: --engine {name} runs on one device; use --engine vllm")
     if name == "echo":
         from longctx_bench.engines.echo import EchoEngine
 
@@ -26,4 +31,8 @@ def make_engine(name: str, device: str = "auto", dtype: str = "auto", batch_toke
         from longctx_bench.engines.hf import HFEngine
 
         return HFEngine(device, dtype, batch_tokens)
-    raise UserError(f"--engine {name}: choose hf or echo")
+    if name == "vllm":
+        from longctx_bench.engines.vllm import VLLMEngine
+
+        return VLLMEngine(device, dtype, batch_tokens, tensor_parallel)
+    raise UserError(f"--engine {name}: choose hf, vllm or echo")
