@@ -11,6 +11,7 @@ from longctx_bench.cli.compare import compare_command
 from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
 from longctx_bench.cli.results import report_command, score_command, show_command
 from longctx_bench.cli.run import run_command
@@ -37,6 +38,7 @@ cli.add_command(data_group)
 cli.add_command(train_command)
 cli.add_command(calibrate_command)
 cli.add_command(probe_group)
+cli.add_command(parity_command)
 
 
 def main() -> None:

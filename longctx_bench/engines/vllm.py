@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -154,17 +155,23 @@ class VLLMEngine:
         """Ask the model that is loaded a question of ``vllm_plugin.WorkerQuestions``; the first worker's answer."""
         return self._llm.collective_rpc(question, args=arguments)[0]
 
-    def first_log_probabilities(
+    def answers(
         self, batch: Sequence[Request], contestant: Contestant, top: int
-    ) -> list[dict[int, float]]:
-        """Return the log-probabilities of the ``top`` likeliest first tokens of each request, in order."""
-        self.prepare(batch, contestant)
-        from vllm import SamplingParams
+    ) -> list[tuple[list[int], list[dict[int, float]]]]:
+        """Return each request's greedy tokens, and at each of them the ``top`` largest log-probabilities, in order.
 
+        Raises:
+            UserError: as :meth:`generate`.
+        """
+        self._longest = max(map(total_tokens, batch), default=0)
+        self.prepare(batch, contestant)
         asked = [{"prompt_token_ids": list(request.input_ids)} for request in batch]
-        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=top, ignore_eos=True, detokenize=False)
-        found = self._llm.generate(asked, params, use_tqdm=False)
-        return [{token: item.logprob for token, item in answer.outputs[0].logprobs[0].items()} for answer in found]
+        params = [self._sampling(request, logprobs=top) for request in batch]
+        found = [answer.outputs[0] for answer in self._llm.generate(asked, params, use_tqdm=False)]
+        return [
+            (list(best.token_ids), [{token: item.logprob for token, item in step.items()} for step in best.logprobs])
+            for best in found
+        ]
 
     def prepare(self, batch: Sequence[Request], contestant: Contestant) -> None:
         """Have a vLLM engine with the contestant's positions, the one there is if it has them.
@@ -224,7 +231,7 @@ class VLLMEngine:
         self._llm = self._built = None
         gc.collect()
 
-    def _sampling(self, request: Request) -> Any:
+    def _sampling(self, request: Request, logprobs: int | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -236,7 +243,8 @@ class VLLMEngine:
             # The end tokens are among the stop tokens, by our reading of the checkpoint and not by vLLM's.
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            logprobs=logprobs,
+            output_kind=RequestOutputKind.FINAL_ONLY if logprobs else RequestOutputKind.DELTA,
         )
 
     def _advance(self, row: _Row, token: int, settled: Settled) -> bool:
@@ -259,6 +267,7 @@ class VLLMEngine:
 def _prepare_environment(tensor_parallel: int) -> None:
     """Choose what vLLM reads from the environment when it is imported; what a user has set stays."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     if tensor_parallel == 1:

@@ -36,7 +36,8 @@ class ProjectionNorm(nn.Module):
         if size % self.parts:
             raise ValueError(f"{size} normalised channels cannot be split over {self.parts} devices")
         self.weight = nn.Parameter(torch.ones(size // self.parts))
-        self.weight.weight_loader = self._load
+        # Where vLLM looks for how a weight is read.
+        setattr(self.weight, "weight_loader", self._load)  # noqa: B010 (no attribute that the type checker knows)
 
     def _load(self, own: nn.Parameter, whole: torch.Tensor) -> None:
         start = get_tensor_model_parallel_rank() * len(own)
@@ -51,8 +52,10 @@ class ProjectionNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(squares / self.size + self.eps)).to(projected.dtype)
 
 
-class DropeAttention(LlamaAttention):
+class DropeAttention(LlamaAttention):  # type: ignore[misc]
     """Causal attention that rotates nothing."""
+
+    scaling: float
 
     def _init_rotary_emb(self, config: Any, quant_config: Any) -> None:
         # Called between the projections and the attention layer, which takes its scale from here.
@@ -78,14 +81,14 @@ class DropeAttention(LlamaAttention):
         return mixed  # type: ignore[no-any-return]
 
 
-class DropeDecoderLayer(LlamaDecoderLayer):
+class DropeDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
     """A Llama layer around :class:`DropeAttention`."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "", config: Any = None) -> None:
         super().__init__(vllm_config, prefix, config, attn_layer_type=DropeAttention)
 
 
-class LlamaDropeForCausalLM(LlamaForCausalLM):
+class LlamaDropeForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
     """``llama_drope``, and a Llama whose positions are taken away and whose softmax is sharpened."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
