@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +90,15 @@ def test_no_positions_are_the_same_as_frequencies_too_small_to_turn_anything() -
     )
     assert (found["passed"], found["rotary"]["positions"]) == (True, False)
     assert compare((answers, None), (answers, None), Tolerance(), "float32")["passed"]
+
+
+def test_other_engines_are_refused(call: Any, tmp_path: Path) -> None:
+    code, _, said = call("parity", "drope-tiny", "--engines", "hf,echo", "--out", tmp_path)
+    assert (code, "only hf,vllm" in said) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_command_says_what_to_install(call: Any, tmp_path: Path) -> None:
+    code, _, said = call("parity", "drope-tiny", "--out", tmp_path)
+    assert (code, "longctx-bench[vllm]" in said) == (2, True)

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +27,8 @@ _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
 """Tokens a batch, the unit of resuming; vLLM itself schedules as many of them at a time as its memory holds."""
 _CPU_CACHE_TOKENS = 65536
 """Tokens whose keys and values are kept on a CPU, where vLLM cannot find out what is free; more if one prompt is."""
+_CPU_CACHE_SHARE = 0.4
+"""Of the free memory, that they may take beyond what one prompt needs."""
 _BLOCK = 128
 """Tokens that vLLM's CPU cache gives out at a time."""
 
@@ -135,11 +136,12 @@ class VLLMEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return vLLM's version, device name, dtype and what else could change a number."""
+        from vllm import __version__
         from vllm.platforms import current_platform
 
         return {
             "engine": self.name,
-            "vllm": _vllm_version(),
+            "vllm": __version__,
             "device": "cpu" if self.device == "cpu" else current_platform.get_device_name(),
             "dtype": self.dtype,
             "tensor_parallel": self._tensor_parallel,
@@ -220,9 +222,10 @@ class VLLMEngine:
             raise UserError(f"{folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
 
     def _cache_bytes(self, folder: Path, room: int) -> int:
-        per_token = memory.footprint(read_config(folder), folder, self.dtype, self.device).per_token
-        # A block more than the longest prompt fills; a prompt that is refused by that is too long for this machine.
-        return per_token * (max(room, _CPU_CACHE_TOKENS) + 2 * _BLOCK)
+        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+        pays = min(_CPU_CACHE_TOKENS, int(_CPU_CACHE_SHARE * found.available / found.per_token))
+        # One prompt always fits, its last block begun and a spare one; whether the machine has that was asked before.
+        return found.per_token * (max(room, pays) + 2 * _BLOCK)
 
     def _drop(self) -> None:
         if self._llm is None:
@@ -289,9 +292,3 @@ def _dtype(wanted: str, device: str) -> str:
     capabilities = torch.cpu.get_capabilities()
     native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if native else "float32"
-
-
-def _vllm_version() -> str:
-    import vllm
-
-    return str(getattr(vllm, "__version__", None) or version("vllm"))
