@@ -90,6 +90,7 @@ def run(
     workers: int | None = None,
     ray_address: str | None = None,
     server: Server | None = None,
+    tensor_parallel: int = 1,
 ) -> pd.DataFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -113,6 +114,7 @@ def run(
         workers: engines on the Ray cluster; one a GPU, or without GPUs one a node, when None.
         ray_address: of the Ray cluster; the one that Ray finds, or a new one on this machine, when None.
         server: what ``openai`` asks.
+        tensor_parallel: devices that share each layer, with ``vllm``.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -127,6 +129,7 @@ def run(
         chat_template, rerun,
     )  # fmt: skip
     made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens, "server": server}
+    made |= {"tensor_parallel": tensor_parallel}
     store = ResultStore(Path(out))
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on.engine, store, registry))

@@ -12,6 +12,7 @@ from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
 from longctx_bench.cli.results import report_command, score_command, show_command
 from longctx_bench.cli.run import run_command
@@ -39,6 +40,7 @@ cli.add_command(train_command)
 cli.add_command(calibrate_command)
 cli.add_command(export_command)
 cli.add_command(probe_group)
+cli.add_command(parity_command)
 
 
 def main() -> None:

@@ -33,51 +33,6 @@ _ENGINE = (
                  help="Tokens a batch; from the free memory by default."),
 )  # fmt: skip
 
-_EXECUTOR = (
-    click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "ray"]),
-                 help="Where batches run: in this process, or on the workers of a Ray cluster."),
-    click.option("--workers", type=click.IntRange(min=1),
-                 help="Engines on the Ray cluster; by default one a GPU, without GPUs one a node."),
-    click.option("--ray-address", metavar="HOST:PORT",
-                 help="Of the Ray cluster; by default the one that Ray finds, or a new one on this machine."),
-)  # fmt: skip
-
-
-def executor_options(command: F) -> F:
-    """Add the options that say where batches run."""
-    for option in reversed(_EXECUTOR):
-        command = option(command)
-    return command
-
-
-_SERVER = (
-    click.option("--base-url", metavar="URL",
-                 help="The server of --engine openai, such as http://localhost:8000; a key in LONGCTX_BENCH_API_KEY."),
-    click.option("--model-name", metavar="NAME", help="The server's name for the model; the only one by default."),
-    click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1024),
-                 help="Requests to a server at once."),
-    click.option("--request-timeout", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
-                 metavar="SECONDS", help="Silence of a server after which a request is sent again."),
-)  # fmt: skip
-
-
-def server_options(command: F) -> F:
-    """Add the options that say which server to ask, and how."""
-    for option in reversed(_SERVER):
-        command = option(command)
-    return command
-
-
-def make_server(base_url: str | None, model_name: str | None, concurrency: int, request_timeout: float) -> Any:
-    """Build the server from the shared options; None where none is named.
-
-    Raises:
-        UserError: the URL is none.
-    """
-    from longctx_bench.engines.servers import Server
-
-    return None if base_url is None else Server(base_url, model_name, concurrency, request_timeout)
-
 
 def engine_options(command: F) -> F:
     """Add the options that say what a model is run in and on."""

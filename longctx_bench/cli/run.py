@@ -8,20 +8,9 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import (
-    engine_options,
-    executor_options,
-    make_registry,
-    make_server,
-    parse_lengths,
-    parse_scales,
-    parse_settings,
-    registry_options,
-    server_options,
-)
+from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_options
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.errors import UserError, near_miss
-
-ENGINES = ("hf", "openai", "echo")
 
 
 @click.command("run")
@@ -39,9 +28,7 @@ ENGINES = ("hf", "openai", "echo")
 @click.option("--limit", type=click.IntRange(min=1), help="Examples a cell; each task has its own default.")
 @click.option("--seed", default=42, show_default=True, help="Of all random choices in the examples.")
 @click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
-@click.option("--engine", default="hf", show_default=True, type=click.Choice(ENGINES), help="What runs the model.")
-@engine_options
-@server_options
+@engine_choice
 @click.option(
     "--temperature",
     type=click.Choice(["auto", "none", "paper", "perplexity", "retrieval"]),
@@ -61,11 +48,10 @@ ENGINES = ("hf", "openai", "echo")
 @registry_options
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
-    engine: str, dtype: str, device: str, batch_tokens: int | None, chat_template: bool, out: Path, resume: bool,
-    dry_run: bool, temperature: str | None, executor: str, workers: int | None, ray_address: str | None,
-    base_url: str | None, model_name: str | None, concurrency: int, request_timeout: float,
-    baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
-    local_data: tuple[str, ...], settings: tuple[str, ...],
+    chat_template: bool, out: Path, resume: bool, dry_run: bool, temperature: str | None,
+    executor: str, workers: int | None, ray_address: str | None,
+    baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...], settings: tuple[str, ...],
+    **engine: Any,
 ) -> None:  # fmt: skip
     """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
     scales, lengths = parse_scales(scale), parse_lengths(length)
@@ -82,7 +68,7 @@ def run_command(
         if method not in used:
             raise UserError(f"--set {method}.…: no model of this run uses {method}{near_miss(method, used)}")
     chosen = registry.select_tasks(tasks, protocol)
-    server = make_server(base_url, model_name, concurrency, request_timeout)
+    made = engine_arguments(**engine)
 
     from longctx_bench.cli.progress import Bars
     from longctx_bench.executors import make_executor
@@ -91,7 +77,6 @@ def run_command(
     from longctx_bench.store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
-    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens, "server": server}
     store = ResultStore(out)
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)

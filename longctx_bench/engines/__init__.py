@@ -13,19 +13,23 @@ def make_engine(
     dtype: str = "auto",
     batch_tokens: int | None = None,
     server: Server | None = None,
+    tensor_parallel: int = 1,
 ) -> Engine:
     """Return an engine ready to load checkpoints.
 
     Args:
-        name: ``hf``, ``openai`` or ``echo``.
+        name: ``hf``, ``vllm``, ``openai`` or ``echo``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         batch_tokens: tokens a batch; from the free memory when None.
         server: what ``openai`` asks.
+        tensor_parallel: devices that share each layer; vllm alone.
 
     Raises:
         UserError: no such engine, or it cannot run here.
     """
+    if tensor_parallel != 1 and name != "vllm":
+        raise UserError(f"--tensor-parallel: --engine {name} runs on one device; use --engine vllm")
     if name == "openai":
         from longctx_bench.engines.openai import OpenAIEngine
 
@@ -44,4 +48,8 @@ def make_engine(
         from longctx_bench.engines.hf import HFEngine
 
         return HFEngine(device, dtype, batch_tokens)
-    raise UserError(f"--engine {name}: choose hf, openai or echo")
+    if name == "vllm":
+        from longctx_bench.engines.vllm import VLLMEngine
+
+        return VLLMEngine(device, dtype, batch_tokens, tensor_parallel)
+    raise UserError(f"--engine {name}: choose hf, vllm, openai or echo")

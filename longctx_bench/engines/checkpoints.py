@@ -44,6 +44,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def end_ids(folder: Path) -> frozenset[int]:
+    """Return the token ids at which transformers' ``generate`` would stop, read without the weights."""
+    stop = read_config(folder).get("eos_token_id")
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        try:
+            found = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+        except ValueError as error:
+            raise UserError(f"{generation}: cannot be read; fetch the model again") from error
+        stop = stop if found is None else found
+    return frozenset(stop if isinstance(stop, list) else [] if stop is None else [stop])
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint folder.
 

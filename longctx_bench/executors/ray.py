@@ -105,6 +105,8 @@ class RayExecutor:
         Raises:
             UserError: no Ray, no cluster, no room for so many workers, or the engine cannot be made there.
         """
+        if engine.get("server") is not None:
+            raise UserError("--executor ray: a server needs no workers; use --executor local and --concurrency")
         device = str(engine.get("device", "auto"))
         if device.startswith("cuda:"):
             raise UserError(f"--device {device}: Ray gives each worker its own GPU; use --device cuda or auto")
@@ -115,7 +117,7 @@ class RayExecutor:
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             uses_gpus = device != "cpu" and engine.get("name") != "echo"
-            self._layout = layout(nodes, workers, uses_gpus)
+            self._layout = layout(nodes, workers, uses_gpus, engine.get("tensor_parallel", 1))
             self._pool: Pool[Task] = Pool(ray, self._layout, engine, parcel)
             self._engine = RemoteEngine(self._pool)
         except BaseException:

@@ -1,0 +1,64 @@
+"""The options of ``run`` that say what runs the model, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from longctx_bench.cli.options import engine_options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CHOICE = (
+    click.option("--engine", "name", default="hf", show_default=True,
+                 type=click.Choice(["hf", "vllm", "openai", "echo"]), help="What runs the model."),
+    engine_options,
+    click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(min=1), metavar="GPUS",
+                 help="GPUs that share each layer, with --engine vllm."),
+    click.option("--base-url", metavar="URL",
+                 help="The server of --engine openai, such as http://localhost:8000; a key in LONGCTX_BENCH_API_KEY."),
+    click.option("--model-name", metavar="NAME", help="The server's name for the model; the only one by default."),
+    click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1024),
+                 help="Requests to a server at once."),
+    click.option("--request-timeout", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
+                 metavar="SECONDS", help="Silence of a server after which a request is sent again."),
+)  # fmt: skip
+
+_EXECUTOR = (
+    click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "ray"]),
+                 help="Where batches run: in this process, or on the workers of a Ray cluster."),
+    click.option("--workers", type=click.IntRange(min=1),
+                 help="Engines on the Ray cluster; by default one a GPU, without GPUs one a node."),
+    click.option("--ray-address", metavar="HOST:PORT",
+                 help="Of the Ray cluster; by default the one that Ray finds, or a new one on this machine."),
+)  # fmt: skip
+
+
+def engine_choice(command: F) -> F:
+    """Add the options that :func:`engine_arguments` reads."""
+    for option in reversed(_CHOICE):
+        command = option(command)
+    return command
+
+
+def executor_options(command: F) -> F:
+    """Add the options that say where batches run."""
+    for option in reversed(_EXECUTOR):
+        command = option(command)
+    return command
+
+
+def engine_arguments(
+    base_url: str | None, model_name: str | None, concurrency: int, request_timeout: float, **engine: Any
+) -> dict[str, Any]:
+    """Return the arguments of :func:`longctx_bench.engines.make_engine` from the shared options.
+
+    Raises:
+        UserError: the URL is none.
+    """
+    from longctx_bench.engines.servers import Server
+
+    server = None if base_url is None else Server(base_url, model_name, concurrency, request_timeout)
+    return {**engine, "server": server}

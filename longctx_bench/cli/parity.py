@@ -1,0 +1,92 @@
+"""``longctx-bench parity``: whether one engine's numbers are another's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.errors import UserError
+
+
+@click.command("parity")
+@click.argument("models", metavar="MODEL")
+@click.option("--engines", default="hf,vllm", show_default=True, help="The reference and what is checked against it.")
+@click.option("--task", default="niah", show_default=True, help="Whose prompts are read.")
+@click.option("--scale", metavar="SCALES", help="Multiples of the training context; 1x,2x by default.")
+@click.option("--length", metavar="TOKENS", help="Absolute lengths: 4096,8k (prompt and new tokens).")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=1), help="Prompts a length.")
+@click.option("--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="After each, at most.")
+@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
+@click.option(
+    "--tolerance",
+    default=1e-3,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="In nats: of first-token log-probabilities, and between two candidates of a greedy token that differs.",
+)
+@click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Of both engines."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu or cuda.")
+@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@registry_options
+def parity_command(
+    models: str, engines: str, task: str, scale: str | None, length: str | None, limit: int, new_tokens: int, seed: int,
+    tolerance: float, dtype: str, device: str, out: Path, **options: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Check that vLLM reads with a MODEL such as drope-tiny as transformers does, and write a certificate.
+
+    Per length, on identical prompts: rotary frequencies, first-token log-probabilities, greedy tokens, scores. Exit
+    code 1 when a model is not certified.
+    """
+    if engines.replace(" ", "") != "hf,vllm":
+        raise UserError(f"--engines {engines}: only hf,vllm can be compared")
+    scales, lengths = parse_scales(scale), parse_lengths(length)
+    registry = make_registry(**options)  # type: ignore[arg-type]
+
+    from longctx_bench.engines.hf import HFEngine
+    from longctx_bench.engines.vllm import VLLMEngine
+    from longctx_bench.parity import Tolerance, certify
+    from longctx_bench.plan import RunSpec
+
+    chosen = registry.select_tasks(task, None)
+    if len(chosen) != 1:
+        raise UserError(f"--task {task}: names {len(chosen)} tasks; one is enough")
+    scales = scales if scales or lengths else (1.0, 2.0)
+    spec = RunSpec(registry.variants(models), chosen, scales, lengths, limit, seed, rerun=True)
+    # vLLM first: whether it is there shows before minutes are spent.
+    checked = VLLMEngine(device, dtype)
+    reference = HFEngine(device, dtype)
+    written = certify(spec, registry, reference, checked, Tolerance(tolerance), new_tokens, out)
+    _show(written)
+    sys.exit(0 if all(certificate["certified"] for certificate in written.values()) else 1)
+
+
+def _show(written: dict[Path, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = ("model", "length", "prompts", "frequencies", "first token", "greedy equal", "unexplained", "scores", "")
+    table = Table(*heads, title="vllm against hf")
+    for certificate in written.values():
+        for length, found in certificate["lengths"].items():
+            rotary, differences = found["rotary"], found["greedy"]["differences"]
+            table.add_row(
+                certificate["contestant"],
+                length,
+                str(found["prompts"]),
+                f"{rotary['largest_relative_difference']:.1e}" if rotary["positions"] else "none",
+                f"{found['first_token']['largest_difference']:.1e}",
+                f"{100 * found['greedy']['equal_share']:.1f} %",
+                str(sum(not difference["explained"] for difference in differences)),
+                f"{found['scores']['hf']:.4f} / {found['scores']['vllm']:.4f}",
+                "passed" if found["passed"] else "FAILED",
+            )
+    console = Console()
+    console.print(table)
+    for path in written:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)

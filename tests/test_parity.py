@@ -1,0 +1,104 @@
+"""Certificates: what passes, what does not, and how a difference of tokens is explained."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longctx_bench.parity import Answer, Rotation, Tolerance, compare, explain, rotation_of
+
+LIKELY = {7: -0.1, 8: -2.4, 9: -5.0, 10: -6.0, 11: -7.0}
+TIE = {7: -0.6931, 8: -0.6935, 9: -9.0, 10: -9.5, 11: -10.0}
+TURNED = Rotation([1.0, 0.01], 1.0)
+
+
+def shifted(step: dict[int, float], by: float) -> dict[int, float]:
+    return {token: value + by for token, value in step.items()}
+
+
+def compared(mine: list[Answer], theirs: list[Answer], turned: Rotation | None = TURNED, **more: Any) -> dict[str, Any]:
+    return compare((mine, TURNED), (theirs, turned), Tolerance(**more), "float32")
+
+
+def test_the_same_answers_pass() -> None:
+    found = compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 2e-5)])])
+    assert found["passed"]
+    assert found["first_token"]["largest_difference"] == pytest.approx(2e-5)
+    assert found["greedy"] == {"equal_share": 1.0, "differences": []}
+
+
+def test_a_first_log_probability_that_is_off_fails() -> None:
+    assert not compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 2e-3)])])["passed"]
+    without = {token: value for token, value in LIKELY.items() if token != 9}
+    found = compared([Answer([7], [LIKELY])], [Answer([7], [without])])
+    assert (found["passed"], found["first_token"]["largest_difference"]) == (False, math.inf)
+
+
+def test_a_near_tie_explains_a_difference_and_a_clear_choice_does_not() -> None:
+    tie = explain(Answer([7, 7], [LIKELY, TIE]), Answer([7, 8], [LIKELY, TIE]), 1e-3)
+    assert (tie["step"], tie["hf"], tie["vllm"], tie["explained"]) == (1, 7, 8, True)
+    assert tie["hf_gap"] == pytest.approx(4e-4)
+    clear = explain(Answer([7, 7], [LIKELY, LIKELY]), Answer([7, 8], [LIKELY, LIKELY]), 1e-3)
+    assert (clear["hf_gap"], clear["explained"]) == (pytest.approx(2.3), False)
+
+
+def test_a_candidate_that_the_reference_did_not_think_of_and_an_early_end_are_not_explained() -> None:
+    unknown = explain(Answer([7], [TIE]), Answer([99], [TIE]), 1e-3)
+    assert (unknown["hf_gap"], unknown["explained"]) == (None, False)
+    ended = explain(Answer([7], [TIE]), Answer([7, 8], [TIE, TIE]), 1e-3)
+    assert (ended["step"], ended["hf"], ended["vllm"], ended["explained"]) == (1, None, 8, False)
+
+
+@pytest.mark.parametrize(("different", "passed"), [(1, True), (2, False)])
+def test_explained_differences_may_be_one_in_a_hundred(different: int, passed: bool) -> None:
+    mine = [Answer([7], [TIE])] * 100
+    theirs = [Answer([8], [TIE])] * different + mine[different:]
+    found = compared(mine, theirs)
+    assert found["greedy"]["equal_share"] == 1 - different / 100
+    assert found["passed"] is passed
+    assert all(item["explained"] for item in found["greedy"]["differences"])
+
+
+def test_one_unexplained_difference_fails_whatever_the_share() -> None:
+    mine = [Answer([7], [LIKELY])] * 200
+    assert not compared(mine, [Answer([8], [LIKELY]), *mine[1:]])["passed"]
+
+
+def test_frequencies_are_read_off_the_table_and_compared() -> None:
+    angles, factor = [1.0, 0.01, 1e-7], 1.2
+    row = [factor * math.cos(angle) for angle in angles] + [factor * math.sin(angle) for angle in angles]
+    read = rotation_of([row])
+    assert read is not None
+    assert read.frequencies == pytest.approx(angles)
+    assert read.factor == pytest.approx(factor)
+    assert rotation_of(None) is None
+
+    answers = [Answer([7], [LIKELY])]
+    assert not compared(answers, answers, Rotation([1.0, 0.010001], 1.0))["passed"]
+    assert not compared(answers, answers, Rotation([1.0, 0.01], 1.01))["passed"]
+    assert not compared(answers, answers, None)["passed"]
+
+
+def test_no_positions_are_the_same_as_frequencies_too_small_to_turn_anything() -> None:
+    answers = [Answer([7], [LIKELY])]
+    found = compare(
+        (answers, Rotation([0.0, 0.0], 1.0)), (answers, Rotation([1e-30, 1e-33], 1.0)), Tolerance(), "float32"
+    )
+    assert (found["passed"], found["rotary"]["positions"]) == (True, False)
+    assert compare((answers, None), (answers, None), Tolerance(), "float32")["passed"]
+
+
+def test_other_engines_are_refused(call: Any, tmp_path: Path) -> None:
+    code, _, said = call("parity", "drope-tiny", "--engines", "hf,echo", "--out", tmp_path)
+    assert (code, "only hf,vllm" in said) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_command_says_what_to_install(call: Any, tmp_path: Path) -> None:
+    code, _, said = call("parity", "drope-tiny", "--out", tmp_path)
+    assert (code, "longctx-bench[vllm]" in said) == (2, True)
