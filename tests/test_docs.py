@@ -46,7 +46,8 @@ def test_every_method_and_group_is_in_readme() -> None:
 @pytest.mark.parametrize(
     "folder",
     [
-        *("", "methods", "engines", "benchmarks", "metrics", "cli", "training", "calibration", "harness", "probes"),
+        *("", "methods", "engines", "executors", "benchmarks", "metrics", "cli", "training", "calibration"),
+        *("harness", "probes"),
         *("reporting", "reporting/rendering", "reporting/figures", "reporting/papers", "reporting/page"),
     ],
 )

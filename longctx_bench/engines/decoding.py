@@ -11,12 +11,15 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
+from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged
 from longctx_bench.engines.prefixes import alike, common, worth_sharing
 from longctx_bench.records import Request
 
 _MOST_LOGITS = 2**27
 """Logits that a pass may give for guesses: half a GiB in fp32."""
+_MOST_WRONG = 256
+"""Positions of a cache that wrong guesses may take: they are masked, but take memory and are read again."""
 _SAVED = 0.25
 """Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 
@@ -49,8 +52,10 @@ class _Read:
 
     rows: list[_Row]
     cache: DynamicCache
-    pads: list[int]
-    """Positions of padding on the left of each row."""
+    seen: torch.Tensor
+    """``[rows, positions]``: False where the cache holds padding, or a guess that was wrong."""
+    lookups: list[Lookup | None]
+    """What guesses each row's continuation; None where a wrong guess could not be taken back."""
 
 
 @dataclass
@@ -82,11 +87,50 @@ class Decoder:
         rows = [_Row(request) for request in batch]
         read = self._start(rows, settled, chunk)
         while read is not None:
-            latest = torch.tensor([row.tokens[-1:] for row in read.rows], device=self.model.device)
-            logits = self._feed(read.cache, latest, read.pads, keep=1)
-            self._chosen(read.rows, logits, [[]] * len(read.rows), settled)
+            self._step(read, settled)
             read = self._unfinished(read)
         return [(row.text, len(row.tokens), row.reason) for row in rows]
+
+    def _step(self, read: _Read, settled: Settled) -> None:
+        """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
+        guesses = self._guesses(read)
+        width = 1 + max(map(len, guesses))
+        ids = torch.zeros(len(read.rows), width, dtype=torch.long)
+        told = torch.zeros(len(read.rows), width, dtype=torch.bool)
+        for place, (row, guess) in enumerate(zip(read.rows, guesses, strict=True)):
+            ids[place, : 1 + len(guess)] = torch.tensor([row.tokens[-1], *guess])
+            told[place, : 1 + len(guess)] = True
+        device = self.model.device
+        logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
+        before = [len(row.tokens) for row in read.rows]
+        accepted = self._chosen(read.rows, logits, guesses, settled)
+        for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):
+            told[place, 1 + right :] = False
+            if lookup is not None:
+                lookup.add(read.rows[place].tokens[before[place] :])
+                lookup.judge(len(guess), right)
+        read.seen = torch.cat([read.seen, told.to(device)], dim=1)
+
+    def _guesses(self, read: _Read) -> list[list[int]]:
+        """Guess what follows in each row; wrong guesses stay in the cache, and have room for as long as it is short."""
+        room = max(row.request.max_new_tokens + len(row.request.input_ids) for row in read.rows)
+        room += _MOST_WRONG - read.seen.shape[1]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        most = min(room, _MOST_LOGITS // (len(read.rows) * vocabulary) - 1)
+        return [
+            [] if lookup is None else lookup.guess(min(most, row.left - 1))
+            for row, lookup in zip(read.rows, read.lookups, strict=True)
+        ]
+
+    def _read(self, rows: list[_Row], cache: DynamicCache, pads: list[int], free: bool) -> _Read:
+        """Put together what was read; rows may be finished already."""
+        past = cache.get_seq_length()
+        places = torch.arange(past, device=self.model.device)
+        seen = places >= torch.tensor(pads, device=self.model.device)[:, None]
+        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
+        holes = free and self.model.config._attn_implementation == "sdpa"
+        lookups = [Lookup([*row.request.input_ids, *row.tokens]) if holes else None for row in rows]
+        return _Read(rows, cache, seen, lookups)
 
     def _start(self, rows: list[_Row], settled: Settled, chunk: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
@@ -104,7 +148,7 @@ class Decoder:
             pads, logits = self._prefill(group, drafts, cache, chunk)
             accepted = self._chosen(group, logits, drafts, settled)
             if not can_merge(cache):
-                return self._unfinished(_Read(group, cache, pads))
+                return self._unfinished(self._read(group, cache, pads, free))
             end = max(len(row.request.input_ids) for row in group)
             for place, row in enumerate(group):
                 if not row.reason:
@@ -115,7 +159,7 @@ class Decoder:
             return None
         pieces = [reached[id(row)] for row in left]
         widest = max(piece.length for piece in pieces)
-        return _Read(left, merged(pieces), [widest - piece.length for piece in pieces])
+        return self._read(left, merged(pieces), [widest - piece.length for piece in pieces], free)
 
     def _groups(self, rows: list[_Row], free: bool) -> list[list[_Row]]:
         """Say which rows are prefilled together: all, or each alone behind the one that begins most like it."""
@@ -145,20 +189,21 @@ class Decoder:
         for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             ids[place, pads[place] : end + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
         ids = ids.to(self.model.device)
+        told = torch.arange(end + width, device=ids.device) >= torch.tensor(pads, device=ids.device)[:, None]
         starts = range(cache.get_seq_length(), end, chunk)
         for start in starts[:-1]:
-            self._feed(cache, ids[:, start : start + chunk], pads, keep=1)
-        return pads, self._feed(cache, ids[:, starts[-1] :], pads, keep=width + 1)
+            self._feed(cache, ids[:, start : start + chunk], told[:, : start + chunk], keep=1)
+        return pads, self._feed(cache, ids[:, starts[-1] :], told, keep=width + 1)
 
-    def _feed(self, cache: DynamicCache, ids: torch.Tensor, pads: list[int], keep: int) -> torch.Tensor:
-        """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each."""
-        past = cache.get_seq_length()
-        places = torch.arange(past + ids.shape[1], device=ids.device)
-        left = torch.tensor(pads, device=ids.device)[:, None]
+    def _feed(self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor, keep: int) -> torch.Tensor:
+        """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each.
+
+        ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to.
+        """
         output = self.model(
             input_ids=ids,
-            attention_mask=(places >= left).long() if any(pads) else None,
-            position_ids=(places[past:] - left).clamp(min=0),
+            attention_mask=None if bool(told.all()) else told.long(),
+            position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -198,7 +243,8 @@ class Decoder:
         if not keep:
             return None
         read.cache.batch_select_indices(torch.tensor(keep, device=self.model.device))
-        return _Read([read.rows[place] for place in keep], read.cache, [read.pads[place] for place in keep])
+        rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
+        return _Read(rows, read.cache, read.seen[keep], lookups)
 
     def _empty_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

@@ -18,6 +18,7 @@ from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
+from longctx_bench.engines.lookup import Lookup
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
@@ -203,3 +204,41 @@ def test_a_draft_is_the_answer_behind_the_prompt() -> None:
         whole = tokenizer.decode(ids)
         # The prompt of vt ends with a space of its own.
         assert planned.task.name == "vt" or tokenizer.encode(whole) == ids
+
+
+@pytest.mark.parametrize("sizes", [[40, 61, 90, 47], [64] * 4], ids=["ragged", "equal"])
+def test_no_guess_changes_a_token(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    who = contestant(tiny_folder, YaRN())
+    cases = plain(tiny_folder, who, sizes)
+    continuations = {request.input_ids: right for request, right in cases}
+    asked = [request for request, _ in cases]
+    made = engine(tiny_folder)
+    expected = told(made, asked, who)
+    widths = passes(made, monkeypatch)
+    bare = len(widths)
+
+    def guess(lookup: Lookup, most: int) -> list[int]:
+        """Guess right, except now and then from the third token on, or not at all."""
+        prompt = next(prompt for prompt in continuations if prompt == tuple(lookup._ids[: len(prompt)]))
+        done = len(lookup._ids) - len(prompt)
+        right = continuations[prompt][done : done + 5]
+        kinds = [right, [*right[:2], 3, 4], [], right[:1], [3, *right]]
+        return kinds[(done + len(prompt)) % len(kinds)][:most]
+
+    monkeypatch.setattr(Lookup, "guess", guess)
+    assert told(made, asked, who) == expected
+    assert bare < len(widths) < len(asked) + NEW - 1
+    for max_new, stop in ((5, frozenset[int]()), (NEW, frozenset(right[6] for _, right in cases))):
+        ended = [replace(request, max_new_tokens=max_new, stop_ids=stop) for request in asked]
+        monkeypatch.setattr(Lookup, "guess", lambda *_: [])
+        expected = told(made, ended, who)
+        monkeypatch.setattr(Lookup, "guess", guess)
+        assert told(made, ended, who) == expected
+
+
+def test_attention_that_counts_slots_gets_no_guesses(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    who = contestant(tiny_folder, ALiBi())
+    made = engine(tiny_folder)
+    widths = passes(made, monkeypatch)
+    told(made, [Request("000000", tuple([7, 8, 9] * 20), 20)], who)
+    assert set(widths[1:]) == {1}

@@ -97,7 +97,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     assert facts.engine == "echo"
     order = Order(parts(variant, variant.base({}), digest(variant.source)), 64, "niah", "ruler_all", "generate", False)
     requests = [Request("0", [5] * 40, 8), Request("1", [5] * 50, 8)]
-    assert worker.batches(order, requests) == [["1", "0"]]
+    assert worker.batches(order, requests) == [["0", "1"]]
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     other = Worker(ECHO, pack(registry))
     other.start()
