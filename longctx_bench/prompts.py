@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from longctx_bench.benchmarks.base import Benchmark
+from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.methods.base import Base
 from longctx_bench.plan import PlannedCell, RunSpec
+from longctx_bench.provenance import usable_cores
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
 from longctx_bench.specs import TaskSpec
@@ -77,8 +79,21 @@ class PromptCache:
     def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:
         encoder = self._encoder(task, folder)
         benchmark = self._registry.benchmark(task)
-        for example in benchmark.examples(encoder, length, task.max_new_tokens, n, self._spec.seed):
-            yield example, array("i", example.ids or encoder.encode(example.prompt, example.answer_prefix))
+
+        def encoded(example: Example) -> tuple[Example, array[int]]:
+            return example, array("i", example.ids or encoder.encode(example.prompt, example.answer_prefix))
+
+        arguments = (encoder, length, task.max_new_tokens)
+        if not isinstance(benchmark, IndexedBenchmark):
+            yield from map(encoded, benchmark.examples(*arguments, n, self._spec.seed))
+            return
+        # The first alone: it reads what all share, and shows what is wrong. A tokenizer lets go of Python while it
+        # works, so that threads are enough.
+        yield encoded(benchmark.example(*arguments, self._spec.seed, 0))
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            yield from pool.map(
+                lambda index: encoded(benchmark.example(*arguments, self._spec.seed, index)), range(1, n)
+            )
 
     def _encoder(self, task: TaskSpec, folder: Path) -> PromptEncoder:
         key = (folder, self._spec.chat_template and task.chat_template)

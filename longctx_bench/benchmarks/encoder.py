@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from longctx_bench.errors import UserError
@@ -28,6 +29,8 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        # What was counted last is encoded next; prompts are written in several threads.
+        self._latest = threading.local()
 
     def text(self, prompt: str, answer_prefix: str) -> str:
         """Return the whole text that is tokenised."""
@@ -39,9 +42,15 @@ class PromptEncoder:
 
     def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
         """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""
+        text = self.text(prompt, answer_prefix)
+        if text != getattr(self._latest, "text", None):
+            self._latest.text, self._latest.ids = text, self._encoded(text)
+        return list(self._latest.ids)
+
+    def _encoded(self, text: str) -> list[int]:
         # A chat template writes its own special tokens: adding them again would double BOS.
         ids: list[int] = self.tokenizer(
-            self.text(prompt, answer_prefix),
+            text,
             add_special_tokens=not self.chat_template,
             return_attention_mask=False,
             verbose=False,

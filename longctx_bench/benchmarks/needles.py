@@ -41,6 +41,8 @@ class Needles(IndexedBenchmark):
     value_type: Kind = "numbers"
     depth_grid: int | None = Field(default=None, ge=2)
     """With a grid of k depths from 0 to 100, any k examples in a row cover it (:func:`grid_depth`); random without."""
+    one_text: bool = False
+    """Hide a grid's needles in one and the same text, which an engine then need not read anew for each depth."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Needles:
@@ -50,6 +52,8 @@ class Needles(IndexedBenchmark):
             raise ValueError("an essay haystack needs 'essays', the name of a data source")
         if self.depth_grid and self.keys * self.values > 1:
             raise ValueError("depth_grid is for a single needle")
+        if self.one_text and not self.depth_grid:
+            raise ValueError("one_text goes with a depth_grid")
         return self
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
@@ -64,7 +68,8 @@ class Needles(IndexedBenchmark):
         prompt_template, answer_template, kind = self._templates()
         words = {"type_needle_v": kind, "query": wording.enumerate_queries([keys[i] for i in asked])}
         answer_prefix = answer_template.format(**words)
-        text = _Text(self, rng, needles, depths)
+        shared = f"text {seed} {index // self.depth_grid}" if self.one_text and self.depth_grid else None
+        text = _Text(self, random.Random(shared) if shared else rng, needles, depths)
 
         def prompt(units: int) -> str:
             return prompt_template.format(context=text.context(units), **words)

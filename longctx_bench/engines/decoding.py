@@ -11,15 +11,17 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
+from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.lookup import Lookup
-from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged
+from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import alike, common, worth_sharing
+from longctx_bench.engines.room import roomy_cache
 from longctx_bench.records import Request
 
 _MOST_LOGITS = 2**27
 """Logits that a pass may give for guesses: half a GiB in fp32."""
-_MOST_WRONG = 256
-"""Positions of a cache that wrong guesses may take: they are masked, but take memory and are read again."""
+_MOST_WRONG = 64
+"""Positions that wrong guesses may take in a cache until it is squeezed: they are masked, but read again each time."""
 _SAVED = 0.25
 """Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 
@@ -112,15 +114,23 @@ class Decoder:
         read.seen = torch.cat([read.seen, told.to(device)], dim=1)
 
     def _guesses(self, read: _Read) -> list[list[int]]:
-        """Guess what follows in each row; wrong guesses stay in the cache, and have room for as long as it is short."""
-        room = max(row.request.max_new_tokens + len(row.request.input_ids) for row in read.rows)
-        room += _MOST_WRONG - read.seen.shape[1]
+        """Guess what follows in each row, as far as the cache has room for guesses."""
+        room = self._room(read)
+        wrong = read.seen.shape[1] - int(read.seen.sum(dim=1).max())
+        if room < _MOST_WRONG // 2 and wrong >= _MOST_WRONG // 2:
+            read.seen = squeeze(read.cache, read.seen)
+            room = self._room(read)
         vocabulary = self.model.config.get_text_config().vocab_size
         most = min(room, _MOST_LOGITS // (len(read.rows) * vocabulary) - 1)
         return [
             [] if lookup is None else lookup.guess(min(most, row.left - 1))
             for row, lookup in zip(read.rows, read.lookups, strict=True)
         ]
+
+    @staticmethod
+    def _room(read: _Read) -> int:
+        """Return for how many tokens there is room behind the one that is read next."""
+        return max(total_tokens(row.request) for row in read.rows) + _MOST_WRONG - read.seen.shape[1] - 1
 
     def _read(self, rows: list[_Row], cache: DynamicCache, pads: list[int], free: bool) -> _Read:
         """Put together what was read; rows may be finished already."""
@@ -140,7 +150,7 @@ class Decoder:
         before: tuple[Sequence[int], DynamicCache | None] = ((), None)
         for group in groups:
             drafts = [self._draft(row, len(group)) if free else [] for row in group]
-            ids, cache = group[0].request.input_ids, self._empty_cache()
+            ids, cache = group[0].request.input_ids, self._empty_cache(group)
             if free and len(group) == 1 and before[1] is not None:
                 # The last token is read in any case: its logits are not in a cache.
                 shared = min(common(before[0], ids), len(ids) - 1)
@@ -246,8 +256,10 @@ class Decoder:
         rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
         return _Read(rows, read.cache, read.seen[keep], lookups)
 
-    def _empty_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
+    def _empty_cache(self, rows: Sequence[_Row] = ()) -> DynamicCache:
+        """Return a cache with room for prompts, answers and wrong guesses."""
+        room = max((total_tokens(row.request) for row in rows), default=0)
+        return roomy_cache(self.model.config, room + _MOST_WRONG)
 
     def _advance(self, row: _Row, token: int, settled: Settled) -> bool:
         """Add a token to an example; return True when the example is finished."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+
+from longctx_bench.engines.room import RoomyLayer
 
 _MOVING = ("dynamic", "longrope")
 """Rotary types whose frequencies depend on the longest position of a forward pass."""
@@ -31,7 +32,7 @@ class Piece:
 
 def can_merge(cache: DynamicCache) -> bool:
     """Tell whether every layer keeps all keys: sliding windows have no common length to pad or to cut to."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
 def keys_are_final(model: PreTrainedModel) -> bool:
@@ -45,7 +46,7 @@ def keys_are_final(model: PreTrainedModel) -> bool:
 def branch(cache: DynamicCache, tokens: int, fresh: DynamicCache) -> DynamicCache:
     """Fill a fresh cache with the first ``tokens`` positions of another, which stays as it is."""
     for index, layer in enumerate(cache.layers):
-        assert isinstance(layer, DynamicLayer)
+        assert isinstance(layer, RoomyLayer)
         if tokens and layer.keys is not None and layer.values is not None:
             fresh.update(layer.keys[:, :, :tokens], layer.values[:, :, :tokens], index)
     return fresh
@@ -64,14 +65,46 @@ def merged(pieces: Sequence[Piece]) -> DynamicCache:
     together = pieces[0].cache
     caches = {id(piece.cache): piece.cache for piece in pieces}.values()
     for index, layer in enumerate(together.layers):
-        for name in ("keys", "values"):
-            own: list[torch.Tensor] = []
-            for piece in pieces:
-                states = getattr(piece.cache.layers[index], name)
-                states = states[piece.row : piece.row + 1, :, piece.start : piece.stop]
-                own.append(functional.pad(states, (0, 0, longest - piece.length, 0)))
-            for cache in caches:
-                states = getattr(cache.layers[index], name)
-                setattr(cache.layers[index], name, states[:, :, :0])
-            setattr(layer, name, torch.cat(own) if len(own) > 1 else own[0])
+        keys = _joined([_states(piece, index, "keys", longest) for piece in pieces])
+        values = _joined([_states(piece, index, "values", longest) for piece in pieces])
+        for cache in caches:
+            other = cache.layers[index]
+            assert isinstance(other, RoomyLayer)
+            other.put(None, None)
+        assert isinstance(layer, RoomyLayer)
+        layer.lazy_initialization(keys, values)
+        layer.put(keys, values)
     return together
+
+
+def squeeze(cache: DynamicCache, seen: torch.Tensor) -> torch.Tensor:
+    """Drop positions that nothing may attend to, layer by layer; what is left stands at the right end of each row.
+
+    Args:
+        cache: whose layers all are :class:`RoomyLayer`.
+        seen: ``[rows, positions]``, False where a position is dropped.
+
+    Returns:
+        The same for the squeezed cache: False where shorter rows are padded on the left.
+    """
+    counts = seen.sum(dim=1)
+    longest = int(counts.max())
+    for layer in cache.layers:
+        assert isinstance(layer, RoomyLayer)
+        kept = []
+        for states in (layer.keys, layer.values):
+            assert states is not None
+            own = [states[row : row + 1, :, seen[row]] for row in range(len(seen))]
+            kept.append(_joined([functional.pad(row, (0, 0, longest - row.shape[2], 0)) for row in own]))
+        layer.put(*kept)
+    return torch.arange(longest, device=seen.device) >= (longest - counts)[:, None]
+
+
+def _states(piece: Piece, index: int, name: str, longest: int) -> torch.Tensor:
+    states: torch.Tensor = getattr(piece.cache.layers[index], name)
+    states = states[piece.row : piece.row + 1, :, piece.start : piece.stop]
+    return functional.pad(states, (0, 0, longest - piece.length, 0))
+
+
+def _joined(own: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(own) if len(own) > 1 else own[0]

@@ -1,9 +1,9 @@
-"""``python -m longctx_bench.harness.grid_speed``: a needle grid answered by lm-eval's own model and by this project's."""
+"""``python -m longctx_bench.harness.grid_speed``: a needle grid, by lm-eval's own model and by this project's."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -27,13 +27,13 @@ NEW_TOKENS = 128
 
 
 class Grid:
-    """The same prompts for both sides: some depths, some trials at each."""
+    """The same prompts for both sides: in each trial another text, with the needle at some depths."""
 
     def __init__(self, model: str, length: int, depths: int, trials: int, dtype: str, device: str) -> None:
         """Write the prompts and load our side's model."""
         registry = Registry()
         variant = registry.variant(model)
-        [task] = registry.select_tasks("niah")
+        [task] = registry.select_tasks("niah_grid")
         params = {**task.params, "depth_grid": depths}
         task = task.model_copy(update={"max_new_tokens": NEW_TOKENS, "params": params})
         spec = RunSpec((variant,), (task,), lengths=(length,), limit=depths * trials)
@@ -85,12 +85,11 @@ class Grid:
         return perf_counter() - began, dict(zip((e.id for e in self.examples), texts, strict=True))
 
 
-def measure(grid: Grid, batch_sizes: Sequence[int], length: int) -> list[str]:
-    """Return one line for lm-eval at each batch size, and one for ours, each relative to the first."""
-    lines = []
+def measure(grid: Grid, batch_sizes: Sequence[int], length: int) -> Iterator[str]:
+    """Yield a line for ours, and one for lm-eval's at each batch size."""
     seconds, texts = grid.ours()
     ours = seconds
-    lines.append(f"{length} tokens: longctx {len(texts) / seconds:.3f} examples/s, score {grid.score(texts):.1f}")
+    yield f"{length} tokens: longctx {len(texts) / seconds:.3f} examples/s, score {grid.score(texts):.1f}"
     for size in batch_sizes:
         theirs = HFLM(
             pretrained=str(grid.folder),
@@ -101,11 +100,10 @@ def measure(grid: Grid, batch_sizes: Sequence[int], length: int) -> list[str]:
         )
         seconds, texts = grid.theirs(theirs)
         del theirs
-        lines.append(
+        yield (
             f"{length} tokens: lm-eval hf, batches of {size}, {len(texts) / seconds:.3f} examples/s, "
             f"score {grid.score(texts):.1f}: longctx is {seconds / ours:.1f}x as fast"
         )
-    return lines
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.errors import UserError
+from longctx_bench.provenance import usable_cores
 from longctx_bench.training.packing import PackedText
 from longctx_bench.training.retrieval import exercise
 from longctx_bench.training.token_cache import cache_folder, tokenizer_text
@@ -61,7 +62,7 @@ def retrieval_pool(
 
 def _blocks(text: PackedText, tokenizer: Any, count: int, seed: int, most: int) -> Iterator[tuple[int, Tokens]]:
     starts = list(range(0, count, _BLOCK))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = usable_cores()
     workers = min(cores, len(starts))
     on_disk = all(isinstance(array, np.memmap) for array in text.arrays)
     if workers == 1 or not on_disk or not getattr(tokenizer, "is_fast", False):

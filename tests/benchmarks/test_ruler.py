@@ -17,7 +17,7 @@ from longctx_bench.records import Example
 from longctx_bench.registry import Registry
 
 REGISTRY = Registry()
-TASKS = [*REGISTRY.groups["ruler"], "niah", "niah_multikey"]
+TASKS = [*REGISTRY.groups["ruler"], "niah", "niah_grid", "niah_multikey"]
 
 
 def examples(task: str, encoder: Any, length: int, n: int = 2, seed: int = 42) -> list[Example]:
@@ -53,12 +53,23 @@ def test_needles_stand_where_the_example_says(task: str, smollm2_encoder: Any) -
         starts = [match.start() for match in re.finditer("One of the special magic", example.prompt)]
         assert len(starts) >= len(example.depths)
         context = example.prompt.split("afterwards.\n", 1)[1].rsplit("\nWhat", 1)[0]
-        if task == "niah":
+        if task in {"niah", "niah_grid"}:
             place = 100 * context.index("One of the special") / len(context)
             assert abs(place - example.depths[0]) < 4
         else:
             found = {round(100 * m.start() / len(context), 2) for m in re.finditer("One of the special", context)}
             assert set(example.depths) <= found
+
+
+def test_a_grid_hides_all_depths_in_one_text(smollm2_encoder: Any) -> None:
+    made = examples("niah_grid", smollm2_encoder, 1024, 22)
+    needle = re.compile(r" ?One of the special magic numbers for \S+ is: \d+\.")
+    texts = [needle.sub("", example.prompt.split("afterwards.\n", 1)[1].rsplit("\nWhat", 1)[0]) for example in made]
+    # A word more or less, where a needle takes fewer tokens or more.
+    assert len({text.strip()[:2000] for text in texts[:11]}) == 1
+    assert texts[0][:500] != texts[11][:500]
+    assert len({example.references for example in made}) == 22
+    assert sorted(example.depths for example in made[:11]) == sorted(example.depths for example in made[11:])
 
 
 def test_niah_goes_over_the_grid(smollm2_encoder: Any) -> None:

@@ -25,7 +25,7 @@ def test_a_pair_does_not_guess_from_itself() -> None:
 
 
 def test_guesses_grow_while_they_are_right_and_shrink_when_not() -> None:
-    lookup = Lookup(list(range(40)) + [0, 1])
+    lookup = Lookup([*range(40), 0, 1])
     widths = []
     for right in (4, 8, 16, 16, 3, 0, 1):
         widths.append(len(lookup.guess(100)))
