@@ -12,7 +12,7 @@ from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import Metric, metric
-from longctx_bench.records import Request
+from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
 
 SEED_OFFSET = 1_000_003
@@ -43,6 +43,7 @@ class Retrieval:
         self._encoder = encoder
         self._registry = registry
         self._seed = seed + SEED_OFFSET
+        self._made: dict[tuple[str, int], tuple[int, list[Example], list[Request]]] = {}
         self.data = f"{' and '.join(_TASKS)}, seed {self._seed}"
 
     def score(self, contestant: Contestant, n: int) -> float:
@@ -51,14 +52,8 @@ class Retrieval:
         for name in _TASKS:
             task = self._registry.tasks[name]
             measure = metric(task.metric)
-            made = list(
-                self._registry.benchmark(task).examples(self._encoder, contestant.length, _NEW_TOKENS, n, self._seed)
-            )
+            made, requests = self._examples(name, contestant.length, n)
             references = {example.id: example.references for example in made}
-            requests = [
-                Request(example.id, tuple(self._encoder.encode(example.prompt, example.answer_prefix)), _NEW_TOKENS)
-                for example in made
-            ]
 
             def settled(
                 name: str, text: str, known: dict[str, tuple[str, ...]] = references, measure: Metric = measure
@@ -69,6 +64,22 @@ class Retrieval:
                 for item in self._engine.generate(batch, contestant, settled):
                     scores.append(measure.score(item.text, references[item.example_id]))
         return sum(scores) / len(scores)
+
+    def _examples(self, name: str, length: int, n: int) -> tuple[list[Example], list[Request]]:
+        """Return the first n examples of a task, written once for all values of a sweep.
+
+        Long ones take a CPU longer to write than a GPU to read.
+        """
+        asked, examples, requests = self._made.get((name, length), (0, [], []))
+        if asked < n:
+            benchmark = self._registry.benchmark(self._registry.tasks[name])
+            examples = list(benchmark.examples(self._encoder, length, _NEW_TOKENS, n, self._seed))
+            requests = [
+                Request(example.id, tuple(self._encoder.encode(example.prompt, example.answer_prefix)), _NEW_TOKENS)
+                for example in examples
+            ]
+            self._made[name, length] = (n, examples, requests)
+        return examples[:n], requests[:n]
 
 
 class Perplexity:

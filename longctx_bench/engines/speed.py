@@ -53,11 +53,12 @@ class Measured:
     def line(self, new_tokens: int) -> str:
         """Return it as a line; ``new_tokens`` is an example's budget."""
         whole = self.prefill + new_tokens * self.step
+        read, ceiling = self.prompts * self.length / self.prefill, self.prefill_ceiling / self.prefill
         planned = f"plan {self.planned / 2**30:.2f} GiB"
         parts = (
-            f"{self.prompts} x {self.length:,} tokens: prefill {self.prompts * self.length / self.prefill:,.0f} tokens/s",
-            f"({self.prefill_ceiling / self.prefill:.0%} of its ceiling), decoding {self.prompts / self.step:,.1f} tokens/s",
-            f"({self.step_ceiling / self.step:.0%}), {self.prompts / whole:.3f} examples/s with {new_tokens} new tokens and",
+            f"{self.prompts} x {self.length:,} tokens: prefill {read:,.0f} tokens/s ({ceiling:.0%} of its ceiling),",
+            f"decoding {self.prompts / self.step:,.1f} tokens/s ({self.step_ceiling / self.step:.0%}),",
+            f"{self.prompts / whole:.3f} examples/s with {new_tokens} new tokens each,",
             f"{self.prompts / self.prefill:.3f} with right answers;",
             planned if self.peak is None else f"memory {self.peak / 2**30:.2f} GiB ({planned})",
         )

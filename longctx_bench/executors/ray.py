@@ -132,6 +132,10 @@ class RayExecutor:
         """What the workers' engines are."""
         return self._engine
 
+    def wait_for_all(self) -> None:
+        """Wait until every worker is up, so that a measurement does not measure that; a run does not need it."""
+        self._pool.wait_for_all()
+
     def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
         """Run cells side by side and give batches as they come back, of whichever cell.
 

@@ -73,6 +73,15 @@ class Pool(Generic[T]):
             self._hear()
         return self.members[0].facts
 
+    def wait_for_all(self) -> None:
+        """Wait until no worker is being started any more.
+
+        Raises:
+            UserError: none can be started.
+        """
+        while self._starting:
+            self._hear()
+
     def busy(self) -> bool:
         """Tell whether any worker has something to do."""
         return any(member.flying or member.queue for member in (*self.members, *self._gone))

@@ -10,9 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
 
 from longctx_bench.data import embedded_folder
+from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.errors import UserError
 from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import no_positions
+from longctx_bench.registry import Registry
 from longctx_bench.training.recipe import Recipe, Shape
 
 if TYPE_CHECKING:
@@ -83,21 +85,28 @@ def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
 
 
 def base_location(base: str) -> str:
-    """Return the folder of a base given as folder or embedded name; a hub id stays as it is.
+    """Return the folder of a base given as folder, embedded name or name of a listed model; a hub id stays as it is.
 
     Raises:
-        UserError: it is none of the three.
+        UserError: it is none of the four, or a listed model cannot be brought here.
     """
     for folder in (Path(base).expanduser(), embedded_folder(base)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
             return str(folder)
-    if base.count("/") != 1 or base.startswith((".", "/", "~")):
-        raise UserError(f"base '{base}': no folder with a config.json, no embedded model and no hub id (owner/name)")
-    return base
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+        return base
+    listed = Registry().models.get(base)
+    if listed is None:
+        raise UserError(
+            f"base '{base}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
+        )
+    return str(checkpoint_folder(listed.source))
 
 
 def load_base(recipe: Recipe) -> PreTrainedModel:
     """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
+
+    Its config names the recipe's sequence length as training context, and a control's own rotary base.
 
     Raises:
         UserError: it cannot be loaded, is not Llama- or Qwen2-like, or has no rotary positions.
@@ -118,6 +127,9 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     limit = config.max_position_embeddings
     if recipe.sequence_length > limit:
         raise UserError(f"sequence_length {recipe.sequence_length} is more than the {limit} of base '{recipe.base}'")
+    config.max_position_embeddings = recipe.sequence_length
+    if recipe.rope_theta is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": recipe.rope_theta}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         location, revision=recipe.base_revision, config=config, dtype=torch.float32, use_safetensors=True
     )

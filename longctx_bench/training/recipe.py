@@ -75,10 +75,12 @@ class Recipe(Spec):
     shape: Shape | None = None
     """Of a fresh model; ``pretrain`` only."""
     base: str | None = None
-    """Folder, embedded name or hub id of the checkpoint to continue; not for ``pretrain``."""
+    """Folder, embedded name, name in ``models.yaml`` or hub id of the checkpoint to continue; not for ``pretrain``."""
     base_revision: str | None = None
     qk_norm: bool = False
     """Recalibration adds an RMSNorm over the whole query and key projections."""
+    rope_theta: float | None = Field(default=None, gt=0)
+    """A control's rotary base from its first step on, where the base model's is made for a longer context."""
     tokenizer: str | None = None
     """Folder or hub id; without it the base's own, or a new one trained on the data."""
     corpus: Path = Path()
@@ -95,6 +97,7 @@ class Recipe(Spec):
     retrieval_needles: int = Field(default=10, ge=1)
     """Most needles that a retrieval sequence hides."""
     sequence_length: int = Field(gt=1)
+    """Tokens of a sequence: the training context that the saved config names."""
     tokens: int = Field(gt=0)
     """Budget of the whole run; whole steps of it are taken."""
     tokens_per_step: int = Field(gt=0)
@@ -138,6 +141,8 @@ class Recipe(Spec):
             raise ValueError("kind 'recalibrate' goes with positions 'drope', and only that")
         if self.qk_norm and self.kind != "recalibrate":
             raise ValueError("'qk_norm' is for kind 'recalibrate'")
+        if self.rope_theta is not None and self.kind != "control":
+            raise ValueError("'rope_theta' is for kind 'control': a fresh model has 'shape.rope_theta', DroPE has none")
         if self.tokens_per_step % self.sequence_length:
             raise ValueError("tokens_per_step must be a multiple of sequence_length")
         if self.steps < 1:

@@ -175,3 +175,38 @@ def test_mistakes(
     assert stop.value.code == 2
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_sweep_writes_its_examples_once() -> None:
+    """And the finer sweep's first examples are the coarse one's."""
+    from types import SimpleNamespace
+
+    from longctx_bench.calibration.objectives import Retrieval
+    from longctx_bench.records import Example
+
+    written: list[int] = []
+    read: list[list[str]] = []
+
+    class Made:
+        def examples(self, encoder: object, length: int, new: int, n: int, seed: int) -> list[Example]:
+            written.append(n)
+            return [Example(str(i), f"{length} {i}", "", (str(i),), (), length, new) for i in range(n)]
+
+    class Reader:
+        def batches(self, requests: list[Request], per_prompt: bool) -> list[list[Request]]:
+            read.append([request.example_id for request in requests])
+            return [requests]
+
+        def generate(self, batch: list[Request], contestant: Contestant, settled: object) -> list[SimpleNamespace]:
+            return [SimpleNamespace(example_id=request.example_id, text=request.example_id) for request in batch]
+
+    tasks = Registry().tasks
+    registry = SimpleNamespace(tasks=tasks, benchmark=lambda task: Made())
+    encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
+    goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]
+    for n in (3, 3, 6, 6):
+        assert goal.score(Contestant(BASE, DroPE(), 512), n) == 1
+    assert written == [3, 3, 6, 6]  # each of the two tasks once for 3 and once for 6
+    assert read[0] == read[4][:3] == ["0", "1", "2"]
+    goal.score(Contestant(BASE, DroPE(), 1024), 3)
+    assert written[4:] == [3, 3]

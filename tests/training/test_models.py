@@ -13,7 +13,7 @@ from longctx_bench.methods.base import Base
 from longctx_bench.training.attention import use_training_attention
 from longctx_bench.training.export import average, export
 from longctx_bench.training.lora import add_adapters, merge_adapters
-from longctx_bench.training.models import fresh_model, starting_model, without_positions
+from longctx_bench.training.models import base_location, fresh_model, starting_model, without_positions
 from longctx_bench.training.objective import NextTokenLoss
 from longctx_bench.training.recipe import Lora, Shape, read_recipe
 from longctx_bench.training.throughput import flops_per_token
@@ -149,6 +149,27 @@ def test_a_base_that_cannot_be_continued_is_one_clear_line(
     recipe = read_recipe(small(kind="recalibrate", positions="drope", base=base, shape=None, **changes))
     with pytest.raises(UserError, match=said):
         starting_model(recipe, tokenizer)
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("control", "rope"), ("recalibrate", "drope")])
+def test_what_continues_a_base_reads_as_far_as_it_was_trained(
+    small: Any, tokenizer: Any, tmp_path: Path, kind: str, positions: str
+) -> None:
+    base = fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0)
+    export(base, tokenizer, tmp_path / "base")
+    theta = {"rope_theta": 500.0} if kind == "control" else {}
+    changes = {"base": str(tmp_path / "base"), "shape": None, "sequence_length": 32, **theta}
+    model = starting_model(read_recipe(small(kind=kind, positions=positions, **changes)), tokenizer)
+    assert model.config.max_position_embeddings == 32
+    if theta:
+        assert model.config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
+        frequencies = dict(model.named_buffers())["model.rotary_emb.inv_freq"]
+        assert frequencies[1].item() == pytest.approx(500.0 ** (-2 / 8))
+
+
+def test_a_base_may_be_a_listed_model(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longctx_bench.training.models.checkpoint_folder", lambda source: tmp_path / source.member)
+    assert base_location("smollm2-135m").endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def test_a_base_that_is_nowhere_is_one_clear_line(small: Any, tokenizer: Any) -> None:

@@ -33,6 +33,8 @@ def test_overrides_reach_inside(small: Any) -> None:
         ({"kind": "control"}, "needs 'base'"),
         ({"kind": "control", "base": "x", "shape": None, "positions": "drope"}, "goes with"),
         ({"qk_norm": True}, "'qk_norm' is for"),
+        ({"rope_theta": 1e4}, "'rope_theta' is for kind 'control'"),
+        ({"kind": "control", "base": "x", "shape": None, "rope_theta": 0}, "rope_theta"),
         ({"tokens_per_step": 100}, "multiple of sequence_length"),
         ({"tokens": 10}, "less than one step"),
         ({"data": [{"path": "a", "hub": "b/c"}]}, "either 'path' or 'hub'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +109,18 @@ def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "state" / "step-00000003" / "optimiser.pt").write_bytes(b"no")
     with pytest.raises(UserError, match="damaged state"):
         run_state.load(tmp_path, layer, adam)
+
+
+def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> None:
+    recipe = small(tokens_per_step=512, tokens=3 * 512, micro_batch=2)
+    one = train(recipe, tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "longctx_bench.training", str(recipe), str(tmp_path / "two")]
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=on_cpu)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "on 2 x cpu" in done.stdout
+    expected, got = weights(one), weights(tmp_path / "two")
+    # Saved in bf16; the gradients of two halves are added in another order than those of the whole.
+    assert all(torch.allclose(expected[name].float(), got[name].float(), atol=2e-3) for name in expected)
+    assert sum(torch.equal(expected[name], got[name]) for name in expected) > len(expected) // 2
