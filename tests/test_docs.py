@@ -47,7 +47,7 @@ def test_every_method_and_group_is_in_readme() -> None:
     "folder",
     [
         *("", "methods", "engines", "executors", "benchmarks", "metrics", "cli", "training", "calibration"),
-        *("harness", "probes"),
+        *("harness", "probes", "speed"),
         *("reporting", "reporting/rendering", "reporting/figures", "reporting/papers", "reporting/page"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``python -m longctx_bench.engines.speed``: what share of a machine's ceiling the transformers engine reaches.
+"""``python -m longctx_bench.speed.ceiling``: what share of a machine's ceiling the transformers engine reaches.
 
 Random weights of a shape and random prompts: speed does not depend on what stands in them. The ceiling of a prefill is
 the time of its matrix products and attention alone, measured in the same run; that of a decoding step the bytes of

@@ -1,4 +1,4 @@
-"""``python -m longctx_bench.harness.speed``: log-likelihoods of long contexts, our model against lm-eval's own."""
+"""``python -m longctx_bench.speed.likelihood``: log-likelihoods of long contexts, our model against lm-eval's own."""
 
 from __future__ import annotations
 

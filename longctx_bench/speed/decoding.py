@@ -1,4 +1,4 @@
-"""``python -m longctx_bench.harness.decoding_speed``: answers a second, and what drafts, batches and sharing add."""
+"""``python -m longctx_bench.speed.decoding``: answers a second, and what drafts, batches and sharing add."""
 
 from __future__ import annotations
 

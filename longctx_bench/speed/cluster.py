@@ -1,4 +1,4 @@
-"""``python -m longctx_bench.executors.speed``: the same cells on one worker of a Ray cluster and on several, in turn."""
+"""``python -m longctx_bench.speed.cluster``: the same cells on one worker of a Ray cluster and on several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m longctx_bench.harness.grid_speed``: a needle grid, by lm-eval's own model and by this project's."""
+"""``python -m longctx_bench.speed.grid``: a needle grid, by lm-eval's own model and by this project's."""
 
 from __future__ import annotations
 
