@@ -50,7 +50,7 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEsti
             continue
         speed = speed or engine.speed()
         seconds = 0.0 if planned.done else _seconds(planned, footprint, speed)
-        memory = footprint.peak(planned.cell.length, chunk=planned.cell.length)
+        memory = footprint.process + footprint.peak(planned.cell.length, chunk=planned.cell.length)
         estimates.append(CellEstimate(planned, tokens, seconds, memory))
     return estimates
 

@@ -38,6 +38,8 @@ class Footprint:
     """Floating-point operations of one token without attention over the context."""
     flops_per_pair: float
     """Floating-point operations of attention between two positions."""
+    process: int = 0
+    """Bytes that the process holds already where its own memory is the model's: on a CPU."""
 
     def peak(self, tokens: int, chunk: int) -> int:
         """Return the peak bytes for prompts of ``tokens`` tokens in all, prefilled ``chunk`` at a time."""

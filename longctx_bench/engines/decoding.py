@@ -22,6 +22,8 @@ _MOST_LOGITS = 2**27
 """Logits that a pass may give for guesses: half a GiB in fp32."""
 _MOST_WRONG = 64
 """Positions that wrong guesses may take in a cache until it is squeezed: they are masked, but read again each time."""
+_MOST_ROWS = 4
+"""Rows that are decoded with guesses on a GPU."""
 _SAVED = 0.25
 """Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 
@@ -137,8 +139,10 @@ class Decoder:
         past = cache.get_seq_length()
         places = torch.arange(past, device=self.model.device)
         seen = places >= torch.tensor(pads, device=self.model.device)[:, None]
-        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
-        holes = free and self.model.config._attn_implementation == "sdpa"
+        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some. On
+        # a GPU, the mask that wrong guesses need costs many rows more than the passes that right ones save.
+        cheap = self.model.device.type == "cpu" or len(rows) <= _MOST_ROWS
+        holes = free and cheap and self.model.config._attn_implementation == "sdpa"
         lookups = [Lookup([*row.request.input_ids, *row.tokens]) if holes else None for row in rows]
         return _Read(rows, cache, seen, lookups)
 

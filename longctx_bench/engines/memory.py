@@ -43,6 +43,7 @@ def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> 
         available=free_memory(device),
         flops_per_token=2.0 * parameters,
         flops_per_pair=4.0 * layers * heads * head_dim,
+        process=0 if device.startswith("cuda") else psutil.Process().memory_info().rss,
     )
 
 

@@ -100,8 +100,7 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     peak = memory.peak(device)
     config = model.config.to_dict()
     found = memory.footprint(config, SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
-    rows = 1 if decoder.alone_from <= length else prompts
-    planned = found.weights + prompts * (length + steps) * found.per_token + rows * length * found.per_prefill_token
+    planned = found.weights + prompts * (length + steps) * found.per_token + prompts * length * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
     return Measured(prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, peak, planned)
 
@@ -111,10 +110,10 @@ def ceiling(model: LlamaForCausalLM, prompts: int, length: int) -> float:
     config, device, dtype = model.config, str(model.device), model.dtype
     head = config.hidden_size // config.num_attention_heads
     kv = int(config.num_key_value_heads or config.num_attention_heads)
-    hidden = torch.randn(length, config.hidden_size, device=device).to(dtype)
-    inner = torch.randn(length, config.intermediate_size, device=device).to(dtype)
-    query = torch.randn(1, config.num_attention_heads, length, head, device=device).to(dtype)
-    key, value = (torch.randn(1, kv, length, head, device=device).to(dtype) for _ in range(2))
+    hidden = torch.randn(prompts, length, config.hidden_size, device=device).to(dtype)
+    inner = torch.randn(prompts, length, config.intermediate_size, device=device).to(dtype)
+    query = torch.randn(prompts, config.num_attention_heads, length, head, device=device).to(dtype)
+    key, value = (torch.randn(prompts, kv, length, head, device=device).to(dtype) for _ in range(2))
     layer: Any = model.model.layers[0]
     attention, mlp = layer.self_attn, layer.mlp
 
@@ -133,7 +132,7 @@ def ceiling(model: LlamaForCausalLM, prompts: int, length: int) -> float:
 
     with torch.inference_mode():
         once()
-        return prompts * config.num_hidden_layers * min(_seconds(once, device) for _ in range(5))
+        return config.num_hidden_layers * min(_seconds(once, device) for _ in range(5))
 
 
 def _seconds(work: Callable[[], Any], device: str) -> float:
