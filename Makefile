@@ -5,6 +5,7 @@ BIN := .venv/bin
 DEMO := results/demo
 
 REFERENCE := results/reference/tiny
+RATIOS := results/benchmarks.jsonl
 
 .PHONY: demo test lint benchmarks reference browser clean
 
@@ -36,7 +37,14 @@ browser:
 
 # Timings, as ratios measured in one run; see README.
 benchmarks: .venv/.installed-dev
-	$(BIN)/python -m longctx_bench.speed.likelihood
+	rm -f $(RATIOS)
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid --length 8192 --batch-sizes 1
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.decoding --examples 2
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.likelihood
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.ceiling
+	OMP_NUM_THREADS=1 LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.cluster
+	$(BIN)/python -m longctx_bench.speed.ratios $(RATIOS)
 	$(BIN)/python -m longctx_bench.reporting.speed
 	-$(BIN)/python -m longctx_bench.reporting.page.opening
 

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from longctx_bench.engines import memory
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.records import Request
+from longctx_bench.speed.ratios import keep
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 320, "num_hidden_layers": 8, "num_attention_heads": 5, "num_key_value_heads": 5,
@@ -171,6 +172,9 @@ def main() -> None:
         for length in map(int, chosen.lengths.split(",")):
             prompts = max(1, chosen.tokens // length)
             found = measure(model, prompts, length, chosen.steps, bandwidth)
+            keep(
+                f"prefill of {shape}, {length} tokens, its matrix products alone", found.prefill_ceiling / found.prefill
+            )
             print(f"{shape}, {chosen.dtype}: {found.line(chosen.new_tokens)}", flush=True)
         del model
         if cuda:

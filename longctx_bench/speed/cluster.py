@@ -12,6 +12,7 @@ from longctx_bench.executors.ray import RayExecutor
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
 from longctx_bench.runner import Runner
+from longctx_bench.speed.ratios import keep
 from longctx_bench.store import ResultStore
 
 
@@ -55,6 +56,8 @@ def main() -> None:
             spec = RunSpec(variants, tasks, lengths=lengths, limit=chosen.limit)
             seconds, examples = measure(executor, registry, spec, Path(scratch, "1"))
         first = first or seconds
+        if seconds is not first:
+            keep(f"{workers} Ray workers, one worker", first / seconds)
         rate = f"{examples / seconds:.2f}/s ({first / seconds:.2f}x)"
         print(f"{workers} workers: {examples} examples in {seconds:.1f} s, {rate}", flush=True)
 

@@ -19,6 +19,7 @@ from longctx_bench.plan import RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
+from longctx_bench.speed.ratios import keep
 from longctx_bench.store import ResultStore
 
 _NEEDLE = re.compile(r"One of the special magic numbers for (\S+) is: (\d+)\.")
@@ -63,10 +64,10 @@ def measure(model: str, length: int, examples: int, device: str, dtype: str) -> 
             sets = [questions(*pair) for pair in ((e, encoder, r) for e, r in zip(known, asked, strict=True))]
             known, asked = [e for own, _ in sets for e in own], [r for _, own in sets for r in own]
             what = f"{planned.task.name}, {_QUESTIONS} questions a context"
-        yield f"{model}, {length} tokens, {what}: {_compared(engine, contestant, known, asked)}"
+        yield f"{model}, {length} tokens, {what}: {_compared(engine, contestant, known, asked, what)}"
 
 
-def _compared(engine: HFEngine, contestant: Contestant, known: list[Example], asked: list[Request]) -> str:
+def _compared(engine: HFEngine, contestant: Contestant, known: list[Example], asked: list[Request], what: str) -> str:
     references = {example.id: example.references for example in known}
     rule = metric("string_match_all")
 
@@ -89,6 +90,7 @@ def _compared(engine: HFEngine, contestant: Contestant, known: list[Example], as
         texts[name] = way()
         seconds[name] = perf_counter() - began
     first = seconds["one by one"]
+    keep(f"{what}, one by one", first / seconds["with drafts"])
     same = sum(texts["one by one"][name] == text for name, text in texts["with drafts"].items())
     right = sum(rule.score(text, references[name]) == 1 for name, text in texts["with drafts"].items())
     ratios = ", ".join(f"{name} {len(asked) / took:.2f}/s ({first / took:.2f}x)" for name, took in seconds.items())

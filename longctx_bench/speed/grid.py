@@ -20,6 +20,7 @@ from longctx_bench.plan import RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
+from longctx_bench.speed.ratios import keep
 from longctx_bench.store import ResultStore
 
 NEW_TOKENS = 128
@@ -100,6 +101,7 @@ def measure(grid: Grid, batch_sizes: Sequence[int], length: int) -> Iterator[str
         )
         seconds, texts = grid.theirs(theirs)
         del theirs
+        keep(f"needle grid, {length} tokens, lm-eval in batches of {size}", seconds / ours)
         yield (
             f"{length} tokens: lm-eval hf, batches of {size}, {len(texts) / seconds:.3f} examples/s, "
             f"score {grid.score(texts):.1f}: longctx is {seconds / ours:.1f}x as fast"

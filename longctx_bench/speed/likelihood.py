@@ -14,6 +14,7 @@ from longctx_bench.benchmarks.vocabulary import all_words
 from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.harness.model import LongCtxLM
 from longctx_bench.registry import Registry
+from longctx_bench.speed.ratios import keep
 
 
 def requests(tokenizer: Any, tokens: int, contexts: int, choices: int) -> list[Instance]:
@@ -41,6 +42,7 @@ def measure(base: str, tokens: int, contexts: int, choices: int, device: str) ->
         began = perf_counter()
         answers.append(model.loglikelihood(asked, disable_tqdm=True))
         seconds.append(perf_counter() - began)
+    keep(f"log-likelihoods, {choices} continuations of {tokens} tokens, lm-eval", seconds[0] / seconds[1])
     apart = max(abs(a[0] - b[0]) for a, b in zip(*answers, strict=True))
     return (
         f"{base}, {contexts} contexts of {tokens} tokens, {choices} continuations each: lm-eval hf {seconds[0]:.1f} s, "
