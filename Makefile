@@ -37,6 +37,7 @@ browser:
 # Timings, as ratios measured in one run; see README.
 benchmarks: .venv/.installed-dev
 	$(BIN)/python -m longctx_bench.speed.likelihood
+	$(BIN)/python -m longctx_bench.speed.generation
 	$(BIN)/python -m longctx_bench.reporting.speed
 	-$(BIN)/python -m longctx_bench.reporting.page.opening
 

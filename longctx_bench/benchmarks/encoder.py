@@ -31,6 +31,7 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self._ends = tokenizer.eos_token_id, tokenizer.sep_token_id
         self._chunks = Chunks(tokenizer) if cuts_at_spaces(tokenizer) else None
         self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
@@ -60,10 +61,7 @@ class PromptEncoder:
             return [self._encoded(text)]
         parts = [self._opening, *self._chunks.ids(text)]
         # A text that itself ends as a tokenizer ends texts is a rare one.
-        return [self._encoded(text)] if parts[-1] and parts[-1][-1] in self._ends() else parts
-
-    def _ends(self) -> tuple[int | None, int | None]:
-        return self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
+        return [self._encoded(text)] if parts[-1] and parts[-1][-1] in self._ends else parts
 
     def _special(self) -> tuple[int, ...] | None:
         """Return the special tokens before every text, or None where there are others."""
@@ -82,7 +80,7 @@ class PromptEncoder:
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        if not self.chat_template and len(ids) > 1 and ids[-1] in self._ends():
+        if not self.chat_template and len(ids) > 1 and ids[-1] in self._ends:
             ids = ids[:-1]
         return ids
 

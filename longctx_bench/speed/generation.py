@@ -167,8 +167,10 @@ def measure(
     """Yield a line for each task, and one for all."""
     whole, own = ours(tasks, length, n)
     totals = Times(0, 0)
+    measured = {}
     for task in tasks:
         few, many = (upstream.times(task, length, count) for count in points)
+        measured[task] = few, many
         scaled = _line(few, many, points, n)
         totals = Times(totals.wall + scaled.wall, totals.cpu + scaled.cpu)
         yield (
@@ -180,15 +182,23 @@ def measure(
         f"{totals}, scaled as above: longctx is {totals.wall / whole.wall:.1f}x as fast "
         f"({totals.cpu / whole.cpu:.1f}x by time of processors)"
     )
-    if check:
+    if check in measured:
         third = 4 * points[1]
-        found = upstream.times(check, length, third)
-        few, many = (upstream.times(check, length, count) for count in points)
-        yield f"is it a line? {check}: {third} examples took {found}, {_line(few, many, points, third)} by the line"
+        found, line = upstream.times(check, length, third), _line(*measured[check], points, third)
+        yield f"is it a line? {check}: {third} examples took {found}, {line} by the line; load {os.getloadavg()[0]:.1f}"
 
 
 def _line(few: Times, many: Times, points: tuple[int, int], n: int) -> Times:
-    """Return the times of ``n`` examples on the line through two points."""
+    """Return the times of ``n`` examples on the line through two points.
+
+    Raises:
+        RuntimeError: more examples took no longer, so that nothing can be scaled: something else ran as well.
+    """
+    if many.wall <= few.wall or many.cpu <= few.cpu:
+        raise RuntimeError(
+            f"{points[0]} examples took {few}, {points[1]} took {many}: too near for scaling; choose counts farther "
+            f"apart by --upstream-examples, on a machine with nothing else to do (load {os.getloadavg()[0]:.1f})"
+        )
     share = (n - points[0]) / (points[1] - points[0])
     return Times(few.wall + share * (many.wall - few.wall), few.cpu + share * (many.cpu - few.cpu))
 
@@ -201,7 +211,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=500, help="of each task")
     parser.add_argument(
         "--upstream-examples",
-        default="10,60",
+        default="20,120",
         help="two counts that the original scripts write; their times are scaled",
     )
     parser.add_argument("--upstream", type=Path, help="a checkout's scripts/data, with its data, in place of the wheel")
