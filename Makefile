@@ -44,6 +44,7 @@ benchmarks: .venv/.installed-dev
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.likelihood
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.ceiling
 	OMP_NUM_THREADS=1 LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.cluster
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.generation
 	$(BIN)/python -m longctx_bench.speed.ratios $(RATIOS)
 	$(BIN)/python -m longctx_bench.reporting.speed
 	-$(BIN)/python -m longctx_bench.reporting.page.opening

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+from longctx_bench.benchmarks.chunks import Chunks, cuts_at_spaces, flat
 from longctx_bench.errors import UserError
 
 _END = 64
@@ -29,6 +31,9 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self._ends = tokenizer.eos_token_id, tokenizer.sep_token_id
+        self._chunks = Chunks(tokenizer) if cuts_at_spaces(tokenizer) else None
+        self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
         self._latest = threading.local()
 
@@ -42,10 +47,30 @@ class PromptEncoder:
 
     def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
         """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""
-        text = self.text(prompt, answer_prefix)
+        return flat(self._parts(self.text(prompt, answer_prefix)))
+
+    def _parts(self, text: str) -> Sequence[Sequence[int]]:
+        """Return a whole text's ids in pieces, the latest text's from memory."""
         if text != getattr(self._latest, "text", None):
-            self._latest.text, self._latest.ids = text, self._encoded(text)
-        return list(self._latest.ids)
+            self._latest.text, self._latest.parts = text, self._read(text)
+        found: Sequence[Sequence[int]] = self._latest.parts
+        return found
+
+    def _read(self, text: str) -> Sequence[Sequence[int]]:
+        if self._opening is None or not self._chunks:
+            return [self._encoded(text)]
+        parts = [self._opening, *self._chunks.ids(text)]
+        # A text that itself ends as a tokenizer ends texts is a rare one.
+        return [self._encoded(text)] if parts[-1] and parts[-1][-1] in self._ends else parts
+
+    def _special(self) -> tuple[int, ...] | None:
+        """Return the special tokens before every text, or None where there are others."""
+        whole, plain = (
+            tuple(self.tokenizer("a", add_special_tokens=special)["input_ids"])
+            for special in (not self.chat_template, False)
+        )
+        opening = whole[: len(whole) - len(plain)]
+        return opening if opening + plain == whole else None
 
     def _encoded(self, text: str) -> list[int]:
         # A chat template writes its own special tokens: adding them again would double BOS.
@@ -55,11 +80,7 @@ class PromptEncoder:
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        if (
-            not self.chat_template
-            and len(ids) > 1
-            and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
-        ):
+        if not self.chat_template and len(ids) > 1 and ids[-1] in self._ends:
             ids = ids[:-1]
         return ids
 
@@ -81,10 +102,12 @@ class PromptEncoder:
 
     def count(self, prompt: str, answer_prefix: str = "") -> int:
         """Return how many tokens :meth:`encode` gives."""
-        return len(self.encode(prompt, answer_prefix))
+        return sum(map(len, self._parts(self.text(prompt, answer_prefix))))
 
     def size(self, text: str) -> int:
         """Return how many tokens a piece of text takes by itself, without special tokens."""
+        if self._chunks:
+            return sum(map(len, self._chunks.ids(text)))
         return len(
             self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +54,42 @@ def essay_words(path: Path) -> tuple[str, ...]:
 
 def excerpt(words: tuple[str, ...], start: int, count: int) -> str:
     """Return ``count`` words from ``start`` on, going round at the end of the text as often as needed."""
-    start %= len(words)
+    return " ".join(_taken(words, start % len(words), count))
+
+
+def _taken(words: tuple[str, ...], start: int, count: int) -> tuple[str, ...]:
     taken = words[start : start + count]
     while len(taken) < count:
         taken += words[: count - len(taken)]
-    return " ".join(taken)
+    return taken
+
+
+@lru_cache(maxsize=4)
+def _ends(path: Path) -> tuple[int, ...]:
+    """Return the numbers of the essays' words that end a sentence; the last word is followed by the first."""
+    words = essay_words(path)
+    begins = {0: 0}
+    place = 0
+    for number, word in enumerate(words, 1):
+        place += len(word) + 1
+        begins[place] = number
+    return tuple(begins[match.end()] - 1 for match in _SENTENCE_END.finditer(" ".join((*words, words[0]))))
+
+
+def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:
+    """Return the :func:`sentences` of an :func:`excerpt` of the essays, of which the whole was split once.
+
+    Whether a sentence ends between two words is a matter of these two alone.
+    """
+    words, ends = essay_words(path), _ends(path)
+    start %= len(words)
+    taken = _taken(words, start, count)
+    cuts = [0]
+    for first in range(-start, count, len(words)):
+        # The text's first word is the excerpt's word ``first``; below 0 it lies before it.
+        here = ends[bisect_left(ends, -first) : bisect_left(ends, count - 1 - first)]
+        cuts += [first + end + 1 for end in here]
+    return [" ".join(taken[begin:end]) for begin, end in pairwise((*cuts, count)) if begin < end]
 
 
 def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:

@@ -133,13 +133,15 @@ class _Text:
         self.needles = needles
         self.depths = depths
         self.closing: list[str] = []
+        # What was measured last is written next.
+        self._latest: tuple[tuple[int, int], str] = ((-1, 0), "")
         self.least = len(needles) if self.kind == "essay" else 0
         self._seed = rng.random()
         self._task = task
         if self.kind == "essay":
             assert task.essays is not None
-            self._words = haystack.essay_words(fetch(task.essays))
-            self._start = rng.randrange(len(self._words))
+            self._essays = fetch(task.essays)
+            self._start = rng.randrange(len(haystack.essay_words(self._essays)))
 
     def guess(self, budget: int) -> int:
         """Return about how many units fill a budget: an essay word is 1.25 tokens, a sentence pair 25 or 90."""
@@ -150,10 +152,13 @@ class _Text:
 
     def context(self, units: int) -> str:
         """Return the text with all needles at their depths."""
-        pieces, joiner = self._hay(units)
-        for needle, place in reversed(list(zip(self.needles, self._places(pieces), strict=True))):
-            pieces.insert(place, needle)
-        return joiner.join(pieces + self.closing)
+        key = (units, len(self.closing))
+        if self._latest[0] != key:
+            pieces, joiner = self._hay(units)
+            for needle, place in reversed(list(zip(self.needles, self._places(pieces), strict=True))):
+                pieces.insert(place, needle)
+            self._latest = key, joiner.join(pieces + self.closing)
+        return self._latest[1]
 
     def measured(self, units: int) -> tuple[float, ...]:
         """Return where the needles begin, in percent of the context's characters, in the text's order."""
@@ -163,7 +168,7 @@ class _Text:
 
     def _hay(self, units: int) -> tuple[list[str], str]:
         if self.kind == "essay":
-            return haystack.sentences(haystack.excerpt(self._words, self._start, units)), " "
+            return haystack.excerpt_sentences(self._essays, self._start, units), " "
         if self.kind == "noise":
             return [wording.NOISE] * units, "\n"
         rng = random.Random(self._seed)

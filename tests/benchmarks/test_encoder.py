@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
+from longctx_bench.benchmarks.chunks import cuts_at_spaces
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import UserError
 from longctx_bench.registry import Registry
@@ -45,3 +47,50 @@ def test_an_answer_continues_the_prompts_tokens(bos_tokenizer: Any) -> None:
     chat = PromptEncoder(bos_tokenizer, chat_template=True)
     assert bos_tokenizer.decode(chat.continuation("Which number?", "", "12")) == "12", "an answer begins the reply"
     assert bos_tokenizer.decode(chat.continuation("Which number?", "It is", "12")) == " 12"
+
+
+PIECES = (
+    *("a", "'s", "'", "ab", "I'll", "5", "42", ".", "!", "-", "—", "é", "e\u0301", "中文", "Ünïcödé"),
+    *(" ", " ", " ", "  ", "\n", "\t", "\r\n", "\xa0", "\u2028", "\x1c", " 7", " .", " \u0301"),
+    *("<|im_start|>", "<|endoftext|>", "</s>"),
+)
+
+
+def whole(encoder: PromptEncoder, text: str) -> list[int]:
+    """Return what the tokenizer makes of the whole text."""
+    ids: list[int] = encoder.tokenizer(text)["input_ids"]
+    return ids[:-1] if len(ids) > 1 and ids[-1] == encoder.tokenizer.eos_token_id else ids
+
+
+def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_encoder: Any) -> None:
+    rng = random.Random(0)
+    for encoder in (smollm2_encoder, tiny_encoder):
+        assert cuts_at_spaces(encoder.tokenizer)
+        for _ in range(2000):
+            text = "".join(rng.choices(PIECES, k=rng.randint(0, 25)))
+            assert encoder.encode(text) == whole(encoder, text), repr(text)
+            assert encoder.size(text) == len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]), repr(text)
+
+
+def test_a_tokenizer_of_another_kind_is_read_as_a_whole(mistral_encoder: Any) -> None:
+    assert not cuts_at_spaces(mistral_encoder.tokenizer), "sentencepiece has no pattern that cuts at spaces"
+    text = "Two  spaces and one."
+    assert mistral_encoder.encode(text) == whole(mistral_encoder, text)
+
+
+@pytest.mark.parametrize("rule", ["lstrip", "rstrip"])
+def test_a_special_token_that_takes_spaces_forbids_cutting(plain_tokenizer: Any, rule: str) -> None:
+    from transformers import AddedToken
+
+    assert cuts_at_spaces(plain_tokenizer)
+    plain_tokenizer.add_tokens([AddedToken("<mask>", **{rule: True})])
+    assert not cuts_at_spaces(plain_tokenizer)
+    encoder = PromptEncoder(plain_tokenizer)
+    assert encoder.encode("a <mask> b") == whole(encoder, "a <mask> b")
+
+
+def test_forgetting_words_changes_nothing(smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = PromptEncoder(smollm2_encoder.tokenizer)
+    monkeypatch.setattr("longctx_bench.benchmarks.chunks._MOST", 3)
+    for text in ("one two three four five", "five six seven eight", "one nine two ten " * 3 + "."):
+        assert encoder.encode(text) == whole(encoder, text)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.haystack import excerpt, fit, sentences
+from longctx_bench.benchmarks.haystack import essay_words, excerpt, excerpt_sentences, fit, sentences
 from longctx_bench.benchmarks.needles import grid_depth
 from longctx_bench.records import Example
 from longctx_bench.registry import Registry
@@ -178,3 +178,14 @@ def test_fit_lands_in_the_window_from_any_guess(per_unit: float) -> None:
         assert 5000 - 64 < found.tokens <= 5000
         assert tokens(found.units) == found.tokens
         assert calls < 12
+
+
+def test_an_excerpts_sentences_are_those_of_the_whole(tmp_path: Path) -> None:
+    for text in ('One. "Two three!" (Four five.) Six? seven 8. Nine... "ten." Last word.', "one. Two three", "No end"):
+        file = tmp_path / f"{len(text)}.txt"
+        file.write_text(text)
+        words = essay_words(file)
+        for start in range(2 * len(words)):
+            for count in range(1, 3 * len(words)):
+                expected = sentences(excerpt(words, start, count))
+                assert excerpt_sentences(file, start, count) == expected
