@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.parity import Answer, Rotation, Tolerance, compare, explain, rotation_of
+from longctx_bench.parity.comparison import Answer, Rotation, Tolerance, compare, explain, rotation_of
 
 LIKELY = {7: -0.1, 8: -2.4, 9: -5.0, 10: -6.0, 11: -7.0}
 TIE = {7: -0.6931, 8: -0.6935, 9: -9.0, 10: -9.5, 11: -10.0}
@@ -32,7 +32,10 @@ def test_the_same_answers_pass() -> None:
 
 
 def test_a_first_log_probability_that_is_off_fails() -> None:
-    assert not compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 2e-3)])])["passed"]
+    assert compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 4e-3)])])["passed"]
+    assert not compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 6e-3)])])["passed"]
+    strict = compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 4e-3)])], first_token=1e-3)
+    assert not strict["passed"]
     without = {token: value for token, value in LIKELY.items() if token != 9}
     found = compared([Answer([7], [LIKELY])], [Answer([7], [without])])
     assert (found["passed"], found["first_token"]["largest_difference"]) == (False, math.inf)
@@ -44,6 +47,14 @@ def test_a_near_tie_explains_a_difference_and_a_clear_choice_does_not() -> None:
     assert tie["hf_gap"] == pytest.approx(4e-4)
     clear = explain(Answer([7, 7], [LIKELY, LIKELY]), Answer([7, 8], [LIKELY, LIKELY]), 1e-3)
     assert (clear["hf_gap"], clear["explained"]) == (pytest.approx(2.3), False)
+
+
+def test_what_rounding_may_do_to_a_first_token_does_not_explain_another_token() -> None:
+    nearly = {**TIE, 8: TIE[7] - 3e-3}
+    mine = [Answer([7], [nearly])] * 200
+    found = compared(mine, [Answer([8], [nearly]), *mine[1:]])
+    assert (found["passed"], found["greedy"]["differences"][0]["explained"]) == (False, False)
+    assert compared(mine, [Answer([8], [nearly]), *mine[1:]], gap=5e-3)["passed"]
 
 
 def test_a_candidate_that_the_reference_did_not_think_of_and_an_early_end_are_not_explained() -> None:
