@@ -87,8 +87,18 @@ def _show(written: dict[Path, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("model", "length", "prompts", "frequencies", "first token", "hf against fp64", "greedy equal", "unexplained",
-             "scores", "")  # fmt: skip
+    heads = (
+        "model",
+        "length",
+        "prompts",
+        "frequencies",
+        "first token",
+        "hf to fp64",
+        "equal",
+        "unexplained",
+        "scores",
+        "",
+    )
     table = Table(*heads, title="vllm against hf")
     for certificate in written.values():
         for length, found in certificate["lengths"].items():

@@ -78,7 +78,7 @@ def certify(
         section["scores"] = _scores(prompts, cell, own.answers, answers)
         sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
     written = {}
-    for name, lengths in sections.items():
+    for name, measured in sections.items():
         cell = next(cell for cell in cells if _name(cell) == name)
         # What the report compares with a cell's, and what two measurements must share to be one certificate.
         certificate = {
@@ -101,7 +101,7 @@ def certify(
             "environment": provenance.environment(),
         }
         path = out / "parity" / f"{safe_name(name)}-{hf.dtype}.json"
-        lengths = _kept(path, certificate) | lengths
+        lengths = _kept(path, certificate) | measured
         written[path] = certificate | {
             "certified": all(section["passed"] for section in lengths.values()),
             "lengths": dict(sorted(lengths.items(), key=lambda item: int(item[0]))),
