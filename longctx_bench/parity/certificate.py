@@ -74,7 +74,8 @@ def certify(
         rotation = rotation_of(vllm.ask_workers("rotary_table", [1]))
         own = references[cell.cell]
         section = compare((own.answers, own.rotation), (answers, rotation), tolerance, hf.dtype)
-        section["first_token"]["hf_against_fp64"] = own.rounding
+        if own.rounding is not None:
+            section["first_token"] |= {"hf_against_fp64": own.rounding, "fp64_prompts": min(in_fp64, len(answers))}
         section["scores"] = _scores(prompts, cell, own.answers, answers)
         sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
     written = {}
