@@ -7,7 +7,7 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test lint benchmarks reference browser clean
+.PHONY: demo test vllm lint benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -16,6 +16,10 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+# vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
+vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/test_parity.py
 
 # Tables, figures and the page of the tiny family, again from its records: what README shows.
 reference: .venv/.installed
@@ -65,5 +69,12 @@ lint: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-vllm/.installed: pyproject.toml requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv results/demo
+	rm -rf .venv .venv-vllm results/demo

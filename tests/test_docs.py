@@ -47,7 +47,7 @@ def test_every_method_and_group_is_in_readme() -> None:
     "folder",
     [
         *("", "methods", "engines", "executors", "benchmarks", "metrics", "cli", "training", "calibration"),
-        *("harness", "probes", "speed"),
+        *("harness", "parity", "probes", "speed"),
         *("reporting", "reporting/rendering", "reporting/figures", "reporting/papers", "reporting/page"),
     ],
 )
@@ -56,6 +56,15 @@ def test_every_module_is_in_the_architecture(folder: str) -> None:
     for module in (ROOT / "longctx_bench" / folder).glob("*.py"):
         if not module.stem.startswith("__"):
             assert f"`{module.name}`" in text, module
+
+
+def test_the_environment_of_vllm_differs_in_numpy_alone() -> None:
+    tested, vllm = (
+        dict(line.split("==") for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if "==" in line)
+        for name in ("constraints.txt", "requirements-vllm.txt")
+    )
+    assert {name for name in tested.keys() & vllm.keys() if tested[name] != vllm[name]} == {"numpy"}
+    assert len(tested.keys() & vllm.keys()) > 50
 
 
 def test_no_module_is_long() -> None:

@@ -22,11 +22,25 @@ from longctx_bench.errors import UserError
 @click.option("--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="After each, at most.")
 @click.option("--seed", default=42, show_default=True, help="Of the prompts.")
 @click.option(
+    "--first-token-tolerance",
+    default=5e-3,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="In nats: of first-token log-probabilities.",
+)
+@click.option(
     "--tolerance",
     default=1e-3,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="In nats: of first-token log-probabilities, and between two candidates of a greedy token that differs.",
+    help="In nats: between two candidates of a greedy token that differs.",
+)
+@click.option(
+    "--fp64-prompts",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Prompts a length whose first token transformers computes in fp64 too, to say how exact it is itself.",
 )
 @click.option(
     "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Of both engines."
@@ -36,7 +50,8 @@ from longctx_bench.errors import UserError
 @registry_options
 def parity_command(
     models: str, engines: str, task: str, scale: str | None, length: str | None, limit: int, new_tokens: int, seed: int,
-    tolerance: float, dtype: str, device: str, out: Path, **options: tuple[str, ...],
+    first_token_tolerance: float, tolerance: float, fp64_prompts: int, dtype: str, device: str, out: Path,
+    **options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Check that vLLM reads with a MODEL such as drope-tiny as transformers does, and write a certificate.
 
@@ -50,7 +65,8 @@ def parity_command(
 
     from longctx_bench.engines.hf import HFEngine
     from longctx_bench.engines.vllm import VLLMEngine
-    from longctx_bench.parity import Tolerance, certify
+    from longctx_bench.parity.certificate import certify
+    from longctx_bench.parity.comparison import Tolerance
     from longctx_bench.plan import RunSpec
 
     chosen = registry.select_tasks(task, None)
@@ -61,7 +77,8 @@ def parity_command(
     # vLLM first: whether it is there shows before minutes are spent.
     checked = VLLMEngine(device, dtype)
     reference = HFEngine(device, dtype)
-    written = certify(spec, registry, reference, checked, Tolerance(tolerance), new_tokens, out)
+    allowed = Tolerance(first_token_tolerance, tolerance)
+    written = certify(spec, registry, reference, checked, allowed, new_tokens, out, fp64_prompts)
     _show(written)
     sys.exit(0 if all(certificate["certified"] for certificate in written.values()) else 1)
 
@@ -70,17 +87,19 @@ def _show(written: dict[Path, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("model", "length", "prompts", "frequencies", "first token", "greedy equal", "unexplained", "scores", "")
-    table = Table(*heads, title="vllm against hf")
+    judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "scores", "")
+    table = Table("model", "length", "prompts", *judged, title="vllm against hf")
     for certificate in written.values():
         for length, found in certificate["lengths"].items():
             rotary, differences = found["rotary"], found["greedy"]["differences"]
+            exact = found["first_token"].get("hf_against_fp64")
             table.add_row(
                 certificate["contestant"],
                 length,
                 str(found["prompts"]),
                 f"{rotary['largest_relative_difference']:.1e}" if rotary["positions"] else "none",
                 f"{found['first_token']['largest_difference']:.1e}",
+                "" if exact is None else f"{exact:.1e}",
                 f"{100 * found['greedy']['equal_share']:.1f} %",
                 str(sum(not difference["explained"] for difference in differences)),
                 f"{found['scores']['hf']:.4f} / {found['scores']['vllm']:.4f}",

@@ -61,6 +61,7 @@ def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
         "seed": spec.get("seed"),
         "dtype": spec.get("dtype"),
         "engine": spec.get("engine"),
+        "parity": None if summary.parity is None else str(summary.parity),
     }
 
 

@@ -65,14 +65,17 @@ def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: C
 
 
 def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
-    """Name the cells that were measured otherwise than the others: seed, number format, engine, version of the task."""
+    """Name the cells that were measured otherwise than the others: seed, number format, engine, version of the task.
+
+    Of vLLM's numbers also say which are certified.
+    """
     notes = []
     for key in _RUN:
         notes += _differing(cells, key.replace("_", " "), [summary.details["spec"].get(key) for summary in cells])
     notes += _differing(cells, "protocol", [s.details["spec"]["task"].get("protocol") for s in cells])
     for task in tasks_of(cells):
         notes += _versions([summary for summary in cells if summary.cell.task == task])
-    return notes
+    return notes + _parity(cells)
 
 
 def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[str]:
@@ -122,6 +125,28 @@ def _versions(cells: Sequence[CellSummary]) -> list[str]:
         notes.append(f"another version of {cells[0].cell.task} ({listed(keys)} {verb}) in {where(own, cells)}")
     digests = [(s.details["spec"].get("digests") or {}).get("data") for s in cells]
     return notes + _differing(cells, f"the digest of {cells[0].cell.task}'s data", digests)
+
+
+def _parity(cells: Sequence[CellSummary]) -> list[str]:
+    """Say which of vLLM's numbers are certified against transformers, why the others are not, and what would do it."""
+    found: dict[str, list[CellSummary]] = {}
+    for summary in cells:
+        if summary.parity is not None:
+            found.setdefault(str(summary.parity), []).append(summary)
+    notes = [
+        f"made by vLLM, {said}: {'all numbers' if len(own) == len(cells) else where(own, cells)}"
+        for said, own in sorted(found.items())
+    ]
+    lacking = [s for own in found.values() for s in own if s.parity and not s.parity.certified]
+    lengths = sorted({summary.cell.length for summary in lacking} - {NATURAL})
+    if lengths:
+        names = ",".join(sorted({summary.contestant for summary in lacking}))
+        dtypes = sorted({summary.details["spec"]["dtype"] for summary in lacking})
+        commands = [
+            f"`longctx-bench parity {names} --length {','.join(map(str, lengths))} --dtype {dtype}`" for dtype in dtypes
+        ]
+        notes.append(f"to certify them: {listed(commands)}, --out being this folder")
+    return notes
 
 
 def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:

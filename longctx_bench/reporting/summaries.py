@@ -16,6 +16,7 @@ from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
 from longctx_bench.reporting.cell_files import DamagedError, Record, count_records, read_records, read_summary
+from longctx_bench.reporting.certificates import Standing, read_certificates, standing
 from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.store import ResultStore, cell_parts, read_json
 
@@ -50,6 +51,8 @@ class CellSummary:
     """Each example's score and length, where the task sorts its results by length."""
     depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
     """[n], percent, where every example has exactly one needle; else empty."""
+    parity: Standing | None = None
+    """Whether a number of vLLM's is certified against transformers; None for other engines."""
 
     @property
     def percent(self) -> bool:
@@ -122,6 +125,7 @@ def read_cells(folder: Path) -> Results:
     """
     store = ResultStore(folder)
     results = Results([], [], [])
+    certificates = read_certificates(folder)
     for path in store.folders():
         name = "/".join(path.parts[-4:])
         try:
@@ -129,7 +133,7 @@ def read_cells(folder: Path) -> Results:
             if details is None:
                 results.unfinished.append(f"{name}: {_how_far(path)}")
             else:
-                results.finished.append(_summary(path, details))
+                results.finished.append(_summary(path, details, certificates))
         except DamagedError as error:
             results.damaged.append(f"{name}: {error}; delete its folder and run again")
     if not results.finished and not results.unfinished:
@@ -155,7 +159,7 @@ def _how_far(path: Path) -> str:
     return f"not finished{failed}, {examples}; the same run command completes it"
 
 
-def _summary(path: Path, details: dict[str, Any]) -> CellSummary:
+def _summary(path: Path, details: dict[str, Any], certificates: Sequence[dict[str, Any]]) -> CellSummary:
     cell = Cell(**details["cell"])
     if path.parts[-4:] != cell_parts(cell):
         raise DamagedError(f"its cell.json is that of {cell}")
@@ -181,6 +185,7 @@ def _summary(path: Path, details: dict[str, Any]) -> CellSummary:
         scored=scored,
         points=_points(records) if buckets_of(cell.task, cell.length) else (),
         depths=np.array([record.depths[0] for record in records] if single else [], dtype=np.float64),
+        parity=standing(details, certificates),
     )
 
 

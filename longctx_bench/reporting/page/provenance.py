@@ -18,6 +18,7 @@ def provenance(summary: CellSummary) -> dict[str, str]:
         "dtype": engine.get("dtype", spec.get("dtype")),
         "device": engine.get("device"),
         "engine": _listed(engine.get("engine", spec.get("engine")), engine.get("attention")),
+        "parity": summary.parity,
         "seed": spec.get("seed"),
         "chat template": "yes" if spec.get("chat_template") else None,
         "protocol": _object(spec, "task").get("protocol"),

@@ -1,0 +1,1 @@
+"""Whether vLLM gives a method's numbers as transformers does."""
