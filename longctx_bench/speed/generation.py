@@ -25,6 +25,7 @@ from longctx_bench.data import cache_dir, fetch
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.files import safe_name
 from longctx_bench.registry import Registry
+from longctx_bench.speed.ratios import keep
 from longctx_bench.specs import WheelSource
 
 _TOKENIZER = "smollm2-135m"
@@ -177,6 +178,7 @@ def measure(
             f"{task}, {n} examples of {length} tokens: longctx {own[task]}; original scripts {scaled}, scaled from "
             f"{few} for {points[0]} and {many} for {points[1]}; load {os.getloadavg()[0]:.1f}"
         )
+    keep(f"RULER's prompts, {len(tasks)} tasks, {length} tokens, the original scripts", totals.wall / whole.wall)
     yield (
         f"{len(tasks)} tasks, {n} examples of {length} tokens each: longctx {whole}, start included; original scripts "
         f"{totals}, scaled as above: longctx is {totals.wall / whole.wall:.1f}x as fast "
