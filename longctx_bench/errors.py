@@ -21,6 +21,10 @@ class DoesNotFit(UserError):
     """A cell whose length the task or the method cannot be run at: it is skipped and the run goes on."""
 
 
+class DiskFull(UserError):
+    """Nothing can be written any more, whichever cell it belongs to: a run ends there and keeps what it has."""
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or the known names when none is close."""
     candidates = sorted(set(known))

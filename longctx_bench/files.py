@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,7 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.errors import DiskFull, UserError
+
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+"""What is wrong with a whole disk and not with one path on it."""
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Tell whether a disk is full, over its quota, read-only or broken, so that every other write fails as well."""
+    return error.errno in _FULL
+
+
+def not_written(path: Path, error: OSError, advice: str) -> UserError:
+    """Return the error for a file that cannot be written; the advice is for a disk that is well."""
+    reason = f"{path}: cannot be written: {error.strerror}"
+    if disk_is_full(error):
+        return DiskFull(f"{reason}; what was measured before is kept, make room and run the same command again")
+    return UserError(f"{reason}; {advice}")
 
 
 @contextmanager
@@ -27,13 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another folder with --out") from error
+        raise not_written(path, error, "choose another folder with --out") from error
     try:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise not_written(path, error, "choose another folder with --out") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from longctx_bench import provenance
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
-from longctx_bench.errors import DoesNotFit, UserError
+from longctx_bench.errors import DiskFull, DoesNotFit, UserError
 from longctx_bench.executors.base import Executor, HarnessSettings, RemoteError, Result, Work
 from longctx_bench.methods.base import Method
 from longctx_bench.plan import PlannedCell, RunSpec
@@ -87,7 +87,8 @@ class Runner:
         """Run what is missing; one cell that fails does not stop the others.
 
         Raises:
-            UserError: the output folder is held by another run or cannot be written, or nothing is left to run on.
+            UserError: the output folder is held by another run or cannot be written, the disk is full, or nothing is
+                left to run on.
         """
         outcome = Outcome()
         with self.store.locked():
@@ -121,14 +122,19 @@ class Runner:
         """Note a cell that cannot be finished.
 
         Raises:
-            Exception: the error itself, when it is a bug of this project.
+            Exception: the error itself, when it is a bug of this project, or the disk is full: no other cell could be
+                stored either.
         """
+        if isinstance(error, DiskFull):
+            raise error
         if isinstance(error, DoesNotFit):
             outcome.skipped.append((planned.cell, str(error)))
             self.progress.note(f"{planned.cell}: skipped: {error}")
             return
         reason = str(error)
-        if not isinstance(error, UserError):
+        if isinstance(error, MemoryError):
+            reason = f"the memory of this machine is full{f' ({reason})' if reason else ''}; choose a smaller --length"
+        elif not isinstance(error, UserError):
             uses = (planned.variant.spec.use, planned.task.use)
             if all(use.startswith("longctx_bench.") for use in uses):
                 raise error
@@ -136,7 +142,7 @@ class Runner:
             reason = f"{kind}{error} (raised by {' or '.join(uses)})"
         outcome.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
-        # A disk that is full may be the very reason.
+        # A folder that cannot be written may be the very reason.
         with suppress(UserError):
             self.store.fail(planned.cell, planned.spec, reason)
 

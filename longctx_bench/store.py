@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from longctx_bench.errors import UserError
 from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
-from longctx_bench.files import safe_name, write_json, write_text
+from longctx_bench.files import not_written, safe_name, write_json, write_text
 from longctx_bench.records import NATURAL, Cell, Example, Finished, length_name
 
 _CELL_FILES = frozenset(("cell.json", "started.json", "records.jsonl"))
@@ -68,9 +68,7 @@ class ResultStore:
                 f"{self.folder}: another run is writing there; wait for it or choose another --out"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --out"
-            ) from error
+            raise not_written(self.folder, error, "choose another folder with --out") from error
         try:
             yield
         finally:
@@ -207,9 +205,7 @@ class ResultStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.replace(target)
         except OSError as error:
-            raise UserError(
-                f"{target}: cannot be written: {error.strerror}; choose another folder with --out"
-            ) from error
+            raise not_written(target, error, "choose another folder with --out") from error
 
 
 def before_gap(ids: Sequence[str]) -> int:
@@ -273,21 +269,20 @@ def _leaves(folder: Path | str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _append(path: Path, text: str) -> None:
+    left = memoryview(text.encode())
     try:
-        size = path.stat().st_size if path.exists() else 0
-        with path.open("a", encoding="utf-8") as file:
+        # Without a buffer: closing the file would write what is left in one, after the file was cut.
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
             try:
-                file.write(text)
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
-                file.close()
-                os.truncate(path, size)
+                file.truncate(size)
                 raise
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror}; what was measured before is kept, run the same command again"
-        ) from error
+        raise not_written(path, error, "what was measured before is kept, run the same command again") from error
 
 
 def _drop_cut_line(path: Path) -> None:

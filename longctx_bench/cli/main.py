@@ -18,6 +18,7 @@ from longctx_bench.cli.results import report_command, score_command, show_comman
 from longctx_bench.cli.run import run_command
 from longctx_bench.cli.training import calibrate_command, train_command
 from longctx_bench.errors import UserError
+from longctx_bench.files import disk_is_full
 from longctx_bench.provenance import package_version
 
 
@@ -63,5 +64,17 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader (head, say) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         sys.exit(0)
+    except OSError as error:
+        # Files have lines of their own: what is left is a standard output that goes to a full disk.
+        if not disk_is_full(error):
+            raise
+        _close_output()
+        click.echo(f"longctx-bench: the output cannot be written: {error.strerror}", err=True)
+        sys.exit(2)
+
+
+def _close_output() -> None:
+    """Let nothing more be written at the end of the process, where it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

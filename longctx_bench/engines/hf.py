@@ -114,7 +114,7 @@ class HFEngine:
         try:
             with prepared(self._model, contestant, length):
                 found = request_tails(self._model, batch)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
         if found is not None:
@@ -163,7 +163,7 @@ class HFEngine:
         try:
             chunk = memory.prefill_chunk(self._footprint, batch, self.device)
             decoded = self._decoder.decode(batch, settled, chunk)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             decoded = None
@@ -219,7 +219,7 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         )
     try:
         return model.to(device).eval()  # type: ignore[no-any-return]
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error

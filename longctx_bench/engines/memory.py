@@ -20,6 +20,8 @@ _SHARE = 0.85
 _CPU_BATCH_TOKENS = 16384
 """Larger batches do not decode faster on a CPU."""
 _CUDA_BATCH_TOKENS = 524288
+_FULL = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory object")
+"""What torch's allocator and oneDNN say; oneDNN has no other words for it."""
 
 
 def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
@@ -99,11 +101,10 @@ def speed(dtype: Any, device: str) -> tuple[float, float]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a full memory from any other error: CUDA has a class for it, the CPU allocator a sentence."""
+    """Tell a full memory from any other error: CUDA and Python have classes for it, the CPU's libraries sentences."""
     import torch
 
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message or "out of memory" in message
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _FULL)
 
 
 def peak(device: str) -> int | None:

@@ -181,5 +181,7 @@ class Worker:
         except UserError as error:
             where = f"{error} (on the worker at {self._node})"
             return Failure("skip" if isinstance(error, DoesNotFit) else "user", where)
+        except MemoryError as error:
+            return Failure("user", f"the memory of {self._node} is full ({error}); choose a smaller --length")
         except Exception as error:  # noqa: BLE001 (it is raised again where the run is)
             return Failure("bug", f"{type(error).__name__}: {error}", traceback.format_exc())

