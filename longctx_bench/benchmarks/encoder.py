@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from longctx_bench.benchmarks.chunks import Chunks, cuts_at_spaces, flat
@@ -31,7 +32,6 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self._ends = tokenizer.eos_token_id, tokenizer.sep_token_id
         self._chunks = Chunks(tokenizer) if cuts_at_spaces(tokenizer) else None
         self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
@@ -62,6 +62,10 @@ class PromptEncoder:
         parts = [self._opening, *self._chunks.ids(text)]
         # A text that itself ends as a tokenizer ends texts is a rare one.
         return [self._encoded(text)] if parts[-1] and parts[-1][-1] in self._ends else parts
+
+    @cached_property
+    def _ends(self) -> tuple[int | None, int | None]:
+        return self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
 
     def _special(self) -> tuple[int, ...] | None:
         """Return the special tokens before every text, or None where there are others."""
