@@ -90,10 +90,12 @@ class PromptCache:
         # The first alone: it reads what all share, and shows what is wrong. A tokenizer lets go of Python while it
         # works, so that threads are enough.
         yield encoded(benchmark.example(*arguments, self._spec.seed, 0))
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            yield from pool.map(
-                lambda index: encoded(benchmark.example(*arguments, self._spec.seed, index)), range(1, n)
-            )
+        pool = ThreadPoolExecutor(usable_cores())
+        try:
+            yield from pool.map(lambda i: encoded(benchmark.example(*arguments, self._spec.seed, i)), range(1, n))
+        finally:
+            # Ctrl-C, or an example that cannot be written: nobody waits for those behind it.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _encoder(self, task: TaskSpec, folder: Path) -> PromptEncoder:
         key = (folder, self._spec.chat_template and task.chat_template)

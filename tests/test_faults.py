@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model
+from made_models import make_model
 
 from longctx_bench import run
 from longctx_bench.engines.decoding import Decoder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from made_models import make_model, make_tokenizer
 
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
