@@ -121,7 +121,7 @@ def test_ctrl_c_keeps_what_was_measured(cluster: Any, tiny_folder: Path, tmp_pat
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while_running(lambda: lines(tmp_path) >= 4, lambda: process.send_signal(signal.SIGINT)).join()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
