@@ -117,6 +117,8 @@ class Decoder:
 
     def _guesses(self, read: _Read) -> list[list[int]]:
         """Guess what follows in each row, as far as the cache has room for guesses."""
+        if not any(read.lookups):
+            return [[]] * len(read.rows)
         room = self._room(read)
         wrong = read.seen.shape[1] - int(read.seen.sum(dim=1).max())
         if room < _MOST_WRONG // 2 and wrong >= _MOST_WRONG // 2:

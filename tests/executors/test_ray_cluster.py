@@ -113,7 +113,9 @@ def test_own_methods_reach_the_workers_and_errors_come_back(
 
 def test_ctrl_c_keeps_what_was_measured(cluster: Any, tiny_folder: Path, tmp_path: Path, essays: Path) -> None:
     command = [
-        sys.executable, "-c", "from longctx_bench.cli import main; main()",
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from longctx_bench.cli import main; main()",
         "run", "--model", "rope-tiny", "--tasks", "niah", "--length", "1024",
         "--limit", "300", "--device", "cpu", "--dtype", "float32", "--batch-tokens", "1200", "--data",
         f"ruler-essays={essays}", "--out", str(tmp_path), "--executor", "ray", "--workers", "2", "--ray-address",
