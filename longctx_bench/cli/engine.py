@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from longctx_bench.cli.options import engine_options
+from longctx_bench.cli.options import added, engine_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,16 +38,12 @@ _EXECUTOR = (
 
 def engine_choice(command: F) -> F:
     """Add the options that :func:`engine_arguments` reads."""
-    for option in reversed(_CHOICE):
-        command = option(command)
-    return command
+    return added(command, _CHOICE)
 
 
 def executor_options(command: F) -> F:
     """Add the options that say where batches run."""
-    for option in reversed(_EXECUTOR):
-        command = option(command)
-    return command
+    return added(command, _EXECUTOR)
 
 
 def engine_arguments(

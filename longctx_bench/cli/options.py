@@ -34,18 +34,21 @@ _ENGINE = (
 )  # fmt: skip
 
 
-def engine_options(command: F) -> F:
-    """Add the options that say what a model is run in and on."""
-    for option in reversed(_ENGINE):
+def added(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    """Add options to a command, in their order."""
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def engine_options(command: F) -> F:
+    """Add the options that say what a model is run in and on."""
+    return added(command, _ENGINE)
 
 
 def registry_options(command: F) -> F:
     """Add the options that change what names mean."""
-    for option in reversed(_REGISTRY):
-        command = option(command)
-    return command
+    return added(command, _REGISTRY)
 
 
 def make_registry(

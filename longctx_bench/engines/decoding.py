@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import alike, common, worth_sharing
 from longctx_bench.engines.room import roomy_cache
+from longctx_bench.engines.rows import Row
 from longctx_bench.records import Request
 
 _MOST_LOGITS = 2**27
@@ -36,25 +37,10 @@ def eos_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 @dataclass
-class _Row:
-    """One example while it is being decoded."""
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    reason: str = ""
-    text: str = ""
-
-    @property
-    def left(self) -> int:
-        """Return how many tokens it may still have."""
-        return self.request.max_new_tokens - len(self.tokens)
-
-
-@dataclass
 class _Read:
     """Examples and what of them the cache holds, all at its right end."""
 
-    rows: list[_Row]
+    rows: list[Row]
     cache: DynamicCache
     seen: torch.Tensor
     """``[rows, positions]``: False where the cache holds padding, or a guess that was wrong."""
@@ -88,7 +74,7 @@ class Decoder:
         Returns:
             Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
         """
-        rows = [_Row(request) for request in batch]
+        rows = [Row(request) for request in batch]
         read = self._start(rows, settled, chunk)
         while read is not None:
             self._step(read, settled)
@@ -136,7 +122,7 @@ class Decoder:
         """Return for how many tokens there is room behind the one that is read next."""
         return max(total_tokens(row.request) for row in read.rows) + _MOST_WRONG - read.seen.shape[1] - 1
 
-    def _read(self, rows: list[_Row], cache: DynamicCache, pads: list[int], free: bool) -> _Read:
+    def _read(self, rows: list[Row], cache: DynamicCache, pads: list[int], free: bool) -> _Read:
         """Put together what was read; rows may be finished already."""
         past = cache.get_seq_length()
         places = torch.arange(past, device=self.model.device)
@@ -148,7 +134,7 @@ class Decoder:
         lookups = [Lookup([*row.request.input_ids, *row.tokens]) if holes else None for row in rows]
         return _Read(rows, cache, seen, lookups)
 
-    def _start(self, rows: list[_Row], settled: Settled, chunk: int) -> _Read | None:
+    def _start(self, rows: list[Row], settled: Settled, chunk: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
         free = can_merge(self._empty_cache()) and keys_are_final(self.model)
         groups = self._groups(rows, free)
@@ -177,7 +163,7 @@ class Decoder:
         widest = max(piece.length for piece in pieces)
         return self._read(left, merged(pieces), [widest - piece.length for piece in pieces], free)
 
-    def _groups(self, rows: list[_Row], free: bool) -> list[list[_Row]]:
+    def _groups(self, rows: list[Row], free: bool) -> list[list[Row]]:
         """Say which rows are prefilled together: all, or each alone behind the one that begins most like it."""
         ids = [row.request.input_ids for row in rows]
         sizes = [len(own) for own in ids]
@@ -189,13 +175,13 @@ class Decoder:
             return [[rows[place]] for group in groups for place in group]
         return [rows]
 
-    def _draft(self, row: _Row, rows: int) -> list[int]:
+    def _draft(self, row: Row, rows: int) -> list[int]:
         """Return as much of the first draft as the budget has room for behind one more token."""
         most = min(row.left - 1, _MOST_LOGITS // (rows * self.model.config.get_text_config().vocab_size))
         return list(row.request.drafts[0][: max(0, most)]) if row.request.drafts else []
 
     def _prefill(
-        self, rows: list[_Row], drafts: list[list[int]], cache: DynamicCache, chunk: int
+        self, rows: list[Row], drafts: list[list[int]], cache: DynamicCache, chunk: int
     ) -> tuple[list[int], torch.Tensor]:
         """Fill a cache with prompts and drafts; return the padding and logits ``[rows, longest draft + 1, words]``."""
         end = max(len(row.request.input_ids) for row in rows)
@@ -226,7 +212,7 @@ class Decoder:
         )
         return output.logits  # type: ignore[no-any-return]
 
-    def _chosen(self, rows: list[_Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:
+    def _chosen(self, rows: list[Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:
         """Add to each example the likeliest tokens for as long as its guess was right, and the one after.
 
         Args:
@@ -246,7 +232,9 @@ class Decoder:
         accepted = []
         for row, tokens, guess in zip(rows, likeliest, guesses, strict=True):
             right = 0
-            while not self._advance(row, tokens[right], settled) and guess[right : right + 1] == [tokens[right]]:
+            while not row.advance(tokens[right], self.tokenizer, self.eos, settled) and guess[right : right + 1] == [
+                tokens[right]
+            ]:
                 right += 1
             accepted.append(right)
         return accepted
@@ -262,21 +250,7 @@ class Decoder:
         rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
         return _Read(rows, read.cache, read.seen[keep], lookups)
 
-    def _empty_cache(self, rows: Sequence[_Row] = ()) -> DynamicCache:
+    def _empty_cache(self, rows: Sequence[Row] = ()) -> DynamicCache:
         """Return a cache with room for prompts, answers and wrong guesses."""
         room = max((total_tokens(row.request) for row in rows), default=0)
         return roomy_cache(self.model.config, room + _MOST_WRONG)
-
-    def _advance(self, row: _Row, token: int, settled: Settled) -> bool:
-        """Add a token to an example; return True when the example is finished."""
-        row.tokens.append(token)
-        row.text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
-        if token in self.eos:
-            row.reason = "eos"
-        elif token in row.request.stop_ids:
-            row.reason = "stop"
-        elif settled(row.request.example_id, row.text):
-            row.reason = "settled"
-        elif len(row.tokens) >= row.request.max_new_tokens:
-            row.reason = "length"
-        return bool(row.reason)

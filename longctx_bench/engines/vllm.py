@@ -9,7 +9,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +19,7 @@ from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.checkpoints import end_ids, load_tokenizer, read_config
+from longctx_bench.engines.rows import Row
 from longctx_bench.engines.vllm_overrides import vllm_overrides
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
@@ -31,16 +32,6 @@ _CPU_CACHE_SHARE = 0.4
 """Of the free memory, that they may take beyond what one prompt needs."""
 _BLOCK = 128
 """Tokens that vLLM's CPU cache gives out at a time."""
-
-
-@dataclass
-class _Row:
-    """One example while it is being decoded."""
-
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str = ""
 
 
 class VLLMEngine:
@@ -115,14 +106,16 @@ class VLLMEngine:
         """
         self.prepare(batch, contestant)
         started = perf_counter()
-        rows = {str(place): _Row(request) for place, request in enumerate(batch)}
+        rows = {str(place): Row(request) for place, request in enumerate(batch)}
         engine = self._llm.llm_engine
         for name, row in rows.items():
             engine.add_request(name, {"prompt_token_ids": list(row.request.input_ids)}, self._sampling(row.request))
         while engine.has_unfinished_requests():
             for output in engine.step():
                 row = rows[output.request_id]
-                done = any(self._advance(row, token, settled) for token in output.outputs[0].token_ids)
+                done = any(
+                    row.advance(token, self._tokenizer, self._eos, settled) for token in output.outputs[0].token_ids
+                )
                 if done and not output.finished:
                     engine.abort_request([output.request_id])
         seconds = (perf_counter() - started) / len(batch)
@@ -249,22 +242,6 @@ class VLLMEngine:
             logprobs=logprobs,
             output_kind=RequestOutputKind.FINAL_ONLY if logprobs else RequestOutputKind.DELTA,
         )
-
-    def _advance(self, row: _Row, token: int, settled: Settled) -> bool:
-        """Add a token to an example; return True when the example is finished."""
-        if row.reason:
-            return True
-        row.tokens.append(token)
-        row.text = self._tokenizer.decode(row.tokens, skip_special_tokens=True)
-        if token in self._eos:
-            row.reason = "eos"
-        elif token in row.request.stop_ids:
-            row.reason = "stop"
-        elif settled(row.request.example_id, row.text):
-            row.reason = "settled"
-        elif len(row.tokens) >= row.request.max_new_tokens:
-            row.reason = "length"
-        return bool(row.reason)
 
 
 def _prepare_environment(tensor_parallel: int) -> None:

@@ -88,9 +88,10 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     words = model.config.vocab_size
     ids = [tuple(torch.randint(2, words, (length,), generator=generator).tolist()) for _ in range(prompts)]
 
+    found = memory.footprint(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
+
     def run(new_tokens: int) -> float:
         batch = [Request(str(place), own, new_tokens) for place, own in enumerate(ids)]
-        found = memory.footprint(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
         chunk = memory.prefill_chunk(found, batch, device)
         return _seconds(lambda: decoder.decode(batch, lambda *_: False, chunk), device)
 
@@ -99,8 +100,6 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     prefill = min(run(1), run(1))
     step = (run(1 + steps) - prefill) / steps
     peak = memory.peak(device)
-    config = model.config.to_dict()
-    found = memory.footprint(config, SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
     planned = found.weights + prompts * (length + steps) * found.per_token + prompts * length * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
     return Measured(prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, peak, planned)
