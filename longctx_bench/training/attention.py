@@ -25,9 +25,15 @@ def causal_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softmax_temperature: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally, within ``sliding_window`` tokens where the layer has one; no mask is ever read."""
+    """Attend causally, within ``sliding_window`` tokens where the layer has one; no mask is ever read.
+
+    ``softmax_temperature``, ``[sequences, heads]`` or ``[sequences, 1]``, multiplies the logits.
+    """
+    if softmax_temperature is not None:
+        query = query * softmax_temperature[:, :, None, None]
     # Norms of the projections come out in fp32 under autocast, and the fast kernels want one type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     band = None

@@ -29,6 +29,12 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
         if recipe.retrieval_share
         else "no synthetic retrieval sequences"
     )
+    if recipe.softmax_temperatures:
+        low, high = recipe.softmax_temperatures
+        retrieval += (
+            f"; the attention logits of each sequence are multiplied by a number drawn between {low:g} and {high:g}, "
+            f"one for each {recipe.temperatures_by}"
+        )
     measured = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
     # Folders of this machine mean nothing to a reader: their last part names the model.
     named = {"base": _name(recipe.base), "tokenizer": _name(recipe.tokenizer)}

@@ -167,17 +167,19 @@ class Run:
         recipe = self.recipe
         rows = rows.to(self.accelerator.device, non_blocking=True)
         parts = rows.split(recipe.micro_batch)
+        temperatures = self._temperatures(len(rows)).split(recipe.micro_batch) if recipe.softmax_temperatures else None
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
         total = torch.zeros((), device=rows.device)
         for index, part in enumerate(parts):
             weight = len(part) / len(rows)
+            of_part = (part,) if temperatures is None else (part, temperatures[index])
             if index + 1 < len(parts):
                 with self.accelerator.no_sync(self.loss):
-                    loss = self.loss(part) * weight
+                    loss = self.loss(*of_part) * weight
                     loss.backward()
             else:
-                loss = self.loss(part) * weight
+                loss = self.loss(*of_part) * weight
                 loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
@@ -185,15 +187,27 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         return total
 
+    def _temperatures(self, count: int) -> torch.Tensor:
+        """Return this process's share of the step's softmax temperatures, ``[count, heads or 1]``."""
+        recipe, device = self.recipe, self.accelerator.device
+        assert recipe.softmax_temperatures is not None
+        heads = self.model.config.num_attention_heads if recipe.temperatures_by == "head" else 1
+        drawn = self.data.batches.temperatures(self.step, *recipe.softmax_temperatures, heads)
+        first = self.accelerator.process_index * count
+        return torch.from_numpy(drawn[first : first + count]).to(device, non_blocking=True)
+
     def _validate(self) -> float:
         """Return the mean loss of the validation rows; every process reads all of them.
 
         Gradients stay on: without them torch.compile makes a second graph, which takes longer than they do.
         """
         rows = torch.from_numpy(self.data.validation).to(self.accelerator.device)
+        heads = self.model.config.num_attention_heads if self.recipe.temperatures_by == "head" else 1
         total = 0.0
         for part in rows.split(self.recipe.micro_batch):
-            total += self.loss(part).item() * len(part)
+            # Ones in place of none, so that torch.compile needs no second graph.
+            ones = (torch.ones(len(part), heads, device=rows.device),) if self.recipe.softmax_temperatures else ()
+            total += self.loss(part, *ones).item() * len(part)
         return total / len(rows)
 
     def _line(self, train_loss: float | None, speed: float | None) -> dict[str, Any]:

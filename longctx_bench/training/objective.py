@@ -24,14 +24,18 @@ class NextTokenLoss(nn.Module):
         self.precision = precision
         self.residual = residual
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of ``[sequences, length + 1]`` token ids, fp32 scalar."""
+    def forward(self, rows: torch.Tensor, temperatures: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mean loss of ``[sequences, length + 1]`` token ids, fp32 scalar.
+
+        ``temperatures``, ``[sequences, heads]`` or ``[sequences, 1]``, multiply the attention logits.
+        """
+        extra = {} if temperatures is None else {"softmax_temperature": temperatures}
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             embedded = self.model.get_input_embeddings()(rows[:, :-1])
             if self.precision == "bf16" and self.residual == "bf16":
                 # As at inference; master weights stay in fp32.
                 embedded = embedded.to(torch.bfloat16)
-            hidden = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            hidden = self.model.base_model(inputs_embeds=embedded, use_cache=False, **extra).last_hidden_state
             logits = self.model.get_output_embeddings()(hidden)
         return functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
 

@@ -85,6 +85,11 @@ class Batches:
                 rows[place - first] = self.text.row(int(self._order(epoch)[position]))
         return rows
 
+    def temperatures(self, index: int, low: float, high: float, heads: int) -> NDArray[np.float32]:
+        """Return the factors of the attention logits in step ``index``: ``[batch, heads]``, log-uniform in it."""
+        drawn = np.random.default_rng([self.seed, 3, index]).uniform(np.log(low), np.log(high), (self.batch, heads))
+        return np.exp(drawn).astype(np.float32)
+
     def _renumbered(self, row: Tokens, step: int, place: int) -> Tokens:
         if not len(self._digits):
             return row

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import shipped_folder
@@ -96,6 +96,11 @@ class Recipe(Spec):
     """Distinct retrieval sequences."""
     retrieval_needles: int = Field(default=10, ge=1)
     """Most needles that a retrieval sequence hides."""
+    softmax_temperatures: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Each training sequence multiplies its attention logits by a number drawn log-uniformly between these two, so that
+    the model stands the sharper softmax that a longer context wants; 1 everywhere without it, and when validating."""
+    temperatures_by: Literal["sequence", "head"] = "sequence"
+    """One draw for a whole sequence, or one for each of its heads (the same in all layers)."""
     sequence_length: int = Field(gt=1)
     """Tokens of a sequence: the training context that the saved config names."""
     tokens: int = Field(gt=0)
@@ -143,6 +148,12 @@ class Recipe(Spec):
             raise ValueError("'qk_norm' is for kind 'recalibrate'")
         if self.rope_theta is not None and self.kind != "control":
             raise ValueError("'rope_theta' is for kind 'control': a fresh model has 'shape.rope_theta', DroPE has none")
+        if self.softmax_temperatures is not None:
+            low, high = self.softmax_temperatures
+            if low > high:
+                raise ValueError("softmax_temperatures: the first is the smaller one")
+            if self.positions == "alibi":
+                raise ValueError("softmax_temperatures: the attention of 'alibi' has none")
         if self.tokens_per_step % self.sequence_length:
             raise ValueError("tokens_per_step must be a multiple of sequence_length")
         if self.steps < 1:
