@@ -51,7 +51,7 @@ def calibrate(
 ) -> Fit:
     """Find the best value of a method's tunable scalar at each scale.
 
-    A coarse sweep over [1, 1 + span ln s] with n examples finds the region, a fine one around it with 2 n
+    A coarse sweep over [1, 1 + span ln s], or [1, 1 + reach] where that is more, with n examples finds the region, a fine one around it with 2 n
     decides. Scores are averaged with their neighbours' before the best is taken: one lucky value does not win.
 
     Args:
@@ -72,7 +72,7 @@ def calibrate(
             tell(point)
             return point
 
-        steps = max(2, math.ceil(method.tunable_span * math.log(scale) / COARSE))
+        steps = max(2, math.ceil(max(method.tunable_reach, method.tunable_span * math.log(scale)) / COARSE))
         coarse = [measure(round(1 + COARSE * step, 4), n) for step in range(steps + 1)]
         centre = best(coarse)
         fine = [

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
 from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.few_queries import few_queries
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import alike, common, worth_sharing
@@ -91,7 +92,8 @@ class Decoder:
             ids[place, : 1 + len(guess)] = torch.tensor([row.tokens[-1], *guess])
             told[place, : 1 + len(guess)] = True
         device = self.model.device
-        logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
+        with few_queries(self.model):
+            logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
         before = [len(row.tokens) for row in read.rows]
         accepted = self._chosen(read.rows, logits, guesses, settled)
         for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):

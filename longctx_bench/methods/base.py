@@ -67,7 +67,9 @@ class Method(Spec, ABC):
     """What ``longctx-bench calibrate`` tunes: the key of this method's fits in ``calibration.json``."""
 
     tunable_span: ClassVar[float] = 0.7
-    """How far calibration looks: from 1 to 1 + span x ln s."""
+    """How far calibration looks: from 1 to 1 + span x ln s, and"""
+    tunable_reach: ClassVar[float] = 0.0
+    """to 1 + reach at least."""
 
     factor: float | None = Field(default=None, ge=1.0)
     """Extension factor s. Derived from the length (:meth:`scale`) unless fixed here."""

@@ -42,6 +42,9 @@ class NoPE(Method):
     checkpoint: ClassVar[str | None] = "nope"
     needs_checkpoint: ClassVar[bool] = False
     tunable: ClassVar[str | None] = "temperature"
+    # A model trained under softer softmaxes wants a sharper one than others at the same length.
+    tunable_span: ClassVar[float] = 1.1
+    tunable_reach: ClassVar[float] = 1.0
 
     calibration: Calibration = "none"
     """Where beta comes from: ``retrieval`` and ``perplexity`` are our fits in the checkpoint's ``calibration.json``,
