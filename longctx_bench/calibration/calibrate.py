@@ -51,8 +51,9 @@ def calibrate(
 ) -> Fit:
     """Find the best value of a method's tunable scalar at each scale.
 
-    A coarse sweep over [1, 1 + span ln s], or [1, 1 + reach] where that is more, with n examples finds the region, a fine one around it with 2 n
-    decides. Scores are averaged with their neighbours' before the best is taken: one lucky value does not win.
+    A coarse sweep over [1, 1 + span ln s], or [1, 1 + reach] where that is more, with n examples finds the region,
+    a fine one around it with 2 n decides. Scores are averaged with their neighbours' before the best is taken: one
+    lucky value does not win.
 
     Args:
         method: one with a tunable scalar.

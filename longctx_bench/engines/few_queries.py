@@ -23,8 +23,8 @@ MOST = 8
 def few_queries(model: PreTrainedModel) -> Iterator[None]:
     """Let a model on a GPU attend so inside; on a CPU, and where a method brought its own attention, nothing changes.
 
-    torch's kernels are made for many queries: with one, they leave most of a GPU idle, copy the keys for every head that
-    shares them, or prepare themselves anew for each length of the cache.
+    torch's kernels are made for many queries: with one, they leave most of a GPU idle, copy the keys for every head
+    that shares them, or prepare themselves anew for each length of the cache.
     """
     config = model.config
     if model.device.type != "cuda" or config._attn_implementation != "sdpa":
