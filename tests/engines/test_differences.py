@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longctx_bench.engines import differences
 from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder, load_tokenizer
 from longctx_bench.engines.differences import STEPS, compressed, expanded
 from longctx_bench.engines.hf import load_model
@@ -121,9 +122,18 @@ def test_another_config_is_another_model(packed: Path) -> None:
     assert merged(packed) != first
 
 
-def test_processes_that_start_together_share_one(packed: Path) -> None:
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        assert len(set(pool.map(merged, [packed] * 2))) == 1
+def test_runs_that_start_together_merge_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge, calls = differences.merge, []
+
+    def slow(*arguments: Path) -> None:
+        calls.append(arguments)
+        time.sleep(0.3)
+        merge(*arguments)
+
+    monkeypatch.setattr(differences, "merge", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(merged, [packed] * 4))) == 1
+    assert len(calls) == 1
 
 
 def test_training_takes_it_as_base(packed: Path) -> None:
