@@ -105,6 +105,9 @@ def calibrate_command(
 
     base = variant.base(read_config(folder))
     fit = calibrate(variant.method, base, goal, scales, limit, tell)
+    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
+    if isinstance(variant.source, PathSource) and variant.source.path.is_dir():
+        folder = variant.source.path
     path = write(out or folder, variant.method, variant.method_name, goal, fit)
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in fit.table.items())
     console.print(

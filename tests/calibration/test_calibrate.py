@@ -156,6 +156,23 @@ def test_the_command(
     assert objective in json.loads((drope_folder / "calibration.json").read_text())["temperature"]
 
 
+def test_a_fit_lies_beside_a_difference_not_beside_what_it_was_merged_to(
+    drope_folder: Path, tiny_folder: Path, essays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longctx_bench.training.pack import pack
+
+    monkeypatch.setenv("LONGCTX_BENCH_CACHE", str(tmp_path / "cache"))
+    packed = tmp_path / "packed"
+    pack(drope_folder, str(tiny_folder), packed, share=0.05)
+    arguments = ["calibrate", f"drope:{packed}", "--scale", "2x", "--limit", "1", "--data", f"ruler-essays={essays}"]
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments, "--device", "cpu"])
+    main()
+    assert not list((tmp_path / "cache").rglob("calibration.json"))
+    method = Registry().variant(f"drope:{packed}").method
+    assert isinstance(method, DroPE)
+    assert method.temperature is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

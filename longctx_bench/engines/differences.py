@@ -1,0 +1,212 @@
+"""Weights kept as their quantised difference from a base that users fetch anyway: the format, and its merging.
+
+A matrix ``W`` of rows ``i`` is ``scale * B[i] + steps[i] * codes[i]``, ``B`` being the base's of that name: training
+leaves most of a base in place, so that few bits a weight say the rest. Three tensors stand for it: ``NAME.scale``
+(float32, one number), ``NAME.steps`` (bfloat16, one a row) and ``NAME.codes`` (int8, Huffman-coded by zlib, as bytes).
+Every other tensor is stored as it is. The header's metadata names the base and holds the sha256 of its weights, so that
+no other one is taken for it, and that of what is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from longctx_bench.errors import UserError
+from longctx_bench.specs import Source
+
+_FORMAT = "1"
+_MEMORY = 9
+"""zlib's largest: tables for every 32 K codes."""
+SCALE, STEPS, CODES = ".scale", ".steps", ".codes"
+LARGEST = 127
+"""Codes lie between this and its negative."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base that a difference is taken from."""
+
+    name: str
+    source: Source
+    sha256: str
+    """Of its weights, as :func:`digest` computes it: other versions of transformers write other headers."""
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """The tensors of a folder's safetensors files, or of one file, each read when it is asked for."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._files))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Weights]:
+    """Open a safetensors file, or all of a folder.
+
+    Raises:
+        UserError: there is none, or one is truncated or damaged.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no safetensors files there; expected a model in Hugging Face format")
+    with ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for file in files:
+            try:
+                weights = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise damaged(file, error) from error
+            found |= dict.fromkeys(weights.keys(), weights)
+        yield Weights(found)
+
+
+def damaged(file: Path, reason: object) -> UserError:
+    """Return the error for a file of weights that cannot be what was written."""
+    return UserError(f"{file}: truncated or damaged ({reason!s:.120}); fetch the checkpoint again")
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of tensors by name: values, types and shapes, whatever file they lie in."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def compressed(codes: torch.Tensor) -> torch.Tensor:
+    """Return int8 codes as a zlib stream: Huffman's codes alone, as nothing in them repeats, and a checksum."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, _MEMORY, zlib.Z_HUFFMAN_ONLY)
+    stream = packer.compress(codes.contiguous().numpy().data) + packer.flush()
+    return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+
+
+def expanded(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Undo :func:`compressed`.
+
+    Raises:
+        ValueError: the stream is not one of that many codes.
+    """
+    unpacker = zlib.decompressobj()
+    try:
+        # No more than what is expected: a crafted stream could fill the memory.
+        codes = bytearray(unpacker.decompress(stream.numpy().data, max(1, shape.numel())))
+    except zlib.error as error:
+        raise ValueError(error) from error
+    if len(codes) != shape.numel():
+        raise ValueError(f"{len(codes)} codes in place of {shape.numel()}")
+    if unpacker.decompress(unpacker.unconsumed_tail, 1) or not unpacker.eof:
+        raise ValueError(f"more codes than {shape.numel()}")
+    return torch.frombuffer(codes, dtype=torch.int8).view(shape)
+
+
+def restored(base: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the matrix in bfloat16. Each operation rounds once, so that every machine gets the same bits."""
+    rest = codes.float().mul_(steps.float()[:, None])
+    return (base.float() * scale).add_(rest).bfloat16()
+
+
+def write(file: Path, tensors: dict[str, torch.Tensor], origin: Origin) -> None:
+    """Write a difference; ``file`` appears as it grows, so give a temporary one.
+
+    Raises:
+        UserError: no space on the disk.
+    """
+    source = TypeAdapter[Any](Source).dump_json(origin.source, exclude_defaults=True).decode()
+    metadata = {
+        "difference": _FORMAT, "base": origin.name, "base_source": source, "base_sha256": origin.sha256,
+        "sha256": digest(tensors),
+    }  # fmt: skip
+    _save(tensors, file, metadata)
+
+
+def read_origin(file: Path) -> Origin:
+    """Return the base of a difference, read from its header alone.
+
+    Raises:
+        UserError: the file is damaged, or of a format that this version does not know.
+    """
+    metadata = _metadata(file)
+    try:
+        source = TypeAdapter[Any](Source).validate_python(json.loads(metadata["base_source"]))
+        return Origin(metadata["base"], source, metadata["base_sha256"])
+    except (KeyError, ValueError, ValidationError) as error:
+        raise damaged(file, f"its header names no base: {type(error).__name__}") from error
+
+
+def merge(file: Path, base_folder: Path, out: Path) -> None:
+    """Write the weights that a difference stands for as ``out``, a safetensors file that transformers loads.
+
+    Takes seconds, and memory for the merged weights and a few copies of the largest matrix.
+
+    Raises:
+        UserError: the file is damaged, the folder holds another base, or the disk is full.
+    """
+    origin = read_origin(file)
+    with opened(file) as stored, opened(base_folder) as base:
+        if digest(stored) != _metadata(file).get("sha256"):
+            raise damaged(file, "its sha256 is not the one in its header")
+        if digest(base) != origin.sha256:
+            raise UserError(
+                f"{file}: its base is another {origin.name} than the weights in {base_folder}; remove that folder if "
+                f"it lies in the cache, it is made again"
+            )
+        try:
+            merged = {
+                name.removesuffix(CODES): _matrix(name.removesuffix(CODES), stored, base)
+                if name.endswith(CODES)
+                else stored[name].clone()
+                for name in stored
+                if not name.endswith((SCALE, STEPS))
+            }
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise damaged(file, error) from error
+        _save(merged, out, {"format": "pt"})
+
+
+def _matrix(name: str, stored: Weights, base: Weights) -> torch.Tensor:
+    before = base[name]
+    codes = expanded(stored[name + CODES], before.shape)
+    return restored(before, stored[name + SCALE], stored[name + STEPS], codes)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            metadata: dict[str, str] = weights.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise damaged(file, error) from error
+    if metadata.get("difference") != _FORMAT:
+        found = metadata.get("difference", "none")
+        raise UserError(f"{file}: a difference of format {found}, not {_FORMAT}; use the version that it came with")
+    return metadata
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: cannot be written ({error!s:.120}); make room or choose another folder") from error
