@@ -66,12 +66,20 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error!s:.200})") from error
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason(error)})") from error
     # Prompts are longer than the training context by design: no warning about it.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def reason(error: BaseException) -> str:
+    """Return why transformers could not load something, on one line."""
+    # The question whether to trust a repository's code is answered here, and never asked: it is not run.
+    if "trust_remote_code" in str(error):
+        return "it needs the repository's own code, which is never run: only what transformers or this project knows is"
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def _converted(gguf: Path, folder: Path) -> Path:
