@@ -1,10 +1,12 @@
-"""A hub for tests: huggingface_hub's own cache layout in a folder, and a server that says no as the hub does."""
+"""A hub for tests: huggingface_hub's own cache layout in a folder, and servers that give and refuse as the hub does."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from huggingface_hub.file_download import repo_folder_name
 
@@ -35,6 +37,45 @@ def publish(cache: Path, hub_id: str, folder: Path, commit: str, branch: str | N
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / branch).write_text(commit)
     return snapshot
+
+
+class ServingHub(BaseHTTPRequestHandler):
+    """Serves one repository out of a folder as far as huggingface_hub asks: its commit, its list of files, files."""
+
+    folder = Path()
+    """What the repository holds."""
+    commit = "9" * 40
+    """What its branches name."""
+
+    def do_GET(self) -> None:
+        """Answer with JSON about the repository, or with a file of it."""
+        path = urlsplit(self.path).path
+        headers = {"X-Repo-Commit": self.commit}
+        if path.startswith("/api/models/"):
+            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in self._files()]
+            about = {"id": "org/served", "sha": self.commit, "siblings": [{"rfilename": f["path"]} for f in files]}
+            content = json.dumps(files if "/tree/" in path else about).encode()
+            headers["Content-Type"] = "application/json"
+        else:
+            file = self.folder / path.rpartition("/")[2]
+            content = file.read_bytes() if file in self._files() else b""
+            headers |= (
+                {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'} if content else {"X-Error-Code": "EntryNotFound"}
+            )
+        self.send_response(200 if content else 404)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.iterdir())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 class RefusingHub(BaseHTTPRequestHandler):

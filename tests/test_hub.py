@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from string import Template
 from typing import Any
 
+import click
 import pytest
 import torch
-from hub_stand_in import REFUSALS, RefusingHub, publish
+from hub_stand_in import REFUSALS, RefusingHub, ServingHub, publish
 from made_models import make_model, make_published
 
 from longctx_bench import load, run
+from longctx_bench.cli.main import cli
 from longctx_bench.data import fetch, pinned
 from longctx_bench.errors import UserError
 from longctx_bench.registry import Registry
 from longctx_bench.specs import HubSource
+from longctx_bench.training.recipe import find_recipe, read_recipe
 
 TIED: dict[str, Any] = {"num_hidden_layers": 2, "intermediate_size": 64, "tie_word_embeddings": True}
 SMALL = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 2048, **TIED}
@@ -38,6 +46,12 @@ smollm-1.7b:
   checkpoints:
     drope: {source: {hub: someone/SmolLM-1.7B-DroPE}}
 """
+
+
+PAGE = (Path(__file__).parent.parent / "results" / "REPRODUCING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+LINES = [line for kind, text in BLOCKS if not kind for line in text.replace("\\\n", " ").splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("longctx-bench ")]
 
 
 @pytest.fixture(scope="module")
@@ -199,23 +213,63 @@ def test_what_is_not_in_the_cache_is_one_clear_line(hub: Path, tmp_path: Path, c
     assert "Qwen/Qwen2.5-0.5B@060db649: not in the local cache" in err
 
 
-@pytest.fixture
-def refusing(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a process whose hub refuses everything."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub)
+def test_a_repository_of_which_only_the_config_came_is_one_clear_line(hub: Path, tmp_path: Path, call: Any) -> None:
+    """As a --dry-run leaves it, and a download that was cut off."""
+    folder = make_published(tmp_path / "made", None, **SMALL)
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    publish(hub, "org/config-only", folder, "6" * 40)
+    options = ("--length", "512", "--device", "cpu", "--out", tmp_path / "results")
+    code, _, err = call("run", "--model", "org/config-only", *options)
+    assert code == 2
+    assert "has no tokenizer; a download that was cut off goes on where the hub can be reached" in err
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler], cache: Path) -> Iterator[dict[str, str]]:
+    """The environment of a process that takes a server of ours for the hub, and has nothing in its cache."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
-    own = {key: value for key, value in os.environ.items() if key not in proxies}
-    yield own | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_CACHE": str(tmp_path / "empty"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield {key: value for key, value in os.environ.items() if key not in proxies} | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+START = [sys.executable, "-c", "from longctx_bench.cli.main import main; main()"]
+
+
+def test_a_repository_is_fetched_at_the_commit_that_its_branch_names(
+    essays: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    folder = make_published(tmp_path / "made", "qk_norm_nope", shard="30KB", **SMALL)
+    handler = type("Handler", (ServingHub,), {"folder": folder})
+    options = ["--length", "512", "--limit", "1", "--device", "cpu", "--data", f"ruler-essays={essays}"]
+    command = [*START, "run", "--model", "org/served", *options, "--out", str(tmp_path / "results")]
+    with served(handler, tmp_path / "cache") as environment:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (cell,) = (tmp_path / "results").glob("runs/*/drope/niah/512/cell.json")
+    assert json.loads(cell.read_text())["spec"]["weights"]["revision"] == ServingHub.commit
+    got = {file.name for file in (tmp_path / "cache/models--org--served/snapshots" / ServingHub.commit).iterdir()}
+    assert got == {file.name for file in folder.iterdir()} - {"drope.py"}, "code is not even fetched"
+    # Without the hub, what was fetched is there, under the name of its branch.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    code, out, err = call(*command[len(START) :], "--dry-run")
+    assert code == 0, err
+    assert "done" in out
 
 
 @pytest.mark.parametrize(
@@ -227,15 +281,62 @@ def refusing(tmp_path: Path) -> Iterator[dict[str, str]]:
         ("no-revision", "has no revision 0000000000000000000000000000000000000000 on the hub"),
     ],
 )
-def test_what_the_hub_refuses_is_one_clear_line(
-    repository: str, said: str, refusing: dict[str, str], tmp_path: Path
-) -> None:
+def test_what_the_hub_refuses_is_one_clear_line(repository: str, said: str, tmp_path: Path) -> None:
     assert repository in REFUSALS
     entry = f"base: {{source: {{hub: org/{repository}, revision: '{'0' * 40}'}}, original_length: 512}}"
     (tmp_path / "models.yaml").write_text(entry)
-    start = [sys.executable, "-c", "from longctx_bench.cli.main import main; main()"]
-    command = [*start, "data", "pull", "base", "--baselines", str(tmp_path)]
-    done = subprocess.run(command, env=refusing, capture_output=True, text=True, check=False)
+    command = [*START, "data", "pull", "base", "--baselines", str(tmp_path)]
+    with served(RefusingHub, tmp_path / "cache") as environment:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_pages_commands_parse_and_name_what_exists(
+    command: str, hub: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(_checkpoint(hub), "results/models/drope-smollm-360m")
+    placeholders = {"C": "0.1", "TEXT": "long.txt", "CHECKPOINT": str(_checkpoint(hub))}
+    Path("paper").mkdir()
+    (own,) = (text for kind, text in BLOCKS if kind == "yaml")
+    Path("paper/models.yaml").write_text(Template(own).substitute(placeholders))
+    _, *words = shlex.split(Template(command).substitute(placeholders), comments=True)
+    if words[0] == "run":
+        code, out, err = call(*words, "--dry-run", "--device", "cpu")
+        assert code == 0, err
+        assert "cells, about" in out
+        return
+    found: click.Command = cli
+    while isinstance(found, click.Group):
+        found = found.commands[words.pop(0)]
+    parsed = found.make_context(command, words)
+    registry = Registry(baselines=parsed.params.get("baselines", ()))
+    for name in [*parsed.params.get("names", ()), *filter(None, [parsed.params.get("model")])]:
+        assert name in registry.sources or registry.variant(name).name
+    for name in filter(None, (parsed.params.get("bases") or "").split(",")):
+        assert name in registry.models
+
+
+def _checkpoint(hub: Path) -> Path:
+    return next((hub / "models--someone--SmolLM-1.7B-DroPE" / "snapshots").iterdir())
+
+
+def test_the_pages_trainings_name_recipes_that_exist() -> None:
+    trainings = [shlex.split(line) for line in LINES if line.startswith("torchrun")]
+    assert len(trainings) == 3
+    for words in trainings:
+        recipe, out = words[words.index("longctx_bench.training") + 1 :]
+        made = read_recipe(find_recipe(recipe), {"tokens": "31457280000"})
+        assert made.batch % int(words[words.index("--nproc-per-node") + 1]) == 0
+        assert Path(out).name == recipe
+
+
+def test_the_pages_revisions_are_the_listed_ones() -> None:
+    for name in ("smollm-360m", "smollm-1.7b", "llama2-7b"):
+        source = Registry().models[name].source
+        assert isinstance(source, HubSource)
+        assert f"| `{name}` | `{source.hub}`" in PAGE
+        assert f"`{(source.revision or '')[:8]}`, pinned" in PAGE

