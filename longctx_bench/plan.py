@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.data import digest, is_local
+from longctx_bench.data import digest, is_local, pinned
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import metric
@@ -79,11 +79,13 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
             )
     # Once a run: a digest reads megabytes of each local model.
-    sources = {variant.source for variant in spec.variants}
+    here = {source: _as_of_now(source) for source in dict.fromkeys(variant.source for variant in spec.variants)}
+    contestants = [replace(variant, source=here[variant.source]) for variant in spec.variants]
+    sources = set(here.values())
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
     digests: dict[Source, str | None] = {source: digest(source) for source in sources if is_local(source)}
-    for source in dict.fromkeys(variant.source for variant in spec.variants):
-        variants = [variant for variant in spec.variants if variant.source == source]
+    for source in dict.fromkeys(variant.source for variant in contestants):
+        variants = [variant for variant in contestants if variant.source == source]
         for task in spec.tasks:
             for length in sorted({length for variant in variants for length in spec.cell_lengths(variant)}):
                 # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
@@ -95,6 +97,14 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                         done = not spec.rerun and store.done(cell, described, n)
                         cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, described, done))
     return cells
+
+
+def _as_of_now(source: Source) -> Source:
+    """Pin a hub repository; one that cannot be had fails its own cells when they begin, and no others."""
+    try:
+        return pinned(source)
+    except UserError:
+        return source
 
 
 def _sources(benchmark: Benchmark) -> dict[str, Any]:

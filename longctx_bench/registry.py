@@ -142,9 +142,13 @@ class Registry:
         kind = load_class(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
         own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
+            recipe = f"{kind.checkpoint}-{model.name}"
+            shipped = (shipped_folder("baselines") / "recipes" / f"{recipe}.yaml").is_file()
             raise UserError(
-                f"{method_name}-{model.name}: {model.name} has no {kind.checkpoint} checkpoint; make one with "
-                f"`longctx-bench train` (recipe with base: {model.name}) and use it as {method_name}:FOLDER"
+                f"{method_name}-{model.name}: {model.name} has no {kind.checkpoint} checkpoint; name one as "
+                f"{method_name}:FOLDER_OR_HUB_ID, or under 'checkpoints' in a models.yaml (--baselines), or make it: "
+                f"`longctx-bench train {recipe if shipped else 'RECIPE'}`"
+                + ("" if shipped else f", a recipe with base: {model.name}")
             )
         params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
         method = validate(kind, params, f"method {method_name}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +68,54 @@ def make_model(folder: Path, **config: Any) -> Path:
         LlamaConfig(**{**shape, **config}, vocab_size=len(tokenizer), eos_token_id=1, bos_token_id=0, pad_token_id=1)
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@lru_cache
+def _tokenizer(bos: bool) -> Any:
+    return make_tokenizer(bos=bos)
+
+
+def make_published(folder: Path, attention_type: str | None = None, shard: str = "1GB", bos: bool = False,
+                   dtype: str = "bfloat16", **config: Any) -> Path:  # fmt: skip
+    """Save a small random checkpoint as the DroPE paper's are published: written by transformers 4, weights in halves.
+
+    Args:
+        attention_type: Sakana AI's, for a DroPE checkpoint, whose config names remote code; None for a Llama.
+        shard: the most that one file of weights holds.
+        bos: the tokenizer begins every text with BOS, as Llama 2's does.
+        dtype: of the weights.
+        config: entries of the config, its shape above all.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from longctx_bench.methods.checkpoint_format import LlamaDropeConfig, LlamaDropeForCausalLM
+
+    tokenizer = _tokenizer(bos)
+    entries = {"initializer_range": 0.2, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, **config}
+    torch.manual_seed(0)
+    model: Any
+    if attention_type is None:
+        model = LlamaForCausalLM(LlamaConfig(**entries))
+    else:
+        model = LlamaDropeForCausalLM(LlamaDropeConfig(attention_type=attention_type, **entries))
+        for name, weight in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                torch.nn.init.uniform_(weight, 0.5, 1.5)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
+    tokenizer.save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    for name in ("rope_parameters", "dtype"):
+        written.pop(name, None)
+    written |= {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": dtype, "transformers_version": "4.56.0"}
+    if attention_type is not None:
+        written["architectures"] = ["DroPELlamaForCausalLM"]
+        written["auto_map"] = {
+            "AutoConfig": "drope.DroPELlamaConfig",
+            "AutoModelForCausalLM": "drope.DroPELlamaForCausalLM",
+        }
+        # What a published repository's code would do here, was it ever run.
+        (folder / "drope.py").write_text("raise SystemExit('remote code was run')\n")
+    (folder / "config.json").write_text(json.dumps(written))
     return folder

@@ -139,7 +139,7 @@ def test_dry_run_writes_nothing(call, tiny_folder: Path, tmp_path: Path, essays:
 MISTAKES = [
     (["--model", "yrn-smollm2-135m"], "unknown model; did you mean 'yarn-smollm2-135m'?"),
     (["--model", "yarm:org/name"], "unknown method 'yarm'; did you mean 'yarn'?"),
-    (["--model", "drope-smollm2-135m"], "smollm2-135m has no drope checkpoint; make one with `longctx-bench train`"),
+    (["--model", "drope-smollm2-135m"], "smollm2-135m has no drope checkpoint; name one as drope:FOLDER_OR_HUB_ID"),
     (["--model", "/no/such/folder"], "no such folder, and not a hub id"),
     (["--model", "yarn:HuggingFaceTB/nothing-here"], "not in the local cache and the hub cannot be reached"),
     (["--model", ","], "names no model"),

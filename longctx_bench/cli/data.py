@@ -36,7 +36,7 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
             known = [*registry.sources, *registry.models]
             raise UserError(
                 f"data pull {name}: {error}"
-                if ":" in name
+                if ":" in name or "unknown model" not in str(error)
                 else f"data pull: unknown name '{name}'{near_miss(name, known)}"
             ) from error
         from longctx_bench.engines.checkpoints import checkpoint_folder

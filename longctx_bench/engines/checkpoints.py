@@ -20,6 +20,9 @@ DIFFERENCE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.engines.differences` merges with a base's."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+"""One of them lies in every folder with a tokenizer."""
+
 
 def checkpoint_folder(source: Source) -> Path:
     """Return a local folder with config.json, tokenizer and safetensors, fetching, converting and merging once.
@@ -78,13 +81,23 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error!s:.200})") from error
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason(error)})") from error
     # Prompts are longer than the training context by design: no warning about it.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def reason(error: BaseException) -> str:
+    """Return why transformers could not load something, on one line."""
+    # The question whether to trust a repository's code is answered here, and never asked: it is not run.
+    if "trust_remote_code" in str(error):
+        return "it needs the repository's own code, which is never run: only what transformers or this project knows is"
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:

@@ -19,7 +19,7 @@ import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the Dro
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config
+from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
 from longctx_bench.engines.decoding import Decoder, eos_ids
 from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
 from longctx_bench.errors import UserError
@@ -201,6 +201,7 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
             dtype=DTYPES[dtype],
             attn_implementation="sdpa",
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except SafetensorError as error:
@@ -208,7 +209,7 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
             f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {error!s:.200})") from error
+        raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
     model, report = loaded

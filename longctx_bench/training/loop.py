@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
@@ -43,7 +44,8 @@ class Run:
         self.recipe = recipe
         self.out = out
         self.stopping = False
-        self.accelerator = Accelerator()
+        # The first process tokenises the data, for hours where they are billions of tokens; the others wait for it.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
         processes = self.accelerator.num_processes
         if recipe.batch % processes:
             raise UserError(f"{recipe.name}: {recipe.batch} sequences a step do not divide over {processes} processes")

@@ -115,7 +115,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     assert recipe.base is not None
     location = base_location(recipe.base)
     try:
-        config = AutoConfig.from_pretrained(location, revision=recipe.base_revision)
+        config = AutoConfig.from_pretrained(location, revision=recipe.base_revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"base '{recipe.base}': {str(error).splitlines()[0]}") from error
     if config.model_type not in ("llama", "qwen2"):
@@ -132,7 +132,12 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     if recipe.rope_theta is not None:
         config.rope_parameters = {"rope_type": "default", "rope_theta": recipe.rope_theta}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        location, revision=recipe.base_revision, config=config, dtype=torch.float32, use_safetensors=True
+        location,
+        revision=recipe.base_revision,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     return model
 
@@ -166,6 +171,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         UserError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(f"tokenizer '{name}': {str(error).splitlines()[0]}") from error

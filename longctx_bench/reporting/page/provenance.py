@@ -22,7 +22,9 @@ def provenance(summary: CellSummary) -> dict[str, str]:
         "seed": spec.get("seed"),
         "chat template": "yes" if spec.get("chat_template") else None,
         "protocol": _object(spec, "task").get("protocol"),
-        "weights": _digests(_object(spec, "digests")),
+        "weights": ", ".join(
+            filter(None, (_commit_on_hub(_object(spec, "weights")), _digests(_object(spec, "digests"))))
+        ),
         "commit": _commit(_object(environment, "git")),
         "versions": _versions(environment),
         "tokens": _tokens(details),
@@ -63,6 +65,10 @@ def _versions(environment: dict[str, Any]) -> str:
         **_object(environment, "packages"),
     }
     return ", ".join(f"{name} {value}" for name, value in own.items() if value)
+
+
+def _commit_on_hub(weights: dict[str, Any]) -> str:
+    return f"{weights['hub']}@{weights['revision'][:12]}" if weights.get("hub") and weights.get("revision") else ""
 
 
 def _digests(digests: dict[str, Any]) -> str:
