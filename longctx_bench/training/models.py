@@ -75,7 +75,7 @@ def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
         model = fresh_model(shape, recipe.positions, recipe.sequence_length, size, tokenizer.eos_token_id, recipe.seed)
     else:
         model = load_base(recipe)
-        if recipe.positions == "drope":
+        if recipe.positions == "drope" and model.config.model_type not in DROPE_MODEL_TYPES:
             model = without_positions(model, recipe.qk_norm)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
@@ -107,7 +107,8 @@ def base_location(base: str) -> str:
 def load_base(recipe: Recipe) -> PreTrainedModel:
     """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
 
-    Its config names the recipe's sequence length as training context, and a control's own rotary base.
+    A recalibration goes on also from one whose positions were dropped before. The config names the recipe's sequence
+    length as training context, and a control's own rotary base.
 
     Raises:
         UserError: it cannot be loaded, is not Llama- or Qwen2-like, or has no rotary positions.
@@ -118,13 +119,17 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(location, revision=recipe.base_revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"base '{recipe.base}': {str(error).splitlines()[0]}") from error
-    if config.model_type not in ("llama", "qwen2"):
+    if config.model_type in DROPE_MODEL_TYPES and recipe.positions == "drope":
+        if config.attention_type != _attention_type(recipe.qk_norm):
+            raise UserError(f"base '{recipe.base}' has attention '{config.attention_type}': set qk_norm accordingly")
+    elif config.model_type not in ("llama", "qwen2"):
         raise UserError(
             f"base '{recipe.base}' is a '{config.model_type}'; positions can be dropped from llama and qwen2"
         )
-    rotary = config.rope_parameters or {}
-    if rotary.get("rope_type") == "proportional" and not rotary.get("partial_rotary_factor", 1.0):
-        raise UserError(f"base '{recipe.base}' has no rotary positions: start from a RoPE checkpoint")
+    else:
+        rotary = config.rope_parameters or {}
+        if rotary.get("rope_type") == "proportional" and not rotary.get("partial_rotary_factor", 1.0):
+            raise UserError(f"base '{recipe.base}' has no rotary positions: start from a RoPE checkpoint")
     limit = config.max_position_embeddings
     if recipe.sequence_length > limit:
         raise UserError(f"sequence_length {recipe.sequence_length} is more than the {limit} of base '{recipe.base}'")
@@ -142,13 +147,17 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
+def _attention_type(qk_norm: bool) -> str:
+    return "qk_norm_nope" if qk_norm else "nope"
+
+
 def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
     """Return the DroPE form of a Llama or Qwen2 with the same weights; new query and key norms start at 1."""
     config_class, model_class = DROPE_MODEL_TYPES[f"{model.config.model_type}_drope"]
     fields = model.config.to_dict()
     for key in ("model_type", "architectures", "dtype", "_name_or_path", "transformers_version"):
         fields.pop(key, None)
-    fields["attention_type"] = "qk_norm_nope" if qk_norm else "nope"
+    fields["attention_type"] = _attention_type(qk_norm)
     config = config_class(**fields)
     config.architectures = [model_class.__name__]
     dropped: PreTrainedModel = model_class(config).to(torch.float32)
