@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,17 @@ from longctx_bench.files import replacing
 from longctx_bench.provenance import usable_cores
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource, Source
+from longctx_bench.training.feedback import input_moments, rounded
 
 _FIRST_SHARE = 0.05
 _CLOSE = 0.998
 """Of the bytes that were asked for: a size between this share of them and all is good enough."""
 _ATTEMPTS = 10
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+
+_Moments = Mapping[str, torch.Tensor]
+_Error = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Packed:
     """Root mean square of what the matrices are off, relative to that of their weights."""
     worst: float
     """The largest of one matrix."""
+    effect: float | None
+    """The same of what the matrices make of their inputs, where those are known."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,23 @@ class _Coded:
     """Weights in matrices."""
     errors: list[tuple[float, float]]
     """Sum of squares of what is off and of the weights, for every matrix."""
+    effects: list[tuple[float, float]]
+    """The same of what matrices with known inputs make of them."""
 
     @property
     def bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def pack(folder: Path, base: str, out: Path, share: float | None = None, size: int | None = None) -> Packed:
+def pack(
+    folder: Path,
+    base: str,
+    out: Path,
+    share: float | None = None,
+    size: int | None = None,
+    text: Path | None = None,
+    tokens: int = 16_384,
+) -> Packed:
     """Write ``folder`` to ``out`` with a difference to ``base`` in place of its weights.
 
     Args:
@@ -78,6 +96,8 @@ def pack(folder: Path, base: str, out: Path, share: float | None = None, size: i
         out: gets all files of the folder but the weights, and but a tokenizer that is the base's.
         share: a matrix' row is stored to multiples of this share of its root mean square.
         size: bytes of the difference, of which the share follows; one of the two is given.
+        text: documents that no test uses; with it, rounding minds what the matrices do to this text.
+        tokens: how many of its tokens are read.
 
     Raises:
         UserError: no such model, weights that are not finite, a size that cannot be had, or no space on the disk.
@@ -91,19 +111,25 @@ def pack(folder: Path, base: str, out: Path, share: float | None = None, size: i
     source = _source(base)
     base_folder = checkpoint_folder(source)
     model_folder = checkpoint_folder(PathSource(path=folder))
+    moments = input_moments(model_folder, text, tokens) if text is not None else {}
     with opened(model_folder) as model, opened(base_folder) as before:
-        coded = _coded(model, before, share or _FIRST_SHARE)
+        coded = _coded(model, before, share or _FIRST_SHARE, moments)
         if size is not None:
-            coded, share = _of_size(model, before, coded, size)
+            coded, share = _of_size(model, before, coded, size, moments)
         assert share is not None
         origin = Origin(base if not isinstance(source, PathSource) else source.path.name, source, digest(before))
         with replacing(out / DIFFERENCE) as temporary:
             write(temporary, coded.tensors, origin)
     _copy_beside(model_folder, base_folder, out)
-    off, whole = (sum(pair[part] for pair in coded.errors) for part in (0, 1))
     worst = max(((part / all_) ** 0.5 for part, all_ in coded.errors if all_), default=0.0)
     file = out / DIFFERENCE
-    return Packed(file, share, file.stat().st_size, (off / whole) ** 0.5 if whole else 0.0, worst)
+    effect = _relative(coded.effects) if coded.effects else None
+    return Packed(file, share, file.stat().st_size, _relative(coded.errors), worst, effect)
+
+
+def _relative(errors: list[tuple[float, float]]) -> float:
+    off, whole = (sum(pair[part] for pair in errors) for part in (0, 1))
+    return (off / whole) ** 0.5 if whole else 0.0
 
 
 def _source(base: str) -> Source:
@@ -111,7 +137,7 @@ def _source(base: str) -> Source:
     return PathSource(path=path.resolve()) if path.is_dir() else Registry().variant(base).source
 
 
-def _of_size(model: Weights, before: Weights, coded: _Coded, size: int) -> tuple[_Coded, float]:
+def _of_size(model: Weights, before: Weights, coded: _Coded, size: int, moments: _Moments) -> tuple[_Coded, float]:
     """Find the share by what each attempt came to: twice the step takes one bit less a weight, while bits are many."""
     share = _FIRST_SHARE
     for _ in range(_ATTEMPTS):
@@ -119,7 +145,7 @@ def _of_size(model: Weights, before: Weights, coded: _Coded, size: int) -> tuple
             return coded, share
         surplus = coded.bytes + _header(coded) - size * (1 + _CLOSE) / 2
         share *= 2 ** min(4.0, 8 * surplus / max(1, coded.matrices))
-        coded = _coded(model, before, share)
+        coded = _coded(model, before, share, moments)
     raise UserError(f"--bytes {size}: the nearest share found, {share:.3g}, takes {coded.bytes} bytes; give --share")
 
 
@@ -128,20 +154,22 @@ def _header(coded: _Coded) -> int:
     return 1000 + sum(len(name) + 90 for name in coded.tensors)
 
 
-def _coded(model: Weights, before: Weights, share: float) -> _Coded:
+def _coded(model: Weights, before: Weights, share: float, moments: _Moments) -> _Coded:
     tensors: dict[str, torch.Tensor] = {}
-    errors = []
+    errors, effects = [], []
     matrices = [name for name in model if model[name].dim() == 2 and _shape(before, name) == model[name].shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for parts, error in pool.map(lambda name: _matrix(name, model[name], before[name], share), matrices):
+        of_name = pool.map(lambda name: _matrix(name, model[name], before[name], share, moments.get(name)), matrices)
+        for parts, error, effect in of_name:
             tensors |= parts
             errors.append(error)
+            effects += effect
     for name in model:
         if name not in matrices:
             if name.endswith((SCALE, STEPS, CODES)):
                 raise UserError(f"{name}: a tensor of that name cannot be packed")
             tensors[name] = model[name].clone()
-    return _Coded(tensors, sum(model[name].numel() for name in matrices), errors)
+    return _Coded(tensors, sum(model[name].numel() for name in matrices), errors, effects)
 
 
 def _shape(weights: Weights, name: str) -> torch.Size | None:
@@ -149,8 +177,8 @@ def _shape(weights: Weights, name: str) -> torch.Size | None:
 
 
 def _matrix(
-    name: str, trained: torch.Tensor, base: torch.Tensor, share: float
-) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
+    name: str, trained: torch.Tensor, base: torch.Tensor, share: float, moments: torch.Tensor | None
+) -> tuple[dict[str, torch.Tensor], _Error, list[_Error]]:
     weight, before = trained.float(), base.float()
     if not bool(weight.isfinite().all()):
         raise UserError(f"{name}: has weights that are not finite")
@@ -159,10 +187,19 @@ def _matrix(
     rest = weight - before * scale
     least = rest.abs().amax(1) / (LARGEST - 1)  # One less: the step is rounded itself.
     steps = torch.maximum(weight.square().mean(1).sqrt() * share, least).clamp_min(1e-30).bfloat16()
-    codes = (rest / steps.float()[:, None]).round_().to(torch.int8)
+    if moments is None:
+        codes = (rest / steps.float()[:, None]).round_().to(torch.int8)
+    else:
+        codes = rounded(rest, steps.float(), moments, LARGEST)
     off = restored(base, scale, steps, codes).float() - weight
     error = float(off.square().sum()), float(weight.square().sum())
-    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compressed(codes)}, error
+    effect = [] if moments is None else [(_squared(off, moments), _squared(weight, moments))]
+    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compressed(codes)}, error, effect
+
+
+def _squared(weight: torch.Tensor, moments: torch.Tensor) -> float:
+    """Return the mean square of what a matrix makes of inputs with these moments, summed over its rows."""
+    return float(((weight @ moments) * weight).sum())
 
 
 def _copy_beside(folder: Path, base_folder: Path, out: Path) -> None:
@@ -195,16 +232,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--share", type=float, help="step of a row, as a share of its root mean square")
     parser.add_argument("--bytes", type=float, help="size of the difference in place of --share, such as 88e6")
+    parser.add_argument("--text", type=Path, help="rounding minds what the matrices do to this text")
+    parser.add_argument("--tokens", type=int, default=16_384, help="of the text that are read")
     chosen = parser.parse_args(arguments)
     try:
         size = None if chosen.bytes is None else int(chosen.bytes)
-        packed = pack(chosen.folder, chosen.base, chosen.out, chosen.share, size)
+        packed = pack(chosen.folder, chosen.base, chosen.out, chosen.share, size, chosen.text, chosen.tokens)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
         f"wrote {packed.file}: {packed.bytes / 1e6:.2f} MB at share {packed.share:.4g}; relative rms error "
         f"{packed.error:.5f}, of the worst matrix {packed.worst:.5f}"
+        + (f"; of what they make of the text {packed.effect:.5f}" if packed.effect is not None else "")
     )
     return 0
 
