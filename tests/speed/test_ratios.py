@@ -23,7 +23,7 @@ def test_ratios_are_kept_where_a_file_is_named(tmp_path: Path, monkeypatch: pyte
 def test_the_plot_has_a_bar_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = ratios.draw({"one": 6.5, "two": 0.91})
     [axes] = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [6.5, 0.91]
+    assert [1 + bar.get_width() for bar in axes.patches] == pytest.approx([6.5, 0.91])
     assert [text.get_text() for text in axes.texts] == ["6.5x", "0.91x"]
     path = tmp_path / "found.jsonl"
     path.write_text('{"name": "one", "ratio": 2}\n')
