@@ -23,3 +23,16 @@ def test_load_gives_a_model_ready_for_any_loop() -> None:
     ids = tokenizer("The capital of France is", return_tensors="pt")
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=4, do_sample=False)[0])
     assert "Paris" in text
+
+
+@pytest.mark.usefixtures("smollm2_folder")
+def test_the_shipped_difference_gives_a_model_without_positions_that_finds_the_needle(tmp_path: Path) -> None:
+    """66 trials a length are in results/reference/smollm; here eleven depths at half the training context."""
+    frame = run("drope-smollm", "niah", length=[1024], limit=11, device="cpu", out=tmp_path)
+    assert frame["score"][0] >= 0.9
+
+
+@pytest.mark.usefixtures("smollm2_folder")
+def test_its_control_keeps_rotary_positions_of_a_shorter_context() -> None:
+    model, _ = load("pi-smollm", length=4096, dtype="float32", device="cpu")
+    assert model.config.rope_parameters == {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
