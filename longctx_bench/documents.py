@@ -36,6 +36,8 @@ def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}); remove binary files from the corpus") from error
     except (lzma.LZMAError, EOFError) as error:
         raise UserError(f"{file}: damaged .xz file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     if count == 0:
         raise UserError(f"{file}: holds no text; remove it from the corpus")
 

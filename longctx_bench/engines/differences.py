@@ -114,11 +114,12 @@ def expanded(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     try:
         # No more than what is expected: a crafted stream could fill the memory.
         codes = bytearray(unpacker.decompress(stream.numpy().data, max(1, shape.numel())))
+        more = unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as error:
         raise ValueError(error) from error
     if len(codes) != shape.numel():
         raise ValueError(f"{len(codes)} codes in place of {shape.numel()}")
-    if unpacker.decompress(unpacker.unconsumed_tail, 1) or not unpacker.eof:
+    if more or not unpacker.eof:
         raise ValueError(f"more codes than {shape.numel()}")
     return torch.frombuffer(codes, dtype=torch.int8).view(shape)
 

@@ -27,7 +27,9 @@ def few_queries(model: PreTrainedModel) -> Iterator[None]:
     that shares them, or prepare themselves anew for each length of the cache.
     """
     config = model.config
-    if model.device.type != "cuda" or config._attn_implementation != "sdpa":
+    # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
+    asks = getattr(model, "_supports_attention_backend", False)
+    if model.device.type != "cuda" or config._attn_implementation != "sdpa" or not asks:
         yield
         return
     AttentionInterface.register(IMPLEMENTATION, few_queries_attention)

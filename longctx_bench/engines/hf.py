@@ -132,11 +132,14 @@ class HFEngine:
     def describe(self) -> dict[str, Any]:
         """Return device name, dtype, attention, threads and batch tokens."""
         name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
+        attention = self._model.config._attn_implementation if self._model is not None else "sdpa"
+        if attention == "sdpa" and self.device.startswith("cuda"):
+            attention = "sdpa, few queries by products"
         return {
             "engine": self.name,
             "device": name,
             "dtype": self.dtype,
-            "attention": self._model.config._attn_implementation if self._model is not None else "sdpa",
+            "attention": attention,
             "threads": torch.get_num_threads(),
             "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
         }

@@ -136,7 +136,7 @@ def source_files(source: Path, seed: int) -> list[tuple[str, str]]:
     if _is_git(source):
         listing = _git(source, "ls-tree", "-r", "-z", "HEAD").stdout.decode("utf-8", errors="replace")
         rows = (entry.split("\t", 1) for entry in listing.split("\0") if entry)
-        found = [(name, head.split(" ")[2]) for head, name in rows if head.split(" ")[1] == "blob"]
+        found = [(name, head.split(" ")[2]) for head, name in rows if " blob " in head and name.endswith(".txt")]
     else:
         found = [(str(file.relative_to(source)), str(file)) for file in source.rglob("*.txt") if file.is_file()]
     found.sort()
@@ -212,7 +212,7 @@ def write_shards(source: Path, out: Path, sieve: Sieve, most: int, seed: int, pr
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)
-    with (out / "books.tsv").open("w", encoding="utf-8") as stream:
+    with (out / "books.tsv").open("w", encoding="utf-8", errors="replace") as stream:
         stream.write("file\tcharacters\tshare known\twhere or why not\n")
         for name, size, share, where in rows:
             place = where if isinstance(where, str) else where.result()

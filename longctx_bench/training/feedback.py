@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from longctx_bench.documents import documents_of_file
+from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.engines.hf import load_model
 from longctx_bench.errors import UserError
-from longctx_bench.methods import checkpoint_format  # noqa: F401 - makes DroPE's format known to transformers
 
 _DAMPING = 0.01
 """Of the mean square of an input, added to each: the moments of a few thousand tokens are no more exact."""
@@ -34,12 +35,10 @@ def input_moments(folder: Path, text: Path, tokens: int, length: int = 2048) -> 
         length: tokens of a row, at most the model's training context.
 
     Raises:
-        UserError: the text has less than a row.
+        UserError: model, tokenizer or text cannot be read, or the text has less than a row.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, "float32", "cpu")
     length = min(length, model.config.max_position_embeddings)
     rows = _rows(text, tokenizer, tokens, length)
     moments: dict[str, torch.Tensor] = {}

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from longctx_bench.data import fetch, pinned
 from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder, tokenizer_files
 from longctx_bench.engines.differences import (
     CODES,
@@ -106,10 +107,12 @@ def pack(
         raise UserError("pack: give one of --share and --bytes")
     if not 0 < (1e-4 if share is None else share) <= 1:
         raise UserError(f"--share {share}: is part of a row's root mean square, such as 0.04")
-    if out.resolve() == folder.resolve():
-        raise UserError(f"--out {out}: is the model's own folder; name another")
     source = _source(base)
+    if (fetch(source) / DIFFERENCE).is_file():
+        raise UserError(f"--base {base}: is a difference itself, which none can be taken from; name what it came from")
     base_folder = checkpoint_folder(source)
+    if out.resolve() in (folder.resolve(), base_folder.resolve()):
+        raise UserError(f"--out {out}: is the folder of the model or its base; name another")
     model_folder = checkpoint_folder(PathSource(path=folder))
     moments = input_moments(model_folder, text, tokens) if text is not None else {}
     with opened(model_folder) as model, opened(base_folder) as before:
@@ -134,7 +137,8 @@ def _relative(errors: list[tuple[float, float]]) -> float:
 
 def _source(base: str) -> Source:
     path = Path(base).expanduser()
-    return PathSource(path=path.resolve()) if path.is_dir() else Registry().variant(base).source
+    # A branch of the hub may move, and what was packed against it before would no longer fit.
+    return PathSource(path=path.resolve()) if path.is_dir() else pinned(Registry().variant(base).source)
 
 
 def _of_size(model: Weights, before: Weights, coded: _Coded, size: int, moments: _Moments) -> tuple[_Coded, float]:
@@ -228,7 +232,9 @@ def main(arguments: list[str]) -> int:
     """Pack a model; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m longctx_bench.training.pack", description=pack.__doc__)
     parser.add_argument("folder", type=Path, help="the trained model")
-    parser.add_argument("--base", required=True, help="a listed model or a folder: what it was trained from")
+    parser.add_argument(
+        "--base", required=True, help="a listed model, or a folder (for this machine alone): what it was trained from"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--share", type=float, help="step of a row, as a share of its root mean square")
     parser.add_argument("--bytes", type=float, help="size of the difference in place of --share, such as 88e6")
@@ -236,6 +242,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=16_384, help="of the text that are read")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.bytes is not None and not 0 < chosen.bytes < 1e15:
+            raise UserError(f"--bytes {chosen.bytes}: is a number of bytes, such as 88e6")
         size = None if chosen.bytes is None else int(chosen.bytes)
         packed = pack(chosen.folder, chosen.base, chosen.out, chosen.share, size, chosen.text, chosen.tokens)
     except UserError as error:

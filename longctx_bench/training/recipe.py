@@ -174,7 +174,9 @@ class Recipe(Spec):
         """Return what decides the weights: the recipe without its names, places and machine settings."""
         places = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
         rhythm = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
-        return self.model_dump(mode="json", exclude=places | rhythm)
+        # Without temperatures it says nothing, and runs from before there were any are to resume.
+        unused = set() if self.softmax_temperatures else {"softmax_temperatures", "temperatures_by"}
+        return self.model_dump(mode="json", exclude=places | rhythm | unused)
 
 
 def find_recipe(name: str | Path) -> Path:

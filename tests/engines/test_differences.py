@@ -218,3 +218,39 @@ def test_the_command_says_what_came_of_it(
     assert "--bytes 10" in capsys.readouterr().err
     assert main([*arguments, "--share", "0"]) == 2
     assert main([*arguments[:2], "nosuchbase", *arguments[3:], "--share", "0.05"]) == 2
+
+
+def test_no_difference_is_taken_from_a_difference(packed: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a difference itself"):
+        pack(trained, str(packed), tmp_path / "again", share=SHARE)
+
+
+def test_the_bases_own_folder_is_not_written_to(base: Path, trained: Path) -> None:
+    with pytest.raises(UserError, match="the folder of the model or its base"):
+        pack(trained, str(base), base, share=SHARE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--bytes", "inf"], "is a number of bytes"), (["--share", "0.1", "--text", "missing.txt"], "cannot be read")],
+)
+def test_wrong_arguments_are_one_line(
+    base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main([str(trained), "--base", str(base), "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_rounding_with_feedback_does_less_to_text(
+    base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The river went under the old house and the man saw a light. " * 200, encoding="utf-8")
+    given = [str(trained), "--base", str(base), "--share", "0.3", "--text", str(text), "--tokens", "512"]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    off, effect = (float(said.split(word)[1].split()[0].strip(",;")) for word in ("rms error ", "of the text "))
+    assert effect < off
+    assert merged(tmp_path / "out").is_dir()

@@ -72,3 +72,17 @@ def test_a_models_next_token_is_the_same_and_its_attention_is_put_back() -> None
     model.config._attn_implementation = "sdpa"
     with few_queries(model):
         assert model.config._attn_implementation == "sdpa", "a CPU keeps its kernels"
+
+
+def test_models_that_read_the_attentions_name_themselves_keep_theirs() -> None:
+    own: Any = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="sdpa"),
+        device=torch.device("cuda"),
+        _supports_attention_backend=False,
+    )
+    with few_queries(own):
+        assert own.config._attn_implementation == "sdpa"
+    own._supports_attention_backend = True
+    with few_queries(own):
+        assert own.config._attn_implementation == IMPLEMENTATION
+    assert own.config._attn_implementation == "sdpa"
