@@ -18,9 +18,16 @@ from longctx_bench.specs import PathSource, Source, WheelSource
 
 DIFFERENCE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.engines.differences` merges with a base's."""
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+_ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of them lies in every folder with a tokenizer."""
 
 
@@ -44,7 +51,7 @@ def checkpoint_folder(source: Source) -> Path:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that are its tokenizer's."""
-    return [file for pattern in _TOKENIZER for file in sorted(folder.glob(pattern)) if file.is_file()]
+    return [file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not any((folder / name).is_file() for name in _ANY_TOKENIZER):
         raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from longctx_bench.methods.attending import attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,19 +26,13 @@ def few_queries(model: PreTrainedModel) -> Iterator[None]:
     torch's kernels are made for many queries: with one, they leave most of a GPU idle, copy the keys for every head
     that shares them, or prepare themselves anew for each length of the cache.
     """
-    config = model.config
     # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
     asks = getattr(model, "_supports_attention_backend", False)
-    if model.device.type != "cuda" or config._attn_implementation != "sdpa" or not asks:
+    if model.device.type != "cuda" or model.config._attn_implementation != "sdpa" or not asks:
         yield
         return
-    AttentionInterface.register(IMPLEMENTATION, few_queries_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    config._attn_implementation = IMPLEMENTATION
-    try:
+    with attending(model, IMPLEMENTATION, few_queries_attention):
         yield
-    finally:
-        config._attn_implementation = "sdpa"
 
 
 def few_queries_attention(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from longctx_bench.errors import UserError
+from longctx_bench.methods.attending import attending
 
 IMPLEMENTATION = "longctx_bench_last_token"
 _CHANGES_WEIGHTS = ("softcap", "s_aux", "position_bias")
@@ -63,14 +63,8 @@ def _recorded(model: PreTrainedModel, rows: list[torch.Tensor]) -> Iterator[None
         rows.append(_row(query, key, scaling))
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
 
-    # Under a name of its own, and with sdpa's mask: without one, transformers would build a [tokens x tokens] mask.
-    AttentionInterface.register(IMPLEMENTATION, recording)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    config._attn_implementation = IMPLEMENTATION
-    try:
+    with attending(model, IMPLEMENTATION, recording):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def _row(query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from longctx_bench.methods.attending import attending
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 
@@ -65,15 +66,6 @@ def alibi_attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def register() -> None:
-    """Make the attention known to transformers, with its mask: without one, padding would be attended to."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(IMPLEMENTATION, alibi_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-
-
 class ALiBi(Method):
     """A checkpoint trained with distance penalties; nothing about it changes with the length."""
 
@@ -84,10 +76,5 @@ class ALiBi(Method):
 
     @contextmanager
     def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        register()
-        before = model.config._attn_implementation
-        model.config._attn_implementation = IMPLEMENTATION
-        try:
+        with attending(model, IMPLEMENTATION, alibi_attention):
             yield
-        finally:
-            model.config._attn_implementation = before

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def _rows(text: Path, tokenizer: Any, tokens: int, length: int) -> list[torch.Te
     starts = range(0, min(len(ids), tokens) - length + 1, length)
     if not starts:
         raise UserError(f"{text}: has {len(ids)} tokens, less than one row of {length}")
-    return [torch.tensor(ids[start : start + length]) for start in islice(starts, max(1, tokens // length))]
+    return [torch.tensor(ids[start : start + length]) for start in starts]
 
 
 @contextmanager

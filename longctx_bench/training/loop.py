@@ -193,10 +193,13 @@ class Run:
         """Return this process's share of the step's softmax temperatures, ``[count, heads or 1]``."""
         recipe, device = self.recipe, self.accelerator.device
         assert recipe.softmax_temperatures is not None
-        heads = self.model.config.num_attention_heads if recipe.temperatures_by == "head" else 1
-        drawn = self.data.batches.temperatures(self.step, *recipe.softmax_temperatures, heads)
+        drawn = self.data.batches.temperatures(self.step, *recipe.softmax_temperatures, self._draws())
         first = self.accelerator.process_index * count
         return torch.from_numpy(drawn[first : first + count]).to(device, non_blocking=True)
+
+    def _draws(self) -> int:
+        """Return how many softmax temperatures a sequence has."""
+        return int(self.model.config.num_attention_heads) if self.recipe.temperatures_by == "head" else 1
 
     def _validate(self) -> float:
         """Return the mean loss of the validation rows; every process reads all of them.
@@ -204,11 +207,12 @@ class Run:
         Gradients stay on: without them torch.compile makes a second graph, which takes longer than they do.
         """
         rows = torch.from_numpy(self.data.validation).to(self.accelerator.device)
-        heads = self.model.config.num_attention_heads if self.recipe.temperatures_by == "head" else 1
         total = 0.0
         for part in rows.split(self.recipe.micro_batch):
             # Ones in place of none, so that torch.compile needs no second graph.
-            ones = (torch.ones(len(part), heads, device=rows.device),) if self.recipe.softmax_temperatures else ()
+            ones = (
+                (torch.ones(len(part), self._draws(), device=rows.device),) if self.recipe.softmax_temperatures else ()
+            )
             total += self.loss(part, *ones).item() * len(part)
         return total / len(rows)
 

@@ -86,7 +86,7 @@ class Batches:
         return rows
 
     def temperatures(self, index: int, low: float, high: float, heads: int) -> NDArray[np.float32]:
-        """Return the factors of the attention logits in step ``index``: ``[batch, heads]``, log-uniform in it."""
+        """Return step ``index``'s factors of the attention logits: ``[batch, heads]``, log-uniform from low to high."""
         drawn = np.random.default_rng([self.seed, 3, index]).uniform(np.log(low), np.log(high), (self.batch, heads))
         return np.exp(drawn).astype(np.float32)
 

@@ -1,0 +1,30 @@
+"""An attention function of the project's own in place of a model's, and the model's back again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def attending(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let a model attend by ``function``, known to transformers under ``name``, as long as this lasts.
+
+    It is given sdpa's mask: with none registered under its name, padding would be attended to, or a mask of
+    [tokens x tokens] be built where none is needed.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
