@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -28,6 +28,10 @@ _MOST_ROWS = 4
 """Rows that are decoded with guesses on a GPU."""
 _SAVED = 0.25
 """Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
+_CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
+"""Prompt tokens that keep a device busy: more of them in one pass are not read faster."""
+_CUDA_IDLE = 0.25
+"""Share of a batch's rows that may be finished on a GPU, where a row more costs less than copying the others' cache."""
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -56,11 +60,19 @@ class Decoder:
     model: PreTrainedModel
     tokenizer: Any
     eos: frozenset[int]
-    alone_from: int
-    """Prompts at least this long are prefilled one by one: a padding mask costs more than batching gains."""
+    at_once: int
+    """Prompt tokens up to which prompts are prefilled together."""
+    idle: float
+    """Share of the rows that may be finished before the cache is copied without them."""
+
+    @classmethod
+    def on(cls, model: PreTrainedModel, tokenizer: Any, eos: frozenset[int]) -> Self:
+        """Return a decoder as the model's device likes it best."""
+        cuda = model.device.type == "cuda"
+        return cls(model, tokenizer, eos, _CUDA_AT_ONCE if cuda else _CPU_AT_ONCE, _CUDA_IDLE if cuda else 0.0)
 
     @torch.inference_mode()
-    def decode(self, batch: Sequence[Request], settled: Settled, chunk: int) -> list[tuple[str, int, str]]:
+    def decode(self, batch: Sequence[Request], settled: Settled, room: int) -> list[tuple[str, int, str]]:
         """Continue every request until its end token, its budget, or until its score is settled.
 
         A request's draft is read together with its prompt. Each position's likeliest token is the one that decoding
@@ -68,15 +80,15 @@ class Decoder:
         pass and a wrong one changes nothing.
 
         Args:
-            batch: requests; shorter prompts are padded on the left.
+            batch: requests; shorter prompts are padded.
             settled: asked after every token of every unfinished example.
-            chunk: prompt tokens of each example per forward pass of the prefill.
+            room: prompt tokens of all examples together for which a forward pass of the prefill has memory.
 
         Returns:
             Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
         """
         rows = [Row(request) for request in batch]
-        read = self._start(rows, settled, chunk)
+        read = self._start(rows, settled, room)
         while read is not None:
             self._step(read, settled)
             read = self._unfinished(read)
@@ -112,10 +124,9 @@ class Decoder:
         if room < _MOST_WRONG // 2 and wrong >= _MOST_WRONG // 2:
             read.seen = squeeze(read.cache, read.seen)
             room = self._room(read)
-        vocabulary = self.model.config.get_text_config().vocab_size
-        most = min(room, _MOST_LOGITS // (len(read.rows) * vocabulary) - 1)
+        most = min(room, _MOST_LOGITS // (len(read.rows) * self._words) - 1)
         return [
-            [] if lookup is None else lookup.guess(min(most, row.left - 1))
+            [] if lookup is None or row.reason else lookup.guess(min(most, row.left - 1))
             for row, lookup in zip(read.rows, read.lookups, strict=True)
         ]
 
@@ -136,28 +147,29 @@ class Decoder:
         lookups = [Lookup([*row.request.input_ids, *row.tokens]) if holes else None for row in rows]
         return _Read(rows, cache, seen, lookups)
 
-    def _start(self, rows: list[Row], settled: Settled, chunk: int) -> _Read | None:
+    def _start(self, rows: list[Row], settled: Settled, room: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
         free = can_merge(self._empty_cache()) and keys_are_final(self.model)
-        groups = self._groups(rows, free)
         reached: dict[int, Piece] = {}
         before: tuple[Sequence[int], DynamicCache | None] = ((), None)
-        for group in groups:
+        for group in self._groups(rows, free, room):
             drafts = [self._draft(row, len(group)) if free else [] for row in group]
             ids, cache = group[0].request.input_ids, self._empty_cache(group)
             if free and len(group) == 1 and before[1] is not None:
                 # The last token is read in any case: its logits are not in a cache.
                 shared = min(common(before[0], ids), len(ids) - 1)
                 cache = branch(before[1], shared if worth_sharing(shared, len(ids)) else 0, cache)
-            pads, logits = self._prefill(group, drafts, cache, chunk)
+            sizes = [len(row.request.input_ids) for row in group]
+            # Behind a prompt, nothing looks at padding, and no mask is needed; what is behind its keys is cut off.
+            pads = [0 if free else max(sizes) - size for size in sizes]
+            logits = self._prefill(group, drafts, pads, cache, max(1, room // len(group)))
             accepted = self._chosen(group, logits, drafts, settled)
             if not can_merge(cache):
                 return self._unfinished(self._read(group, cache, pads, free))
-            end = max(len(row.request.input_ids) for row in group)
-            for place, row in enumerate(group):
+            for place, (row, size) in enumerate(zip(group, sizes, strict=True)):
                 if not row.reason:
-                    reached[id(row)] = Piece(cache, place, pads[place], end + accepted[place])
-            before = (ids, cache) if len(groups) > 1 else before
+                    reached[id(row)] = Piece(cache, place, pads[place], pads[place] + size + accepted[place])
+            before = (ids, cache) if len(group) == 1 else ((), None)
         left = [row for row in rows if not row.reason]
         if not left:
             return None
@@ -165,39 +177,68 @@ class Decoder:
         widest = max(piece.length for piece in pieces)
         return self._read(left, merged(pieces), [widest - piece.length for piece in pieces], free)
 
-    def _groups(self, rows: list[Row], free: bool) -> list[list[Row]]:
-        """Say which rows are prefilled together: all, or each alone behind the one that begins most like it."""
+    def _groups(self, rows: list[Row], free: bool, room: int) -> list[list[Row]]:
+        """Say which rows are prefilled together: as many as keep the device busy, or each alone behind its likest."""
+        if not can_merge(self._empty_cache()):
+            return [rows]
         ids = [row.request.input_ids for row in rows]
-        sizes = [len(own) for own in ids]
-        groups = alike([row.request for row in rows]) if free else [[place] for place in range(len(rows))]
-        saved = sum(common(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
-        alone = can_merge(self._empty_cache()) and max(sizes) >= self.alone_from
-        # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
-        if saved > (_SAVED if alone else 2 * _SAVED) * sum(sizes) or (alone and min(sizes) < max(sizes)):
-            return [[rows[place]] for group in groups for place in group]
-        return [rows]
+        if free:
+            alikes = alike([row.request for row in rows])
+            saved = sum(common(ids[one], ids[other]) for group in alikes for one, other in pairwise(group))
+            # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
+            short = max(map(len, ids)) < self.at_once
+            if saved > (2 * _SAVED if short else _SAVED) * sum(map(len, ids)):
+                return [[rows[place]] for group in alikes for place in group]
+        groups: list[list[Row]] = []
+        for row in sorted(rows, key=lambda row: len(row.request.input_ids), reverse=True):
+            joins = bool(groups) and self._fit([*groups[-1], row], min(self.at_once, room))
+            if joins and (free or len(row.request.input_ids) == len(groups[-1][0].request.input_ids)):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return groups
+
+    def _fit(self, rows: list[Row], tokens: int) -> bool:
+        """Tell whether prompts, the longest first, may be read together: their tokens, and the logits at their ends."""
+        longest, shortest = (len(row.request.input_ids) for row in (rows[0], rows[-1]))
+        ends = longest - shortest + 1 + max(len(self._draft(row, len(rows))) for row in rows)
+        return len(rows) * longest <= tokens and len(rows) * ends * self._words <= _MOST_LOGITS
+
+    @property
+    def _words(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
 
     def _draft(self, row: Row, rows: int) -> list[int]:
         """Return as much of the first draft as the budget has room for behind one more token."""
-        most = min(row.left - 1, _MOST_LOGITS // (rows * self.model.config.get_text_config().vocab_size))
+        most = min(row.left - 1, _MOST_LOGITS // (rows * self._words))
         return list(row.request.drafts[0][: max(0, most)]) if row.request.drafts else []
 
     def _prefill(
-        self, rows: list[Row], drafts: list[list[int]], cache: DynamicCache, chunk: int
-    ) -> tuple[list[int], torch.Tensor]:
-        """Fill a cache with prompts and drafts; return the padding and logits ``[rows, longest draft + 1, words]``."""
-        end = max(len(row.request.input_ids) for row in rows)
-        width = max(map(len, drafts))
-        ids = torch.zeros(len(rows), end + width, dtype=torch.long)
-        pads = [end - len(row.request.input_ids) for row in rows]
+        self, rows: list[Row], drafts: list[list[int]], pads: list[int], cache: DynamicCache, chunk: int
+    ) -> torch.Tensor:
+        """Fill a cache with prompts and drafts; return the logits ``[rows, longest draft + 1, words]`` of the ends.
+
+        ``pads`` says how much padding is left of each prompt; what else is missing is filled up on the right.
+        """
+        ends = [pad + len(row.request.input_ids) for pad, row in zip(pads, rows, strict=True)]
+        whole = max(end + len(draft) for end, draft in zip(ends, drafts, strict=True))
+        ids = torch.zeros(len(rows), whole, dtype=torch.long)
         for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            ids[place, pads[place] : end + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
+            ids[place, pads[place] : ends[place] + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
         ids = ids.to(self.model.device)
-        told = torch.arange(end + width, device=ids.device) >= torch.tensor(pads, device=ids.device)[:, None]
-        starts = range(cache.get_seq_length(), end, chunk)
+        told = torch.arange(whole, device=ids.device) >= torch.tensor(pads, device=ids.device)[:, None]
+        first = min(ends) - 1
+        starts = range(cache.get_seq_length(), first + 1, chunk)
         for start in starts[:-1]:
             self._feed(cache, ids[:, start : start + chunk], told[:, : start + chunk], keep=1)
-        return pads, self._feed(cache, ids[:, starts[-1] :], told, keep=width + 1)
+        logits = self._feed(cache, ids[:, starts[-1] :], told, keep=whole - first)
+        if len(set(ends)) == 1:
+            return logits
+        behind = torch.arange(1 + max(map(len, drafts)), device=ids.device)
+        wanted = torch.tensor(ends, device=ids.device)[:, None] - 1 - first + behind
+        # A shorter draft than the longest may end with the row: what stands there is not looked at.
+        wanted = wanted.clamp(max=whole - first - 1)
+        return logits.gather(1, wanted[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def _feed(self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor, keep: int) -> torch.Tensor:
         """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each.
@@ -218,7 +259,7 @@ class Decoder:
         """Add to each example the likeliest tokens for as long as its guess was right, and the one after.
 
         Args:
-            rows: examples that are not finished.
+            rows: examples; to those that are finished nothing is added.
             logits: ``[rows, longest guess + 1, vocabulary]``, the first of each before its guess.
             guesses: the tokens that were read behind each example.
             settled: as :meth:`decode` takes it.
@@ -242,12 +283,12 @@ class Decoder:
         return accepted
 
     def _unfinished(self, read: _Read) -> _Read | None:
-        """Drop examples that are finished: their keys and values need not be read again."""
+        """Drop examples that are finished, when they are enough: their keys and values need not be read again."""
         keep = [place for place, row in enumerate(read.rows) if not row.reason]
-        if len(keep) == len(read.rows):
-            return read
         if not keep:
             return None
+        if len(read.rows) - len(keep) <= self.idle * len(read.rows):
+            return read
         read.cache.batch_select_indices(torch.tensor(keep, device=self.model.device))
         rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
         return _Read(rows, read.cache, read.seen[keep], lookups)

@@ -65,8 +65,7 @@ class HFEngine:
         self._footprint = self.footprint(folder)
         self._model = load_model(folder, self.dtype, self.device)
         self._folder = folder
-        alone_from = 4096 if self.device.startswith("cuda") else 0
-        self._decoder = Decoder(self._model, load_tokenizer(folder), eos_ids(self._model), alone_from)
+        self._decoder = Decoder.on(self._model, load_tokenizer(folder), eos_ids(self._model))
 
     def footprint(self, folder: Path) -> Footprint:
         """Return what the checkpoint takes on this device."""
@@ -164,8 +163,8 @@ class HFEngine:
         assert self._footprint is not None
         started = perf_counter()
         try:
-            chunk = memory.prefill_chunk(self._footprint, batch, self.device)
-            decoded = self._decoder.decode(batch, settled, chunk)
+            room = memory.prefill_room(self._footprint, batch, self.device)
+            decoded = self._decoder.decode(batch, settled, room)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise

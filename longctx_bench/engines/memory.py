@@ -19,7 +19,9 @@ _SHARE = 0.85
 """Share of the free memory that is planned with; the allocator and other programs take the rest."""
 _CPU_BATCH_TOKENS = 16384
 """Larger batches do not decode faster on a CPU."""
-_CUDA_BATCH_TOKENS = 524288
+_CUDA_BATCH_TOKENS = 1048576
+_LEAST_CHUNK = 256
+"""Prompt tokens of a pass, at least: where they do not fit, nothing does."""
 _FULL = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory object")
 """What torch's allocator and oneDNN say; oneDNN has no other words for it."""
 
@@ -67,15 +69,11 @@ def batch_tokens(footprint: Footprint, device: str) -> int:
     return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
 
 
-def prefill_chunk(footprint: Footprint, batch: Sequence[Request], device: str) -> int:
-    """Return how many prompt tokens of each example to prefill at once: all of them while they fit."""
-    longest = max(len(request.input_ids) for request in batch)
+def prefill_room(footprint: Footprint, batch: Sequence[Request], device: str) -> int:
+    """Return for how many prompt tokens of a batch, all rows together, one pass of its prefill has memory."""
     cached = sum(len(request.input_ids) + request.max_new_tokens for request in batch) * footprint.per_token
     room = free_memory(device) * _SHARE - cached
-    if longest * len(batch) * footprint.per_prefill_token <= room:
-        return longest
-    fits = int(room / (len(batch) * footprint.per_prefill_token))
-    return max(256, min(longest, fits // 256 * 256))
+    return max(_LEAST_CHUNK, int(room / footprint.per_prefill_token) // _LEAST_CHUNK * _LEAST_CHUNK)
 
 
 def speed(dtype: Any, device: str) -> tuple[float, float]:

@@ -83,7 +83,7 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     """Prefill and decode random prompts by the engine's own decoder."""
     device = str(model.device)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
-    decoder = Decoder(model, tokenizer, frozenset(), 4096 if device.startswith("cuda") else 0)
+    decoder = Decoder.on(model, tokenizer, frozenset())
     generator = torch.Generator().manual_seed(0)
     words = model.config.vocab_size
     ids = [tuple(torch.randint(2, words, (length,), generator=generator).tolist()) for _ in range(prompts)]
@@ -92,15 +92,16 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
 
     def run(new_tokens: int) -> float:
         batch = [Request(str(place), own, new_tokens) for place, own in enumerate(ids)]
-        chunk = memory.prefill_chunk(found, batch, device)
-        return _seconds(lambda: decoder.decode(batch, lambda *_: False, chunk), device)
+        room = memory.prefill_room(found, batch, device)
+        return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
 
     run(2)
     memory.peak(device)
     prefill = min(run(1), run(1))
     step = (run(1 + steps) - prefill) / steps
     peak = memory.peak(device)
-    planned = found.weights + prompts * (length + steps) * found.per_token + prompts * length * found.per_prefill_token
+    read_at_once = max(length, min(prompts * length, decoder.at_once))
+    planned = found.weights + prompts * (length + steps) * found.per_token + read_at_once * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
     return Measured(prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, peak, planned)
 

@@ -97,10 +97,10 @@ def test_no_draft_changes_a_token(
     for shift in range(3):
         asked = [replace(request, drafts=(guesses(right, i + shift),)) for i, (request, right) in enumerate(cases)]
         alone, together, padded = (engine(tiny_folder) for _ in range(3))
-        padded._decoder.alone_from = 10_000  # type: ignore[union-attr]
+        padded._decoder.at_once, padded._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
         for made in (alone, together, padded):
             assert [row[:4] for row in told(made, asked, who)] == expected
-    monkeypatch.setattr(memory, "prefill_chunk", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
     assert [row[:4] for row in told(together, asked, who)] == expected
 
 

@@ -70,9 +70,9 @@ def test_batch_size_and_chunks_do_not_change_tokens(tiny_folder: Path, monkeypat
     alone = generate(engine(tiny_folder, batch_tokens=1), asked, who)
     together = generate(engine(tiny_folder, batch_tokens=100_000), asked, who)
     padded_engine = engine(tiny_folder, batch_tokens=100_000)
-    padded_engine._decoder.alone_from = 10_000  # type: ignore[union-attr]
+    padded_engine._decoder.at_once, padded_engine._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
     padded = generate(padded_engine, asked, who)
-    monkeypatch.setattr(memory, "prefill_chunk", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
     chunked = generate(engine(tiny_folder, batch_tokens=100_000), asked, who)
     assert [alone[r.example_id].text for r in asked] == [padded[r.example_id].text for r in asked]
     assert [alone[r.example_id].text for r in asked] == [together[r.example_id].text for r in asked]
