@@ -1,4 +1,4 @@
-"""Attention of a few new tokens to a long, padded cache on a GPU, as two matrix products."""
+"""Attention of a few new tokens to a long cache on a GPU, as two matrix products that read keys and values once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ MOST = 8
 def few_queries(model: PreTrainedModel) -> Iterator[None]:
     """Let a model on a GPU attend so inside; on a CPU, and where a method brought its own attention, nothing changes.
 
-    Given a mask, torch's kernels copy the keys for every head that shares them and leave most of a GPU idle.
+    torch's kernels are made for many queries: with one, they leave most of a GPU idle, copy the keys for every head
+    that shares them, or prepare themselves anew for each length of the cache.
     """
     # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
     asks = getattr(model, "_supports_attention_backend", False)
@@ -49,8 +50,7 @@ def few_queries_attention(
     """
     rows, heads, width, _ = query.shape
     groups, there = key.shape[1], key.shape[2]
-    # Without a mask torch's kernel splits the keys over the GPU by itself.
-    if width > MOST or attention_mask is None or kwargs.get("position_bias") is not None:
+    if width > MOST or (attention_mask is None and width > 1) or kwargs.get("position_bias") is not None:
         mixed: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -59,8 +59,9 @@ def few_queries_attention(
     # Heads that share keys stand side by side, so that their keys are read once.
     asked = query.reshape(rows * groups, heads // groups * width, -1)
     logits = _product(asked, key.flatten(0, 1).transpose(1, 2)).mul_(scale).view(rows, groups, -1, width, there)
-    mask = attention_mask[:, :, None, :, :there]
-    logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
+    if attention_mask is not None:
+        mask = attention_mask[:, :, None, :, :there]
+        logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
     weights = logits.softmax(dim=-1).to(value.dtype).view(rows * groups, -1, there)
     read = torch.bmm(weights, value.flatten(0, 1)).view(rows, heads, width, -1)
     return read.transpose(1, 2).contiguous(), None
