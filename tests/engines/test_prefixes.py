@@ -107,3 +107,63 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     tails = sum(len(r.input_ids) - 80 + NEW - 1 for r in requests)
     alone = 3 if equal or not method.per_prompt else 12
     assert sum(read) == alone * 80 + tails
+
+
+def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [replace(r, input_ids=r.input_ids[place:]) for place, r in enumerate(asked(7, 1, stem=20))]
+    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    who = Contestant(base, YaRN(), 512)
+    texts, shapes = [], []
+    for at_once in (1, 10_000):
+        made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
+        made.load(tiny_folder)
+        assert made._decoder is not None
+        made._decoder.at_once = at_once
+        seen: list[tuple[int, bool]] = []
+        feed = made._decoder._feed
+
+        def noted(
+            cache: Any,
+            ids: torch.Tensor,
+            told: torch.Tensor,
+            keep: int,
+            feed: Any = feed,
+            seen: list[tuple[int, bool]] = seen,
+        ) -> torch.Tensor:
+            seen.append((len(ids), bool(told.all())))
+            result: torch.Tensor = feed(cache, ids, told, keep)
+            return result
+
+        monkeypatch.setattr(made._decoder, "_feed", noted)
+        [batch] = made.batches(requests, False)
+        texts.append([item.text for item in made.generate(batch, who, lambda *_: False)])
+        shapes.append(seen)
+    assert shapes[0][:7] == [(1, True)] * 7
+    assert shapes[1][0] == (7, True), "one pass for all prompts, with nothing masked"
+    assert texts[0] == texts[1]
+
+
+def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [replace(r, max_new_tokens=3 + 2 * place) for place, r in enumerate(asked(4, 1, stem=20))]
+    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    who = Contestant(base, YaRN(), 512)
+    texts, rows = [], []
+    for idle in (0.0, 0.5):
+        made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
+        made.load(tiny_folder)
+        assert made._decoder is not None
+        made._decoder.at_once, made._decoder.idle = 10_000, idle
+        held: list[int] = []
+        step = made._decoder._step
+
+        def noted(read: Any, settled: Any, step: Any = step, held: list[int] = held) -> None:
+            held.append(len(read.rows))
+            step(read, settled)
+
+        monkeypatch.setattr(made._decoder, "_step", noted)
+        [batch] = made.batches(requests, False)
+        texts.append([(item.text, item.new_tokens) for item in made.generate(batch, who, lambda *_: False)])
+        rows.append(held)
+    assert texts[0] == texts[1]
+    assert set(rows[0]) == {4, 3, 2, 1}
+    assert set(rows[1]) == {4, 1}, "copied without the finished ones when those are three of four"
