@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
 from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.cpu_attention import cpu_attention
 from longctx_bench.engines.few_queries import few_queries
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
@@ -204,14 +205,15 @@ class Decoder:
 
         ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to.
         """
-        output = self.model(
-            input_ids=ids,
-            attention_mask=None if bool(told.all()) else told.long(),
-            position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with cpu_attention(self.model):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=None if bool(told.all()) else told.long(),
+                position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         return output.logits  # type: ignore[no-any-return]
 
     def _chosen(self, rows: list[Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:
