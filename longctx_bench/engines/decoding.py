@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -12,22 +11,20 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
 from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.cpu_attention import cpu_attention
 from longctx_bench.engines.few_queries import few_queries
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
-from longctx_bench.engines.prefixes import alike, common, worth_sharing
+from longctx_bench.engines.prefixes import common, worth_sharing
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.engines.rows import Row
+from longctx_bench.engines.together import MOST_LOGITS, first_draft, together
 from longctx_bench.records import Request
 
-_MOST_LOGITS = 2**27
-"""Logits that a pass may give for guesses: half a GiB in fp32."""
 _MOST_WRONG = 64
 """Positions that wrong guesses may take in a cache until it is squeezed: they are masked, but read again each time."""
 _MOST_ROWS = 4
 """Rows that are decoded with guesses on a GPU."""
-_SAVED = 0.25
-"""Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
 _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
 """Prompt tokens that keep a device busy: more of them in one pass are not read faster."""
 _CUDA_IDLE = 0.25
@@ -124,7 +121,7 @@ class Decoder:
         if room < _MOST_WRONG // 2 and wrong >= _MOST_WRONG // 2:
             read.seen = squeeze(read.cache, read.seen)
             room = self._room(read)
-        most = min(room, _MOST_LOGITS // (len(read.rows) * self._words) - 1)
+        most = min(room, MOST_LOGITS // (len(read.rows) * self._words) - 1)
         return [
             [] if lookup is None or row.reason else lookup.guess(min(most, row.left - 1))
             for row, lookup in zip(read.rows, read.lookups, strict=True)
@@ -152,8 +149,9 @@ class Decoder:
         free = can_merge(self._empty_cache()) and keys_are_final(self.model)
         reached: dict[int, Piece] = {}
         before: tuple[Sequence[int], DynamicCache | None] = ((), None)
-        for group in self._groups(rows, free, room):
-            drafts = [self._draft(row, len(group)) if free else [] for row in group]
+        groups = together(rows, self.at_once, room, self._words, free) if can_merge(self._empty_cache()) else [rows]
+        for group in groups:
+            drafts = [first_draft(row, len(group), self._words) if free else [] for row in group]
             ids, cache = group[0].request.input_ids, self._empty_cache(group)
             if free and len(group) == 1 and before[1] is not None:
                 # The last token is read in any case: its logits are not in a cache.
@@ -177,41 +175,9 @@ class Decoder:
         widest = max(piece.length for piece in pieces)
         return self._read(left, merged(pieces), [widest - piece.length for piece in pieces], free)
 
-    def _groups(self, rows: list[Row], free: bool, room: int) -> list[list[Row]]:
-        """Say which rows are prefilled together: as many as keep the device busy, or each alone behind its likest."""
-        if not can_merge(self._empty_cache()):
-            return [rows]
-        ids = [row.request.input_ids for row in rows]
-        if free:
-            alikes = alike([row.request for row in rows])
-            saved = sum(common(ids[one], ids[other]) for group in alikes for one, other in pairwise(group))
-            # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
-            short = max(map(len, ids)) < self.at_once
-            if saved > (2 * _SAVED if short else _SAVED) * sum(map(len, ids)):
-                return [[rows[place]] for group in alikes for place in group]
-        groups: list[list[Row]] = []
-        for row in sorted(rows, key=lambda row: len(row.request.input_ids), reverse=True):
-            joins = bool(groups) and self._fit([*groups[-1], row], min(self.at_once, room))
-            if joins and (free or len(row.request.input_ids) == len(groups[-1][0].request.input_ids)):
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        return groups
-
-    def _fit(self, rows: list[Row], tokens: int) -> bool:
-        """Tell whether prompts, the longest first, may be read together: their tokens, and the logits at their ends."""
-        longest, shortest = (len(row.request.input_ids) for row in (rows[0], rows[-1]))
-        ends = longest - shortest + 1 + max(len(self._draft(row, len(rows))) for row in rows)
-        return len(rows) * longest <= tokens and len(rows) * ends * self._words <= _MOST_LOGITS
-
     @property
     def _words(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
-
-    def _draft(self, row: Row, rows: int) -> list[int]:
-        """Return as much of the first draft as the budget has room for behind one more token."""
-        most = min(row.left - 1, _MOST_LOGITS // (rows * self._words))
-        return list(row.request.drafts[0][: max(0, most)]) if row.request.drafts else []
 
     def _prefill(
         self, rows: list[Row], drafts: list[list[int]], pads: list[int], cache: DynamicCache, chunk: int
@@ -245,14 +211,15 @@ class Decoder:
 
         ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to.
         """
-        output = self.model(
-            input_ids=ids,
-            attention_mask=None if bool(told.all()) else told.long(),
-            position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with cpu_attention(self.model):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=None if bool(told.all()) else told.long(),
+                position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         return output.logits  # type: ignore[no-any-return]
 
     def _chosen(self, rows: list[Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:

@@ -82,7 +82,7 @@ class HFEngine:
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
-        return by_tokens(requests, self._budget(), equal_lengths=per_prompt)
+        return by_tokens(requests, self._budget(), per_prompt, self._budget(begin_alike=True))
 
     def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
         """Continue each request greedily; out of memory, the batch is halved until it fits.
@@ -129,11 +129,11 @@ class HFEngine:
             yield from self.losses([request], contestant)
 
     def describe(self) -> dict[str, Any]:
-        """Return device name, dtype, attention, threads and batch tokens."""
+        """Return device name, dtype, attention, threads and batch tokens, of requests that begin alike too."""
         name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
         attention = self._model.config._attn_implementation if self._model is not None else "sdpa"
-        if attention == "sdpa" and self.device.startswith("cuda"):
-            attention = "sdpa, few queries by products"
+        if attention == "sdpa":
+            attention += ", few queries by products" if self.device.startswith("cuda") else ", cache apart"
         return {
             "engine": self.name,
             "device": name,
@@ -141,17 +141,18 @@ class HFEngine:
             "attention": attention,
             "threads": torch.get_num_threads(),
             "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
+            "alike_tokens": self._budget(begin_alike=True) if self._footprint is not None else self._batch_tokens,
         }
 
     def peak_memory(self) -> int | None:
         """Return the most bytes held since this was last asked; on a CPU since the process began."""
         return memory.peak(self.device)
 
-    def _budget(self) -> int:
+    def _budget(self, begin_alike: bool = False) -> int:
         if self._batch_tokens is not None:
             return self._batch_tokens
         assert self._footprint is not None
-        return memory.batch_tokens(self._footprint, self.device)
+        return memory.batch_tokens(self._footprint, self.device, begin_alike)
 
     def _release(self) -> None:
         gc.collect()

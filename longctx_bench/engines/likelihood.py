@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from longctx_bench.engines.cpu_attention import cpu_attention
 from longctx_bench.errors import UserError
 from longctx_bench.records import Request
 
@@ -94,12 +95,13 @@ def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Seque
         for place, tokens in enumerate(continuations):
             ids[place, : len(tokens) - 1] = torch.tensor(list(tokens[:-1]))
         positions = torch.arange(len(prefix), len(prefix) + longest - 1).expand(len(continuations), -1)
-        rest = model.base_model(
-            input_ids=ids.to(model.device),
-            position_ids=positions.to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        with cpu_attention(model):
+            rest = model.base_model(
+                input_ids=ids.to(model.device),
+                position_ids=positions.to(model.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
     wanted = [torch.cat([first[0], rest[place, : len(tokens) - 1]]) for place, tokens in enumerate(continuations)]
     return _judged(model, wanted, [torch.tensor(list(tokens)) for tokens in continuations])
 

@@ -19,6 +19,8 @@ _SHARE = 0.85
 """Share of the free memory that is planned with; the allocator and other programs take the rest."""
 _CPU_BATCH_TOKENS = 16384
 """Larger batches do not decode faster on a CPU."""
+_CPU_ALIKE_TOKENS = 65536
+"""Nor do they for prompts that begin alike, but all in a batch share one reading of that beginning."""
 _CUDA_BATCH_TOKENS = 1048576
 _LEAST_CHUNK = 256
 """Prompt tokens of a pass, at least: where they do not fit, nothing does."""
@@ -62,9 +64,10 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def batch_tokens(footprint: Footprint, device: str) -> int:
+def batch_tokens(footprint: Footprint, device: str, begin_alike: bool = False) -> int:
     """Return how many tokens (prompts and new ones) to batch: what fits, and no more than pays."""
-    cap = _CUDA_BATCH_TOKENS if device.startswith("cuda") else _CPU_BATCH_TOKENS
+    cpu = _CPU_ALIKE_TOKENS if begin_alike else _CPU_BATCH_TOKENS
+    cap = _CUDA_BATCH_TOKENS if device.startswith("cuda") else cpu
     room = footprint.available * _SHARE - footprint.weights
     return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
 

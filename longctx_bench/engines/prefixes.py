@@ -10,7 +10,7 @@ import numpy as np
 from longctx_bench.records import Request
 
 _LEAST_TOKENS = 32
-_LEAST_SHARE = 0.25
+_LEAST_SHARE = 0.2
 """Of the longer prompt; below that, a cache and its mask cost more than they save."""
 
 

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def attending(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def attending(
+    model: PreTrainedModel, name: str, function: Callable[..., Any], mask: Callable[..., Any] | None = None
+) -> Iterator[None]:
     """Let a model attend by ``function``, known to transformers under ``name``, as long as this lasts.
 
-    It is given sdpa's mask: with none registered under its name, padding would be attended to, or a mask of
-    [tokens x tokens] be built where none is needed.
+    It is given the mask that ``mask`` makes, or sdpa's: with none registered under its name, padding would be attended
+    to, or a mask of [tokens x tokens] be built where none is needed.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, mask or sdpa_mask)
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

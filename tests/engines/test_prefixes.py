@@ -64,6 +64,22 @@ def test_batches_hold_each_request_once_within_the_budget(equal_lengths: bool) -
         assert together >= 9
 
 
+def test_what_begins_alike_is_not_parted_by_the_budget() -> None:
+    alone = [Request(f"x{r.example_id}", r.input_ids[::-1], NEW) for r in asked(3, 1, stem=50)]
+    requests = asked(3, 4) + alone
+    for budget in (150, 260):
+        batches = by_tokens(requests, budget, alike_budget=500)
+        assert sorted(r.example_id for batch in batches for r in batch) == sorted(r.example_id for r in requests)
+        stems = [{r.input_ids[:80] for r in batch if len(r.input_ids) > 80} for batch in batches]
+        assert sum(map(len, stems)) == 3, "each beginning is in one batch"
+        for batch in batches:
+            held = len(batch) * max(map(total_tokens, batch))
+            assert held <= budget or len(batch) == 1 or (held <= 500 and len({r.input_ids[:80] for r in batch}) == 1)
+    narrow = by_tokens(requests, 150, alike_budget=300)
+    assert all(len(batch) * max(map(total_tokens, batch)) <= 300 for batch in narrow), "nor outgrows its own"
+    assert by_tokens(requests, 260) == by_tokens(requests, 260, alike_budget=260)
+
+
 def test_what_shares_nothing_is_batched_longest_first() -> None:
     requests = asked(9, 1, stem=50)
     sizes = [total_tokens(r) for batch in by_tokens(requests, 150) for r in batch]
