@@ -27,7 +27,7 @@ def test_load_gives_a_model_ready_for_any_loop() -> None:
 
 @pytest.mark.usefixtures("smollm2_folder")
 def test_the_shipped_difference_gives_a_model_without_positions_that_finds_the_needle(tmp_path: Path) -> None:
-    """66 trials a length are in results/reference/smollm; here eleven depths at half the training context."""
+    """506 trials a length are in results/reference/smollm; here eleven depths at half the training context."""
     frame = run("drope-smollm", "niah", length=[1024], limit=11, device="cpu", out=tmp_path)
     assert frame["score"][0] >= 0.9
 
