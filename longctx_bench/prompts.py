@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.methods.base import Base
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.provenance import usable_cores
@@ -100,5 +100,5 @@ class PromptCache:
     def _encoder(self, task: TaskSpec, folder: Path) -> PromptEncoder:
         key = (folder, self._spec.chat_template and task.chat_template)
         if key not in self._encoders:
-            self._encoders[key] = PromptEncoder(load_tokenizer(folder), key[1])
+            self._encoders[key] = PromptEncoder(prompt_tokenizer(folder), key[1])
         return self._encoders[key]

@@ -77,7 +77,7 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
     from pydantic import TypeAdapter
 
     from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+    from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
 
     spec: dict[str, Any] = summary.details["spec"]
     sources: TypeAdapter[Any] = TypeAdapter(Source)
@@ -85,7 +85,7 @@ def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
     # The parameters are the cell's own; the registry only says which folder a task's own code lies in.
     task = TaskSpec(**spec["task"], samples=summary.n)
     benchmark = registry.benchmark(task)
-    encoder = PromptEncoder(load_tokenizer(folder), spec["chat_template"] and task.chat_template)
+    encoder = PromptEncoder(prompt_tokenizer(folder), spec["chat_template"] and task.chat_template)
     written = benchmark.examples(encoder, spec["length"], task.max_new_tokens, int(wanted) + 1, spec["seed"])
     return next(example for example in written if example.id == wanted)
 

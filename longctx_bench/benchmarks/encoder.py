@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from longctx_bench.benchmarks.chunks import Chunks, cuts_at_spaces, flat
+from longctx_bench.benchmarks.chunks import Chunks, flat
 from longctx_bench.errors import UserError
 
 _END = 64
@@ -32,7 +32,7 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self._chunks = Chunks(tokenizer) if cuts_at_spaces(tokenizer) else None
+        self._chunks = Chunks.of(tokenizer)
         self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
         self._latest = threading.local()
@@ -70,7 +70,7 @@ class PromptEncoder:
     def _special(self) -> tuple[int, ...] | None:
         """Return the special tokens before every text, or None where there are others."""
         whole, plain = (
-            tuple(self.tokenizer("a", add_special_tokens=special)["input_ids"])
+            tuple(self.tokenizer("a", add_special_tokens=special, return_attention_mask=False)["input_ids"])
             for special in (not self.chat_template, False)
         )
         opening = whole[: len(whole) - len(plain)]

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ WINDOW = 64
 """A prompt lies in (L - WINDOW, L] tokens, reserved new tokens and BOS included."""
 
 # A sentence ends at . ! or ? (and closing quotes) before white space and a capital, digit or opening quote.
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]\u2019\u201d]*\s+(?=[\"'(\[\u2018\u201c]*[A-Z0-9])")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+(?=[\"'(\[\u2018\u201c]*[A-Z0-9])")
 
 
 def sentences(text: str) -> list[str]:
@@ -68,12 +68,9 @@ def _taken(words: tuple[str, ...], start: int, count: int) -> tuple[str, ...]:
 def _ends(path: Path) -> tuple[int, ...]:
     """Return the numbers of the essays' words that end a sentence; the last word is followed by the first."""
     words = essay_words(path)
-    begins = {0: 0}
-    place = 0
-    for number, word in enumerate(words, 1):
-        place += len(word) + 1
-        begins[place] = number
-    return tuple(begins[match.end()] - 1 for match in _SENTENCE_END.finditer(" ".join((*words, words[0]))))
+    begins = list(accumulate((len(word) + 1 for word in words), initial=0))
+    text = " ".join((*words, words[0]))
+    return tuple(bisect_left(begins, match.end()) - 1 for match in _SENTENCE_END.finditer(text))
 
 
 def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:

@@ -57,7 +57,7 @@ def truncated(encoder: PromptEncoder, prompt: str, budget: int) -> str:
     The whole prompt is tokenised, special tokens included; its first and last ``budget // 2`` tokens are decoded
     without special tokens and joined.
     """
-    ids = encoder.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+    ids = encoder.tokenizer(prompt, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
     if len(ids) <= budget:
         return prompt
     half = budget // 2

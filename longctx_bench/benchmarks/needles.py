@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import uuid
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,7 +15,7 @@ from pydantic import Field, model_validator
 from longctx_bench.benchmarks import haystack, wording
 from longctx_bench.benchmarks.base import IndexedBenchmark, example_id
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.benchmarks.vocabulary import adjective_noun
+from longctx_bench.benchmarks.vocabulary import adjective_noun, uuid4
 from longctx_bench.data import fetch
 from longctx_bench.records import Example
 from longctx_bench.specs import Source
@@ -136,7 +135,8 @@ class _Text:
         # What was measured last is written next.
         self._latest: tuple[tuple[int, int], str] = ((-1, 0), "")
         self.least = len(needles) if self.kind == "essay" else 0
-        self._seed = rng.random()
+        self._rng = random.Random(rng.random())
+        self._lines: list[str] = []
         self._task = task
         if self.kind == "essay":
             assert task.essays is not None
@@ -171,10 +171,11 @@ class _Text:
             return haystack.excerpt_sentences(self._essays, self._start, units), " "
         if self.kind == "noise":
             return [wording.NOISE] * units, "\n"
-        rng = random.Random(self._seed)
         task = self._task
-        draws = ((_draw(task.key_type, rng), _draw(task.value_type, rng)) for _ in range(units))
-        return [task._needle(key, value) for key, value in draws], "\n"
+        while len(self._lines) < units:
+            key = _draw(task.key_type, self._rng)
+            self._lines.append(task._needle(key, _draw(task.value_type, self._rng)))
+        return self._lines[:units], "\n"
 
     def _places(self, pieces: list[str]) -> list[int]:
         """Return the gaps between pieces that are nearest to the depths, measured in characters."""
@@ -194,4 +195,4 @@ def _draw(kind: Kind, rng: random.Random) -> str:
         return adjective_noun(rng)
     if kind == "numbers":
         return str(rng.randint(1_000_000, 9_999_999))
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    return uuid4(rng)

@@ -122,7 +122,9 @@ def _tokens(encoder: PromptEncoder, text: str, wanted: int) -> list[int]:
 
 
 def _ids(encoder: PromptEncoder, text: str) -> list[int]:
-    ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     return ids
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from longctx_bench.benchmarks import wording
 from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
@@ -175,9 +176,9 @@ def read_collection(path: Path, kind: Literal["squad", "hotpotqa"]) -> tuple[tup
         UserError: the file is not that dataset's JSON.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = msgspec.json.decode(path.read_bytes())
         return _squad(data) if kind == "squad" else _hotpotqa(data)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a {kind} file ({type(error).__name__}: {error})") from error
 
 
@@ -198,15 +199,13 @@ def _squad(data: Any) -> tuple[tuple[Question, ...], tuple[str, ...]]:
 
 
 def _hotpotqa(data: Any) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    def document(title: str, paragraph: list[str]) -> str:
-        return f"{title}\n{''.join(paragraph)}"
-
-    documents = sorted({document(*entry) for row in data for entry in row["context"]})
+    contexts = [[(title, f"{title}\n{''.join(paragraph)}") for title, paragraph in row["context"]] for row in data]
+    documents = sorted({text for context in contexts for _, text in context})
     number = {text: index for index, text in enumerate(documents)}
     questions = []
-    for row in data:
+    for row, context in zip(data, contexts, strict=True):
         supporting = {title for title, _ in row["supporting_facts"]}
-        own = {title: number[document(title, paragraph)] for title, paragraph in row["context"]}
+        own = {title: number[text] for title, text in context}
         gold = tuple(sorted(index for title, index in own.items() if title in supporting))
         near = tuple(sorted(index for title, index in own.items() if title not in supporting))
         questions.append(Question(row["question"], (row["answer"],), gold, near))

@@ -6,7 +6,6 @@ import json
 import random
 import re
 import string
-import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -245,7 +244,7 @@ def _value(kind: Kind, rng: random.Random) -> str:
         return str(rng.randint(1_000_000, 9_999_999))
     if kind == "words":
         return _Pairs.shared().at(rng.randrange(_Pairs.shared().total))
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    return vocabulary.uuid4(rng)
 
 
 class _Pairs:

@@ -1,4 +1,4 @@
-"""The word lists of wonderwords 3.0.1 (MIT), which RULER draws keys and list words from."""
+"""What RULER draws keys and list words from: the word lists of wonderwords 3.0.1 (MIT), and random uuids."""
 
 from __future__ import annotations
 
@@ -33,3 +33,10 @@ def all_words() -> tuple[str, ...]:
 def adjective_noun(rng: random.Random) -> str:
     """Draw a key such as ``lucky-window``."""
     return f"{rng.choice(adjectives())}-{rng.choice(nouns())}"
+
+
+def uuid4(rng: random.Random) -> str:
+    """Draw a uuid of version 4, as ``uuid.UUID`` makes it of 128 random bits and prints it."""
+    digits = f"{rng.getrandbits(128):032x}"
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

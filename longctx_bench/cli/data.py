@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -67,39 +66,25 @@ def examples_command(
     if len(lengths) != 1:
         raise UserError("name one length: --length 4096 or --scale 2x")
 
-    from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+    from longctx_bench.engines.checkpoints import checkpoint_folder
+    from longctx_bench.writing import Order, lines
 
-    tokenizer = load_tokenizer(checkpoint_folder(variant.source))
-    lines = (
-        json.dumps(
-            {
-                "task": spec.name,
-                "id": example.id,
-                "hash": example.hash,
-                "prompt": example.prompt,
-                "answer_prefix": example.answer_prefix,
-                "references": list(example.references),
-                **({"classes": list(example.classes)} if example.classes else {}),
-                "depths": list(example.depths),
-                "n_tokens": example.n_tokens,
-                "max_new_tokens": example.max_new_tokens,
-            },
-            ensure_ascii=False,
-        )
-        for spec in tasks
-        for example in registry.benchmark(spec).examples(
-            PromptEncoder(tokenizer, chat_template and spec.chat_template),
+    orders = [
+        Order(
+            spec.name,
+            registry.benchmark(spec),
             lengths[0],
             spec.max_new_tokens,
             limit,
             seed,
+            chat_template and spec.chat_template,
         )
-    )
+        for spec in tasks
+    ]
+    written = lines(orders, checkpoint_folder(variant.source))
     if out is None:
-        for line in lines:
-            sys.stdout.write(line + "\n")
+        sys.stdout.writelines(written)
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(written)
     click.echo(f"wrote {out}")

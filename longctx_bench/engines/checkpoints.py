@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from longctx_bench.data import cache_dir, describe, digest, fetch
+from longctx_bench.engines.tokenizer_file import FileTokenizer
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
 from longctx_bench.specs import PathSource, Source, WheelSource
@@ -97,6 +98,15 @@ def load_tokenizer(folder: Path) -> Any:
     # Prompts are longer than the training context by design: no warning about it.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def prompt_tokenizer(folder: Path) -> Any:
+    """Return what encodes and decodes as :func:`load_tokenizer`'s does, without importing transformers where it can.
+
+    Raises:
+        UserError: as :func:`load_tokenizer`.
+    """
+    return FileTokenizer.of(folder, load_tokenizer) or load_tokenizer(folder)
 
 
 def reason(error: BaseException) -> str:

@@ -2,27 +2,26 @@
 
 NVIDIA's scripts run as they are in the wheel ``nvidia-long-context-eval`` (``--upstream`` names a checkout's
 ``scripts/data`` instead), in an environment of their own with our version of the tokenizer's library: a process for
-each task, as they are made to be run. Ours writes all tasks in one. All run one after the other; starts are timed too.
+each task, as they are made to be run. Ours is ``longctx-bench examples``, once for each task and once for all of them.
+All run one after the other; starts are timed too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
+from time import perf_counter
 
-from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.data import cache_dir, fetch
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.files import safe_name
 from longctx_bench.registry import Registry
 from longctx_bench.specs import WheelSource
@@ -136,55 +135,48 @@ def _installed(python: Path) -> Path:
     return Path(found.stdout.strip()) / "data"
 
 
-def write(tasks: Sequence[str], length: int, n: int, file: Path) -> Iterator[tuple[str, Times]]:
-    """Write our examples of each task as JSON lines, in this process; yield a task's name and its times."""
-    registry = Registry()
-    encoder = PromptEncoder(load_tokenizer(checkpoint_folder(registry.variant(_TOKENIZER).source)))
-    for name in tasks:
-        wall, cpu = perf_counter(), process_time()
-        [task] = registry.select_tasks(name)
-        with file.open("a", encoding="utf-8") as lines:
-            for example in registry.benchmark(task).examples(encoder, length, task.max_new_tokens, n, 42):
-                lines.write(json.dumps(asdict(example)) + "\n")
-        yield name, Times(perf_counter() - wall, process_time() - cpu)
-
-
-def ours(tasks: Sequence[str], length: int, n: int) -> tuple[Times, dict[str, Times]]:
-    """Write our examples in a process of their own; return the whole's times and each task's within it."""
+def ours(tasks: Sequence[str], length: int, n: int) -> Times:
+    """Write our examples by our command, and return its times, start included."""
     with TemporaryDirectory() as folder:
-        file, times = Path(folder, "examples.jsonl"), Path(folder, "times.json")
-        command = [sys.executable, "-m", "longctx_bench.speed.generation", "--ours", folder]
-        command += ["--tasks", ",".join(tasks), "--length", str(length), "--examples", str(n)]
-        whole = _timed(command, None, float("inf"))
-        lines = len(file.read_text(encoding="utf-8").splitlines())
-        if whole is None or lines != n * len(tasks):
+        file = Path(folder, "examples.jsonl")
+        command = [sys.executable, "-c", "from longctx_bench.cli import main; main()", "examples", ",".join(tasks)]
+        command += ["--model", _TOKENIZER, "--length", str(length), "--limit", str(n), "--out", str(file)]
+        found = _timed(command, None, float("inf"))
+        with file.open("rb") as written:
+            lines = sum(1 for _ in written)
+        if found is None or lines != n * len(tasks):
             raise RuntimeError(f"{lines} examples in place of {n * len(tasks)}")
-        return whole, {name: Times(*pair) for name, pair in json.loads(times.read_text(encoding="utf-8")).items()}
+        return found
 
 
 def measure(
-    upstream: Upstream, tasks: Sequence[str], length: int, n: int, points: tuple[int, int], check: str | None
+    upstream: Upstream, tasks: Sequence[str], length: int, n: int, points: tuple[int, int] | None, check: str | None
 ) -> Iterator[str]:
-    """Yield a line for each task, and one for all."""
-    whole, own = ours(tasks, length, n)
+    """Yield a line for each task, and one for all. Without points nothing of the original scripts' is scaled."""
+    whole = ours(tasks, length, n)
     totals = Times(0, 0)
-    measured = {}
+    measured: dict[str, tuple[Times, Times]] = {}
     for task in tasks:
-        few, many = (upstream.times(task, length, count) for count in points)
-        measured[task] = few, many
-        scaled = _line(few, many, points, n)
-        totals = Times(totals.wall + scaled.wall, totals.cpu + scaled.cpu)
+        own, how = ours([task], length, n), ""
+        if points is None:
+            theirs = upstream.times(task, length, n)
+        else:
+            few, many = (upstream.times(task, length, count) for count in points)
+            measured[task] = few, many
+            theirs = _line(few, many, points, n)
+            how = f", scaled from {few} for {points[0]} and {many} for {points[1]}"
+        totals = Times(totals.wall + theirs.wall, totals.cpu + theirs.cpu)
         yield (
-            f"{task}, {n} examples of {length} tokens: longctx {own[task]}; original scripts {scaled}, scaled from "
-            f"{few} for {points[0]} and {many} for {points[1]}; load {os.getloadavg()[0]:.1f}"
+            f"{task}, {n} examples of {length} tokens: longctx {own}; original scripts {theirs}{how}: "
+            f"{theirs.wall / own.wall:.1f}x; load {os.getloadavg()[0]:.1f}"
         )
     keep(f"RULER's prompts, {len(tasks)} tasks, {length} tokens, the original scripts", totals.wall / whole.wall)
     yield (
-        f"{len(tasks)} tasks, {n} examples of {length} tokens each: longctx {whole}, start included; original scripts "
-        f"{totals}, scaled as above: longctx is {totals.wall / whole.wall:.1f}x as fast "
+        f"{len(tasks)} tasks, {n} examples of {length} tokens each, starts included: longctx {whole} in one command; "
+        f"original scripts {totals}: longctx is {totals.wall / whole.wall:.1f}x as fast "
         f"({totals.cpu / whole.cpu:.1f}x by time of processors)"
     )
-    if check in measured:
+    if points and check in measured:
         third = 4 * points[1]
         found, line = upstream.times(check, length, third), _line(*measured[check], points, third)
         yield f"is it a line? {check}: {third} examples took {found}, {line} by the line; load {os.getloadavg()[0]:.1f}"
@@ -213,25 +205,24 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=500, help="of each task")
     parser.add_argument(
         "--upstream-examples",
-        default="20,120",
-        help="two counts that the original scripts write; their times are scaled",
+        metavar="FEW,MANY",
+        help="two counts that the original scripts write in place of all; their times are scaled",
     )
     parser.add_argument("--upstream", type=Path, help="a checkout's scripts/data, with its data, in place of the wheel")
     parser.add_argument("--upstream-python", type=Path, help="a Python with all that the scripts need")
-    parser.add_argument("--check", default="niah_single_2", help="a task of which a third count is measured, or ''")
-    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--check", default="niah_single_2", help="where times are scaled, a task whose third count is measured, or ''"
+    )
     chosen = parser.parse_args()
     registry = Registry()
     tasks = [task.name for task in registry.select_tasks(chosen.tasks)]
-    if chosen.ours:
-        found = dict(write(tasks, chosen.length, chosen.examples, chosen.ours / "examples.jsonl"))
-        pairs = {name: (times.wall, times.cpu) for name, times in found.items()}
-        (chosen.ours / "times.json").write_text(json.dumps(pairs), encoding="utf-8")
-        return
-    few, many = map(int, chosen.upstream_examples.split(","))
+    points = None
+    if chosen.upstream_examples:
+        few, many = map(int, chosen.upstream_examples.split(","))
+        points = few, many
     python = chosen.upstream_python or upstream_python()
     upstream = Upstream(python.absolute(), chosen.upstream, checkpoint_folder(registry.variant(_TOKENIZER).source))
-    for line in measure(upstream, tasks, chosen.length, chosen.examples, (few, many), chosen.check):
+    for line in measure(upstream, tasks, chosen.length, chosen.examples, points, chosen.check):
         print(line, flush=True)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import string
 from typing import Any
 
 import pytest
 
-from longctx_bench.benchmarks.chunks import cuts_at_spaces
+from longctx_bench.benchmarks.chunks import Chunks
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import UserError
 from longctx_bench.registry import Registry
@@ -52,7 +53,7 @@ def test_an_answer_continues_the_prompts_tokens(bos_tokenizer: Any) -> None:
 PIECES = (
     *("a", "'s", "'", "ab", "I'll", "5", "42", ".", "!", "-", "—", "é", "e\u0301", "中文", "Ünïcödé"),
     *(" ", " ", " ", "  ", "\n", "\t", "\r\n", "\xa0", "\u2028", "\x1c", " 7", " .", " \u0301"),
-    *("<|im_start|>", "<|endoftext|>", "</s>"),
+    *("<|im_start|>", "<|endoftext|>", "</s>", "-", "lucky-window", "8f3a", ":", '"', "(", ". ", ".\n", "\n\n", "_"),
 )
 
 
@@ -65,7 +66,7 @@ def whole(encoder: PromptEncoder, text: str) -> list[int]:
 def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_encoder: Any) -> None:
     rng = random.Random(0)
     for encoder in (smollm2_encoder, tiny_encoder):
-        assert cuts_at_spaces(encoder.tokenizer)
+        assert Chunks.of(encoder.tokenizer)
         for _ in range(2000):
             text = "".join(rng.choices(PIECES, k=rng.randint(0, 25)))
             assert encoder.encode(text) == whole(encoder, text), repr(text)
@@ -73,7 +74,7 @@ def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_enc
 
 
 def test_a_tokenizer_of_another_kind_is_read_as_a_whole(mistral_encoder: Any) -> None:
-    assert not cuts_at_spaces(mistral_encoder.tokenizer), "sentencepiece has no pattern that cuts at spaces"
+    assert not Chunks.of(mistral_encoder.tokenizer), "sentencepiece has no pattern that cuts at spaces"
     text = "Two  spaces and one."
     assert mistral_encoder.encode(text) == whole(mistral_encoder, text)
 
@@ -82,15 +83,74 @@ def test_a_tokenizer_of_another_kind_is_read_as_a_whole(mistral_encoder: Any) ->
 def test_a_special_token_that_takes_spaces_forbids_cutting(plain_tokenizer: Any, rule: str) -> None:
     from transformers import AddedToken
 
-    assert cuts_at_spaces(plain_tokenizer)
+    assert Chunks.of(plain_tokenizer)
     plain_tokenizer.add_tokens([AddedToken("<mask>", **{rule: True})])
-    assert not cuts_at_spaces(plain_tokenizer)
+    assert not Chunks.of(plain_tokenizer)
     encoder = PromptEncoder(plain_tokenizer)
     assert encoder.encode("a <mask> b") == whole(encoder, "a <mask> b")
 
 
-def test_forgetting_words_changes_nothing(smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def other_tokenizer(pre_tokenizer: Any = None, normalizer: Any = None, added: tuple[str, ...] = ()) -> Any:
+    """Make a tokenizer that differs in how it cuts."""
+    from made_models import make_tokenizer
+    from transformers import AddedToken
+
+    tokenizer = make_tokenizer()
+    if pre_tokenizer:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    return tokenizer
+
+
+def test_sentences_and_pieces_are_the_whole_text_whatever_the_tokenizer_cuts(
+    smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers import normalizers, pre_tokenizers
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    groups = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), level])
+    monkeypatch.setattr("longctx_bench.benchmarks.chunks._LINE", 20)
+    monkeypatch.setattr("longctx_bench.benchmarks.chunks._SENTENCE", 4)
+    rng = random.Random(1)
+    signs = [
+        *string.printable,
+        *" " * 20,
+        *[". "] * 5,
+        *["\n"] * 3,
+        "a-b",
+        "<x5>",
+        "it's",
+        "\u0338",
+        "\u0301",
+        "\u0663",
+    ]
+    for tokenizer in (
+        smollm2_encoder.tokenizer,
+        other_tokenizer(level),
+        other_tokenizer(groups),
+        other_tokenizer(normalizer=normalizers.NFC()),
+        other_tokenizer(added=("a-b", "<x5>", "fo")),
+    ):
+        encoder, words = PromptEncoder(tokenizer), Chunks.of(tokenizer)
+        assert words
+        for _ in range(600):
+            text = "".join(rng.choices(signs, k=rng.randint(0, 80)))
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert [number for part in words.ids(text) for number in part] == ids, repr(text)
+            assert encoder.encode(text) == whole(encoder, text), repr(text)
+
+
+def test_a_special_token_across_lines_forbids_cutting() -> None:
+    assert Chunks.of(other_tokenizer(added=("<x>",)))
+    assert not Chunks.of(other_tokenizer(added=("x\ny",)))
+
+
+@pytest.mark.parametrize("bound", ["_MOST", "_MOST_TEXT", "_WORD", "_LINE"])
+def test_forgetting_changes_nothing(smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     encoder = PromptEncoder(smollm2_encoder.tokenizer)
-    monkeypatch.setattr("longctx_bench.benchmarks.chunks._MOST", 3)
-    for text in ("one two three four five", "five six seven eight", "one nine two ten " * 3 + "."):
+    monkeypatch.setattr(f"longctx_bench.benchmarks.chunks.{bound}", 3)
+    for text in ("one two three four five", "five six seven eight", "one nine two ten " * 3 + ". So.\nIt is 12-ab."):
         assert encoder.encode(text) == whole(encoder, text)
+        assert encoder.count(text) == len(whole(encoder, text))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 
 from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.counting import _shuffle, _zeta
 from longctx_bench.benchmarks.haystack import essay_words, excerpt, excerpt_sentences, fit, sentences
 from longctx_bench.benchmarks.needles import grid_depth
+from longctx_bench.benchmarks.vocabulary import uuid4
 from longctx_bench.records import Example
 from longctx_bench.registry import Registry
 
@@ -189,3 +193,20 @@ def test_an_excerpts_sentences_are_those_of_the_whole(tmp_path: Path) -> None:
             for count in range(1, 3 * len(words)):
                 expected = sentences(excerpt(words, start, count))
                 assert excerpt_sentences(file, start, count) == expected
+
+
+def test_quicker_draws_are_those_of_the_standard_library() -> None:
+    for seed in range(300):
+        one, other = random.Random(seed), random.Random(seed)
+        assert uuid4(one) == str(uuid.UUID(int=other.getrandbits(128), version=4))
+        mixed, expected = [str(number) for number in range(seed)], [str(number) for number in range(seed)]
+        _shuffle(mixed, one)
+        other.shuffle(expected)
+        assert (mixed, one.getstate()) == (expected, other.getstate())
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+def test_zeta_is_scipys(alpha: float) -> None:
+    from scipy.special import zeta
+
+    assert _zeta(alpha) == float(zeta(alpha))

@@ -1,0 +1,123 @@
+"""A tokenizer read from ``tokenizer.json`` alone, where transformers would change nothing of it.
+
+Writing prompts takes a tokenizer and no model: importing transformers for it takes longer than writing thousands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_CLASSES = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
+"""What transformers calls a tokenizer that is its file; all other names are classes that build one of their own."""
+_MODELS = frozenset({"llama", "llama_drope", "smollm3"})
+"""For these transformers believes ``tokenizer_class``; for some others it knows better."""
+_LEGACY = ("special_tokens_map.json", "added_tokens.json")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_HARMLESS = frozenset({
+    *("backend", "chat_template", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"),
+    *("padding_side", "tokenizer_class", *_NAMED),
+})  # fmt: skip
+"""Entries of ``tokenizer_config.json`` that do not change what BPE encodes or decodes."""
+_MOST_WORDS = 100_000
+"""Above it transformers looks for a fault that Mistral's files had, and mends it."""
+
+
+class FileTokenizer:
+    """Encodes and decodes as transformers' tokenizer of the same folder; for all else that one is loaded and asked."""
+
+    split_special_tokens = False
+
+    def __init__(self, backend: Tokenizer, named: Mapping[str, str], whole: Callable[[], Any]) -> None:
+        """Wrap what the file holds.
+
+        Args:
+            backend: the file's tokenizer.
+            named: special tokens by their names in ``tokenizer_config.json``.
+            whole: loads transformers' tokenizer of the same folder.
+        """
+        self.backend_tokenizer = backend
+        self.eos_token_id = backend.token_to_id(named.get("eos_token", ""))
+        self.sep_token_id = backend.token_to_id(named.get("sep_token", ""))
+        self._load = whole
+
+    @classmethod
+    def of(cls, folder: Path, whole: Callable[[Path], Any]) -> FileTokenizer | None:
+        """Read a checkpoint folder's tokenizer, or give None where transformers makes something else of its file."""
+        from tokenizers import Tokenizer
+
+        try:
+            settings, model = (
+                json.loads((folder / name).read_text(encoding="utf-8"))
+                for name in ("tokenizer_config.json", "config.json")
+            )
+            named = {name: settings[name] for name in _NAMED if settings.get(name) is not None}
+            if (
+                settings["tokenizer_class"] not in _CLASSES
+                or model["model_type"] not in _MODELS
+                or not _HARMLESS.issuperset(settings)
+                or not all(isinstance(token, str) for token in named.values())
+                or any((folder / name).exists() for name in _LEGACY)
+            ):
+                return None
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception:  # noqa: BLE001 - whatever is wrong with the files, transformers' own loading says it
+            return None
+        own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+        if (
+            type(backend.model).__name__ != "BPE"
+            or backend.get_vocab_size() > _MOST_WORDS
+            or backend.post_processor is None
+            or backend.truncation is not None
+            or backend.padding is not None
+            or not all(token in own and _plain(own[token]) for token in named.values())
+        ):
+            return None
+        return cls(backend, named, lambda: whole(folder))
+
+    @cached_property
+    def _whole(self) -> Any:
+        return self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for special methods, which must not load anything.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size()
+
+    def __call__(
+        self, text: str | list[str], add_special_tokens: bool = True, verbose: bool = True, **others: Any
+    ) -> Any:
+        """Return ``input_ids`` of a text or of several, under that key; of other options transformers decides."""
+        if others.get("return_attention_mask") is not False or any(others.values()):
+            return self._whole(text, add_special_tokens=add_special_tokens, verbose=verbose, **others)
+        if isinstance(text, str):
+            return {"input_ids": self.encode(text, add_special_tokens)}
+        # One by one: most are words, and threads for them take longer than they.
+        return {"input_ids": [self.encode(one, add_special_tokens) for one in text]}
+
+    def encode(self, text: str, add_special_tokens: bool = True, **others: Any) -> list[int]:
+        """Return a text's token ids."""
+        if others:
+            return list(self._whole.encode(text, add_special_tokens=add_special_tokens, **others))
+        return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **others: Any) -> str:
+        """Return the text of token ids."""
+        if others:
+            return str(self._whole.decode(ids, skip_special_tokens=skip_special_tokens, **others))
+        return self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+
+def _plain(token: Any) -> bool:
+    """Tell whether a special token is in the file as transformers would add it."""
+    return bool(token.special) and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
