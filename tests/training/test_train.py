@@ -123,4 +123,4 @@ def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> No
     expected, got = weights(one), weights(tmp_path / "two")
     # Saved in bf16; the gradients of two halves are added in another order than those of the whole.
     assert all(torch.allclose(expected[name].float(), got[name].float(), atol=2e-3) for name in expected)
-    assert sum(torch.equal(expected[name], got[name]) for name in expected) > len(expected) // 2
+    assert all((expected[name] == got[name]).float().mean() > 0.99 for name in expected)
