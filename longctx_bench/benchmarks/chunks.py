@@ -61,40 +61,30 @@ class Chunks:
         return cls(tokenizer, _plain_pieces(layout)) if _cuts_at_white_space(layout) else None
 
     def ids(self, text: str) -> list[Tokens]:
-        """Return the ids of each sentence, without special tokens."""
+        """Return the ids of each sentence or word, without special tokens."""
         sentences = list(_sentences(text))
         known = self._sentences
         missing = list(set(sentences).difference(known))
         if not missing:
             return list(map(known.__getitem__, sentences))
-        fresh = dict(zip(missing, self._of_sentences(missing), strict=True))
-        ids = [fresh[sentence] if sentence in fresh else known[sentence] for sentence in sentences]
-        kept = {sentence: read for sentence, read in fresh.items() if len(sentence) <= _LINE}
+        fresh = dict(zip(missing, self._by_words(missing), strict=True))
+        ids: list[Tokens] = []
+        for sentence in sentences:
+            if sentence in fresh:
+                ids += fresh[sentence]
+            else:
+                ids.append(known[sentence])
+        kept = {sentence: _joined(words) for sentence, words in fresh.items() if len(sentence) <= _LINE}
         self._held += sum(map(len, kept))
         if self._held > _MOST_TEXT:
             self._sentences, self._held = {}, 0
         self._sentences.update(kept)
         return ids
 
-    def _of_sentences(self, sentences: list[str]) -> list[Tokens]:
-        """Return the ids of each sentence, put together from those of its words."""
+    def _by_words(self, sentences: list[str]) -> list[list[Tokens]]:
+        """Return the ids of each word of each sentence; all that are new are read at once."""
         rows = [sentence.split(" ") for sentence in sentences]
         openings = [row.pop(0) for row in rows]
-        known = self._words
-        try:
-            if any(opening[-1:].isspace() for opening in openings):
-                raise KeyError
-            ids = [list(map(known.__getitem__, row)) for row in rows]
-        except KeyError:
-            openings, ids = self._learnt(sentences, openings, rows)
-        begin = list(set(openings))
-        begun = dict(zip(begin, self._read(begin), strict=True))
-        return [(*begun[opening], *chain.from_iterable(row)) for opening, row in zip(openings, ids, strict=True)]
-
-    def _learnt(
-        self, sentences: list[str], openings: list[str], rows: list[list[str]]
-    ) -> tuple[list[str], list[list[Tokens]]]:
-        """Return how sentences open and the ids of their other words; all new words are read at once."""
         known = self._words
         missing = set(chain.from_iterable(rows)).difference(known)
         torn = {word for word in missing if not _whole(word)}
@@ -103,24 +93,25 @@ class Chunks:
             if opening[-1:].isspace() or (torn and not torn.isdisjoint(row[:-1])):
                 openings[place], *rows[place] = _CUT.split(sentences[place])
                 missing.update(set(rows[place]).difference(known))
-        fresh = dict(zip(missing, self._read([f" {word}" for word in missing]), strict=True))
+        begin = list(set(openings))
+        read = iter(self._by_pieces([*(f" {word}" for word in missing), *begin]))
+        fresh = dict(zip(missing, read, strict=False))
+        begun = dict(zip(begin, read, strict=True))
         self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _whole(word)))
-        return openings, [[fresh[word] if word in fresh else known[word] for word in row] for row in rows]
+        found = _found(rows, known, fresh)
+        return [[begun[opening], *words] for opening, words in zip(openings, found, strict=True)]
 
-    def _read(self, words: list[str]) -> list[Tokens]:
+    def _by_pieces(self, words: list[str]) -> list[Tokens]:
         """Return the ids of each word, put together from those of its pieces."""
         cut = list(map(self._cut, words))
         known = self._pieces
         missing = list(set(chain.from_iterable(cut)).difference(known))
-        if not missing:
-            return [tuple(chain.from_iterable(map(known.__getitem__, pieces))) for pieces in cut]
-        read = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        fresh = dict(zip(missing, map(tuple, read["input_ids"]), strict=True))
-        self._pieces = _with(known, fresh.items())
-        return [
-            tuple(chain.from_iterable([fresh[piece] if piece in fresh else known[piece] for piece in pieces]))
-            for pieces in cut
-        ]
+        fresh: dict[str, Tokens] = {}
+        if missing:
+            read = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            fresh = dict(zip(missing, map(tuple, read["input_ids"]), strict=True))
+            self._pieces = _with(known, fresh.items())
+        return list(map(_joined, _found(cut, known, fresh)))
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -149,6 +140,18 @@ def _whole(text: str) -> bool:
     return bool(text) and not text[-1].isspace()
 
 
+def _joined(parts: Iterable[Tokens]) -> Tokens:
+    return tuple(chain.from_iterable(parts))
+
+
+def _found(rows: list[list[str]], known: dict[str, Tokens], fresh: dict[str, Tokens]) -> list[list[Tokens]]:
+    """Look up what is known and what was just read, most of which is known by now."""
+    try:
+        return [list(map(known.__getitem__, row)) for row in rows]
+    except KeyError:
+        return [[fresh[word] if word in fresh else known[word] for word in row] for row in rows]
+
+
 def _with(known: dict[str, Tokens], fresh: Iterable[tuple[str, Tokens]]) -> dict[str, Tokens]:
     """Return a memory with what is to be remembered of what was read: a new one when it is full."""
     memory = {} if len(known) > _MOST else known
@@ -156,7 +159,7 @@ def _with(known: dict[str, Tokens], fresh: Iterable[tuple[str, Tokens]]) -> dict
     return memory
 
 
-def flat(parts: Sequence[Sequence[int]]) -> list[int]:
+def flat(parts: Iterable[Sequence[int]]) -> list[int]:
     """Join the words' ids."""
     return list(chain.from_iterable(parts))
 

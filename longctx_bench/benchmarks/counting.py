@@ -164,7 +164,7 @@ def _coded_words(rng: random.Random, count: int, letters: int) -> list[str]:
 
 
 def _shuffle(items: list[str], rng: random.Random) -> None:
-    """Do what ``rng.shuffle`` does, draw by draw, in less than half the time."""
+    """Do what ``rng.shuffle`` does, draw by draw, in little more than half the time."""
     draw = rng.getrandbits
     for last in range(len(items) - 1, 0, -1):
         bits = (last + 1).bit_length()

@@ -9,7 +9,6 @@ from itertools import accumulate
 from math import gcd
 from typing import Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from longctx_bench.benchmarks import haystack, wording
@@ -22,7 +21,7 @@ from longctx_bench.specs import Source
 
 Kind = Literal["words", "numbers", "uuids"]
 
-_RULER_DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, num=40))]
+_RULER_DEPTHS = [round(100 * point / 39) for point in range(40)]
 """RULER draws depths without replacement from these 40 points."""
 
 
