@@ -146,10 +146,11 @@ class Decoder:
 
     def _start(self, rows: list[Row], settled: Settled, room: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
-        free = can_merge(self._empty_cache()) and keys_are_final(self.model)
+        mergeable = can_merge(self._empty_cache())
+        free = mergeable and keys_are_final(self.model)
         reached: dict[int, Piece] = {}
         before: tuple[Sequence[int], DynamicCache | None] = ((), None)
-        groups = together(rows, self.at_once, room, self._words, free) if can_merge(self._empty_cache()) else [rows]
+        groups = together(rows, self.at_once, room, self._words, free) if mergeable else [rows]
         for group in groups:
             drafts = [first_draft(row, len(group), self._words) if free else [] for row in group]
             ids, cache = group[0].request.input_ids, self._empty_cache(group)
@@ -162,7 +163,7 @@ class Decoder:
             pads = [0 if free else max(sizes) - size for size in sizes]
             logits = self._prefill(group, drafts, pads, cache, max(1, room // len(group)))
             accepted = self._chosen(group, logits, drafts, settled)
-            if not can_merge(cache):
+            if not mergeable:
                 return self._unfinished(self._read(group, cache, pads, free))
             for place, (row, size) in enumerate(zip(group, sizes, strict=True)):
                 if not row.reason:

@@ -15,6 +15,7 @@ import torch
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.engines.prefixes import alike, common
 from longctx_bench.methods.alibi import ALiBi
@@ -125,18 +126,24 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     assert sum(read) == alone * 80 + tails
 
 
+def loaded(folder: Path, at_once: int, idle: float = 0.0) -> tuple[HFEngine, Decoder]:
+    """Return an engine whose decoder goes about its batches as a GPU's does."""
+    made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
+    made.load(folder)
+    assert made._decoder is not None
+    made._decoder.at_once, made._decoder.idle = at_once, idle
+    return made, made._decoder
+
+
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, input_ids=r.input_ids[place:]) for place, r in enumerate(asked(7, 1, stem=20))]
     base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = Contestant(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
-        made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
-        made.load(tiny_folder)
-        assert made._decoder is not None
-        made._decoder.at_once = at_once
+        made, decoder = loaded(tiny_folder, at_once)
         seen: list[tuple[int, bool]] = []
-        feed = made._decoder._feed
+        feed = decoder._feed
 
         def noted(
             cache: Any,
@@ -150,7 +157,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
             result: torch.Tensor = feed(cache, ids, told, keep)
             return result
 
-        monkeypatch.setattr(made._decoder, "_feed", noted)
+        monkeypatch.setattr(decoder, "_feed", noted)
         [batch] = made.batches(requests, False)
         texts.append([item.text for item in made.generate(batch, who, lambda *_: False)])
         shapes.append(seen)
@@ -165,18 +172,15 @@ def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: 
     who = Contestant(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):
-        made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
-        made.load(tiny_folder)
-        assert made._decoder is not None
-        made._decoder.at_once, made._decoder.idle = 10_000, idle
+        made, decoder = loaded(tiny_folder, 10_000, idle)
         held: list[int] = []
-        step = made._decoder._step
+        step = decoder._step
 
         def noted(read: Any, settled: Any, step: Any = step, held: list[int] = held) -> None:
             held.append(len(read.rows))
             step(read, settled)
 
-        monkeypatch.setattr(made._decoder, "_step", noted)
+        monkeypatch.setattr(decoder, "_step", noted)
         [batch] = made.batches(requests, False)
         texts.append([(item.text, item.new_tokens) for item in made.generate(batch, who, lambda *_: False)])
         rows.append(held)
