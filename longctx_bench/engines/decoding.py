@@ -12,10 +12,10 @@ from transformers import DynamicCache, PreTrainedModel
 from longctx_bench.engines.base import Settled
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.cpu_attention import cpu_attention
-from longctx_bench.engines.few_queries import few_queries
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import common, worth_sharing
+from longctx_bench.engines.replay import Replay, can_replay
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.engines.rows import Row
 from longctx_bench.engines.together import MOST_LOGITS, first_draft, together
@@ -23,11 +23,9 @@ from longctx_bench.records import Request
 
 _MOST_WRONG = 64
 """Positions that wrong guesses may take in a cache until it is squeezed: they are masked, but read again each time."""
-_MOST_ROWS = 4
-"""Rows that are decoded with guesses on a GPU."""
 _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
 """Prompt tokens that keep a device busy: more of them in one pass are not read faster."""
-_CUDA_IDLE = 0.25
+_CUDA_IDLE = 0.5
 """Share of a batch's rows that may be finished on a GPU, where a row more costs less than copying the others' cache."""
 
 
@@ -48,6 +46,8 @@ class _Read:
     """``[rows, positions]``: False where the cache holds padding, or a guess that was wrong."""
     lookups: list[Lookup | None]
     """What guesses each row's continuation; None where a wrong guess could not be taken back."""
+    replayed: bool
+    """Whether it is decoded token by token, by a step that is recorded once."""
 
 
 @dataclass
@@ -87,9 +87,25 @@ class Decoder:
         rows = [Row(request) for request in batch]
         read = self._start(rows, settled, room)
         while read is not None:
-            self._step(read, settled)
+            if read.replayed and all(row.request.min_new_tokens <= len(row.tokens) for row in read.rows):
+                self._replay(read, settled)
+            else:
+                self._step(read, settled)
             read = self._unfinished(read)
         return [(row.text, len(row.tokens), row.reason) for row in rows]
+
+    def _replay(self, read: _Read, settled: Settled) -> None:
+        """Decode token by token until so many rows are finished that the others' cache is worth copying."""
+        rows = read.rows
+        last = [row.tokens[-1] for row in rows]
+        replay = Replay(self.model, read.cache, read.seen, last, max(row.left for row in rows))
+        for tokens in replay.tokens():
+            done = [
+                row.advance(token, self.tokenizer, self.eos, settled) for row, token in zip(rows, tokens, strict=True)
+            ]
+            if all(done) or sum(done) > self.idle * len(rows):
+                break
+        read.seen = replay.close()
 
     def _step(self, read: _Read, settled: Settled) -> None:
         """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
@@ -101,8 +117,7 @@ class Decoder:
             ids[place, : 1 + len(guess)] = torch.tensor([row.tokens[-1], *guess])
             told[place, : 1 + len(guess)] = True
         device = self.model.device
-        with few_queries(self.model):
-            logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
+        logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
         before = [len(row.tokens) for row in read.rows]
         accepted = self._chosen(read.rows, logits, guesses, settled)
         for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):
@@ -137,12 +152,11 @@ class Decoder:
         past = cache.get_seq_length()
         places = torch.arange(past, device=self.model.device)
         seen = places >= torch.tensor(pads, device=self.model.device)[:, None]
-        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some. On
-        # a GPU, the mask that wrong guesses need costs many rows more than the passes that right ones save.
-        cheap = self.model.device.type == "cpu" or len(rows) <= _MOST_ROWS
-        holes = free and cheap and self.model.config._attn_implementation == "sdpa"
+        replayed = free and can_replay(self.model)
+        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
+        holes = free and not replayed and self.model.config._attn_implementation == "sdpa"
         lookups = [Lookup([*row.request.input_ids, *row.tokens]) if holes else None for row in rows]
-        return _Read(rows, cache, seen, lookups)
+        return _Read(rows, cache, seen, lookups, replayed)
 
     def _start(self, rows: list[Row], settled: Settled, room: int) -> _Read | None:
         """Prefill a batch with its drafts; return what is left to decode."""
@@ -259,7 +273,7 @@ class Decoder:
             return read
         read.cache.batch_select_indices(torch.tensor(keep, device=self.model.device))
         rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
-        return _Read(rows, read.cache, read.seen[keep], lookups)
+        return _Read(rows, read.cache, read.seen[keep], lookups, read.replayed)
 
     def _empty_cache(self, rows: Sequence[Row] = ()) -> DynamicCache:
         """Return a cache with room for prompts, answers and wrong guesses."""

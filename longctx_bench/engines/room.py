@@ -20,6 +20,7 @@ class RoomyLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self._room = room
         self._buffers: dict[str, torch.Tensor] = {}
+        self._place: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -29,6 +30,10 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        if self._place is not None:
+            self.keys.index_copy_(2, self._place, key_states)
+            self.values.index_copy_(2, self._place, value_states)
+            return self.keys, self.values
         self.keys = self._joined("keys", self.keys, key_states)
         self.values = self._joined("values", self.values, value_states)
         return self.keys, self.values
@@ -40,10 +45,35 @@ class RoomyLayer(DynamicLayer):
         if keys is None:
             self.is_initialized = False
 
+    def fix(self, room: int, place: torch.Tensor) -> None:
+        """Stay in memory where it is from now on, with ``room`` tokens; one more is written where ``place`` says.
+
+        Until :meth:`loose`, all of the room is returned as keys and values, and what was not written yet is zero.
+        """
+        self._buffers.clear()
+        self.keys, self.values = (self._longer(held, room) for held in (self.keys, self.values))
+        self._place = place
+
+    def loose(self, tokens: int) -> None:
+        """Be an ordinary layer again, that holds the first ``tokens``."""
+        assert self.keys is not None
+        assert self.values is not None
+        self._place = None
+        self.put(self.keys[:, :, :tokens], self.values[:, :, :tokens])
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some of the rows."""
         self._buffers.clear()
         super().batch_select_indices(indices)
+
+    @staticmethod
+    def _longer(held: torch.Tensor | None, room: int) -> torch.Tensor:
+        assert held is not None
+        longer = held.new_empty(*held.shape[:2], room, held.shape[3])
+        longer[:, :, : held.shape[2]] = held
+        # What lies in fresh memory may be no number, which a weight of zero does not make zero.
+        longer[:, :, held.shape[2] :] = 0
+        return longer
 
     def _joined(self, name: str, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         past = held.shape[-2] if held.numel() else 0

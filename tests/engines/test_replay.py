@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from longctx_bench.engines import decoding
+from longctx_bench.engines.decoding import Decoder
+from longctx_bench.engines.replay import Replay, can_replay
+from longctx_bench.engines.room import roomy_cache
+from longctx_bench.records import Request
+
+EOS = 54
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.3, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
+    )  # fmt: skip
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    return made
+
+
+def _ids(*lengths: int) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randint(6, 60, (length,), generator=generator).tolist()) for length in lengths]
+
+
+def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int]:
+    whole = model.generate(torch.tensor([list(ids)]), max_new_tokens=new, do_sample=False)  # type: ignore[operator]
+    return whole[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("idle", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("least", [0, 7])
+def test_tokens_are_those_of_generate(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int
+) -> None:
+    """On a CPU the step is made each time and not recorded; all else is as on a GPU."""
+    monkeypatch.setattr(decoding, "can_replay", lambda model: True)
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    prompts = _ids(30, 25, 30, 41, 3, 12)
+    requests = [Request(str(place), ids, 40 - 5 * place, min_new_tokens=least) for place, ids in enumerate(prompts)]
+    decoder = Decoder(model, tokenizer, frozenset([EOS]), 64, idle)
+    found = decoder.decode(requests, lambda *_: False, 10**6)
+    for request, (text, count, why) in zip(requests, found, strict=True):
+        expected = _generated(model, request.input_ids, request.max_new_tokens)
+        if least and EOS in expected[:least]:
+            continue
+        assert text == " ".join(map(str, expected))
+        assert (count, why) == (len(expected), "eos" if expected[-1] == EOS else "length")
+    assert {why for _, _, why in found} == {"eos", "length"}, "both ends are tried"
+
+
+@torch.inference_mode()
+def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_for(model: PreTrainedModel) -> None:
+    (ids,) = _ids(30)
+    expected = _generated(model, ids, 8)
+    cache = roomy_cache(model.config, 50)
+    first = model(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
+    replay = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool), [int(first)], 7)
+    steps = replay.tokens()
+    found = [int(first), *(next(steps)[0] for _ in range(4))]
+    assert found == expected[:5]
+    seen = replay.close()
+    assert cache.get_seq_length() == 34 == seen.shape[1]
+    assert bool(seen.all())
+    logits = model(torch.tensor([found[-1:]]), past_key_values=cache, use_cache=True).logits
+    assert int(logits[0, -1].argmax()) == expected[5]
+
+
+def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:
+    def like(**others: Any) -> Any:
+        config = SimpleNamespace(_attn_implementation=others.pop("attention", "sdpa"))
+        known = {"device": torch.device("cuda"), "_can_compile_fullgraph": True, "_supports_attention_backend": True}
+        return SimpleNamespace(config=config, **{**known, **others})
+
+    assert can_replay(like())
+    assert not can_replay(like(device=torch.device("cpu")))
+    assert not can_replay(like(attention="longctx_bench_alibi")), "a method's own attention is left alone"
+    assert not can_replay(like(_can_compile_fullgraph=False))
+    assert not can_replay(like(_supports_attention_backend=False))
