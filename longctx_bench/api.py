@@ -91,6 +91,7 @@ def run(
     ray_address: str | None = None,
     server: Server | None = None,
     tensor_parallel: int = 1,
+    compiled: bool = False,
 ) -> pd.DataFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -115,6 +116,7 @@ def run(
         ray_address: of the Ray cluster; the one that Ray finds, or a new one on this machine, when None.
         server: what ``openai`` asks.
         tensor_parallel: devices that share each layer, with ``vllm``.
+        compiled: fuse a model's small kernels, with ``hf``; its numbers change in their last bits.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -129,7 +131,7 @@ def run(
         chat_template, rerun,
     )  # fmt: skip
     made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens, "server": server}
-    made |= {"tensor_parallel": tensor_parallel}
+    made |= {"tensor_parallel": tensor_parallel, "compiled": compiled}
     store = ResultStore(Path(out))
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on.engine, store, registry))

@@ -17,6 +17,8 @@ _CHOICE = (
     engine_options,
     click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(min=1), metavar="GPUS",
                  help="GPUs that share each layer, with --engine vllm."),
+    click.option("--compile", "compiled", is_flag=True,
+                 help="Fuse a model's small kernels, with --engine hf: for long runs on a GPU."),
     click.option("--base-url", metavar="URL",
                  help="The server of --engine openai, such as http://localhost:8000; a key in LONGCTX_BENCH_API_KEY."),
     click.option("--model-name", metavar="NAME", help="The server's name for the model; the only one by default."),

@@ -14,6 +14,7 @@ def make_engine(
     batch_tokens: int | None = None,
     server: Server | None = None,
     tensor_parallel: int = 1,
+    compiled: bool = False,
 ) -> Engine:
     """Return an engine ready to load checkpoints.
 
@@ -24,12 +25,15 @@ def make_engine(
         batch_tokens: tokens a batch; from the free memory when None.
         server: what ``openai`` asks.
         tensor_parallel: devices that share each layer; vllm alone.
+        compiled: fuse what lies between matrix products; hf alone.
 
     Raises:
         UserError: no such engine, or it cannot run here.
     """
     if tensor_parallel != 1 and name != "vllm":
         raise UserError(f"--tensor-parallel: --engine {name} runs on one device; use --engine vllm")
+    if compiled and name != "hf":
+        raise UserError(f"--compile: goes with --engine hf; {name} has kernels of its own")
     if name == "openai":
         from longctx_bench.engines.openai import OpenAIEngine
 
@@ -47,7 +51,7 @@ def make_engine(
     if name == "hf":
         from longctx_bench.engines.hf import HFEngine
 
-        return HFEngine(device, dtype, batch_tokens)
+        return HFEngine(device, dtype, batch_tokens, compiled)
     if name == "vllm":
         from longctx_bench.engines.vllm import VLLMEngine
 

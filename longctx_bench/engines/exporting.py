@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.hf import DTYPES, load_model, prepared
+from longctx_bench.engines.devices import DTYPES
+from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
 from longctx_bench.methods.base import Base, Method

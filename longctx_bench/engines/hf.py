@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -20,12 +20,12 @@ from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
+from longctx_bench.engines.compiling import compile_parts, compiled_rotation
 from longctx_bench.engines.decoding import Decoder, eos_ids
+from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
 from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class HFEngine:
@@ -33,20 +33,24 @@ class HFEngine:
 
     name = "hf"
 
-    def __init__(self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, compiled: bool = False
+    ) -> None:
         """Choose device and precision.
 
         Args:
             device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device computes in it.
             batch_tokens: prompt and new tokens a batch; chosen from the free memory when None.
+            compiled: fuse what a model does between its matrix products, which takes some seconds at first.
 
         Raises:
             UserError: the device or dtype is not to be had.
         """
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
+        self.device = checked_device(device)
+        self.dtype = checked_dtype(dtype, self.device)
         self._batch_tokens = batch_tokens
+        self._compiled = compiled
         self._model: PreTrainedModel | None = None
         self._folder: Path | None = None
         self._footprint: Footprint | None = None
@@ -64,6 +68,8 @@ class HFEngine:
         self._release()
         self._footprint = self.footprint(folder)
         self._model = load_model(folder, self.dtype, self.device)
+        if self._compiled:
+            compile_parts(self._model)
         self._folder = folder
         self._decoder = Decoder.on(self._model, load_tokenizer(folder), eos_ids(self._model))
 
@@ -96,7 +102,7 @@ class HFEngine:
         length = contestant.length
         if contestant.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
-        with prepared(self._model, contestant, length):
+        with self._ready(contestant, length):
             yield from self._halving(list(batch), settled)
 
     def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
@@ -111,7 +117,7 @@ class HFEngine:
         found: list[Tail] | None = None
         length = len(batch[0].input_ids) if contestant.method.per_prompt else contestant.length
         try:
-            with prepared(self._model, contestant, length):
+            with self._ready(contestant, length):
                 found = request_tails(self._model, batch)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -133,12 +139,13 @@ class HFEngine:
         name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
         attention = self._model.config._attn_implementation if self._model is not None else "sdpa"
         if attention == "sdpa":
-            attention += ", few queries by products" if self.device.startswith("cuda") else ", cache apart"
+            attention += ", one query apart" if self.device.startswith("cuda") else ", cache apart"
         return {
             "engine": self.name,
             "device": name,
             "dtype": self.dtype,
             "attention": attention,
+            "compiled": self._compiled,
             "threads": torch.get_num_threads(),
             "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
             "alike_tokens": self._budget(begin_alike=True) if self._footprint is not None else self._batch_tokens,
@@ -147,6 +154,14 @@ class HFEngine:
     def peak_memory(self) -> int | None:
         """Return the most bytes held since this was last asked; on a CPU since the process began."""
         return memory.peak(self.device)
+
+    @contextmanager
+    def _ready(self, contestant: Contestant, length: int) -> Iterator[None]:
+        """Have the model with a method applied, its kernels as they were asked for."""
+        assert self._model is not None
+        fused = compiled_rotation(self._model) if self._compiled else nullcontext()
+        with prepared(self._model, contestant, length), fused:
+            yield
 
     def _budget(self, begin_alike: bool = False) -> int:
         if self._batch_tokens is not None:
@@ -263,30 +278,3 @@ def _overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[N
             setattr(config, key, value)
         if rotary is not None:
             decoder.rotary_emb = rotary
-
-
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {wanted}: torch sees no CUDA device here; use --device cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {wanted}: not to be had here; use cpu, cuda or cuda:N") from error
-    return wanted
-
-
-def _dtype(wanted: str, device: str) -> str:
-    if wanted == "auto":
-        native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
-        return "bfloat16" if native else "float32"
-    if wanted not in DTYPES:
-        raise UserError(f"--dtype {wanted}: choose auto, {' or '.join(DTYPES)}")
-    return wanted
-
-
-def _cpu_has_bf16() -> bool:
-    """Tell whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

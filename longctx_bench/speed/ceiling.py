@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.engines import memory
+from longctx_bench.engines.compiling import compile_parts, compiled_rotation
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.records import Request
 from longctx_bench.speed.ratios import keep
@@ -95,10 +97,10 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
         room = memory.prefill_room(found, batch, device)
         return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
 
-    run(2)
+    run(1 + steps)
     memory.peak(device)
-    prefill = min(run(1), run(1))
-    step = (run(1 + steps) - prefill) / steps
+    prefill = min(run(1) for _ in range(3))
+    step = (min(run(1 + steps) for _ in range(2)) - prefill) / steps
     peak = memory.peak(device)
     read_at_once = max(length, min(prompts * length, decoder.at_once))
     planned = found.weights + prompts * (length + steps) * found.per_token + read_at_once * found.per_prefill_token
@@ -160,8 +162,8 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=262144 if cuda else 8192, help="of prompts together, at least one"
     )
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128, help="of each example")
+    parser.add_argument("--compile", action="store_true", help="as `run --compile` does")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
     chosen = parser.parse_args()
@@ -169,13 +171,16 @@ def main() -> None:
     _, bandwidth = memory.speed(dtype, chosen.device)
     for shape in chosen.shapes.split(","):
         model = build(shape, chosen.device, dtype)
-        for length in map(int, chosen.lengths.split(",")):
-            prompts = max(1, chosen.tokens // length)
-            found = measure(model, prompts, length, chosen.steps, bandwidth)
-            keep(
-                f"prefill of {shape}, {length} tokens, its matrix products alone", found.prefill_ceiling / found.prefill
-            )
-            print(f"{shape}, {chosen.dtype}: {found.line(chosen.new_tokens)}", flush=True)
+        if chosen.compile:
+            compile_parts(model)
+        how = f"{shape}, {chosen.dtype}{', compiled' if chosen.compile else ''}"
+        with compiled_rotation(model) if chosen.compile else nullcontext():
+            for length in map(int, chosen.lengths.split(",")):
+                prompts = max(1, chosen.tokens // length)
+                found = measure(model, prompts, length, chosen.new_tokens, bandwidth)
+                share = found.prefill_ceiling / found.prefill
+                keep(f"prefill of {shape}, {length} tokens, its matrix products alone", share)
+                print(f"{how}: {found.line(chosen.new_tokens)}", flush=True)
         del model
         if cuda:
             torch.cuda.empty_cache()
