@@ -45,6 +45,7 @@ benchmarks: .venv/.installed-dev
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid --length 8192 --batch-sizes 1
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.decoding --examples 2
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.decoding --model rope-smollm --length 2048 --dtype bfloat16 --examples 2
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.likelihood
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.ceiling
 	OMP_NUM_THREADS=1 LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.cluster

@@ -64,7 +64,8 @@ def measure(model: str, length: int, examples: int, device: str, dtype: str) -> 
             sets = [questions(*pair) for pair in ((e, encoder, r) for e, r in zip(known, asked, strict=True))]
             known, asked = [e for own, _ in sets for e in own], [r for _, own in sets for r in own]
             what = f"{planned.task.name}, {_QUESTIONS} questions a context"
-        yield f"{model}, {length} tokens, {what}: {_compared(engine, contestant, known, asked, what)}"
+        named = f"{model}, {length} tokens, {what}"
+        yield f"{named}: {_compared(engine, contestant, known, asked, named)}"
 
 
 def _compared(engine: HFEngine, contestant: Contestant, known: list[Example], asked: list[Request], what: str) -> str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.checkpoints import read_config
+from longctx_bench.errors import UserError
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 from longctx_bench.speed.ceiling import SHAPES, build
@@ -76,7 +77,10 @@ def measure(
 
 
 def _apart(answer: Connection, *asked: object) -> None:
-    answer.send(measure(*asked))  # type: ignore[arg-type]
+    try:
+        answer.send(measure(*asked))  # type: ignore[arg-type]
+    except UserError as error:
+        answer.send(error)
 
 
 def main() -> None:
@@ -111,11 +115,15 @@ def main() -> None:
                 process.start()
                 theirs.close()
                 try:
-                    found[engine] = ours.recv()
+                    answer = ours.recv()
                 except EOFError:
-                    print(f"{shape}: {engine} ended without an answer", flush=True)
+                    answer = UserError("ended without an answer; what it said stands above")
                 process.join()
-                for length, rate in found.get(engine, {}).items():
+                if isinstance(answer, UserError):
+                    print(f"{shape}: {engine}: {answer}", flush=True)
+                    continue
+                found[engine] = answer
+                for length, rate in answer.items():
                     print(f"{shape}, {chosen.dtype}, {length} tokens: {engine} {rate:.3f} examples/s", flush=True)
         if {"hf", "vllm"} <= found.keys():
             for length in lengths:
