@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers.models.llama import modeling_llama
+
+from longctx_bench.engines import compiling, make_engine
+from longctx_bench.engines.compiling import compile_parts, compiled_rotation
+from longctx_bench.engines.hf import HFEngine
+from longctx_bench.errors import UserError
+
+
+def _model(seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    return made
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@torch.inference_mode()
+def test_logits_are_the_same_whatever_the_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, compiled = _model(), _model()
+    rotations: list[int] = []
+    own = modeling_llama.apply_rotary_pos_emb
+
+    def counted(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rotations.append(1)
+        found: tuple[torch.Tensor, torch.Tensor] = own(*args)
+        return found
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", counted)
+    compile_parts(compiled)
+    for rows, tokens in ((2, 30), (3, 17), (2, 1)):
+        ids = torch.randint(0, 60, (rows, tokens))
+        rotations.clear()
+        expected = plain(ids).logits
+        assert len(rotations) == 2
+        with compiled_rotation(compiled):
+            torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-5, rtol=1e-5)
+            assert modeling_llama.apply_rotary_pos_emb is not counted
+        assert modeling_llama.apply_rotary_pos_emb is counted
+
+
+def test_a_machine_that_cannot_compile_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    with pytest.raises(UserError, match=r"^--compile: torch cannot compile here \(Failed to find C compiler. Please"):
+        compile_parts(_model())
+
+
+@pytest.mark.parametrize("name", ["vllm", "echo", "openai"])
+def test_only_the_transformers_engine_compiles(name: str) -> None:
+    with pytest.raises(UserError, match="--compile: goes with --engine hf"):
+        make_engine(name, compiled=True)
+    engine = make_engine("hf", device="cpu", compiled=True)
+    assert isinstance(engine, HFEngine)
+    assert engine.describe()["compiled"] is True
