@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from longctx_bench.engines.cpu_attention import cpu_attention
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import common, worth_sharing
-from longctx_bench.engines.replay import Replay, can_replay
+from longctx_bench.engines.replay import Replay, can_replay, one_query_apart
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.engines.rows import Row
 from longctx_bench.engines.together import MOST_LOGITS, first_draft, together
@@ -117,7 +118,8 @@ class Decoder:
             ids[place, : 1 + len(guess)] = torch.tensor([row.tokens[-1], *guess])
             told[place, : 1 + len(guess)] = True
         device = self.model.device
-        logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
+        with one_query_apart(self.model) if width == 1 else nullcontext():
+            logits = self._feed(read.cache, ids.to(device), torch.cat([read.seen, told.to(device)], dim=1), keep=width)
         before = [len(row.tokens) for row in read.rows]
         accepted = self._chosen(read.rows, logits, guesses, settled)
         for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):

@@ -22,7 +22,7 @@ def one_query_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -38,7 +38,7 @@ def one_query_attention(
         key: a cache, longer than what it holds.
         value: likewise.
         attention_mask: bool ``[rows, 1, 1, places]``, True where a key may be looked at, at one place of each row at
-            least; what stands elsewhere is not even read.
+            least; what stands elsewhere is not even read. None where all may be.
         scaling: of the logits; one over the root of ``d`` when None.
         kwargs: not looked at.
 
@@ -48,6 +48,8 @@ def one_query_attention(
     rows, heads, _, size = query.shape
     groups, places = key.shape[1], key.shape[2]
     share = heads // groups
+    if attention_mask is None:
+        attention_mask = torch.ones(rows, 1, 1, places, dtype=torch.bool, device=query.device)
     # A power of two: the kernel is compiled for each length of a part.
     length = max(_LEAST, triton.next_power_of_2(places * rows * groups // _PROGRAMS))
     parts = triton.cdiv(places, length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,18 @@ def can_replay(model: PreTrainedModel) -> bool:
     """Tell whether a model's step is the same kernels each time: on a GPU, by sdpa, without a look at its numbers."""
     same = getattr(model, "_can_compile_fullgraph", False) and getattr(model, "_supports_attention_backend", False)
     return bool(same) and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
+
+
+@contextmanager
+def one_query_apart(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model on a GPU attend from one token a row by a kernel made for that inside; elsewhere nothing changes."""
+    # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
+    asks = getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == "sdpa"
+    if one_query is None or model.device.type != "cuda" or not asks:
+        yield
+        return
+    with attending(model, one_query.IMPLEMENTATION, one_query.one_query_attention):
+        yield
 
 
 class Replay:
@@ -108,16 +120,18 @@ class Replay:
             graph.capture_begin()
             try:
                 self._step()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                # What went wrong is said, a full memory above all, and not that the recording was cut short.
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         before.wait_stream(aside)
         return graph
 
     def _step(self) -> None:
         self._told.index_fill_(3, self._place, True)
-        with ExitStack() as stack:
-            if one_query is not None and self._ids.is_cuda:
-                stack.enter_context(attending(self._model, one_query.IMPLEMENTATION, one_query.one_query_attention))
+        with one_query_apart(self._model):
             output = self._model(
                 input_ids=self._ids,
                 attention_mask=self._told,

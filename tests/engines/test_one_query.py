@@ -26,11 +26,14 @@ told = torch.rand(rows, 1, 1, places) < 0.6
 told[..., :70] = False
 told[0, ..., 100:] = False
 told[..., 80] = True
-key[:, :, :70] = value[:, :, :70] = torch.nan
+if not {whole}:
+    key[:, :, :70] = value[:, :, :70] = torch.nan
 module = SimpleNamespace(num_key_value_groups=heads // groups, is_causal=True)
 plain = [each.double().nan_to_num() for each in (query, key, value)]
+if {whole}:
+    told[:] = True
 expected, _ = sdpa_attention_forward(module, *plain, told, scaling={scaling})
-found, weights = one_query.one_query_attention(module, query, key, value, told, scaling={scaling})
+found, weights = one_query.one_query_attention(module, query, key, value, None if {whole} else told, scaling={scaling})
 assert weights is None and found.shape == (rows, 1, heads, size) and found.is_contiguous(), found.shape
 torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
 """
@@ -46,10 +49,10 @@ torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
     ],
     ids=["parts", "one-part", "odd-sizes", "half"],
 )
-@pytest.mark.parametrize("scaling", ["0.3", "None"])
-def test_equals_sdpa_and_reads_nothing_that_is_masked(case: str, scaling: str, error: float) -> None:
+@pytest.mark.parametrize(("scaling", "whole"), [("0.3", False), ("None", True)], ids=["masked", "whole"])
+def test_equals_sdpa_and_reads_nothing_that_is_masked(case: str, scaling: str, whole: bool, error: float) -> None:
     # Triton asks for its interpreter when it is imported, which another test may have done.
-    code = COMPARED.format(case=case, scaling=scaling, error=error)
+    code = COMPARED.format(case=case, scaling=scaling, whole=whole, error=error)
     told = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,

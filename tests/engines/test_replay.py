@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from longctx_bench.engines import decoding
+from longctx_bench.engines import decoding, replay
 from longctx_bench.engines.decoding import Decoder
-from longctx_bench.engines.replay import Replay, can_replay
+from longctx_bench.engines.replay import Replay, can_replay, one_query_apart
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.records import Request
 
@@ -65,15 +65,34 @@ def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_f
     expected = _generated(model, ids, 8)
     cache = roomy_cache(model.config, 50)
     first = model(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
-    replay = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool), [int(first)], 7)
-    steps = replay.tokens()
+    played = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool), [int(first)], 7)
+    steps = played.tokens()
     found = [int(first), *(next(steps)[0] for _ in range(4))]
     assert found == expected[:5]
-    seen = replay.close()
+    seen = played.close()
     assert cache.get_seq_length() == 34 == seen.shape[1]
     assert bool(seen.all())
     logits = model(torch.tensor([found[-1:]]), past_key_values=cache, use_cache=True).logits
     assert int(logits[0, -1].argmax()) == expected[5]
+
+
+def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = SimpleNamespace(IMPLEMENTATION="longctx_bench_one_query", one_query_attention=lambda *_: None)
+    monkeypatch.setattr(replay, "one_query", kernel)
+    own: Any = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="sdpa"),
+        device=torch.device("cuda"),
+        _supports_attention_backend=False,
+    )
+    with one_query_apart(own):
+        assert own.config._attn_implementation == "sdpa"
+    own._supports_attention_backend = True
+    with one_query_apart(own):
+        assert own.config._attn_implementation == "longctx_bench_one_query"
+    assert own.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(replay, "one_query", None)
+    with one_query_apart(own):
+        assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
 
 
 def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:
