@@ -18,14 +18,18 @@ from transformers.utils import logging
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens
+from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
 from longctx_bench.engines.compiling import compile_parts, compiled_rotation
-from longctx_bench.engines.decoding import Decoder, eos_ids
+from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
 from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
+from longctx_bench.engines.reading import eos_ids
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
+
+_POOLS = 4
+"""Batches are so many times the tokens that are decoded beside each other, unless a user chose their size."""
 
 
 class HFEngine:
@@ -88,7 +92,9 @@ class HFEngine:
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
-        return by_tokens(requests, self._budget(), per_prompt, self._budget(begin_alike=True))
+        # A batch of what is decoded from several times what is decoded at once; a loss is of all of a batch at once.
+        times = 1 if self._batch_tokens or any(request.scored for request in requests) else _POOLS
+        return by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(begin_alike=True))
 
     def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
         """Continue each request greedily; out of memory, the batch is halved until it fits.
@@ -103,7 +109,7 @@ class HFEngine:
         if contestant.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
         with self._ready(contestant, length):
-            yield from self._halving(list(batch), settled)
+            yield from self._halving(list(batch), settled, self._budget())
 
     def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
         """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
@@ -174,13 +180,14 @@ class HFEngine:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _halving(self, batch: list[Request], settled: Settled) -> Iterator[Generation]:
+    def _halving(self, batch: list[Request], settled: Settled, pool: int) -> Iterator[Generation]:
         assert self._decoder is not None
         assert self._footprint is not None
         started = perf_counter()
         try:
-            room = memory.prefill_room(self._footprint, batch, self.device)
-            decoded = self._decoder.decode(batch, settled, room)
+            held = min(pool, sum(map(total_tokens, batch)))
+            room = memory.prefill_room(self._footprint, held, self.device)
+            decoded = self._decoder.decode(batch, settled, room, pool)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -198,8 +205,8 @@ class HFEngine:
                 f"choose a smaller --length, --dtype bfloat16 or another --device"
             )
         middle = len(batch) // 2
-        yield from self._halving(batch[:middle], settled)
-        yield from self._halving(batch[middle:], settled)
+        yield from self._halving(batch[:middle], settled, pool // 2)
+        yield from self._halving(batch[middle:], settled, pool // 2)
 
 
 def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,7 +12,6 @@ import psutil
 
 from longctx_bench.engines.base import Footprint
 from longctx_bench.errors import UserError
-from longctx_bench.records import Request
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHARE = 0.85
@@ -72,10 +71,9 @@ def batch_tokens(footprint: Footprint, device: str, begin_alike: bool = False) -
     return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
 
 
-def prefill_room(footprint: Footprint, batch: Sequence[Request], device: str) -> int:
-    """Return for how many prompt tokens of a batch, all rows together, one pass of its prefill has memory."""
-    cached = sum(len(request.input_ids) + request.max_new_tokens for request in batch) * footprint.per_token
-    room = free_memory(device) * _SHARE - cached
+def prefill_room(footprint: Footprint, held: int, device: str) -> int:
+    """Return for how many prompt tokens, all rows together, one pass of a prefill has memory beside ``held`` tokens."""
+    room = free_memory(device) * _SHARE - held * footprint.per_token
     return max(_LEAST_CHUNK, int(room / footprint.per_prefill_token) // _LEAST_CHUNK * _LEAST_CHUNK)
 
 

@@ -52,19 +52,20 @@ def branch(cache: DynamicCache, tokens: int, fresh: DynamicCache) -> DynamicCach
     return fresh
 
 
-def merged(pieces: Sequence[Piece]) -> DynamicCache:
+def merged(pieces: Sequence[Piece], into: DynamicCache, kept: DynamicCache | None = None) -> DynamicCache:
     """Join pieces of caches, each padded on the left to the longest; memory is held once, layer by layer.
 
     Args:
         pieces: at least one; their caches are empty afterwards.
+        into: an empty cache.
+        kept: one of the pieces' caches that is not emptied, if any.
 
     Returns:
         A cache of batch size ``len(pieces)``; what lies in the padding must be masked.
     """
     longest = max(piece.length for piece in pieces)
-    together = pieces[0].cache
-    caches = {id(piece.cache): piece.cache for piece in pieces}.values()
-    for index, layer in enumerate(together.layers):
+    caches = {id(piece.cache): piece.cache for piece in pieces if piece.cache is not kept}.values()
+    for index, layer in enumerate(into.layers):
         keys = _joined([_states(piece, index, "keys", longest) for piece in pieces])
         values = _joined([_states(piece, index, "values", longest) for piece in pieces])
         for cache in caches:
@@ -74,7 +75,12 @@ def merged(pieces: Sequence[Piece]) -> DynamicCache:
         assert isinstance(layer, RoomyLayer)
         layer.lazy_initialization(keys, values)
         layer.put(keys, values)
-    return together
+    return into
+
+
+def is_whole(seen: torch.Tensor) -> bool:
+    """Tell whether nothing is missing between a row's first position in ``[rows, positions]`` and the right end."""
+    return not bool((seen[:, 1:] < seen[:, :-1]).any()) and bool(seen[:, -1].all())
 
 
 def squeeze(cache: DynamicCache, seen: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.prefixes import alike, common
 from longctx_bench.engines.rows import Row
 
@@ -41,6 +42,18 @@ def together(rows: list[Row], at_once: int, room: int, words: int, free: bool) -
         even = len(group[0].request.input_ids) == len(row.request.input_ids)
         if len(group) > 1 and (free or even) and _fit(group, min(at_once, room), words):
             found[-1] = group
+        else:
+            found.append([row])
+    return found
+
+
+def parts(rows: list[Row], tokens: int) -> list[list[Row]]:
+    """Part rows so that those of a part, padded, hold so many prompt and new tokens at most, or are one; in order."""
+    found: list[list[Row]] = []
+    for row in rows:
+        beside = [*found[-1], row] if found else [row]
+        if len(beside) > 1 and len(beside) * max(total_tokens(one.request) for one in beside) <= tokens:
+            found[-1] = beside
         else:
             found.append([row])
     return found

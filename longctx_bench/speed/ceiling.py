@@ -94,7 +94,7 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
 
     def run(new_tokens: int) -> float:
         batch = [Request(str(place), own, new_tokens) for place, own in enumerate(ids)]
-        room = memory.prefill_room(found, batch, device)
+        room = memory.prefill_room(found, prompts * (length + new_tokens), device)
         return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
 
     run(1 + steps)

@@ -65,13 +65,13 @@ def told(made: HFEngine, asked: Sequence[Request], who: Contestant, settled: Any
 def passes(made: HFEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the tokens of each forward pass from here on."""
     widths: list[int] = []
-    feed = made._decoder._feed  # type: ignore[union-attr]
+    feed = made._decoder.reader.feed  # type: ignore[union-attr]
 
     def counted(cache: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         widths.append(ids.shape[1])
         return feed(cache, ids, *rest, **more)
 
-    monkeypatch.setattr(made._decoder, "_feed", counted)
+    monkeypatch.setattr(made._decoder.reader, "feed", counted)
     return widths
 
 
@@ -119,7 +119,7 @@ def test_every_way_to_end_is_the_same_with_drafts(tiny_folder: Path) -> None:
     reasons = set()
     for end in ends:
         for eos in (frozenset({1}), frozenset(right[2] for _, right in cases[:3])):
-            made._decoder.eos = eos  # type: ignore[union-attr]
+            made._decoder.reader.eos = eos  # type: ignore[union-attr]
             for settles in (False, True):
                 texts = {request.example_id: tokenizer.decode(right[:4]) for request, right in cases}
 

@@ -54,7 +54,7 @@ def test_greedy_tokens_equal_generate(tiny_folder: Path, method: Method) -> None
     who = contestant(tiny_folder, method)
     found = generate(engine(tiny_folder), asked, who)
     model = load_model(tiny_folder, "float32", "cpu")
-    tokenizer = engine(tiny_folder)._decoder.tokenizer  # type: ignore[union-attr]
+    tokenizer = engine(tiny_folder)._decoder.reader.tokenizer  # type: ignore[union-attr]
     with prepared(model, who, 512):
         for request in asked:
             ids = torch.tensor([request.input_ids])
@@ -99,7 +99,7 @@ def test_decoding_stops_when_the_score_is_settled(tiny_folder: Path) -> None:
 def test_end_token_ends_an_example(tiny_folder: Path) -> None:
     made = engine(tiny_folder)
     who = contestant(tiny_folder, RoPE())
-    made._decoder.eos = frozenset(range(1000))  # type: ignore[union-attr]
+    made._decoder.reader.eos = frozenset(range(1000))  # type: ignore[union-attr]
     ended = generate(made, requests(1), who)["000000"]
     assert (ended.finish_reason, ended.new_tokens) == ("eos", 1)
 

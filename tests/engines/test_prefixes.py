@@ -106,13 +106,13 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
     made.load(tiny_folder)
     read: list[int] = []
-    feed = made._decoder._feed  # type: ignore[union-attr]
+    feed = made._decoder.reader.feed  # type: ignore[union-attr]
 
     def counted(cache: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         read.append(ids.numel())
         return feed(cache, ids, *rest, **more)
 
-    monkeypatch.setattr(made._decoder, "_feed", counted)
+    monkeypatch.setattr(made._decoder.reader, "feed", counted)
     half = [replace(r, drafts=(drafts[r.example_id][:5],)) if int(r.example_id) % 2 else r for r in requests]
     whole_drafts = [replace(r, drafts=(drafts[r.example_id],)) for r in requests]
     for variant in (requests, half, whole_drafts):
@@ -143,7 +143,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
     for at_once in (1, 10_000):
         made, decoder = loaded(tiny_folder, at_once)
         seen: list[tuple[int, bool]] = []
-        feed = decoder._feed
+        feed = decoder.reader.feed
 
         def noted(
             cache: Any,
@@ -157,7 +157,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
             result: torch.Tensor = feed(cache, ids, told, keep)
             return result
 
-        monkeypatch.setattr(decoder, "_feed", noted)
+        monkeypatch.setattr(decoder.reader, "feed", noted)
         [batch] = made.batches(requests, False)
         texts.append([item.text for item in made.generate(batch, who, lambda *_: False)])
         shapes.append(seen)

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from longctx_bench.engines import decoding, replay
 from longctx_bench.engines.decoding import Decoder
+from longctx_bench.engines.reading import Reader
 from longctx_bench.engines.replay import Replay, can_replay, one_query_apart
 from longctx_bench.engines.room import roomy_cache
+from longctx_bench.engines.rows import Row
+from longctx_bench.engines.together import parts
 from longctx_bench.records import Request
 
 EOS = 54
@@ -38,25 +41,57 @@ def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int
     return whole[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("replayed", [True, False], ids=["replayed", "guessed"])
+@pytest.mark.parametrize("pool", [None, 1, 140, 300])
 @pytest.mark.parametrize("idle", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("least", [0, 7])
 def test_tokens_are_those_of_generate(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int, pool: int | None, replayed: bool
 ) -> None:
     """On a CPU the step is made each time and not recorded; all else is as on a GPU."""
-    monkeypatch.setattr(decoding, "can_replay", lambda model: True)
+    monkeypatch.setattr(decoding, "can_replay", lambda model: replayed)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     prompts = _ids(30, 25, 30, 41, 3, 12)
-    requests = [Request(str(place), ids, 40 - 5 * place, min_new_tokens=least) for place, ids in enumerate(prompts)]
-    decoder = Decoder(model, tokenizer, frozenset([EOS]), 64, idle)
-    found = decoder.decode(requests, lambda *_: False, 10**6)
-    for request, (text, count, why) in zip(requests, found, strict=True):
-        expected = _generated(model, request.input_ids, request.max_new_tokens)
+    prompts.append((*prompts[3][:35], *_ids(6)[0]))
+    answers = [_generated(model, ids, 40 - 5 * place) for place, ids in enumerate(prompts)]
+    requests = []
+    for place, (ids, expected) in enumerate(zip(prompts, answers, strict=True)):
+        # Right drafts, wrong ones, and none.
+        draft = [(tuple(expected[:9]),), ((*expected[:2], 7, 7),), ()][place % 3]
+        requests.append(Request(str(place), ids, 40 - 5 * place, min_new_tokens=least, drafts=draft))
+    decoder = Decoder(Reader(model, tokenizer, frozenset([EOS])), 64, idle)
+    most: list[int] = []
+    step = decoder._go_on
+
+    def watched(read: Any, settled: Any) -> None:
+        most.append(decoding._held([row for row in read.rows if not row.reason]) * (len(read.rows) > 1))
+        step(read, settled)
+
+    monkeypatch.setattr(decoder, "_go_on", watched)
+    found = decoder.decode(requests, lambda *_: False, 10**6, pool)
+    for expected, (text, count, why) in zip(answers, found, strict=True):
         if least and EOS in expected[:least]:
             continue
         assert text == " ".join(map(str, expected))
         assert (count, why) == (len(expected), "eos" if expected[-1] == EOS else "length")
     assert {why for _, _, why in found} == {"eos", "length"}, "both ends are tried"
+    assert pool is None or max(most) <= pool, "no more than was allowed is held"
+
+
+def test_windows_have_no_common_length_and_are_decoded_in_step() -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=60, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, initializer_range=0.3, eos_token_id=EOS, pad_token_id=0, use_sliding_window=True,
+        sliding_window=8, max_window_layers=1,
+    )  # fmt: skip
+    own = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    requests = [Request(str(place), ids, 20) for place, ids in enumerate(_ids(30, 30, 30, 30))]
+    decoder = Decoder(Reader(own, tokenizer, frozenset([EOS])), 64, 0.0)
+    found = decoder.decode(requests, lambda *_: False, 10**6, 100)
+    for request, (text, _, _) in zip(requests, found, strict=True):
+        assert text == " ".join(map(str, _generated(own, request.input_ids, 20)))
 
 
 @torch.inference_mode()
@@ -93,6 +128,14 @@ def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch
     monkeypatch.setattr(replay, "one_query", None)
     with one_query_apart(own):
         assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, [1, 1, 1, 1]), (80, [2, 1, 1]), (120, [3, 1]), (10**6, [4])])
+def test_rows_are_parted_in_order_by_what_they_hold_when_padded(tokens: int, sizes: list[int]) -> None:
+    rows = [Row(Request(str(place), ids, 10)) for place, ids in enumerate(_ids(30, 20, 30, 40))]
+    found = parts(rows, tokens)
+    assert [len(part) for part in found] == sizes
+    assert [row for part in found for row in part] == rows
 
 
 def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:

@@ -49,8 +49,9 @@ def test_merging_lets_go_of_the_pieces() -> None:
     for place, own in enumerate((one, other)):
         for index in range(2):
             kept.append(own.update(states(1, 4 + place, place), states(1, 4 + place, 9), index)[0].clone())
-    joined = merged([Piece(one, 0, 0, 4), Piece(other, 0, 1, 5)])
+    joined = merged([Piece(one, 0, 0, 4), Piece(other, 0, 1, 5)], cache(10), one)
     assert torch.equal(joined.layers[0].keys[0], kept[0][0])
+    assert torch.equal(one.layers[0].keys, kept[0]), "it was to be kept"
     assert torch.equal(joined.layers[0].keys[1], kept[2][0][:, 1:5])
     assert other.get_seq_length() == 0
     assert not other.layers[0]._buffers

@@ -148,7 +148,7 @@ def test_end_tokens_end_an_answer_but_not_before_its_least_length(llama: Path, e
     plain = answers(ours, llama, RoPE(), requests())
     text_ids = make_tokenizer().encode(plain[0].text, add_special_tokens=False)
     ours._eos = frozenset(text_ids)
-    reference._decoder.eos = frozenset(text_ids)  # type: ignore[union-attr]
+    reference._decoder.reader.eos = frozenset(text_ids)  # type: ignore[union-attr]
     try:
         ended = answers(ours, llama, RoPE(), requests())
         assert "eos" in {item.finish_reason for item in ended}
@@ -158,7 +158,7 @@ def test_end_tokens_end_an_answer_but_not_before_its_least_length(llama: Path, e
         assert same(later, answers(reference, llama, RoPE(), requests(least=4)))
     finally:
         ours._eos = frozenset({1})
-        reference._decoder.eos = frozenset({1})  # type: ignore[union-attr]
+        reference._decoder.reader.eos = frozenset({1})  # type: ignore[union-attr]
 
 
 def test_one_vllm_engine_a_cell(llama: Path, engines: tuple[Any, HFEngine]) -> None:
