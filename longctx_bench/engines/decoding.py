@@ -27,6 +27,9 @@ _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
 _CUDA_IDLE = 0.5
 """Share of a batch's rows that may be finished on a GPU, where a row more costs less than copying the others' cache."""
 
+_JOIN = 0.5
+"""Share of the positions that may be taken when the next prompts are read."""
+
 _Before = tuple[Sequence[int], DynamicCache | None]
 """The prompt that was read last, alone, and what a cache holds of it."""
 
@@ -100,7 +103,9 @@ class Decoder:
         while waiting or read is not None:
             ready: list[tuple[Row, Piece]] = []
             held = [row for row in read.rows if not row.reason] if read else []
-            while waiting and (not held or _held([*held, *waiting[0]]) <= pool):
+            # Each time that others join, all there are are copied.
+            joins = _held(held) <= _JOIN * pool
+            while waiting and joins and (not held or _held([*held, *waiting[0]]) <= pool):
                 group = waiting.popleft()
                 found, before = self._read_group(group, before, settled, room)
                 if 0 < len(found) < len(group):
