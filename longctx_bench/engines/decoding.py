@@ -26,7 +26,6 @@ _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
 """Prompt tokens that keep a device busy: more of them in one pass are not read faster."""
 _CUDA_IDLE = 0.5
 """Share of a batch's rows that may be finished on a GPU, where a row more costs less than copying the others' cache."""
-
 _JOIN = 0.5
 """Share of the positions that may be taken when the next prompts are read."""
 
@@ -103,7 +102,7 @@ class Decoder:
         while waiting or read is not None:
             ready: list[tuple[Row, Piece]] = []
             held = [row for row in read.rows if not row.reason] if read else []
-            # Each time that others join, all there are are copied.
+            # Whenever others join, the keys of all are copied: seldom, then, and many at a time.
             joins = _held(held) <= _JOIN * pool
             while waiting and joins and (not held or _held([*held, *waiting[0]]) <= pool):
                 group = waiting.popleft()

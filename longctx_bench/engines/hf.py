@@ -28,8 +28,11 @@ from longctx_bench.engines.reading import eos_ids
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
-_POOLS = 4
-"""Batches are so many times the tokens that are decoded beside each other, unless a user chose their size."""
+_POOLS = {"cpu": 1, "cuda": 4}
+"""Batches are so many times the tokens that are decoded beside each other, unless a user chose their size.
+
+On a CPU decoding more examples at once gains nothing, and a smaller batch is sooner kept and shown.
+"""
 
 
 class HFEngine:
@@ -92,8 +95,9 @@ class HFEngine:
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
-        # A batch of what is decoded from several times what is decoded at once; a loss is of all of a batch at once.
-        times = 1 if self._batch_tokens or any(request.scored for request in requests) else _POOLS
+        # A loss is of all of a batch at once.
+        decoded = self._batch_tokens is None and not any(request.scored for request in requests)
+        times = _POOLS.get(self.device.partition(":")[0], 1) if decoded else 1
         return by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(begin_alike=True))
 
     def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:

@@ -169,3 +169,16 @@ def test_batches_respect_the_budget(tiny_folder: Path) -> None:
     for batch in made.batches(requests(9), per_prompt=False):
         longest = max(len(r.input_ids) + r.max_new_tokens for r in batch)
         assert len(batch) == 1 or longest * len(batch) <= 300
+
+
+def test_on_a_gpu_more_is_batched_than_is_decoded_at_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine(tiny_folder)
+    monkeypatch.setattr(made, "_budget", lambda begin_alike=False: 1000)
+    asked = [Request(str(place), (place, *range(2, 190)), 11) for place in range(40)]
+    assert [len(batch) for batch in made.batches(asked, False)] == [5] * 8
+    made.device = "cuda:1"
+    assert [len(batch) for batch in made.batches(asked, False)] == [20] * 2
+    scored = [Request(str(place), (place, *range(2, 201)), 0, scored=3) for place in range(10)]
+    assert [len(batch) for batch in made.batches(scored, False)] == [5, 5]
+    made._batch_tokens = 1000
+    assert [len(batch) for batch in made.batches(asked, False)] == [5] * 8
