@@ -13,13 +13,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
 from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.cuda_graph import Replay, can_replay, one_query_apart
 from longctx_bench.engines.lookup import Lookup
 from longctx_bench.engines.prefill import Piece, branch, can_merge, is_whole, keys_are_final, merged, squeeze
 from longctx_bench.engines.prefixes import common, worth_sharing
 from longctx_bench.engines.reading import MOST_WRONG, Reader
-from longctx_bench.engines.replay import Replay, can_replay, one_query_apart
 from longctx_bench.engines.rows import Row
-from longctx_bench.engines.together import MOST_LOGITS, first_draft, parts, together
+from longctx_bench.engines.together import MOST_LOGITS, first_draft, held, parts, together
 from longctx_bench.records import Request
 
 _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
@@ -85,7 +85,7 @@ class Decoder:
             Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
         """
         rows = [Row(request) for request in batch]
-        pool = len(rows) * max(total_tokens(row.request) for row in rows) if pool is None else pool
+        pool = held(rows) if pool is None else pool
         mergeable = can_merge(self.reader.empty_cache())
         if mergeable and keys_are_final(self.reader.model):
             self._decode_joining(rows, settled, room, pool)
@@ -101,17 +101,17 @@ class Decoder:
         read: _Read | None = None
         while waiting or read is not None:
             ready: list[tuple[Row, Piece]] = []
-            held = [row for row in read.rows if not row.reason] if read else []
+            beside = [row for row in read.rows if not row.reason] if read else []
             # Whenever others join, the keys of all are copied: seldom, then, and many at a time.
-            joins = _held(held) <= _JOIN * pool
-            while waiting and joins and (not held or _held([*held, *waiting[0]]) <= pool):
+            joins = held(beside) <= _JOIN * pool
+            while waiting and joins and (not beside or held([*beside, *waiting[0]]) <= pool):
                 group = waiting.popleft()
                 found, before = self._read_group(group, before, settled, room)
                 if 0 < len(found) < len(group):
                     # What is finished need not be kept until the others are joined.
                     found = self._taken(self._joined(None, found, None))
                 ready += found
-                held += [row for row, _ in found]
+                beside += [row for row, _ in found]
             read = self._joined(read, ready, before[1])
             if read is not None:
                 self._go_on(read, settled)
@@ -130,9 +130,9 @@ class Decoder:
             ends = enumerate(zip(group, pads, strict=True))
             ready += [(row, Piece(cache, place, pad, max(sizes))) for place, (row, pad) in ends if not row.reason]
             # Sliding windows have no common length that pieces could be joined to.
-            read = None if mergeable else self._unfinished(self._beside(group, cache, pads, {}, False))
+            read = None if mergeable else self._unfinished(self._beside(group, cache, pads, {}))
         if mergeable:
-            read = self._joined(None, ready, None, False)
+            read = self._joined(None, ready, None)
         while read is not None:
             self._go_on(read, settled)
             read = self._unfinished(read)
@@ -154,9 +154,7 @@ class Decoder:
         pieces = [(row, Piece(cache, place, 0, end)) for place, (row, end) in enumerate(zip(group, ends, strict=True))]
         return [pair for pair in pieces if not pair[0].reason], (ids, cache) if len(group) == 1 else ((), None)
 
-    def _joined(
-        self, read: _Read | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None, free: bool = True
-    ) -> _Read | None:
+    def _joined(self, read: _Read | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None) -> _Read | None:
         """Put what was read beside what is being decoded; ``kept`` is a cache that is needed once more."""
         if not ready:
             return read
@@ -167,7 +165,7 @@ class Decoder:
         rows, pieces = [row for row, _ in ready], [piece for _, piece in ready]
         widest = max(piece.length for piece in pieces)
         cache = merged(pieces, self.reader.empty_cache(rows), kept)
-        return self._beside(rows, cache, [widest - piece.length for piece in pieces], known, free)
+        return self._beside(rows, cache, [widest - piece.length for piece in pieces], known)
 
     def _taken(self, read: _Read | None) -> list[tuple[Row, Piece]]:
         """Take unfinished examples apart again."""
@@ -180,13 +178,13 @@ class Decoder:
         pieces = [Piece(read.cache, place, start, past) for place, start in enumerate(starts)]
         return [(row, piece) for row, piece in zip(read.rows, pieces, strict=True) if not row.reason]
 
-    def _beside(
-        self, rows: list[Row], cache: DynamicCache, pads: list[int], known: dict[int, Lookup | None], free: bool
-    ) -> _Read:
+    def _beside(self, rows: list[Row], cache: DynamicCache, pads: list[int], known: dict[int, Lookup | None]) -> _Read:
         """Put together what was read; rows may be finished already."""
         model = self.reader.model
         places = torch.arange(cache.get_seq_length(), device=model.device)
         seen = places >= torch.tensor(pads, device=model.device)[:, None]
+        # Wrong guesses are cut off again, and a recorded step knows no lengths: both want keys that stay as they are.
+        free = can_merge(cache) and keys_are_final(model)
         replayed = free and can_replay(model)
         # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
         holes = free and not replayed and model.config._attn_implementation == "sdpa"
@@ -261,11 +259,6 @@ class Decoder:
         read.cache.batch_select_indices(torch.tensor(keep, device=self.reader.model.device))
         rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
         return _Read(rows, read.cache, read.seen[keep], lookups, read.replayed)
-
-
-def _held(rows: Sequence[Row]) -> int:
-    """Return the positions that rows take beside each other, to the end of their answers."""
-    return len(rows) * max((total_tokens(row.request) for row in rows), default=0)
 
 
 def _room(read: _Read) -> int:

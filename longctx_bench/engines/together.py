@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from longctx_bench.engines.batching import total_tokens
@@ -47,12 +48,17 @@ def together(rows: list[Row], at_once: int, room: int, words: int, free: bool) -
     return found
 
 
+def held(rows: Sequence[Row]) -> int:
+    """Return the positions that rows take beside each other, to the end of their answers."""
+    return len(rows) * max((total_tokens(row.request) for row in rows), default=0)
+
+
 def parts(rows: list[Row], tokens: int) -> list[list[Row]]:
     """Part rows so that those of a part, padded, hold so many prompt and new tokens at most, or are one; in order."""
     found: list[list[Row]] = []
     for row in rows:
         beside = [*found[-1], row] if found else [row]
-        if len(beside) > 1 and len(beside) * max(total_tokens(one.request) for one in beside) <= tokens:
+        if len(beside) > 1 and held(beside) <= tokens:
             found[-1] = beside
         else:
             found.append([row])

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from longctx_bench.engines import decoding, replay
+from longctx_bench.engines import cuda_graph, decoding
+from longctx_bench.engines.cuda_graph import Replay, can_replay, one_query_apart
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.reading import Reader
-from longctx_bench.engines.replay import Replay, can_replay, one_query_apart
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.engines.rows import Row
-from longctx_bench.engines.together import parts
+from longctx_bench.engines.together import held, parts
 from longctx_bench.records import Request
 
 EOS = 54
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_generate(
     step = decoder._go_on
 
     def watched(read: Any, settled: Any) -> None:
-        most.append(decoding._held([row for row in read.rows if not row.reason]) * (len(read.rows) > 1))
+        most.append(held([row for row in read.rows if not row.reason]) * (len(read.rows) > 1))
         step(read, settled)
 
     monkeypatch.setattr(decoder, "_go_on", watched)
@@ -113,7 +113,7 @@ def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_f
 
 def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = SimpleNamespace(IMPLEMENTATION="longctx_bench_one_query", one_query_attention=lambda *_: None)
-    monkeypatch.setattr(replay, "one_query", kernel)
+    monkeypatch.setattr(cuda_graph, "one_query", kernel)
     own: Any = SimpleNamespace(
         config=SimpleNamespace(_attn_implementation="sdpa"),
         device=torch.device("cuda"),
@@ -125,7 +125,7 @@ def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch
     with one_query_apart(own):
         assert own.config._attn_implementation == "longctx_bench_one_query"
     assert own.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(replay, "one_query", None)
+    monkeypatch.setattr(cuda_graph, "one_query", None)
     with one_query_apart(own):
         assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
 
