@@ -19,6 +19,7 @@ from longctx_bench.engines.prefill import Piece, branch, can_merge, is_whole, ke
 from longctx_bench.engines.prefixes import common, worth_sharing
 from longctx_bench.engines.reading import MOST_WRONG, Reader
 from longctx_bench.engines.rows import Row
+from longctx_bench.engines.token_ids import padded
 from longctx_bench.engines.together import MOST_LOGITS, first_draft, held, parts, together
 from longctx_bench.records import Request
 
@@ -31,6 +32,17 @@ _JOIN = 0.5
 
 _Before = tuple[Sequence[int], DynamicCache | None]
 """The prompt that was read last, alone, and what a cache holds of it."""
+
+
+@dataclass
+class _Begun:
+    """Prompts that are being read with their drafts, whose answers were not looked at yet."""
+
+    rows: list[Row]
+    drafts: list[list[int]]
+    cache: DynamicCache
+    logits: torch.Tensor
+    """Of the ends: ``[rows, longest draft + 1, vocabulary]``."""
 
 
 @dataclass
@@ -56,13 +68,15 @@ class Decoder:
     """Prompt tokens up to which prompts are prefilled together."""
     idle: float
     """Share of the rows that may be finished before the cache is copied without them, and others are read."""
+    ahead: bool = False
+    """Whether the next prompts are begun before the answers to those before are looked at: a GPU reads meanwhile."""
 
     @classmethod
     def on(cls, model: PreTrainedModel, tokenizer: Any, eos: frozenset[int]) -> Self:
         """Return a decoder as the model's device likes it best."""
         cuda = model.device.type == "cuda"
         reader = Reader(model, tokenizer, eos)
-        return cls(reader, _CUDA_AT_ONCE if cuda else _CPU_AT_ONCE, _CUDA_IDLE if cuda else 0.0)
+        return cls(reader, _CUDA_AT_ONCE if cuda else _CPU_AT_ONCE, _CUDA_IDLE if cuda else 0.0, cuda)
 
     @torch.inference_mode()
     def decode(
@@ -104,14 +118,21 @@ class Decoder:
             beside = [row for row in read.rows if not row.reason] if read else []
             # Whenever others join, the keys of all are copied: seldom, then, and many at a time.
             joins = held(beside) <= _JOIN * pool
-            while waiting and joins and (not beside or held([*beside, *waiting[0]]) <= pool):
-                group = waiting.popleft()
-                found, before = self._read_group(group, before, settled, room)
-                if 0 < len(found) < len(group):
-                    # What is finished need not be kept until the others are joined.
-                    found = self._taken(self._joined(None, found, None))
-                ready += found
-                beside += [row for row, _ in found]
+            begun: _Begun | None = None
+            while begun or (waiting and joins):
+                following = None
+                # Until its answers are looked at, all of a group may have to be decoded.
+                taken = [*beside, *(begun.rows if begun else [])]
+                fits = waiting and joins and (not taken or held([*taken, *waiting[0]]) <= pool)
+                if fits and (self.ahead or not begun):
+                    following, before = self._begin(waiting.popleft(), before, room)
+                elif not begun:
+                    break
+                if begun:
+                    found = self._finish(begun, settled)
+                    ready += found
+                    beside += [row for row, _ in found]
+                begun = following
             read = self._joined(read, ready, before[1])
             if read is not None:
                 self._go_on(read, settled)
@@ -137,9 +158,7 @@ class Decoder:
             self._go_on(read, settled)
             read = self._unfinished(read)
 
-    def _read_group(
-        self, group: list[Row], before: _Before, settled: Settled, room: int
-    ) -> tuple[list[tuple[Row, Piece]], _Before]:
+    def _begin(self, group: list[Row], before: _Before, room: int) -> tuple[_Begun, _Before]:
         """Read prompts with their drafts in one pass, or one behind what it shares with the one before."""
         drafts = [first_draft(row, len(group), self.reader.words) for row in group]
         ids, cache = group[0].request.input_ids, self.reader.empty_cache(group)
@@ -149,10 +168,21 @@ class Decoder:
             cache = branch(before[1], shared if worth_sharing(shared, len(ids)) else 0, cache)
         # Behind a prompt, nothing looks at padding, and no mask is needed; what is behind its keys is cut off.
         logits = self.reader.prefill(group, drafts, [0] * len(group), cache, max(1, room // len(group)))
-        accepted = self.reader.chosen(group, logits, drafts, settled)
-        ends = [len(row.request.input_ids) + right for row, right in zip(group, accepted, strict=True)]
-        pieces = [(row, Piece(cache, place, 0, end)) for place, (row, end) in enumerate(zip(group, ends, strict=True))]
-        return [pair for pair in pieces if not pair[0].reason], (ids, cache) if len(group) == 1 else ((), None)
+        return _Begun(group, drafts, cache, logits), (ids, cache) if len(group) == 1 else ((), None)
+
+    def _finish(self, begun: _Begun, settled: Settled) -> list[tuple[Row, Piece]]:
+        """Look at what follows prompts; return those that are not answered yet, and what was read of them."""
+        rows = begun.rows
+        accepted = self.reader.chosen(rows, begun.logits, begun.drafts, settled)
+        ends = [len(row.request.input_ids) + right for row, right in zip(rows, accepted, strict=True)]
+        pieces = [
+            (row, Piece(begun.cache, place, 0, end)) for place, (row, end) in enumerate(zip(rows, ends, strict=True))
+        ]
+        found = [pair for pair in pieces if not pair[0].reason]
+        if 0 < len(found) < len(rows):
+            # What is finished need not be kept until the others are joined.
+            found = self._taken(self._joined(None, found, None))
+        return found
 
     def _joined(self, read: _Read | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None) -> _Read | None:
         """Put what was read beside what is being decoded; ``kept`` is a cache that is needed once more."""
@@ -215,16 +245,14 @@ class Decoder:
     def _step(self, read: _Read, settled: Settled) -> None:
         """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
         guesses = self._guesses(read)
-        width = 1 + max(map(len, guesses))
-        ids = torch.zeros(len(read.rows), width, dtype=torch.long)
-        told = torch.zeros(len(read.rows), width, dtype=torch.bool)
-        for place, (row, guess) in enumerate(zip(read.rows, guesses, strict=True)):
-            ids[place, : 1 + len(guess)] = torch.tensor([row.tokens[-1], *guess])
-            told[place, : 1 + len(guess)] = True
+        ids = padded([[row.tokens[-1], *guess] for row, guess in zip(read.rows, guesses, strict=True)])
+        width = ids.shape[1]
+        told = torch.arange(width) <= torch.tensor([len(guess) for guess in guesses])[:, None]
         model = self.reader.model
         seen = torch.cat([read.seen, told.to(model.device)], dim=1)
         with one_query_apart(model) if width == 1 else nullcontext():
-            logits = self.reader.feed(read.cache, ids.to(model.device), seen, keep=width)
+            own = None if bool(seen.all()) else seen
+            logits = self.reader.feed(read.cache, ids.to(model.device), own, keep=width)
         before = [len(row.tokens) for row in read.rows]
         accepted = self.reader.chosen(read.rows, logits, guesses, settled)
         for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):

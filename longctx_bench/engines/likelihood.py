@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.cpu_attention import cpu_attention
+from longctx_bench.engines.token_ids import padded
 from longctx_bench.errors import UserError
 from longctx_bench.records import Request
 
@@ -62,10 +63,7 @@ def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequenc
         rows: token ids.
         scored: how many tokens at each row's end are wanted; less than the row has.
     """
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(list(row))
+    ids = padded(rows)
     # The last token predicts nothing that is asked for.
     hidden = model.base_model(input_ids=ids[:, :-1].to(model.device), use_cache=False).last_hidden_state
     wanted, targets = [], []
@@ -85,15 +83,13 @@ def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Seque
         continuations: token ids, at least one each.
     """
     cache = DynamicCache(config=model.config)
-    start = torch.tensor([list(prefix)], device=model.device)
+    start = padded([prefix]).to(model.device)
     first = model.base_model(input_ids=start, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
     longest = max(len(tokens) for tokens in continuations)
     rest = first[:, :0].expand(len(continuations), -1, -1)
     if longest > 1:
         cache.batch_repeat_interleave(len(continuations))
-        ids = torch.zeros(len(continuations), longest - 1, dtype=torch.long)
-        for place, tokens in enumerate(continuations):
-            ids[place, : len(tokens) - 1] = torch.tensor(list(tokens[:-1]))
+        ids = padded([tokens[:-1] for tokens in continuations])
         positions = torch.arange(len(prefix), len(prefix) + longest - 1).expand(len(continuations), -1)
         with cpu_attention(model):
             rest = model.base_model(

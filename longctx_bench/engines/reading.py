@@ -14,6 +14,7 @@ from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.cpu_attention import cpu_attention
 from longctx_bench.engines.room import roomy_cache
 from longctx_bench.engines.rows import Row
+from longctx_bench.engines.token_ids import padded, sent
 
 MOST_WRONG = 64
 """Positions that wrong guesses may take in a cache until it is squeezed: they are masked, but read again each time."""
@@ -51,36 +52,42 @@ class Reader:
 
         ``pads`` says how much padding is left of each prompt; what else is missing is filled up on the right.
         """
+        device = self.model.device
         ends = [pad + len(row.request.input_ids) for pad, row in zip(pads, rows, strict=True)]
-        whole = max(end + len(draft) for end, draft in zip(ends, drafts, strict=True))
-        ids = torch.zeros(len(rows), whole, dtype=torch.long)
-        for place, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            ids[place, pads[place] : ends[place] + len(draft)] = torch.tensor([*row.request.input_ids, *draft])
-        ids = ids.to(self.model.device)
-        told = torch.arange(whole, device=ids.device) >= torch.tensor(pads, device=ids.device)[:, None]
+        read = [[*row.request.input_ids, *draft] for row, draft in zip(rows, drafts, strict=True)]
+        ids = sent(padded(read, pads), device)
+        whole = ids.shape[1]
+        told = sent(torch.arange(whole) >= torch.tensor(pads)[:, None], device) if any(pads) else None
         first = min(ends) - 1
         starts = range(cache.get_seq_length(), first + 1, chunk)
         for start in starts[:-1]:
-            self.feed(cache, ids[:, start : start + chunk], told[:, : start + chunk], keep=1)
+            own = told if told is None else told[:, : start + chunk]
+            self.feed(cache, ids[:, start : start + chunk], own, keep=1)
         logits = self.feed(cache, ids[:, starts[-1] :], told, keep=whole - first)
         if len(set(ends)) == 1:
             return logits
-        behind = torch.arange(1 + max(map(len, drafts)), device=ids.device)
-        wanted = torch.tensor(ends, device=ids.device)[:, None] - 1 - first + behind
+        behind = torch.arange(1 + max(map(len, drafts)))
+        wanted = torch.tensor(ends)[:, None] - 1 - first + behind
         # A shorter draft than the longest may end with the row: what stands there is not looked at.
-        wanted = wanted.clamp(max=whole - first - 1)
+        wanted = sent(wanted.clamp(max=whole - first - 1), device)
         return logits.gather(1, wanted[:, :, None].expand(-1, -1, logits.shape[-1]))
 
-    def feed(self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor | None, keep: int) -> torch.Tensor:
         """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each.
 
-        ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to.
+        ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to; None
+        where they do everywhere.
         """
+        if told is None:
+            past = cache.get_seq_length()
+            position_ids = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+        else:
+            position_ids = (told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0)
         with cpu_attention(self.model):
             output = self.model(
                 input_ids=ids,
-                attention_mask=None if bool(told.all()) else told.long(),
-                position_ids=(told.cumsum(dim=1) - 1)[:, -ids.shape[1] :].clamp(min=0),
+                attention_mask=told if told is None else told.long(),
+                position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep,

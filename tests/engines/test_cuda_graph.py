@@ -18,17 +18,18 @@ from longctx_bench.engines.together import held, parts
 from longctx_bench.records import Request
 
 EOS = 54
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 
 
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=60, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, initializer_range=0.3, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
     )  # fmt: skip
     made: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    return made
+    return made.to(request.param)
 
 
 def _ids(*lengths: int) -> list[tuple[int, ...]]:
@@ -37,7 +38,8 @@ def _ids(*lengths: int) -> list[tuple[int, ...]]:
 
 
 def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int]:
-    whole = model.generate(torch.tensor([list(ids)]), max_new_tokens=new, do_sample=False)  # type: ignore[operator]
+    asked = torch.tensor([list(ids)], device=model.device)
+    whole = model.generate(asked, max_new_tokens=new, do_sample=False)  # type: ignore[operator]
     return whole[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
 
@@ -48,7 +50,7 @@ def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int
 def test_tokens_are_those_of_generate(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int, pool: int | None, replayed: bool
 ) -> None:
-    """On a CPU the step is made each time and not recorded; all else is as on a GPU."""
+    """On a CPU the step is made each time and not recorded; where there is a GPU, it is recorded there."""
     monkeypatch.setattr(decoding, "can_replay", lambda model: replayed)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     prompts = _ids(30, 25, 30, 41, 3, 12)
@@ -59,7 +61,7 @@ def test_tokens_are_those_of_generate(
         # Right drafts, wrong ones, and none.
         draft = [(tuple(expected[:9]),), ((*expected[:2], 7, 7),), ()][place % 3]
         requests.append(Request(str(place), ids, 40 - 5 * place, min_new_tokens=least, drafts=draft))
-    decoder = Decoder(Reader(model, tokenizer, frozenset([EOS])), 64, idle)
+    decoder = Decoder(Reader(model, tokenizer, frozenset([EOS])), 64, idle, ahead=replayed)
     most: list[int] = []
     step = decoder._go_on
 
@@ -99,15 +101,16 @@ def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_f
     (ids,) = _ids(30)
     expected = _generated(model, ids, 8)
     cache = roomy_cache(model.config, 50)
-    first = model(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
-    played = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool), [int(first)], 7)
+    here = model.device
+    first = model(torch.tensor([ids], device=here), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
+    played = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool, device=here), [int(first)], 7)
     steps = played.tokens()
     found = [int(first), *(next(steps)[0] for _ in range(4))]
     assert found == expected[:5]
     seen = played.close()
     assert cache.get_seq_length() == 34 == seen.shape[1]
     assert bool(seen.all())
-    logits = model(torch.tensor([found[-1:]]), past_key_values=cache, use_cache=True).logits
+    logits = model(torch.tensor([found[-1:]], device=here), past_key_values=cache, use_cache=True).logits
     assert int(logits[0, -1].argmax()) == expected[5]
 
 
