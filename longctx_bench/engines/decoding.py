@@ -19,8 +19,8 @@ from longctx_bench.engines.prefill import Piece, branch, can_merge, is_whole, ke
 from longctx_bench.engines.prefixes import common, worth_sharing
 from longctx_bench.engines.reading import MOST_WRONG, Reader
 from longctx_bench.engines.rows import Row
-from longctx_bench.engines.token_ids import padded
 from longctx_bench.engines.together import MOST_LOGITS, first_draft, held, parts, together
+from longctx_bench.engines.token_ids import padded
 from longctx_bench.records import Request
 
 _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536

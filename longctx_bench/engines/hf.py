@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -20,11 +20,12 @@ from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
-from longctx_bench.engines.compiling import compile_parts, compiled_rotation
+from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
 from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
 from longctx_bench.engines.reading import eos_ids
+from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
@@ -76,7 +77,7 @@ class HFEngine:
         self._footprint = self.footprint(folder)
         self._model = load_model(folder, self.dtype, self.device)
         if self._compiled:
-            compile_parts(self._model)
+            compile_layers(self._model)
         self._folder = folder
         self._decoder = Decoder.on(self._model, load_tokenizer(folder), eos_ids(self._model))
 
@@ -169,8 +170,7 @@ class HFEngine:
     def _ready(self, contestant: Contestant, length: int) -> Iterator[None]:
         """Have the model with a method applied, its kernels as they were asked for."""
         assert self._model is not None
-        fused = compiled_rotation(self._model) if self._compiled else nullcontext()
-        with prepared(self._model, contestant, length), fused:
+        with prepared(self._model, contestant, length), rotation_at_once(self._model, self._compiled):
             yield
 
     def _budget(self, begin_alike: bool = False) -> int:

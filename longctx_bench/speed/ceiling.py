@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from types import SimpleNamespace
@@ -20,8 +19,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.engines import memory
-from longctx_bench.engines.compiling import compile_parts, compiled_rotation
+from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
+from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.records import Request
 from longctx_bench.speed.ratios import keep
 
@@ -172,9 +172,9 @@ def main() -> None:
     for shape in chosen.shapes.split(","):
         model = build(shape, chosen.device, dtype)
         if chosen.compile:
-            compile_parts(model)
+            compile_layers(model)
         how = f"{shape}, {chosen.dtype}{', compiled' if chosen.compile else ''}"
-        with compiled_rotation(model) if chosen.compile else nullcontext():
+        with rotation_at_once(model, chosen.compile):
             for length in map(int, chosen.lengths.split(",")):
                 prompts = max(1, chosen.tokens // length)
                 found = measure(model, prompts, length, chosen.new_tokens, bandwidth)

@@ -40,15 +40,22 @@ def checkpoint(shape: str, folder: Path, device: str, dtype: torch.dtype) -> Non
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-def prompts(count: int, length: int, new_tokens: int, words: int, seed: int) -> list[Request]:
-    """Return requests with random prompts."""
+def prompts(count: int, length: int, new_tokens: int, right: float, words: int, seed: int) -> list[Request]:
+    """Return requests with random prompts; a share of them, here and there, asks for one token only."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, words, (count, length), generator=generator).tolist()
-    return [Request(str(place), tuple(own), new_tokens) for place, own in enumerate(ids)]
+    short = set(torch.randperm(count, generator=generator)[: round(right * count)].tolist())
+    return [Request(str(place), tuple(own), 1 if place in short else new_tokens) for place, own in enumerate(ids)]
 
 
 def measure(
-    engine: str, folder: Path, lengths: list[int], tokens: int, new_tokens: int, made: dict[str, object]
+    engine: str,
+    folder: Path,
+    lengths: list[int],
+    tokens: int,
+    new_tokens: int,
+    right: float,
+    made: dict[str, object],
 ) -> dict[int, float]:
     """Return examples a second by length, after other prompts of that length."""
     runs = make_engine(engine, **made)  # type: ignore[arg-type]
@@ -62,7 +69,7 @@ def measure(
         count = max(1, tokens // length)
         for seed in range(2):
             # Other prompts each time, none of which vLLM has in its cache.
-            asked = prompts(count, length, new_tokens, int(config["vocab_size"]), seed)
+            asked = prompts(count, length, new_tokens, right, int(config["vocab_size"]), seed)
             began = perf_counter()
             done = [
                 item
@@ -70,7 +77,7 @@ def measure(
                 for item in runs.generate(batch, contestant, lambda *_: False)
             ]
             seconds = perf_counter() - began
-        if any(item.new_tokens != new_tokens for item in done):
+        if sum(item.new_tokens for item in done) != sum(request.max_new_tokens for request in asked):
             raise SystemExit(f"{engine}: an answer ended early")
         found[length] = count / seconds
     return found
@@ -94,6 +101,8 @@ def main() -> None:
         "--tokens", type=int, default=262144 if cuda else 4096, help="of prompts together, at least one"
     )
     parser.add_argument("--new-tokens", type=int, default=128, help="of each example")
+    parser.add_argument("--right", type=float, default=0.0, help="share of examples that are done with one token")
+    parser.add_argument("--batch-tokens", type=int, help="as of `run`, for hf: a batch is then decoded to its end")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--compile", action="store_true", help="as `run --compile` does, for hf")
@@ -109,7 +118,9 @@ def main() -> None:
                 torch.cuda.empty_cache()
             for engine in chosen.engines.split(","):
                 made = {"device": chosen.device, "dtype": chosen.dtype, "compiled": chosen.compile and engine == "hf"}
-                asked = (engine, Path(scratch), lengths, chosen.tokens, chosen.new_tokens, made)
+                if engine == "hf":
+                    made["batch_tokens"] = chosen.batch_tokens
+                asked = (engine, Path(scratch), lengths, chosen.tokens, chosen.new_tokens, chosen.right, made)
                 ours, theirs = get_context("spawn").Pipe()
                 process = get_context("spawn").Process(target=_apart, args=(theirs, *asked))
                 process.start()

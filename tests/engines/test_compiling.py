@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from longctx_bench.engines import compiling, make_engine
-from longctx_bench.engines.compiling import compile_parts, compiled_rotation
+from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.hf import HFEngine
+from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
 
 
@@ -36,13 +37,13 @@ def test_logits_are_the_same_whatever_the_number_of_tokens(monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", counted)
-    compile_parts(compiled)
+    compile_layers(compiled)
     for rows, tokens in ((2, 30), (3, 17), (2, 1)):
         ids = torch.randint(0, 60, (rows, tokens))
         rotations.clear()
         expected = plain(ids).logits
         assert len(rotations) == 2
-        with compiled_rotation(compiled):
+        with rotation_at_once(compiled, compiled=True):
             torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-5, rtol=1e-5)
             assert modeling_llama.apply_rotary_pos_emb is not counted
         assert modeling_llama.apply_rotary_pos_emb is counted
@@ -54,7 +55,7 @@ def test_a_machine_that_cannot_compile_says_so_in_a_line(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(compiling.torch, "compile", broken)
     with pytest.raises(UserError, match=r"^--compile: torch cannot compile here \(Failed to find C compiler. Please"):
-        compile_parts(_model())
+        compile_layers(_model())
 
 
 @pytest.mark.parametrize("name", ["vllm", "echo", "openai"])
