@@ -12,14 +12,13 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.engines.base import Settled
-from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.cuda_graph import Replay, can_replay, one_query_apart
-from longctx_bench.engines.lookup import Lookup
-from longctx_bench.engines.prefill import Piece, branch, can_merge, is_whole, keys_are_final, merged, squeeze
+from longctx_bench.engines.beside import Beside
+from longctx_bench.engines.cuda_graph import Replay, one_query_apart
+from longctx_bench.engines.prefill import Piece, branch, can_merge, keys_are_final, merged
 from longctx_bench.engines.prefixes import common, worth_sharing
-from longctx_bench.engines.reading import MOST_WRONG, Reader
+from longctx_bench.engines.reading import Reader
 from longctx_bench.engines.rows import Row
-from longctx_bench.engines.together import MOST_LOGITS, first_draft, held, parts, together
+from longctx_bench.engines.together import first_draft, held, parts, together
 from longctx_bench.engines.token_ids import padded
 from longctx_bench.records import Request
 
@@ -43,20 +42,6 @@ class _Begun:
     cache: DynamicCache
     logits: torch.Tensor
     """Of the ends: ``[rows, longest draft + 1, vocabulary]``."""
-
-
-@dataclass
-class _Read:
-    """Examples and what of them the cache holds, all at its right end."""
-
-    rows: list[Row]
-    cache: DynamicCache
-    seen: torch.Tensor
-    """``[rows, positions]``: False where the cache holds padding, or a guess that was wrong."""
-    lookups: list[Lookup | None]
-    """What guesses each row's continuation; None where a wrong guess could not be taken back."""
-    replayed: bool
-    """Whether it is decoded token by token, by a step that is recorded once."""
 
 
 @dataclass
@@ -112,7 +97,7 @@ class Decoder:
         """Decode rows that may be read while others are being decoded."""
         waiting = deque(together(rows, min(self.at_once, pool), room, self.reader.words, True))
         before: _Before = ((), None)
-        read: _Read | None = None
+        read: Beside | None = None
         while waiting or read is not None:
             ready: list[tuple[Row, Piece]] = []
             beside = [row for row in read.rows if not row.reason] if read else []
@@ -136,13 +121,13 @@ class Decoder:
             read = self._joined(read, ready, before[1])
             if read is not None:
                 self._go_on(read, settled)
-                read = self._unfinished(read)
+                read = read.unfinished(self.idle)
 
     def _decode_in_step(self, rows: list[Row], settled: Settled, room: int, mergeable: bool) -> None:
         """Decode rows all of which have to be read before the first is decoded."""
         groups = together(rows, self.at_once, room, self.reader.words, False) if mergeable else [rows]
         ready: list[tuple[Row, Piece]] = []
-        read: _Read | None = None
+        read: Beside | None = None
         for group in groups:
             sizes = [len(row.request.input_ids) for row in group]
             pads, cache = [max(sizes) - size for size in sizes], self.reader.empty_cache(group)
@@ -151,12 +136,12 @@ class Decoder:
             ends = enumerate(zip(group, pads, strict=True))
             ready += [(row, Piece(cache, place, pad, max(sizes))) for place, (row, pad) in ends if not row.reason]
             # Sliding windows have no common length that pieces could be joined to.
-            read = None if mergeable else self._unfinished(self._beside(group, cache, pads, {}))
+            read = None if mergeable else Beside.of(self.reader.model, group, cache, pads, {}).unfinished(self.idle)
         if mergeable:
             read = self._joined(None, ready, None)
         while read is not None:
             self._go_on(read, settled)
-            read = self._unfinished(read)
+            read = read.unfinished(self.idle)
 
     def _begin(self, group: list[Row], before: _Before, room: int) -> tuple[_Begun, _Before]:
         """Read prompts with their drafts in one pass, or one behind what it shares with the one before."""
@@ -181,56 +166,29 @@ class Decoder:
         found = [pair for pair in pieces if not pair[0].reason]
         if 0 < len(found) < len(rows):
             # What is finished need not be kept until the others are joined.
-            found = self._taken(self._joined(None, found, None))
+            apart = self._joined(None, found, None)
+            found = apart.taken() if apart else []
         return found
 
-    def _joined(self, read: _Read | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None) -> _Read | None:
+    def _joined(self, read: Beside | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None) -> Beside | None:
         """Put what was read beside what is being decoded; ``kept`` is a cache that is needed once more."""
         if not ready:
             return read
-        known = {}
-        if read is not None:
-            known = {id(row): lookup for row, lookup in zip(read.rows, read.lookups, strict=True)}
-            ready = [*self._taken(read), *ready]
+        known = read.known() if read else {}
+        ready = [*(read.taken() if read else []), *ready]
         rows, pieces = [row for row, _ in ready], [piece for _, piece in ready]
         widest = max(piece.length for piece in pieces)
         cache = merged(pieces, self.reader.empty_cache(rows), kept)
-        return self._beside(rows, cache, [widest - piece.length for piece in pieces], known)
+        return Beside.of(self.reader.model, rows, cache, [widest - piece.length for piece in pieces], known)
 
-    def _taken(self, read: _Read | None) -> list[tuple[Row, Piece]]:
-        """Take unfinished examples apart again."""
-        if read is None:
-            return []
-        if not is_whole(read.seen):
-            read.seen = squeeze(read.cache, read.seen)
-        past = read.seen.shape[1]
-        starts = (past - read.seen.sum(dim=1)).tolist()
-        pieces = [Piece(read.cache, place, start, past) for place, start in enumerate(starts)]
-        return [(row, piece) for row, piece in zip(read.rows, pieces, strict=True) if not row.reason]
-
-    def _beside(self, rows: list[Row], cache: DynamicCache, pads: list[int], known: dict[int, Lookup | None]) -> _Read:
-        """Put together what was read; rows may be finished already."""
-        model = self.reader.model
-        places = torch.arange(cache.get_seq_length(), device=model.device)
-        seen = places >= torch.tensor(pads, device=model.device)[:, None]
-        # Wrong guesses are cut off again, and a recorded step knows no lengths: both want keys that stay as they are.
-        free = can_merge(cache) and keys_are_final(model)
-        replayed = free and can_replay(model)
-        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
-        holes = free and not replayed and model.config._attn_implementation == "sdpa"
-        lookups = [
-            (known.get(id(row)) or Lookup([*row.request.input_ids, *row.tokens])) if holes else None for row in rows
-        ]
-        return _Read(rows, cache, seen, lookups, replayed)
-
-    def _go_on(self, read: _Read, settled: Settled) -> None:
+    def _go_on(self, read: Beside, settled: Settled) -> None:
         """Decode a token of every row, or as many as are decoded without a look at anything else."""
         if read.replayed and all(row.request.min_new_tokens <= len(row.tokens) for row in read.rows):
             self._replay(read, settled)
         else:
             self._step(read, settled)
 
-    def _replay(self, read: _Read, settled: Settled) -> None:
+    def _replay(self, read: Beside, settled: Settled) -> None:
         """Decode token by token until so many rows are finished that the others' cache is worth copying."""
         rows, reader = read.rows, self.reader
         last = [row.tokens[-1] for row in rows]
@@ -242,9 +200,9 @@ class Decoder:
                 break
         read.seen = replay.close()
 
-    def _step(self, read: _Read, settled: Settled) -> None:
+    def _step(self, read: Beside, settled: Settled) -> None:
         """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
-        guesses = self._guesses(read)
+        guesses = read.guesses(self.reader.words)
         ids = padded([[row.tokens[-1], *guess] for row, guess in zip(read.rows, guesses, strict=True)])
         width = ids.shape[1]
         told = torch.arange(width) <= torch.tensor([len(guess) for guess in guesses])[:, None]
@@ -261,34 +219,3 @@ class Decoder:
                 lookup.add(read.rows[place].tokens[before[place] :])
                 lookup.judge(len(guess), right)
         read.seen = torch.cat([read.seen, told.to(model.device)], dim=1)
-
-    def _guesses(self, read: _Read) -> list[list[int]]:
-        """Guess what follows in each row, as far as the cache has room for guesses."""
-        if not any(read.lookups):
-            return [[]] * len(read.rows)
-        room = _room(read)
-        wrong = read.seen.shape[1] - int(read.seen.sum(dim=1).max())
-        if room < MOST_WRONG // 2 and wrong >= MOST_WRONG // 2:
-            read.seen = squeeze(read.cache, read.seen)
-            room = _room(read)
-        most = min(room, MOST_LOGITS // (len(read.rows) * self.reader.words) - 1)
-        return [
-            [] if lookup is None or row.reason else lookup.guess(min(most, row.left - 1))
-            for row, lookup in zip(read.rows, read.lookups, strict=True)
-        ]
-
-    def _unfinished(self, read: _Read) -> _Read | None:
-        """Drop examples that are finished, when they are enough: their keys and values need not be read again."""
-        keep = [place for place, row in enumerate(read.rows) if not row.reason]
-        if not keep:
-            return None
-        if len(read.rows) - len(keep) <= self.idle * len(read.rows):
-            return read
-        read.cache.batch_select_indices(torch.tensor(keep, device=self.reader.model.device))
-        rows, lookups = [read.rows[place] for place in keep], [read.lookups[place] for place in keep]
-        return _Read(rows, read.cache, read.seen[keep], lookups, read.replayed)
-
-
-def _room(read: _Read) -> int:
-    """Return for how many tokens there is room behind the one that is read next."""
-    return max(total_tokens(row.request) for row in read.rows) + MOST_WRONG - read.seen.shape[1] - 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from longctx_bench.engines import cuda_graph, decoding
+from longctx_bench.engines import beside, cuda_graph
 from longctx_bench.engines.cuda_graph import Replay, can_replay, one_query_apart
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.reading import Reader
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_generate(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int, pool: int | None, replayed: bool
 ) -> None:
     """On a CPU the step is made each time and not recorded; where there is a GPU, it is recorded there."""
-    monkeypatch.setattr(decoding, "can_replay", lambda model: replayed)
+    monkeypatch.setattr(beside, "can_replay", lambda model: replayed)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     prompts = _ids(30, 25, 30, 41, 3, 12)
     prompts.append((*prompts[3][:35], *_ids(6)[0]))
