@@ -31,6 +31,19 @@ def not_written(path: Path, error: OSError, advice: str) -> UserError:
     return UserError(f"{reason}; {advice}")
 
 
+def require_writable(path: Path, advice: str = "choose another folder with --out") -> None:
+    """Refuse a file or folder that could not be written, before the work that it is for; nothing is made.
+
+    Raises:
+        UserError: what would hold it is a file, or one may not write there.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if there != path.absolute() and not there.is_dir():
+        raise not_written(path, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"), advice)
+    if not os.access(there, os.W_OK):
+        raise not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), advice)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and move it there when the block ends without an error.

@@ -215,14 +215,14 @@ def before_gap(ids: Sequence[str]) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None when there is no such file.
+    """Return a JSON object, or None when there is no such file, or a file in place of its folder.
 
     Raises:
         UserError: the file is not JSON, or not an object.
     """
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error}); delete its folder and run again") from error

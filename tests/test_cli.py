@@ -185,6 +185,39 @@ def test_mistakes_are_one_line_and_exit_2(
     assert max(error.count(f"\n{prefix}") + error.startswith(prefix) for prefix in ("longctx-bench: ", "failed: ")) == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run --tasks niah --length 512 --model {model} --out",
+        "calibrate drope:{model} --out",
+        "train drope-tiny --out",
+        "parity rope:{model} --out",
+        "probe factors {model} --out",
+        "examples niah --model {model} --length 512 --out",
+        "compare one two {model} --out",
+        "report {model} --out",
+        "figures {model} --out",
+    ],
+    ids=lambda command: command.split()[0],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    call, command: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "results"
+    code, _, error = call(*command.format(model=tiny_folder).split(), out)
+    [line] = error.strip().splitlines()
+    assert code == 2
+    assert line.startswith(f"longctx-bench: {out}: cannot be written: {tmp_path / 'file'} is a file; choose another")
+    if command.startswith("run"):
+        code, printed, _ = call(*command.format(model=tiny_folder).split(), out, "--dry-run", "--limit", "1")
+        assert (code, "to run" in printed) == (0, True)
+    # As another user than root, who may write everywhere.
+    monkeypatch.setattr("longctx_bench.files.os.access", lambda path, mode: False)
+    code, _, error = call(*command.format(model=tiny_folder).split(), tmp_path / "results")
+    assert (code, "cannot be written: Permission denied; choose another" in error) == (2, True)
+
+
 def test_a_task_that_does_not_fit_is_one_line_and_exit_1(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, _, error = call(
         "run", "--model", tiny_folder, "--tasks", "vt", "--length", "100", "--engine", "echo", "--out", tmp_path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import replacing
 
@@ -52,7 +52,9 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
 @click.option("--seed", default=42, show_default=True, help="Of all random choices.")
 @click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
 @click.option("--chat-template", is_flag=True, help="Count the tokens of the model's chat template too.")
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of standard output.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of standard output."
+)
 @registry_options
 def examples_command(
     task: str, model: str, length: str | None, scale: str | None, limit: int, seed: int, protocol: str | None,

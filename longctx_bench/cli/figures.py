@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from longctx_bench.cli.options import parse_scales, parts
+from longctx_bench.cli.options import parse_scales, parts, writable
 from longctx_bench.cli.output import require_finished
 from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
@@ -51,7 +51,7 @@ _FORMATS = ("png", "pdf", "svg")
 )
 @click.option("--base", "bases", metavar="MODELS", help="With --paper: the measured models to show, with commas.")
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out", type=click.Path(path_type=Path), callback=writable,
     help="A file ending in png, pdf or svg for a single figure, or the folder to write to; FOLDER/figures by default.",
 )  # fmt: skip
 def figures_command(

@@ -10,6 +10,7 @@ import click
 import yaml
 
 from longctx_bench.errors import UserError
+from longctx_bench.files import require_writable
 from longctx_bench.records import NATURAL, length_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +26,7 @@ _REGISTRY = (
                  help="Override a method's parameter, such as yarn.factor=8; may be repeated."),
 )  # fmt: skip
 
+
 _ENGINE = (
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
                  help="Precision; auto is bfloat16 where the device computes in it."),
@@ -32,6 +34,13 @@ _ENGINE = (
     click.option("--batch-tokens", type=click.IntRange(min=1),
                  help="Tokens a batch; from the free memory by default."),
 )  # fmt: skip
+
+
+def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file or folder that cannot be written, as an option's callback."""
+    if value is not None:
+        require_writable(value, "choose another with --out")
+    return value
 
 
 def added(command: F, options: tuple[Callable[[F], F], ...]) -> F:

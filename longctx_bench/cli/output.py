@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from longctx_bench.cli.options import writable
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
 
@@ -23,7 +24,9 @@ format_option = click.option(
     type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
     help="How the tables are written.",
 )
-out_option = click.option("--out", type=click.Path(path_type=Path), help="The file to write instead of the terminal.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of the terminal."
+)
 
 
 def format_of(form: str, out: Path | None) -> str:

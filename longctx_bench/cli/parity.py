@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
 from longctx_bench.errors import UserError
 
 
@@ -46,7 +46,10 @@ from longctx_bench.errors import UserError
     "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Of both engines."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu or cuda.")
-@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option(
+    "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
+    help="The run's folder.",
+)  # fmt: skip
 @registry_options
 def parity_command(
     models: str, engines: str, task: str, scale: str | None, length: str | None, limit: int, new_tokens: int, seed: int,

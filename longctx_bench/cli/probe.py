@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_scales, registry_options
+from longctx_bench.cli.options import make_registry, parse_scales, registry_options, writable
 from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from longctx_bench.registry import Registry, Variant
 
 _OUT = click.option(
-    "--out", default="results", show_default=True, type=click.Path(path_type=Path),
+    "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
     help="The run's folder; the probe lies below its probes/, where figures find it.",
 )  # fmt: skip
 

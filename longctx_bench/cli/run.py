@@ -11,6 +11,7 @@ import click
 from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_options
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.files import require_writable
 
 
 @click.command("run")
@@ -69,6 +70,8 @@ def run_command(
             raise UserError(f"--set {method}.…: no model of this run uses {method}{near_miss(method, used)}")
     chosen = registry.select_tasks(tasks, protocol)
     made = engine_arguments(**engine)
+    if not dry_run:
+        require_writable(out)
 
     from longctx_bench.cli.progress import Bars
     from longctx_bench.executors import make_executor

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from longctx_bench.cli.options import engine_options, make_registry, parse_scales, registry_options
+from longctx_bench.cli.options import engine_options, make_registry, parse_scales, registry_options, writable
 from longctx_bench.errors import UserError
+from longctx_bench.files import require_writable
 
 
 @click.command("train")
@@ -57,7 +58,12 @@ def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> N
 )
 @click.option("--seed", default=42, show_default=True, help="Of the calibration's examples, none of which is a test's.")
 @engine_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to instead of the checkpoint's own.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=writable,
+    help="Folder to write to instead of the checkpoint's own.",
+)
 @registry_options
 def calibrate_command(
     model: str, scale: str, objective: str, text: Path | None, limit: int, seed: int, dtype: str, device: str,
@@ -90,6 +96,10 @@ def calibrate_command(
     from longctx_bench.engines.hf import HFEngine
 
     folder = checkpoint_folder(variant.source)
+    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
+    own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
+    target = out or (variant.source.path if own else folder)
+    require_writable(target)
     engine = HFEngine(device, dtype, batch_tokens)
     engine.load(folder)
     encoder = PromptEncoder(load_tokenizer(folder))
@@ -105,10 +115,7 @@ def calibrate_command(
 
     base = variant.base(read_config(folder))
     fit = calibrate(variant.method, base, goal, scales, limit, tell)
-    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
-    if isinstance(variant.source, PathSource) and variant.source.path.is_dir():
-        folder = variant.source.path
-    path = write(out or folder, variant.method, variant.method_name, goal, fit)
+    path = write(target, variant.method, variant.method_name, goal, fit)
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in fit.table.items())
     console.print(
         f"best {variant.method.tunable}: {table}; law 1 + {fit.c:.3f} ln s\nwrote {path}", markup=False, soft_wrap=True

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longctx_bench.errors import UserError
-from longctx_bench.files import write_text
+from longctx_bench.files import require_writable, write_text
 from longctx_bench.training.recipe import Recipe
 
 _FOLDER = "state"
@@ -40,6 +40,7 @@ def begin(out: Path, recipe: Recipe) -> None:
         return
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and not a training run; give another --out")
+    require_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(claim, json.dumps(recipe.identity(), indent=1, sort_keys=True) + "\n")
 
