@@ -11,7 +11,7 @@ import triton.language as tl
 IMPLEMENTATION = "longctx_bench_one_query"
 _BLOCK = 64
 """Positions that a program reads at a time."""
-_PROGRAMS = 1024
+_PROGRAMS = 4096
 """Programs that keep a large GPU busy; a row's cache is split until there are so many."""
 _LEAST = 256
 """Positions below which splitting costs more than it gives; a power of two."""
