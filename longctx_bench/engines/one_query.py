@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 IMPLEMENTATION = "longctx_bench_one_query"
-_BLOCK = 64
-"""Positions that a program reads at a time."""
-_PROGRAMS = 4096
+_TILE = 2**14
+"""Bytes of keys that a program reads at a time, and as many of values; twice that is in shared memory at once."""
+_PROGRAMS = 8192
 """Programs that keep a large GPU busy; a row's cache is split until there are so many."""
 _LEAST = 256
 """Positions below which splitting costs more than it gives; a power of two."""
@@ -52,6 +52,8 @@ def one_query_attention(
         attention_mask = torch.ones(rows, 1, 1, places, dtype=torch.bool, device=query.device)
     # A power of two: the kernel is compiled for each length of a part.
     length = max(_LEAST, triton.next_power_of_2(places * rows * groups // _PROGRAMS))
+    size_padded = max(16, triton.next_power_of_2(size))
+    block = min(length, max(16, _TILE // (size_padded * key.element_size())))
     parts = triton.cdiv(places, length)
     mixed = query.new_empty(rows, groups, share, parts, size, dtype=torch.float32)
     sums = query.new_empty(rows, groups, share, parts, dtype=torch.float32)
@@ -61,7 +63,7 @@ def one_query_attention(
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), attention_mask.stride(0),
         groups=groups, share=share, size=size, share_padded=max(16, triton.next_power_of_2(share)),
-        size_padded=max(16, triton.next_power_of_2(size)), length=length, block=min(length, _BLOCK),
+        size_padded=size_padded, length=length, block=block, num_warps=4, num_stages=2,
     )  # fmt: skip
     whole = (sums.softmax(dim=-1)[..., None, :] @ mixed).to(query.dtype)
     return whole.view(rows, 1, heads, size), None

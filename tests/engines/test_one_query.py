@@ -1,4 +1,4 @@
-"""Attention of one query, in Triton's interpreter: Triton comes with vLLM's environment, and with torch for a GPU."""
+"""Attention of one query, in Triton's interpreter and on a GPU; Triton comes with vLLM, and with torch for a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -19,6 +20,7 @@ from longctx_bench.engines import one_query
 rows, heads, groups, places, size, least, dtype = {case}
 one_query._LEAST = least
 torch.manual_seed(0)
+torch.set_default_device({device!r})
 query = torch.randn(rows, 1, heads, size, dtype=dtype).transpose(1, 2)
 # Keys and values are views of longer buffers, as in a cache.
 key, value = (torch.randn(rows, groups, places + 9, size, dtype=dtype)[:, :, :places] for _ in range(2))
@@ -46,15 +48,22 @@ torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
         ("2, 5, 5, 200, 64, 256, torch.float32", 1e-5),
         ("1, 20, 1, 130, 80, 64, torch.float32", 1e-5),
         ("2, 9, 3, 517, 64, 128, torch.float16", 5e-3),
+        ("2, 4, 4, 300, 256, 256, torch.float32", 1e-5),
     ],
-    ids=["parts", "one-part", "odd-sizes", "half"],
+    ids=["parts", "one-part", "odd-sizes", "half", "wide"],
+)
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))],
 )
 @pytest.mark.parametrize(("scaling", "whole"), [("0.3", False), ("None", True)], ids=["masked", "whole"])
-def test_equals_sdpa_and_reads_nothing_that_is_masked(case: str, scaling: str, whole: bool, error: float) -> None:
+def test_equals_sdpa_and_reads_nothing_that_is_masked(
+    case: str, scaling: str, whole: bool, error: float, device: str
+) -> None:  # fmt: skip
     # Triton asks for its interpreter when it is imported, which another test may have done.
-    code = COMPARED.format(case=case, scaling=scaling, whole=whole, error=error)
+    code = COMPARED.format(case=case, scaling=scaling, whole=whole, error=error, device=device)
     told = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_INTERPRET": str(int(device == "cpu"))}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
