@@ -12,6 +12,7 @@ from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
+from longctx_bench.methods.checkpoint_format import LlamaDropeConfig
 
 
 def _model(seed: int = 0) -> PreTrainedModel:
@@ -20,6 +21,14 @@ def _model(seed: int = 0) -> PreTrainedModel:
         vocab_size=60, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, initializer_range=0.3,
     )  # fmt: skip
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    return made
+
+
+def _drope() -> PreTrainedModel:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 6}
+    config = LlamaDropeConfig(vocab_size=60, attention_type="qk_norm_nope", **shape)
     made: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     return made
 
@@ -47,6 +56,40 @@ def test_logits_are_the_same_whatever_the_number_of_tokens(monkeypatch: pytest.M
             torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-5, rtol=1e-5)
             assert modeling_llama.apply_rotary_pos_emb is not counted
         assert modeling_llama.apply_rotary_pos_emb is counted
+
+
+def test_layers_are_compiled_whole_and_norms_in_attention_by_themselves() -> None:
+    model = _drope()
+    compile_layers(model)
+    found = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
+    assert found == {
+        "model.layers.0",
+        "model.layers.0.self_attn.q_norm",
+        "model.layers.0.self_attn.k_norm",
+        "model.norm",
+    }
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@torch.inference_mode()
+def test_norms_in_attention_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, compiled = _drope(), _drope()
+    compile_layers(compiled)
+    eager: list[int] = []
+    norm = modeling_llama.LlamaRMSNorm.forward
+
+    def counted(self: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            eager.append(1)
+        found: torch.Tensor = norm(self, states)
+        return found
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", counted)
+    ids = torch.randint(0, 60, (2, 9))
+    expected = plain(ids).logits
+    assert len(eager) == 5
+    torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert len(eager) == 5, "none of them ran as it stands"
 
 
 def test_a_machine_that_cannot_compile_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
