@@ -30,7 +30,7 @@ _JOIN = 0.5
 """Share of the positions that may be taken when the next prompts are read."""
 
 _Before = tuple[Sequence[int], DynamicCache | None]
-"""The prompt that was read last, alone, and what a cache holds of it."""
+"""The prompt that was read last, alone, and what a cache holds of it; None where the next one does not want it."""
 
 
 @dataclass
@@ -110,6 +110,7 @@ class Decoder:
                 taken = [*beside, *(begun.rows if begun else [])]
                 fits = waiting and joins and (not taken or held([*taken, *waiting[0]]) <= pool)
                 if fits and (self.ahead or not begun):
+                    before = _kept(before, waiting[0])
                     following, before = self._begin(waiting.popleft(), before, room)
                 elif not begun:
                     break
@@ -118,6 +119,7 @@ class Decoder:
                     ready += found
                     beside += [row for row, _ in found]
                 begun = following
+            before = _kept(before, waiting[0] if waiting else [])
             read = self._joined(read, ready, before[1])
             if read is not None:
                 self._go_on(read, settled)
@@ -147,10 +149,9 @@ class Decoder:
         """Read prompts with their drafts in one pass, or one behind what it shares with the one before."""
         drafts = [first_draft(row, len(group), self.reader.words) for row in group]
         ids, cache = group[0].request.input_ids, self.reader.empty_cache(group)
-        if len(group) == 1 and before[1] is not None:
+        if before[1] is not None:
             # The last token is read in any case: its logits are not in a cache.
-            shared = min(common(before[0], ids), len(ids) - 1)
-            cache = branch(before[1], shared if worth_sharing(shared, len(ids)) else 0, cache)
+            cache = branch(before[1], min(common(before[0], ids), len(ids) - 1), cache)
         # Behind a prompt, nothing looks at padding, and no mask is needed; what is behind its keys is cut off.
         logits = self.reader.prefill(group, drafts, [0] * len(group), cache, max(1, room // len(group)))
         return _Begun(group, drafts, cache, logits), (ids, cache) if len(group) == 1 else ((), None)
@@ -219,3 +220,12 @@ class Decoder:
                 lookup.add(read.rows[place].tokens[before[place] :])
                 lookup.judge(len(guess), right)
         read.seen = torch.cat([read.seen, told.to(model.device)], dim=1)
+
+
+def _kept(before: _Before, group: list[Row]) -> _Before:
+    """Return the prompt that was read last if the one to be read next begins alike: its cache takes memory."""
+    if before[1] is None or len(group) != 1:
+        return (), None
+    ids = group[0].request.input_ids
+    shared = min(common(before[0], ids), len(ids) - 1)
+    return before if worth_sharing(shared, len(ids)) else ((), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from longctx_bench.engines import beside, cuda_graph
 from longctx_bench.engines.cuda_graph import Replay, can_replay, one_query_apart
@@ -78,6 +78,27 @@ def test_tokens_are_those_of_generate(
         assert (count, why) == (len(expected), "eos" if expected[-1] == EOS else "length")
     assert {why for _, _, why in found} == {"eos", "length"}, "both ends are tried"
     assert pool is None or max(most) <= pool, "no more than was allowed is held"
+
+
+@pytest.mark.parametrize("lengths", [(30,), (30, 25, 41)], ids=["one", "several"])
+def test_while_it_is_decoded_a_prompt_is_held_once(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(beside, "can_replay", lambda model: True)
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
+    decoder = Decoder(Reader(model, tokenizer, frozenset()), 1, 0.5, ahead=True)
+    made: list[DynamicCache] = []
+    empty, step = decoder.reader.empty_cache, decoder._go_on
+    monkeypatch.setattr(decoder.reader, "empty_cache", lambda *rows: made.append(empty(*rows)) or made[-1])
+    held: list[int] = []
+
+    def watched(read: Any, settled: Any) -> None:
+        held.append(sum(cache.layers[0].keys is not None for cache in made))
+        step(read, settled)
+
+    monkeypatch.setattr(decoder, "_go_on", watched)
+    decoder.decode([Request(str(place), ids, 5) for place, ids in enumerate(_ids(*lengths))], lambda *_: False, 10**6)
+    assert held == [1]
 
 
 def test_windows_have_no_common_length_and_are_decoded_in_step() -> None:
