@@ -14,7 +14,7 @@ from longctx_bench.records import NATURAL
 from longctx_bench.specs import HubSource, Source
 
 _EFFICIENCY = 0.5
-"""Share of a plain matrix product's rate that a model's forward pass reaches."""
+"""Share of a plain matrix product's rate that a forward pass reaches, and of the memory's that decoding does."""
 _DECODE_BATCH = 4
 """Examples decoded together, on average."""
 
@@ -67,4 +67,4 @@ def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, flo
     length, new = planned.cell.length, planned.task.max_new_tokens
     prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair
     decode = new * (footprint.weights / _DECODE_BATCH + length * footprint.per_token) / bandwidth
-    return planned.n * (prefill / (operations * _EFFICIENCY) + decode)
+    return planned.n * (prefill / operations + decode) / _EFFICIENCY

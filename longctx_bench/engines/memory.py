@@ -23,6 +23,8 @@ _CPU_ALIKE_TOKENS = 65536
 _CUDA_BATCH_TOKENS = 1048576
 _LEAST_CHUNK = 256
 """Prompt tokens of a pass, at least: where they do not fit, nothing does."""
+_COPIED = 2**30
+"""Bytes that are copied to time a GPU's memory: far more than its caches hold."""
 _FULL = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory object")
 """What torch's allocator and oneDNN say; oneDNN has no other words for it."""
 
@@ -78,25 +80,32 @@ def prefill_room(footprint: Footprint, held: int, device: str) -> int:
 
 
 def speed(dtype: Any, device: str) -> tuple[float, float]:
-    """Return (operations a second of a matrix product, bytes a second of a sum) on a device, in about a second."""
+    """Return (operations a second of a matrix product, bytes a second of memory) on a device, in about a second.
+
+    Memory is timed by a sum on a CPU and by copies on a GPU, which count twice: no single sum keeps a large GPU busy.
+    """
     import torch
 
-    size = 8192 if device.startswith("cuda") else 1024
+    cuda = device.startswith("cuda")
+    size = 8192 if cuda else 1024
     square = torch.rand(size, size, device=device).to(dtype)
-    big = torch.rand(64, size, size, device=device).to(dtype) if size == 1024 else square
 
     def seconds(work: Callable[[], Any]) -> float:
         times = []
         for _ in range(4):
             started = perf_counter()
             work()
-            if device.startswith("cuda"):
+            if cuda:
                 torch.cuda.synchronize()
             times.append(perf_counter() - started)
         return min(times)
 
     operations = 2 * size**3 / seconds(lambda: square @ square)
-    return operations, big.numel() * big.element_size() / seconds(big.sum)
+    if cuda:
+        source, target = torch.zeros(2, _COPIED, dtype=torch.uint8, device=device)
+        return operations, 2 * _COPIED / seconds(lambda: target.copy_(source))
+    big = torch.rand(64, size, size).to(dtype)
+    return operations, big.nbytes / seconds(big.sum)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 Random weights of a shape and random prompts: speed does not depend on what stands in them. The ceiling of a prefill is
 the time of its matrix products and attention alone, measured in the same run; that of a decoding step the bytes of
-weights and cache at the measured rate of a sum over memory.
+weights and cache at the measured rate of memory.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Measured:
     """Seconds of one decoding step of all prompts."""
     step_ceiling: float
     """Seconds in which weights and cache can be read."""
+    read: float
+    """Bytes of them."""
     peak: int | None
     planned: int
 
@@ -57,10 +59,11 @@ class Measured:
         """Return it as a line; ``new_tokens`` is an example's budget."""
         whole = self.prefill + new_tokens * self.step
         read, ceiling = self.prompts * self.length / self.prefill, self.prefill_ceiling / self.prefill
+        share, rate = self.step_ceiling / self.step, self.read / self.step / 1e9
         planned = f"plan {self.planned / 2**30:.2f} GiB"
         parts = (
             f"{self.prompts} x {self.length:,} tokens: prefill {read:,.0f} tokens/s ({ceiling:.0%} of its ceiling),",
-            f"decoding {self.prompts / self.step:,.1f} tokens/s ({self.step_ceiling / self.step:.0%}),",
+            f"decoding {self.prompts / self.step:,.1f} tokens/s ({share:.0%}, {rate:,.0f} GB/s),",
             f"{self.prompts / whole:.3f} examples/s with {new_tokens} new tokens each,",
             f"{self.prompts / self.prefill:.3f} with right answers;",
             planned if self.peak is None else f"memory {self.peak / 2**30:.2f} GiB ({planned})",
@@ -105,7 +108,9 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     read_at_once = max(length, min(prompts * length, decoder.at_once))
     planned = found.weights + prompts * (length + steps) * found.per_token + read_at_once * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
-    return Measured(prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, peak, planned)
+    return Measured(
+        prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, read, peak, planned
+    )
 
 
 def ceiling(model: LlamaForCausalLM, prompts: int, length: int) -> float:
