@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.engines import memory
+from longctx_bench.engines.base import Footprint
 from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.rotation import rotation_at_once
@@ -84,15 +86,14 @@ def build(shape: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
         torch.set_default_dtype(before)
 
 
-def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, bandwidth: float) -> Measured:
-    """Prefill and decode random prompts by the engine's own decoder."""
+def decoding(model: LlamaForCausalLM, prompts: int, length: int) -> tuple[Decoder, Footprint, Callable[[int], float]]:
+    """Return a decoder, what its model takes, and what returns the seconds of so many new tokens on random prompts."""
     device = str(model.device)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
     decoder = Decoder.on(model, tokenizer, frozenset())
     generator = torch.Generator().manual_seed(0)
     words = model.config.vocab_size
     ids = [tuple(torch.randint(2, words, (length,), generator=generator).tolist()) for _ in range(prompts)]
-
     found = memory.footprint(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
 
     def run(new_tokens: int) -> float:
@@ -100,6 +101,13 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
         room = memory.prefill_room(found, prompts * (length + new_tokens), device)
         return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
 
+    return decoder, found, run
+
+
+def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, bandwidth: float) -> Measured:
+    """Prefill and decode random prompts by the engine's own decoder."""
+    device = str(model.device)
+    decoder, found, run = decoding(model, prompts, length)
     run(1 + steps)
     memory.peak(device)
     prefill = min(run(1) for _ in range(3))
@@ -111,6 +119,18 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
     return Measured(
         prompts, length, prefill, ceiling(model, prompts, length), step, read / bandwidth, read, peak, planned
     )
+
+
+def profiled(model: LlamaForCausalLM, prompts: int, length: int) -> str:
+    """Return what a prefill's time goes to, kernel by kernel, the longest first; after :func:`measure` of the same."""
+    cuda = model.device.type == "cuda"
+    run = decoding(model, prompts, length)[2]
+    run(1)
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with profile(activities=[activity]) as seen:
+        run(1)
+    time = f"self_{activity.name.lower()}_time_total"
+    return str(seen.key_averages().table(sort_by=time, row_limit=14, max_name_column_width=60))
 
 
 def ceiling(model: LlamaForCausalLM, prompts: int, length: int) -> float:
@@ -169,6 +189,7 @@ def main() -> None:
     )
     parser.add_argument("--new-tokens", type=int, default=128, help="of each example")
     parser.add_argument("--compile", action="store_true", help="as `run --compile` does")
+    parser.add_argument("--profile", action="store_true", help="also what a prefill's time goes to")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
     chosen = parser.parse_args()
@@ -186,6 +207,8 @@ def main() -> None:
                 share = found.prefill_ceiling / found.prefill
                 keep(f"prefill of {shape}, {length} tokens, its matrix products alone", share)
                 print(f"{how}: {found.line(chosen.new_tokens)}", flush=True)
+                if chosen.profile:
+                    print(profiled(model, prompts, length), flush=True)
         del model
         if cuda:
             torch.cuda.empty_cache()
