@@ -19,7 +19,8 @@ test: .venv/.installed-dev lint
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_one_query.py tests/test_parity.py
+	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_one_query.py \
+	  tests/engines/test_rotation.py tests/test_parity.py
 
 # Tables, figures and the page of the tiny family, again from its records: what README shows.
 reference: .venv/.installed
