@@ -33,6 +33,11 @@ class Driven:
     def all(self, selector: str) -> list[Any]:
         return list(self.chrome.find_elements("css selector", selector))
 
+    def drawn(self, selector: str) -> list[Any]:
+        """The same of what is drawn when it comes into sight, which is a moment after it was asked for."""
+        wait_for(lambda: bool(self.all(selector)))
+        return self.all(selector)
+
     def texts(self, selector: str) -> list[str]:
         """What a person can read, in the order of the page."""
         return [element.text for element in self.all(selector) if element.is_displayed()]
@@ -208,7 +213,7 @@ def test_a_heatmap_tells_and_opens_a_square(page: Driven) -> None:
     from selenium.webdriver import ActionChains
 
     page.view("heatmaps")
-    square = page.all("figure[data-name=yarn-tiny] tbody tr:nth-child(2) td[data-length='1024']")[0]
+    square = page.drawn("figure[data-name=yarn-tiny] tbody tr:nth-child(2) td[data-length='1024']")[0]
     assert square.text == "75"
     page.run("arguments[0].scrollIntoView({block: 'center'})", square)
     ActionChains(page.chrome).move_to_element(square).perform()
@@ -225,7 +230,7 @@ def test_heatmaps_and_views_work_by_keyboard(page: Driven) -> None:
 
     page.all("#tab-scores")[0].send_keys(Keys.ARROW_RIGHT)
     assert page.texts("[role=tab][aria-selected=true]") == ["Heatmaps"]
-    stops = page.all("figure[data-name=rope-tiny] td[tabindex='0']")
+    stops = page.drawn("figure[data-name=rope-tiny] td[tabindex='0']")
     assert len(stops) == 1
     stops[0].send_keys(Keys.ARROW_DOWN)
     page.chrome.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
