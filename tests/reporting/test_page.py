@@ -25,18 +25,21 @@ class Driven:
     def open(self) -> Driven:
         self.chrome.get("about:blank")
         opened(self.chrome, self.path)
+        self.settle()
         return self
+
+    def settle(self) -> None:
+        """Wait until what came into sight is drawn: observers are told in the order in which they were made."""
+        self.chrome.execute_async_script(
+            "const told = arguments[0];"
+            "new IntersectionObserver((_, own) => { own.disconnect(); told(); }).observe(document.body);"
+        )
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.chrome.execute_script(script, *arguments)
 
     def all(self, selector: str) -> list[Any]:
         return list(self.chrome.find_elements("css selector", selector))
-
-    def drawn(self, selector: str) -> list[Any]:
-        """The same of what is drawn when it comes into sight, which is a moment after it was asked for."""
-        wait_for(lambda: bool(self.all(selector)))
-        return self.all(selector)
 
     def texts(self, selector: str) -> list[str]:
         """What a person can read, in the order of the page."""
@@ -49,6 +52,7 @@ class Driven:
 
     def view(self, name: str) -> None:
         self.click(f"#tab-{name}")
+        self.settle()
 
     def column(self, heading: str) -> list[str]:
         """One column of the examples on screen."""
@@ -213,7 +217,7 @@ def test_a_heatmap_tells_and_opens_a_square(page: Driven) -> None:
     from selenium.webdriver import ActionChains
 
     page.view("heatmaps")
-    square = page.drawn("figure[data-name=yarn-tiny] tbody tr:nth-child(2) td[data-length='1024']")[0]
+    square = page.all("figure[data-name=yarn-tiny] tbody tr:nth-child(2) td[data-length='1024']")[0]
     assert square.text == "75"
     page.run("arguments[0].scrollIntoView({block: 'center'})", square)
     ActionChains(page.chrome).move_to_element(square).perform()
@@ -229,8 +233,9 @@ def test_heatmaps_and_views_work_by_keyboard(page: Driven) -> None:
     from selenium.webdriver import Keys
 
     page.all("#tab-scores")[0].send_keys(Keys.ARROW_RIGHT)
+    page.settle()
     assert page.texts("[role=tab][aria-selected=true]") == ["Heatmaps"]
-    stops = page.drawn("figure[data-name=rope-tiny] td[tabindex='0']")
+    stops = page.all("figure[data-name=rope-tiny] td[tabindex='0']")
     assert len(stops) == 1
     stops[0].send_keys(Keys.ARROW_DOWN)
     page.chrome.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
