@@ -61,7 +61,11 @@ class Driven:
 
     def sort(self, table: str, heading: str) -> None:
         wait_for(lambda: bool(self.all(f"{table} .dt-column-order")))  # tables become sortable when they are seen
+        told = next(found for found in self.all(f"{table} thead th") if heading in found.text)
+        before = told.get_attribute("aria-sort")
         self.click(f"{table} thead th", heading)
+        # DataTables sorts after the click, rows and heading at once.
+        wait_for(lambda: told.get_attribute("aria-sort") != before)
 
     def tick(self, choice: str, *labels: str) -> None:
         """Leave only these values in a filter."""
