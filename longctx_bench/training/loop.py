@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,8 @@ from longctx_bench.training.recipe import Recipe
 from longctx_bench.training.sources import prepare
 from longctx_bench.training.throughput import flops_per_token, matmul_rate
 
+Inputs = dict[str, torch.Tensor]
+"""Arguments of the loss by name, one entry a sequence in each."""
 LOG_EVERY = 20
 """Steps between two lines of the curve."""
 
@@ -109,9 +112,9 @@ class Run:
         measured = True
         ahead = self._ahead(loader, self.step)
         while self.step < recipe.steps and not self.stopping:
-            rows = ahead.result()
+            inputs = ahead.result()
             ahead = self._ahead(loader, self.step + 1)
-            window.append(self._one_step(rows))
+            window.append(self._one_step(inputs))
             self.step += 1
             if self.step % LOG_EVERY == 0 or self.step == recipe.steps:
                 loss = torch.stack(window).mean().item()
@@ -155,47 +158,44 @@ class Run:
             0 < left <= self.recipe.candidates * self.recipe.candidate_every and left % self.recipe.candidate_every == 0
         )
 
-    def _ahead(self, loader: ThreadPoolExecutor, step: int) -> Future[torch.Tensor]:
+    def _ahead(self, loader: ThreadPoolExecutor, step: int) -> Future[Inputs]:
         """Make this process's share of a step's sequences while the device works on the one before."""
         share = self.recipe.batch // self.accelerator.num_processes
+        return loader.submit(self._inputs, step, self.accelerator.process_index * share, share)
 
-        def make() -> torch.Tensor:
-            rows = torch.from_numpy(self.data.batches.step(step, self.accelerator.process_index * share, share))
-            return rows.pin_memory() if self.accelerator.device.type == "cuda" else rows
+    def _inputs(self, step: int, first: int, count: int) -> Inputs:
+        """Return what the loss takes for sequences ``first`` to ``first + count`` of a step, by argument."""
+        recipe, batches = self.recipe, self.data.batches
+        arrays: dict[str, Any] = {"rows": batches.step(step, first, count)}
+        if recipe.softmax_temperatures:
+            drawn = batches.temperatures(step, *recipe.softmax_temperatures, self._draws())
+            arrays["softmax_temperature"] = drawn[first : first + count]
+        if recipe.virtual_length:
+            arrays["key_bias"] = batches.key_bias(step, recipe.virtual_length, first, count)
+        on_gpu = self.accelerator.device.type == "cuda"
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: tensor.pin_memory() if on_gpu else tensor for name, tensor in tensors.items()}
 
-        return loader.submit(make)
-
-    def _one_step(self, rows: torch.Tensor) -> torch.Tensor:
-        recipe = self.recipe
-        rows = rows.to(self.accelerator.device, non_blocking=True)
-        parts = rows.split(recipe.micro_batch)
-        temperatures = self._temperatures(len(rows)).split(recipe.micro_batch) if recipe.softmax_temperatures else None
+    def _one_step(self, inputs: Inputs) -> torch.Tensor:
+        recipe, device = self.recipe, self.accelerator.device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        sequences = len(inputs["rows"])
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
-        total = torch.zeros((), device=rows.device)
-        for index, part in enumerate(parts):
-            weight = len(part) / len(rows)
-            of_part = (part,) if temperatures is None else (part, temperatures[index])
-            if index + 1 < len(parts):
-                with self.accelerator.no_sync(self.loss):
-                    loss = self.loss(*of_part) * weight
-                    loss.backward()
-            else:
-                loss = self.loss(*of_part) * weight
+        total = torch.zeros((), device=device)
+        for first in range(0, sequences, recipe.micro_batch):
+            part = {name: tensor[first : first + recipe.micro_batch] for name, tensor in inputs.items()}
+            weight = len(part["rows"]) / sequences
+            # Gradients are exchanged between processes once a step, with the last part.
+            last = first + recipe.micro_batch >= sequences
+            with nullcontext() if last else self.accelerator.no_sync(self.loss):
+                loss = self.loss(**part) * weight
                 loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return total
-
-    def _temperatures(self, count: int) -> torch.Tensor:
-        """Return this process's share of the step's softmax temperatures, ``[count, heads or 1]``."""
-        recipe, device = self.recipe, self.accelerator.device
-        assert recipe.softmax_temperatures is not None
-        drawn = self.data.batches.temperatures(self.step, *recipe.softmax_temperatures, self._draws())
-        first = self.accelerator.process_index * count
-        return torch.from_numpy(drawn[first : first + count]).to(device, non_blocking=True)
 
     def _draws(self) -> int:
         """Return how many softmax temperatures a sequence has."""
@@ -207,13 +207,19 @@ class Run:
         Gradients stay on: without them torch.compile makes a second graph, which takes longer than they do.
         """
         rows = torch.from_numpy(self.data.validation).to(self.accelerator.device)
+        neutral: Inputs = {}
+        # Given, though they change nothing, so that torch.compile needs no second graph.
+        if self.recipe.softmax_temperatures:
+            neutral["softmax_temperature"] = torch.ones(len(rows), self._draws(), device=rows.device)
+        if self.recipe.virtual_length:
+            neutral["key_bias"] = torch.zeros(len(rows), rows.shape[1] - 1, device=rows.device)
         total = 0.0
-        for part in rows.split(self.recipe.micro_batch):
-            # Ones in place of none, so that torch.compile needs no second graph.
-            ones = (
-                (torch.ones(len(part), self._draws(), device=rows.device),) if self.recipe.softmax_temperatures else ()
-            )
-            total += self.loss(part, *ones).item() * len(part)
+        for first in range(0, len(rows), self.recipe.micro_batch):
+            part = {
+                name: tensor[first : first + self.recipe.micro_batch]
+                for name, tensor in {"rows": rows, **neutral}.items()
+            }
+            total += self.loss(**part).item() * len(part["rows"])
         return total / len(rows)
 
     def _line(self, train_loss: float | None, speed: float | None) -> dict[str, Any]:

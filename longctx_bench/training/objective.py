@@ -18,18 +18,25 @@ if TYPE_CHECKING:
 class NextTokenLoss(nn.Module):
     """A causal model and its loss in one module, so that torch.compile and DDP see both."""
 
-    def __init__(self, model: PreTrainedModel, precision: str, residual: str = "bf16") -> None:
+    def __init__(self, model: PreTrainedModel, precision: str, residual: str = "fp32") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.residual = residual
 
-    def forward(self, rows: torch.Tensor, temperatures: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        rows: torch.Tensor,
+        softmax_temperature: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the mean loss of ``[sequences, length + 1]`` token ids, fp32 scalar.
 
-        ``temperatures``, ``[sequences, heads]`` or ``[sequences, 1]``, multiply the attention logits.
+        ``softmax_temperature``, ``[sequences, heads]`` or ``[sequences, 1]``, multiplies the attention logits;
+        ``key_bias``, ``[sequences, length]``, is added to them.
         """
-        extra = {} if temperatures is None else {"softmax_temperature": temperatures}
+        given = {"softmax_temperature": softmax_temperature, "key_bias": key_bias}
+        extra = {name: value for name, value in given.items() if value is not None}
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             embedded = self.model.get_input_embeddings()(rows[:, :-1])
             if self.precision == "bf16" and self.residual == "bf16":

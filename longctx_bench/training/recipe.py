@@ -65,6 +65,21 @@ class Lora(Spec):
     alpha: int = Field(default=64, gt=0)
 
 
+class VirtualLength(Spec):
+    """Longer contexts simulated within the training context, for models without positions.
+
+    To attention without positions, a key that stands r times in the context is one key whose logit is ln r higher:
+    the softmax gives both the weight r e^z. So a sequence draws ln r and adds it to the logits of some of its keys, in
+    all layers and heads: in a retrieval exercise those of the haystack (not of needles, instruction, questions and
+    answers), in ordinary text those of one to three random spans. Nothing is added when validating, nor at test time.
+    """
+
+    factor: float = Field(default=16.0, gt=1)
+    """Largest r: ln r is uniform in [0, ln factor]."""
+    share: float = Field(default=0.75, gt=0, le=1)
+    """Of the sequences that draw one; the others have r = 1."""
+
+
 class Recipe(Spec):
     """One training run. Sizes are in tokens unless a name says otherwise."""
 
@@ -96,6 +111,14 @@ class Recipe(Spec):
     """Distinct retrieval sequences."""
     retrieval_needles: int = Field(default=10, ge=1)
     """Most needles that a retrieval sequence hides."""
+    retrieval_exercises: Literal["one-question", "mixed"] = "mixed"
+    """``one-question`` as in RULER: one question, which may ask for several values, and collapsed white space in the
+    haystack. ``mixed``: half of the exercises hide one to four needles and ask one or two questions, each with its
+    answer before the next, and haystacks keep their line breaks."""
+    crops: Literal["fixed", "random"] = "random"
+    """Each pass over the text cuts it into sequences at the same places, or at other ones."""
+    virtual_length: VirtualLength | None = None
+    """For models without positions (``nope``, ``drope``)."""
     softmax_temperatures: tuple[PositiveFloat, PositiveFloat] | None = None
     """Each training sequence multiplies its attention logits by a number drawn log-uniformly between these two, so that
     the model stands the sharper softmax that a longer context wants; 1 everywhere without it, and when validating."""
@@ -120,9 +143,9 @@ class Recipe(Spec):
     lora: Lora | None = None
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
-    residual: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the residual stream under ``precision: bf16``: that of inference in bf16, or with room for the small
-    differences between positions that a model without positions lives on, for some of the speed."""
+    residual: Literal["bf16", "fp32"] = "fp32"
+    """Precision of the residual stream and the norms under ``precision: bf16``. Models without positions tell positions
+    apart by small differences in it, which bf16 rounds away."""
     compile: bool = True
     evaluate_every: int = Field(default=500, gt=0)
     """Steps between two validation losses."""
@@ -148,16 +171,25 @@ class Recipe(Spec):
             raise ValueError("'qk_norm' is for kind 'recalibrate'")
         if self.rope_theta is not None and self.kind != "control":
             raise ValueError("'rope_theta' is for kind 'control': a fresh model has 'shape.rope_theta', DroPE has none")
+        if self.tokens_per_step % self.sequence_length:
+            raise ValueError("tokens_per_step must be a multiple of sequence_length")
+        if self.steps < 1:
+            raise ValueError("tokens is less than one step (tokens_per_step)")
+        return self
+
+    @model_validator(mode="after")
+    def _attention(self) -> Self:
         if self.softmax_temperatures is not None:
             low, high = self.softmax_temperatures
             if low > high:
                 raise ValueError("softmax_temperatures: the first is the smaller one")
             if self.positions == "alibi":
                 raise ValueError("softmax_temperatures: the attention of 'alibi' has none")
-        if self.tokens_per_step % self.sequence_length:
-            raise ValueError("tokens_per_step must be a multiple of sequence_length")
-        if self.steps < 1:
-            raise ValueError("tokens is less than one step (tokens_per_step)")
+        if self.virtual_length is not None and self.positions not in ("nope", "drope"):
+            raise ValueError(
+                f"virtual_length: is for 'nope' and 'drope'; with positions '{self.positions}' a key that stands r "
+                f"times is not one key whose logit is ln r higher"
+            )
         return self
 
     @property
@@ -174,9 +206,22 @@ class Recipe(Spec):
         """Return what decides the weights: the recipe without its names, places and machine settings."""
         places = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
         rhythm = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
-        # Without temperatures it says nothing, and runs from before there were any are to resume.
-        unused = set() if self.softmax_temperatures else {"softmax_temperatures", "temperatures_by"}
-        return self.model_dump(mode="json", exclude=places | rhythm | unused)
+        values = self.model_dump(mode="json", exclude=places | rhythm)
+        # What was not an option yet is left out where it says what runs did before: they are to resume.
+        for name, before in _BEFORE_OPTIONS.items():
+            if values[name] == before:
+                del values[name]
+        if self.softmax_temperatures is None:
+            del values["temperatures_by"]
+        return values
+
+
+_BEFORE_OPTIONS = {
+    "softmax_temperatures": None,
+    "virtual_length": None,
+    "crops": "fixed",
+    "retrieval_exercises": "one-question",
+}
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -50,8 +50,23 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
     Batches(text, recipe.batch, recipe.seed)
     pool = None
     if recipe.retrieval_share:
-        pool = retrieval_pool(text, tokenizer, recipe.retrieval_pool, recipe.seed, most=recipe.retrieval_needles)
-    batches = Batches(text, recipe.batch, recipe.seed, pool, recipe.retrieval_share, _digits(tokenizer))
+        pool = retrieval_pool(
+            text,
+            tokenizer,
+            recipe.retrieval_pool,
+            recipe.seed,
+            most=recipe.retrieval_needles,
+            mixed=recipe.retrieval_exercises == "mixed",
+        )
+    batches = Batches(
+        text,
+        recipe.batch,
+        recipe.seed,
+        pool,
+        recipe.retrieval_share,
+        _digits(tokenizer),
+        random_crops=recipe.crops == "random",
+    )
     held_out = token_arrays([recipe.validation], recipe.corpus, tokenizer, recipe.validation_tokens)
     rows = PackedText(held_out, recipe.sequence_length)
     count = min(len(rows), max(1, recipe.validation_tokens // recipe.sequence_length))
