@@ -34,8 +34,8 @@ class PackedText:
     def row(self, index: int, shift: float = 0.0) -> Tokens:
         """Return row ``index``: ``[length + 1]`` token ids.
 
-        ``shift``, in [0, 1), moves the cuts by that share of a row: what stands before the first cut of an array is left
-        out, and its last row, where the array ends too early, begins within the row before it.
+        ``shift``, in [0, 1), moves the cuts by that share of a row: what stands before the first cut of an array is
+        left out, and its last row, where the array ends too early, begins within the row before it.
         """
         which = bisect_right(self._ends, index)
         start = (index - (self._ends[which - 1] if which else 0)) * self.length + int(shift * self.length)
