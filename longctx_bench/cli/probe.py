@@ -68,6 +68,39 @@ def attention_command(
     click.echo(f"wrote {path}; `longctx-bench figures {out} --kind attention` draws it")
 
 
+@probe_group.command("virtual-length")
+@click.argument("model")
+@click.option("--factor", default="2,4,8,16", show_default=True, metavar="NUMBERS", help="How often tokens stand.")
+@click.option("--limit", default=8, show_default=True, type=click.IntRange(min=1), help="Prompts.")
+@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@_OUT
+@registry_options
+def virtual_length_command(
+    model: str, factor: str, limit: int, seed: int, device: str, out: Path, **options: tuple[str, ...]
+) -> None:
+    """Measure how well virtual length stands for repeated tokens in a MODEL without positions such as drope-tiny.
+
+    Prompts whose tokens stand several times are compared with prompts whose keys have as much more on their logits:
+    hidden states by layer and next-token distributions, in fp32.
+    """
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    variant = registry.variant(model)
+    factors = [int(number) if number.strip().isdecimal() else 0 for number in factor.split(",")]
+    if min(factors) < 2 or max(factors) > 1024:
+        raise UserError(f"--factor {factor}: expected whole numbers from 2 to 1024, such as 2,4,8")
+
+    from longctx_bench.probes.virtual_length import probe_virtual_length
+
+    path, results = probe_virtual_length(variant, registry, factors, limit, seed, device, out)
+    for result in results:
+        click.echo(
+            f"{result.factor} times: KL divergence {result.divergence:.3f} nats ({result.divergence_without:.3f} "
+            f"without the bias), same next token {result.same_token:.1%} ({result.same_token_without:.1%})"
+        )
+    click.echo(f"wrote {path}")
+
+
 @probe_group.command("factors")
 @click.argument("model")
 @click.option("--scale", default="8x", show_default=True, metavar="SCALES", help="Extension factors s.")

@@ -20,9 +20,12 @@ CASES = {
     "tiny-alibi": (TINY, "alibi", 512, 256),
     "tiny-rnope-swa": (TINY, "rnope-swa", 512, 256),
     "tiny-drope": (TINY, "drope", 512, 256),
+    "tiny-drope-virtual": (TINY, "drope", 512, 256),
     "135m": (SMALL, "rope", 2048, 16),
+    "135m-drope": (SMALL, "drope", 2048, 16),
+    "135m-drope-virtual": (SMALL, "drope", 2048, 16),
 }
-"""name -> (shape, positions, sequence length, sequences in one pass)."""
+"""name -> (shape, positions, sequence length, sequences in one pass); ``-virtual`` adds a bias to the keys."""
 
 
 def measure(name: str, steps: int = 20, compiled: bool = True) -> str:
@@ -38,10 +41,12 @@ def measure(name: str, steps: int = 20, compiled: bool = True) -> str:
     if compiled:
         objective = torch.compile(objective)  # type: ignore[assignment]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-    rows = torch.randint(0, shape.vocab_size, (sequences, length + 1), device=device)
+    inputs = {"rows": torch.randint(0, shape.vocab_size, (sequences, length + 1), device=device)}
+    if name.endswith("-virtual"):
+        inputs["key_bias"] = torch.rand(sequences, length, device=device)
 
     def step() -> float:
-        loss = objective(rows)
+        loss = objective(**inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
