@@ -40,16 +40,17 @@ def milliseconds(name: str, repeats: int) -> dict[str, float]:
     mask = torch.full((length, length), -torch.inf, device="cuda").triu(1)
 
     def by_flex() -> torch.Tensor:
-        def raised(score: torch.Tensor, b: int, h: int, q: int, k: int) -> torch.Tensor:
-            return score + bias[b, k]
+        def raised(*place: torch.Tensor) -> torch.Tensor:
+            score, sequence, _head, _query, position = place
+            return score + bias[sequence, position]
 
         out = flex(query, key, value, score_mod=raised, block_mask=causal, enable_gqa=heads != key_heads)
         return out.transpose(1, 2)
 
     def by_mask() -> torch.Tensor:
-        repeated = [each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value)]
+        keys, values = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
         whole = (mask + bias[:, None, None, :]).to(query.dtype)
-        return functional.scaled_dot_product_attention(query, *repeated, attn_mask=whole).transpose(1, 2)
+        return functional.scaled_dot_product_attention(query, keys, values, attn_mask=whole).transpose(1, 2)
 
     scaling = width**-0.5
     ways: dict[str, Callable[[], torch.Tensor]] = {
@@ -58,16 +59,16 @@ def milliseconds(name: str, repeats: int) -> dict[str, float]:
         "FlexAttention": by_flex,
         "float mask": by_mask,
     }
-    return {way: _time(lambda attend=attend: attend().backward(gradient), repeats) for way, attend in ways.items()}
+    return {way: _time(attend, gradient, repeats) for way, attend in ways.items()}
 
 
-def _time(step: Callable[[], None], repeats: int) -> float:
-    for _ in range(_WARM_UP):
-        step()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        step()
+def _time(attend: Callable[[], torch.Tensor], gradient: torch.Tensor, repeats: int) -> float:
+    began = 0.0
+    for step in range(-_WARM_UP, repeats):
+        if step == 0:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        attend().backward(gradient)
     torch.cuda.synchronize()
     return (time.perf_counter() - began) / repeats * 1e3
 
