@@ -67,9 +67,9 @@ def damage(path: Path) -> str | None:
 
     Files that came to a sealed folder later are none of its business. Nothing is written or locked.
     """
-    if not path.exists():
-        return "is missing"
     try:
+        if not path.exists():
+            return "is missing"
         sealed = json.loads(_seal_of(path).read_bytes())
         sums = {path / name: (entry["size"], entry["sha256"]) for name, entry in sealed.items()}
     except FileNotFoundError:

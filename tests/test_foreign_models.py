@@ -356,6 +356,25 @@ def test_a_tokenizer_that_makes_its_library_panic_is_one_line(
         load_tokenizer(tiny_folder)
 
 
+@pytest.mark.parametrize(
+    "fit",
+    [
+        {"c": "x", "table": {}},
+        {"c": 0.1, "table": {"0": 1.0}},
+        {"c": 0.1, "table": {"-2": 1.0}},
+        {"c": 0.1, "table": [1]},
+        {"c": float("nan"), "table": {}},
+        {"c": 0.1},
+        5,
+    ],
+)
+def test_a_calibration_that_is_none_is_one_line(fit: Any, tiny_folder: Path, tmp_path: Path, call: Call) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "calibration.json").write_text(json.dumps({"attention_factor": {"retrieval": fit}}))
+    code, _, error = call("run", "--model", f"yarn-retrieval:{folder}", "--length", "512", "--out", tmp_path / "out")
+    assert (code, len(error.splitlines()), "calibration" in error) == (2, 1, True), error
+
+
 # -- show -------------------------------------------------------------------------------------------------------------
 
 
