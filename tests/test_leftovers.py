@@ -145,4 +145,6 @@ def test_a_scratch_folder_is_locked(folder: Path) -> None:
         assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
         with pytest.raises(TimeoutError):
             FileLock(scratch / ".in-use").acquire(timeout=0)
+        with ScratchFolder("longctx-bench-"):
+            assert scratch.exists(), "as a conversion needs another one"
     assert not scratch.exists()
