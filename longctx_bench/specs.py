@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.yaml_values import yaml_value
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -215,47 +216,6 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where}: expected a mapping of settings (got {value!r:.60})")
     return value
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would take the last without a word."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._flat: set[yaml.MappingNode] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Here, before `<<` is resolved: what a mapping takes from another one it may give a value of its own.
-        if node in self._flat:
-            return
-        self._flat.add(node)
-        seen: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            name = (key.tag, key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' of line {seen[name]} stands there again", key.start_mark
-                )
-            seen[name] = key.start_mark.line + 1
-        super().flatten_mapping(node)
-
-
-def yaml_value(text: str) -> Any:
-    """Return what YAML text stands for.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, nested too deeply, or has a key twice in one mapping.
-    """
-    loader = _UniqueKeys(text)
-    try:
-        return loader.get_single_data()
-    except (RecursionError, ValueError) as error:
-        # The latter of a date that is none, say.
-        raise yaml.YAMLError("nested too deeply" if isinstance(error, RecursionError) else error) from error
-    finally:
-        loader.dispose()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from longctx_bench.engines.differences import read_origin
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.named_sources import is_known
-from longctx_bench.specs import HubSource, WheelSource, read_yaml, validate, yaml_value
+from longctx_bench.specs import HubSource, WheelSource, read_yaml, validate
+from longctx_bench.yaml_values import yaml_value
 
 QUICK = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

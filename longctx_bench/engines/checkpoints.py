@@ -73,6 +73,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return model_config(folder, str(folder))
 
 
+def refuse_unknown_quantisation(folder: Path) -> None:
+    """Refuse weights in a format that transformers does not know: it would take them for plain ones.
+
+    Raises:
+        UserError: the config names such a format.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    settings = read_config(folder).get("quantization_config") or {}
+    kind = settings.get("quant_method")
+    # bitsandbytes' oldest configs name no method; transformers tells them by these.
+    old = settings.get("load_in_8bit") or settings.get("load_in_4bit")
+    if settings and not old and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise UserError(f"{folder}: its quantisation {kind!r:.60} is none that transformers knows; use other weights")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint folder.
 

@@ -20,7 +20,7 @@ from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
+from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason, refuse_unknown_quantisation
 from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
@@ -223,7 +223,7 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
     from safetensors import SafetensorError
 
     end_ids(folder)  # transformers takes anything for them, and stops at nothing
-    _refuse_unknown_quantisation(folder)
+    refuse_unknown_quantisation(folder)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -260,18 +260,6 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         if not memory.is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error
-
-
-def _refuse_unknown_quantisation(folder: Path) -> None:
-    """Refuse weights in a format that transformers does not know: it would take them for plain ones."""
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
-    settings = read_config(folder).get("quantization_config") or {}
-    kind = settings.get("quant_method")
-    # bitsandbytes' oldest configs name no method; transformers tells them by these.
-    old = settings.get("load_in_8bit") or settings.get("load_in_4bit")
-    if settings and not old and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise UserError(f"{folder}: its quantisation {kind!r:.60} is none that transformers knows; use other weights")
 
 
 @contextmanager
