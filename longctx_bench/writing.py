@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeGuard
 
 from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.engines.tokenizer_file import FileTokenizer
+from longctx_bench.files import ScratchFolder
 from longctx_bench.provenance import usable_cores
 from longctx_bench.records import Example
 
@@ -61,16 +61,16 @@ def lines(orders: Sequence[Order], folder: Path) -> Iterator[str]:
         return
     # Spawned, because a forked copy of a process with a tokenizer's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with TemporaryDirectory(prefix="longctx-bench-") as scratch:
+    with ScratchFolder("longctx-bench-") as scratch:
         shared = {number: part for number, part in enumerate(parts) if _travels(part.benchmark)}
         processes: list[BaseProcess] = []
         try:
             for _ in range(helpers):
-                helper = context.Process(target=_help, args=(shared, folder, Path(scratch)), daemon=True)
+                helper = context.Process(target=_help, args=(shared, folder, scratch), daemon=True)
                 helper.start()
                 processes.append(helper)
             for number, part in enumerate(parts):
-                written = Path(scratch, f"{number}.jsonl")
+                written = scratch / f"{number}.jsonl"
                 if _claim(written) or not _awaited(written, processes):
                     yield from writer.lines(part)
                 else:

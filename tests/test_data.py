@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
+from hub_stand_in import publish
+from pydantic import BaseModel
 
+from longctx_bench import cache
 from longctx_bench.data import digest, fetch, sha256
 from longctx_bench.errors import UserError
-from longctx_bench.specs import HubSource, PathSource, WheelSource
+from longctx_bench.specs import EmbeddedSource, HubSource, PathSource, WheelSource, validate
 
 
 @pytest.fixture
@@ -107,3 +117,184 @@ def test_a_models_digest_is_of_its_weights_and_config_and_a_data_folders_of_all_
     assert {of(name) == of("") for name in ("README.md", "data/a.jsonl", "c.xz")} == {True}
     assert len({of(name) for name in ("", "config.json", "model.safetensors")}) == 3
     assert len({of(name, left_out="config.json") for name in ("", *files[1:])}) == 6
+
+
+# -- what a source may name -------------------------------------------------------------------------------------------
+
+WHEEL = {"wheel": "some-data", "version": "1.0", "sha256": "0" * 64, "member": "some_data/a.txt"}
+OUTSIDE = (
+    "../a",
+    "a/../../b",
+    "/etc/passwd",
+    "a//b",
+    "./a",
+    "a/.",
+    "",
+    "a\\..\\b",
+    "C:/a",
+    "a\nb",
+    "a\x1b[2J",
+    "a" * 2000,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        *((WheelSource, "member", member) for member in OUTSIDE),
+        *((HubSource, "file", member) for member in OUTSIDE),
+        *(
+            (WheelSource, "wheel", name)
+            for name in ("--requirement=http://x/y?z", "-r", "a b", "a @ http://x", "a[b]", "")
+        ),
+        *((WheelSource, "version", text) for text in ("1.0 --no-binary=:all:", "*", "-1", "1.0;python", "1,>2", "")),
+        *((WheelSource, "sha256", text) for text in ("", "0" * 63, "0" * 65, "g" * 64, "A" * 64, "0" * 64 + "\n")),
+        *(
+            (HubSource, "hub", name)
+            for name in ("../a", "a/../b", "a/b/c", "--x/y", "a/-b", "a b/c", "a--b/c", "a/b\n", "")
+        ),
+        *((HubSource, "revision", text) for text in ("../x", "-x", "a b", "a..b", "/a", "")),
+        *((EmbeddedSource, "embedded", name) for name in ("..", ".", "../x", "a/b", "")),
+    ],
+)
+def test_what_could_lead_elsewhere_is_no_source(kind: type[BaseModel], key: str, value: str) -> None:
+    right = {WheelSource: WHEEL, HubSource: {"hub": "org/name"}, EmbeddedSource: {"embedded": "rope-tiny"}}[kind]  # type: ignore[index]
+    assert kind.model_validate(right)
+    with pytest.raises(UserError, match=f"somewhere: '{key}'"):
+        validate(kind, {**right, key: value}, "somewhere")
+
+
+def test_pip_gets_no_option_from_a_source(wheel: WheelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def noted(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no")
+
+    monkeypatch.setattr("longctx_bench.wheels.subprocess", SimpleNamespace(run=noted, DEVNULL=subprocess.DEVNULL))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        fetch(wheel)
+    [command] = commands
+    assert command[-2:] == ["--", "longctx-testdata==1.0"]
+    assert {"--only-binary=:all:", "--no-deps"} <= set(command)
+
+
+def test_a_pip_in_the_current_folder_is_not_run(
+    wheel: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/pip").mkdir(parents=True)
+    for name in ("__init__.py", "__main__.py"):
+        (tmp_path / "here/pip" / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert fetch(wheel).read_text() == "some words"
+    assert not (tmp_path / "ran").exists()
+
+
+# -- extraction and the cache -----------------------------------------------------------------------------------------
+
+
+def test_a_member_is_never_written_through_a_link_that_leads_away(wheel: WheelSource, tmp_path: Path) -> None:
+    member = fetch(wheel)
+    shutil.rmtree(member.parent)
+    (tmp_path / "elsewhere").mkdir()
+    member.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="would lie outside"):
+        fetch(wheel)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_bomb_is_not_extracted(wheel: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "index/longctx_testdata-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("longctx_testdata/bomb.txt", bytes(4 << 20))
+    monkeypatch.setattr("longctx_bench.wheels._ALWAYS", 1 << 20)
+    bomb = wheel.model_copy(update={"sha256": sha256(path), "member": "longctx_testdata/bomb.txt"})
+    with pytest.raises(UserError, match="is not extracted"):
+        fetch(bomb)
+    assert not list((tmp_path / "cache").rglob("*bomb*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+@pytest.mark.parametrize("piece", ["longctx_testdata/essays.txt", "whole.whl"])
+def test_a_damaged_piece_is_named_and_made_again(
+    wheel: WheelSource, piece: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = fetch(wheel)
+    file = member.parent.parent / piece
+    content = file.read_bytes()
+    file.write_bytes(content[:-5] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
+    if piece == "whole.whl":
+        assert fetch(wheel) == member, "what is not needed is not looked at"
+        member.unlink()
+    assert fetch(wheel).read_text() == "some words"
+    assert file.read_bytes() == content
+    [said] = [record.getMessage() for record in caplog.records if record.name == "longctx_bench"]
+    assert said.startswith(f"{file}: is damaged")
+    assert "\n" not in said
+
+
+def test_damage_that_keeps_size_and_time_is_noticed_by_the_next_process(wheel: WheelSource) -> None:
+    member = fetch(wheel)
+    before = member.stat()
+    member.write_text("SOME WORDS")
+    os.utime(member, ns=(before.st_atime_ns, before.st_mtime_ns))
+    read_before = dict(cache._read)
+    cache._read.clear()
+    try:
+        assert fetch(wheel).read_text() == "some words"
+    finally:
+        cache._read.update(read_before)
+
+
+def test_a_wheel_that_is_no_archive_is_one_line(wheel: WheelSource, tmp_path: Path) -> None:
+    folder = fetch(wheel).parent.parent
+    (folder / "whole.whl").write_bytes(b"no archive")
+    other = wheel.model_copy(update={"sha256": sha256(folder / "whole.whl")})
+    shutil.copytree(folder, folder.with_name(f"longctx-testdata-1.0-{other.sha256[:12]}"))
+    fetched = folder.with_name(f"longctx-testdata-1.0-{other.sha256[:12]}") / wheel.member
+    fetched.unlink()
+    with pytest.raises(UserError, match="cannot be extracted"):
+        fetch(other)
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a folder one that cannot be written, for root as well."""
+
+    def protect(folder: Path) -> None:
+        def refuse(self: object, *_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+        monkeypatch.setattr(FileLock, "acquire", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        monkeypatch.setattr(os, "open", refuse)
+
+    return protect
+
+
+def test_a_populated_cache_that_cannot_be_written_is_read(
+    wheel: WheelSource, tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    path = fetch(wheel)
+    cache._read.clear()
+    read_only(tmp_path / "cache")
+    assert fetch(wheel) == path
+    with pytest.raises(UserError, match="set LONGCTX_BENCH_CACHE"):
+        fetch(wheel.model_copy(update={"version": "1.1"}))
+
+
+def test_a_damaged_file_in_the_hubs_cache_is_one_line_where_the_hub_is_out_of_reach(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    snapshot = publish(tmp_path, "org/model", tiny_folder, "a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert fetch(HubSource(hub="org/model")) == snapshot
+    blob = (snapshot / "model.safetensors").resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors: is damaged"):
+        fetch(HubSource(hub="org/model"))
+    assert fetch(HubSource(hub="org/model", file="config.json")).is_file()

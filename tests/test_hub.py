@@ -272,6 +272,19 @@ def test_a_repository_is_fetched_at_the_commit_that_its_branch_names(
     assert "done" in out
 
 
+def test_a_file_that_was_damaged_in_the_hubs_cache_is_named_and_fetched_again(tmp_path: Path) -> None:
+    handler = type("Handler", (ServingHub,), {"folder": make_model(tmp_path / "made")})
+    command = [*START, "data", "pull", "org/served"]
+    with served(handler, tmp_path / "cache") as environment:
+        done = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True)]
+        weights = tmp_path / "cache/models--org--served/snapshots" / ServingHub.commit / "model.safetensors"
+        content = weights.read_bytes()
+        weights.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        done += [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert weights.read_bytes() == content
+    assert [f"{weights}: is damaged" in each.stderr for each in done] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("repository", "said"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.benchmarks.chunks import Chunks, flat
 from longctx_bench.errors import UserError
 
@@ -32,18 +33,21 @@ class PromptEncoder:
             raise UserError(f"--chat-template: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self._template = ChatTemplate(tokenizer) if chat_template else None
         self._chunks = Chunks.of(tokenizer)
         self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
         self._latest = threading.local()
 
     def text(self, prompt: str, answer_prefix: str) -> str:
-        """Return the whole text that is tokenised."""
-        if not self.chat_template:
+        """Return the whole text that is tokenised.
+
+        Raises:
+            UserError: the chat template cannot be rendered.
+        """
+        if self._template is None:
             return prompt + answer_prefix
-        message = [{"role": "user", "content": prompt}]
-        opened: str = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return opened + answer_prefix
+        return self._template.render([{"role": "user", "content": prompt}]) + answer_prefix
 
     def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
         """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""

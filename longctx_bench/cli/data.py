@@ -39,7 +39,9 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
                 else f"data pull: unknown name '{name}'{near_miss(name, known)}"
             ) from error
         from longctx_bench.engines.checkpoints import checkpoint_folder
+        from longctx_bench.named_sources import remember
 
+        remember(variant.source)
         click.echo(f"{name}: {checkpoint_folder(variant.source)}")
 
 

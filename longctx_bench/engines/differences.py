@@ -145,7 +145,7 @@ def write(file: Path, tensors: dict[str, torch.Tensor], origin: Origin) -> None:
 
 
 def read_origin(file: Path) -> Origin:
-    """Return the base of a difference, read from its header alone.
+    """Return the base of a difference, read from its header alone; whoever wrote that may have named anything.
 
     Raises:
         UserError: the file is damaged, or of a format that this version does not know.
@@ -154,7 +154,7 @@ def read_origin(file: Path) -> Origin:
     try:
         source = TypeAdapter[Any](Source).validate_python(json.loads(metadata["base_source"]))
         return Origin(metadata["base"], source, metadata["base_sha256"])
-    except (KeyError, ValueError, ValidationError) as error:
+    except (KeyError, ValueError, ValidationError, RecursionError) as error:
         raise damaged(file, f"its header names no base: {type(error).__name__}") from error
 
 
@@ -183,15 +183,18 @@ def merge(file: Path, base_folder: Path, out: Path) -> None:
                 for name in stored
                 if not name.endswith((SCALE, STEPS))
             }
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise damaged(file, error) from error
         _save(merged, out, {"format": "pt"})
 
 
 def _matrix(name: str, stored: Weights, base: Weights) -> torch.Tensor:
     before = base[name]
-    codes = expanded(stored[name + CODES], before.shape)
-    return restored(before, stored[name + SCALE], stored[name + STEPS], codes)
+    scale, steps, stream = (stored[name + part] for part in (SCALE, STEPS, CODES))
+    # Other shapes would be spread over the matrix, and could fill the memory.
+    if before.dim() != 2 or scale.numel() != 1 or steps.shape != before.shape[:1] or stream.dtype != torch.uint8:
+        raise ValueError(f"{name}: its parts do not fit the base's {list(before.shape)}")
+    return restored(before, scale.reshape(()), steps, expanded(stream, before.shape))
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
+from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason
+from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason, refuse_unknown_quantisation
 from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
@@ -221,6 +222,8 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
     """
     from safetensors import SafetensorError
 
+    end_ids(folder)  # transformers takes anything for them, and stops at nothing
+    refuse_unknown_quantisation(folder)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -237,7 +240,11 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         raise UserError(
             f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # what transformers raises for a config that cannot be, or lacks a package, is no one kind
         raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -33,8 +33,11 @@ def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> 
     """Derive a checkpoint's needs from its config and the size of its weight files."""
     width = _BYTES[dtype]
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
-        if key not in config:
+        if config.get(key) is None:
             raise UserError(f"{folder.name}: config.json has no '{key}'; only Llama-like configs are supported")
+    for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
+        if isinstance(config.get(key), list):
+            raise UserError(f"{folder.name}: config.json has '{key}' by layer; only Llama-like configs are supported")
     layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
     heads = int(config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or hidden // heads)

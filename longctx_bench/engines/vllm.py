@@ -15,10 +15,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import end_ids, load_tokenizer, read_config
+from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.rows import Row
 from longctx_bench.engines.vllm_overrides import vllm_overrides
 from longctx_bench.errors import UserError

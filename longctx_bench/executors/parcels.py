@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from longctx_bench.errors import UserError
+from longctx_bench.files import ScratchFolder
 from longctx_bench.methods.base import Base
 from longctx_bench.registry import Registry, Variant
 from longctx_bench.specs import MethodSpec, ModelSpec, PathSource, Source
@@ -54,12 +54,12 @@ def pack(registry: Registry) -> Parcel:
 
 def unpack(parcel: Parcel) -> tuple[Registry, AbstractContextManager[Any]]:
     """Return a registry of the same names, and the temporary folder that it reads: keep it while you use them."""
-    scratch = TemporaryDirectory(prefix="longctx-bench-")
+    scratch = ScratchFolder("longctx-bench-")
     folders: list[list[Path]] = []
     for kind in (parcel.baselines, parcel.task_folders):
         folders.append([])
         for content in kind:
-            target = Path(scratch.name) / f"{len(folders)}-{len(folders[-1])}"
+            target = scratch.folder / f"{len(folders)}-{len(folders[-1])}"
             target.mkdir()
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 archive.extractall(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +13,7 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.hf import HFEngine
@@ -100,14 +102,16 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as text."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        """Return a conversation as text.
+
+        Raises:
+            UserError: the chat template cannot be rendered.
+        """
+        return self._template.render(chat_history, add_generation_prompt, not add_generation_prompt)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Return token ids; special tokens as the tokenizer adds them, never a second BOS."""

@@ -30,7 +30,10 @@ class Base:
     def head_dim(self) -> int:
         """Width of one attention head."""
         explicit = self.config.get("head_dim")
-        return int(explicit or self.config["hidden_size"] // self.config["num_attention_heads"])
+        try:
+            return int(explicit or self.config["hidden_size"] // self.config["num_attention_heads"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.name}: its config names no width of attention heads, which methods need") from error
 
     @property
     def rope_theta(self) -> float:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from longctx_bench.errors import UserError
-from longctx_bench.specs import Spec
+from longctx_bench.specs import Spec, validate
 
 Calibration = Literal["auto", "none", "paper", "perplexity", "retrieval"]
 """Where a scalar comes from: not used, the paper's coefficient, or a fit of ours by that objective."""
 
 
+_Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Value = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Law(Spec):
     """A scalar that is 1 at the training context: a table where it was fitted, the law 1 + c ln s beyond."""
 
-    c: float = 0.0
-    table: dict[float, float] = Field(default_factory=dict)
+    c: float = Field(default=0.0, allow_inf_nan=False)
+    table: dict[_Scale, _Value] = Field(default_factory=dict)
     """Value by extension factor; between two entries it is interpolated in ln s, beyond the last the law goes on."""
     source: Calibration | Literal["user"] = "user"
 
@@ -41,7 +45,7 @@ def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) 
     """Return the law that a calibration names; ``paper`` where it names the method's own, None where it names none.
 
     Raises:
-        UserError: it names a fit, and no such fit lies beside the weights.
+        UserError: it names a fit, and none lies beside the weights, or one that is no law.
     """
     if wanted == "none":
         return None
@@ -54,7 +58,7 @@ def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) 
             f"no {wanted} calibration lies beside the weights; make one with `longctx-bench calibrate MODEL "
             f"--objective {wanted}`"
         )
-    return Law(**fits[wanted], source=wanted)
+    return validate(Law, {**fits[wanted], "source": wanted}, f"calibration.json: {wanted}")
 
 
 def fit_law(table: dict[float, float]) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import end_ids
 from longctx_bench.parity.comparison import Answer, Rotation, first_difference
 from longctx_bench.records import Request
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from longctx_bench.data import cache_dir, fetch
+from longctx_bench.cache import cache_dir
+from longctx_bench.data import fetch
 from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.files import safe_name
 from longctx_bench.registry import Registry

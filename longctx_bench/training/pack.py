@@ -34,6 +34,7 @@ from longctx_bench.engines.differences import (
 )
 from longctx_bench.errors import UserError
 from longctx_bench.files import replacing
+from longctx_bench.named_sources import remember
 from longctx_bench.provenance import usable_cores
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource, Source
@@ -137,8 +138,12 @@ def _relative(errors: list[tuple[float, float]]) -> float:
 
 def _source(base: str) -> Source:
     path = Path(base).expanduser()
+    if path.is_dir():
+        source = PathSource(path=path.resolve())
+        remember(source)  # What is packed can be merged on this machine, and nowhere else.
+        return source
     # A branch of the hub may move, and what was packed against it before would no longer fit.
-    return PathSource(path=path.resolve()) if path.is_dir() else pinned(Registry().variant(base).source)
+    return pinned(Registry().variant(base).source)
 
 
 def _of_size(model: Weights, before: Weights, coded: _Coded, size: int, moments: _Moments) -> tuple[_Coded, float]:

@@ -1,0 +1,127 @@
+"""Chat templates, rendered where they can do no harm: they are programs that come with a model.
+
+Jinja's sandbox keeps them from files and from Python, and not from running for ever or filling the memory. A process of
+their own does, with limits to its time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.errors import UserError
+
+_SECONDS = 60.0
+"""Till an answer is no longer waited for; the process ends itself sooner, by its own time."""
+_PROGRAM = Path(__file__).with_name("template_process.py")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template; what it gives is what ``tokenizer.apply_chat_template`` would."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a transformers tokenizer that has a chat template."""
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._failed: str | None = None
+
+    def render(
+        self,
+        messages: Sequence[dict[str, str]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Return a conversation as one text.
+
+        Raises:
+            UserError: the template does what is forbidden, fails, or takes too long or too much memory; after the
+                latter it is not tried again.
+        """
+        conversation = {
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        if not self._is_jinja():
+            # A class of an installed package that writes its prompts itself.
+            messages = conversation.pop("messages")  # type: ignore[assignment]
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **conversation)
+            return text
+        with self._lock:
+            answer = {"error": self._failed} if self._failed else self._ask(conversation)
+        if "text" in answer:
+            return str(answer["text"])
+        raise UserError(f"--chat-template: that of {self._name} cannot be rendered ({answer['error']}); run without it")
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self._tokenizer, "name_or_path", "this tokenizer"))
+
+    def _is_jinja(self) -> bool:
+        from transformers import PreTrainedTokenizerBase
+
+        function = getattr(self._tokenizer.apply_chat_template, "__func__", None)
+        return function is PreTrainedTokenizerBase.apply_chat_template
+
+    def _ask(self, conversation: dict[str, Any]) -> dict[str, Any]:
+        process = self._process = self._process or self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(_SECONDS, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(conversation) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:
+            answer = ""
+        finally:
+            timer.cancel()
+        if not answer.endswith("\n"):
+            process.kill()
+            self._failed = "it takes too long, or too much memory"
+            return {"error": self._failed}
+        loaded: dict[str, Any] = json.loads(answer)
+        return loaded
+
+    def _started(self) -> subprocess.Popen[str]:
+        try:
+            setup = {
+                "template": self._tokenizer.get_chat_template(),
+                "special_tokens": self._tokenizer.special_tokens_map,
+            }
+        except ValueError as error:
+            raise UserError(f"--chat-template: {self._name}: {error!s:.200}") from error
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            # Threads of libraries that are not used reserve address space.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        weakref.finalize(self, _end, process)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(setup, default=str) + "\n")
+        return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:  # what was not written any more
+                continue

@@ -1,0 +1,68 @@
+"""Renders one chat template, conversation by conversation, for :mod:`longctx_bench.benchmarks.chat_templates`.
+
+It is run as a file, so that it imports nothing of this package. The first line on standard input is the template, each
+further one a conversation; each is answered by one line. All of them are JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from typing import Any, TextIO
+
+_MEMORY = 2 << 30
+"""Bytes of address space: the process itself takes a tenth, the longest prompts a hundredth."""
+_SECONDS = 5.0
+"""Of this process's own time for one conversation; a long prompt takes milliseconds."""
+_MORE = 1 << 20
+"""Characters that a template may add to twice what it is given."""
+
+
+def serve(lines: TextIO, answers: TextIO) -> None:
+    """Answer until there are no more lines."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to report
+    setup = json.loads(lines.readline())
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for line in lines:
+        conversation = json.loads(line)
+        _limit(_SECONDS)
+        try:
+            # Annotated as a text there, it is texts and where the answers in them are.
+            rendered: Any = render_jinja_template(
+                conversations=[conversation["messages"]],
+                chat_template=setup["template"],
+                add_generation_prompt=conversation["add_generation_prompt"],
+                continue_final_message=conversation["continue_final_message"],
+                **setup["special_tokens"],
+            )
+            answer = _answer(rendered[0][0], conversation["messages"])
+        except Exception as error:  # noqa: BLE001 (whatever a template raises)
+            answer = {"error": f"{type(error).__name__}: {error!s:.200}"}
+        _limit(0.0)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _answer(text: str, messages: list[dict[str, Any]]) -> dict[str, str]:
+    given = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
+    if len(text) > 2 * given + _MORE:
+        return {"error": f"{len(text):,} characters of a conversation of {given:,}"}
+    return {"text": text}
+
+
+def _limit(seconds: float) -> None:
+    """End this process after so much of its own time, whatever it does then; never at 0."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout)
