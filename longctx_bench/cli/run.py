@@ -74,6 +74,7 @@ def run_command(
         require_writable(out)
 
     from longctx_bench.cli.progress import Bars
+    from longctx_bench.engines import require_server
     from longctx_bench.executors import make_executor
     from longctx_bench.plan import RunSpec, plan
     from longctx_bench.runner import Runner
@@ -86,6 +87,8 @@ def run_command(
         if dry_run:
             _print_plan(cells, runs_on.engine)
             return
+        if not all(planned.done for planned in cells):
+            require_server(runs_on.engine)
         with Bars() as bars:
             outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
     _print_summary(store, outcome, out)
