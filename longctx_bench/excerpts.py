@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 
 from longctx_bench.files import write_text
 from longctx_bench.records import Example
+from longctx_bench.untrusted import Unreadable, lines
 
 _EDGE = 700
 """Characters of a prompt's beginning and end that are kept."""
@@ -58,17 +60,23 @@ def excerpt(example: Example) -> Excerpt:
     )
 
 
-def read_excerpts(path: Path) -> dict[str, Excerpt]:
+def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, Excerpt]:
     """Return a file's excerpts by hash; none when there is no such file.
 
     A damaged line counts as missing, as no number depends on it: the next run of such an example writes it again.
+
+    Args:
+        path: of the file.
+        hashes: of the examples; all when None.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return {}
-    found = (_parsed(line) for line in lines)
-    return {kept.hash: kept for kept in found if kept is not None}
+    kept: dict[str, Excerpt] = {}
+    # What can be read of a file with a line that is too long is what stands before that line.
+    with suppress(FileNotFoundError, Unreadable):
+        for line in lines(path):
+            found = _parsed(line)
+            if found is not None and (hashes is None or found.hash in hashes):
+                kept[found.hash] = found
+    return kept
 
 
 def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
@@ -99,5 +107,5 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
 def _parsed(line: bytes) -> Excerpt | None:
     try:
         return msgspec.json.decode(line, type=Excerpt)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
