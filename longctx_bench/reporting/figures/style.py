@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -102,11 +102,21 @@ def _literal_figure() -> type[Figure]:
     return LiteralFigure
 
 
+class _Literal:
+    """What names the ticks of an axis, without formulas."""
+
+    def __init__(self, names: Callable[..., str]) -> None:
+        self._names = names
+
+    def __call__(self, *place: Any) -> str:
+        return re.sub(r"(?<!\\)\$", r"\\$", _UNPRINTABLE.sub(" ", self._names(*place)))
+
+
 def _make_literal(artist: Artist) -> None:
     """Let no text below an artist be read as a formula, nor break the file that it is written to."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FuncFormatter
 
     if isinstance(artist, Text):
         artist.set_parse_math(False)
@@ -114,10 +124,10 @@ def _make_literal(artist: Artist) -> None:
             artist.set_text(clean)
     elif isinstance(artist, Axis):
         _make_literal(artist.label)
-        # Ticks are made as they are drawn; numbers of ten to a power are formulas of matplotlib's own.
+        # Ticks are made as they are drawn; powers of ten are formulas of matplotlib's own.
         formatter = artist.get_major_formatter()
-        if isinstance(formatter, FixedFormatter):
-            formatter.seq = [_UNPRINTABLE.sub(" ", re.sub(r"(?<!\\)\$", r"\\$", text)) for text in formatter.seq]
+        if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Literal):
+            formatter.func = _Literal(formatter.func)
     else:
         for child in artist.get_children():
             _make_literal(child)
