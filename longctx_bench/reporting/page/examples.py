@@ -15,6 +15,8 @@ from longctx_bench.store import ResultStore
 
 PAGE_BYTES = 16_000_000
 """Examples are left out before their text makes a page larger than this (bytes of JSON)."""
+_FIRST = 64
+"""Examples of each cell that are tried first."""
 _ROW_BYTES, _PROMPT_BYTES = 60, 180
 """What a row and a prompt take besides their texts: names, numbers, commas."""
 
@@ -52,10 +54,16 @@ def example_columns(
         numbers of texts, depths in percent, excerpt), ``rows`` (columns of equal length: cell, id, prompt, score,
         text, tokens given and written, end, curve) and ``shown`` (how many of each cell).
     """
-    bound = limit if limit is not None else _bound(_first(cells, store, 1), budget)
-    records = _first(cells, store, bound)
-    excerpts = _excerpts(cells, records, store)
-    number = bound if limit is not None else _fitting(records, excerpts, budget)
+    bound = limit if limit is not None else _FIRST
+    while True:
+        records = _first(cells, store, bound)
+        excerpts = _excerpts(cells, records, store)
+        number = bound if limit is not None else _fitting(records, excerpts, budget)
+        if number < bound or limit is not None or all(len(own) < bound for own in records):
+            break
+        # As many again are read, and no more: the memory that a page takes is a matter of its budget.
+        del records, excerpts
+        bound *= 2
     columns = _Columns()
     for place, own in enumerate(records):
         for record in own[:number]:
@@ -75,12 +83,6 @@ def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> lis
         list(islice(read_records(store.path(summary.cell)), min(summary.n, number)))
         for summary in cells
     ]
-
-
-def _bound(firsts: Sequence[Sequence[Record]], budget: int) -> int:
-    """Return a number of examples a cell that is surely enough to fill the budget, judging by the first of each."""
-    each = sum(_row_size(record) for own in firsts for record in own)
-    return max(1, 4 * budget // max(1, each))
 
 
 def _row_size(record: Record) -> int:
