@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from longctx_bench.files import write_text
+from longctx_bench.files import replacing
 from longctx_bench.records import Example
 from longctx_bench.untrusted import Unreadable, lines
 
@@ -69,14 +69,7 @@ def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str
         path: of the file.
         hashes: of the examples; all when None.
     """
-    kept: dict[str, Excerpt] = {}
-    # What can be read of a file with a line that is too long is what stands before that line.
-    with suppress(FileNotFoundError, Unreadable):
-        for line in lines(path):
-            found = _parsed(line)
-            if found is not None and (hashes is None or found.hash in hashes):
-                kept[found.hash] = found
-    return kept
+    return {found.hash: found for _, found in _kept(path) if hashes is None or found.hash in hashes}
 
 
 def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
@@ -85,14 +78,17 @@ def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    kept = read_excerpts(path)
-    before = len(kept)
-    for example in examples:
-        if example.hash not in kept:
-            found = excerpt(example)
-            kept[found.hash] = found
-    if len(kept) > before:
-        write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in kept.values()))
+    known = {found.hash for _, found in _kept(path)}
+    missing = {example.hash: example for example in examples if example.hash not in known}
+    if not missing:
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for line, found in _kept(path):
+            if found.hash in known:
+                known.remove(found.hash)
+                file.write(line + b"\n")
+        for example in missing.values():
+            file.write(json.dumps(asdict(excerpt(example))).encode() + b"\n")
 
 
 def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
@@ -104,8 +100,10 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
             yield " ".join(prompt[max(0, match.start() - _BEFORE) : match.end() + _AFTER].split())
 
 
-def _parsed(line: bytes) -> Excerpt | None:
-    try:
-        return msgspec.json.decode(line, type=Excerpt)
-    except (ValueError, RecursionError):
-        return None
+def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
+    """Yield the lines of a file that are excerpts, one after the other: all of a cell's may be more than the memory."""
+    # What can be read of a file with a line that is too long is what stands before that line.
+    with suppress(FileNotFoundError, Unreadable):
+        for line in lines(path):
+            with suppress(ValueError, RecursionError):
+                yield line, msgspec.json.decode(line, type=Excerpt)
