@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any, Protocol
 
 from longctx_bench.errors import UserError
 
@@ -20,6 +20,20 @@ _RATIO = 200
 """How many times smaller than itself text can be packed: prose 3 to 5, rows that repeat each other 50."""
 
 
+class _Bytes(Protocol):
+    """What can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes."""
+
+
+class _Text(Protocol):
+    """What has lines."""
+
+    def readline(self, size: int, /) -> str:
+        """Return a line, or as much of it as that many characters."""
+
+
 class Unpacked(io.RawIOBase):
     """What a packed file holds, read no further than text goes.
 
@@ -27,7 +41,7 @@ class Unpacked(io.RawIOBase):
         UserError: while reading, where it unpacks to far more than packed text does.
     """
 
-    def __init__(self, content: IO[bytes], packed: int, where: str) -> None:
+    def __init__(self, content: _Bytes, packed: int, where: str) -> None:
         self._content = content
         self._most = max(_UNSUSPICIOUS, _RATIO * packed)
         self._where = where
@@ -47,7 +61,7 @@ class Unpacked(io.RawIOBase):
         return len(part)
 
 
-def unpacked_text(content: IO[bytes], packed: int, where: str, newline: str | None = "") -> io.TextIOWrapper:
+def unpacked_text(content: _Bytes, packed: int, where: str, newline: str | None = "") -> io.TextIOWrapper:
     """Return the text of a packed file as a stream; see :class:`Unpacked`.
 
     Args:
@@ -59,7 +73,7 @@ def unpacked_text(content: IO[bytes], packed: int, where: str, newline: str | No
     return io.TextIOWrapper(io.BufferedReader(Unpacked(content, packed, where)), encoding="utf-8", newline=newline)
 
 
-def limited_lines(stream: IO[str], where: str) -> Iterator[str]:
+def limited_lines(stream: _Text, where: str) -> Iterator[str]:
     """Yield the lines of a text stream.
 
     Raises:

@@ -154,6 +154,18 @@ class Columns(NamedTuple):
     words: NDArray[np.int64]
     """Of the document; -1 where that is not counted."""
 
+    def at(self, places: Sequence[int]) -> Columns:
+        """Return the examples at some places, in that order."""
+        return Columns(
+            self.scores[places],
+            self.hashes[places],
+            self.scored[places],
+            self.depths[places],
+            self.needles[places],
+            self.tokens[places],
+            self.words[places],
+        )
+
 
 def read_columns(folder: Path) -> Columns:
     """Return a cell's records as :meth:`longctx_bench.store.ResultStore.records` has them: up to the first gap.
@@ -180,7 +192,7 @@ def read_columns(folder: Path) -> Columns:
         order = order[: before_gap([ids[place] for place in order])]
     except ValueError as error:
         raise DamagedError("records.jsonl: an example's id is no number") from error
-    return Columns(*(column[order] for column in columns))
+    return columns.at(order)
 
 
 def read_records(folder: Path) -> Iterator[Record]:
