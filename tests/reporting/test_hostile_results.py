@@ -337,7 +337,21 @@ def test_plain_text_is_one_line_without_commands(text: str) -> None:
 
 # -- tables for programs --------------------------------------------------------------------------------------------
 
-FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "\uff1d1", "-", "=", "-2.5x", "- 3"]
+FORMULAS = [
+    "a\r=1",
+    " \r\n@SUM(1)",
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\uff1d1",
+    "-",
+    "=",
+    "-2.5x",
+    "- 3",
+]
 NUMBERS = ["-3", "+2.5", "-1e-05", "-inf", "-1,024", "-3.5 [-7.1, +0.2]", "+98.1 [+97.0, +99.0]†", "-2.0 %"]
 
 
@@ -348,9 +362,10 @@ def test_csv_holds_no_formula(text: str) -> None:
         Table("a", ("a",), (), records=({"name": text, text: 1, "score": -0.5},)),
     ]
     for table in tables:
-        for row in csv.reader(io.StringIO(csv_text([table]))):
+        for row in csv.reader(io.StringIO(csv_text([table]), newline="")):
             for value in row:
-                assert value[:1] not in tuple("=+-@\t\r\uff1d") or value == "-0.5"
+                assert value.strip()[:1] not in tuple("=+-@\uff1d") or value == "-0.5"
+                assert "\r" not in value
 
 
 @pytest.mark.parametrize("text", NUMBERS)

@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from longctx_bench.plain import plain
 from longctx_bench.reporting.tables import Table
 
 _CELL = ("model", "method", "task", "length")
@@ -40,8 +39,9 @@ def _inert(value: object) -> object:
     """Return a value that no spreadsheet runs: text that begins like a formula gets an apostrophe, numbers none."""
     if not isinstance(value, str):
         return value
-    text = plain(value)
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+    # A carriage return ends a line for spreadsheets, and the csv module of Python 3.11 does not quote it.
+    text = value.replace("\r", " ")
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text.strip()) else text
 
 
 def _rows(table: Table, several: bool) -> Iterator[Mapping[str, object]]:
