@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from longctx_bench.engines import require_server
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
@@ -134,7 +135,10 @@ def run(
     made |= {"tensor_parallel": tensor_parallel, "compiled": compiled}
     store = ResultStore(Path(out))
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
-        outcome = Runner(runs_on, store, registry, spec).run(plan(spec, runs_on.engine, store, registry))
+        cells = plan(spec, runs_on.engine, store, registry)
+        if not all(planned.done for planned in cells):
+            require_server(runs_on.engine)
+        outcome = Runner(runs_on, store, registry, spec).run(cells)
     if outcome.failed:
         cell, reason = outcome.failed[0]
         raise UserError(f"{len(outcome.failed)} cells failed; the first is {cell}: {reason}")

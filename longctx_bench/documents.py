@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError
+from longctx_bench.unpacking import limited_lines, unpacked_text
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 PACKED_SUFFIXES = (".xz", ".zst")
 _CHUNK = 1 << 22
 """Characters read at a time."""
+_LONGEST = 1 << 28
+"""Characters of a document in plain text, where a whole corpus may stand without a break."""
 
 
 def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
@@ -53,22 +56,25 @@ def text_suffix(file: Path) -> str:
 @contextmanager
 def _opened(file: Path) -> Iterator[io.TextIOBase]:
     if file.suffix == ".xz":
-        with lzma.open(file, "rt", encoding="utf-8", newline="") as packed:
-            yield packed
+        with lzma.open(file, "rb") as packed:
+            yield unpacked_text(packed, file.stat().st_size, str(file))
     elif file.suffix == ".zst":
         try:
             import zstandard
         except ImportError as error:
             raise UserError(f"{file}: .zst needs the package 'zstandard': pip install zstandard") from error
-        with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as binary:
-            yield io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        try:
+            with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as binary:
+                yield unpacked_text(binary, file.stat().st_size, str(file))
+        except zstandard.ZstdError as error:
+            raise UserError(f"{file}: damaged .zst file: {error}") from error
     else:
         with file.open(encoding="utf-8", newline="") as plain:
             yield plain
 
 
 def _plain_documents(file: Path) -> Iterator[str]:
-    rest: list[str] = []
+    rest, size = list[str](), 0
     with _opened(file) as stream:
         while chunk := stream.read(_CHUNK):
             # Old texts hold a stray control character; executables and images that happen to decode hold many.
@@ -78,18 +84,23 @@ def _plain_documents(file: Path) -> Iterator[str]:
             rest.append(first)
             for part in others:
                 yield "".join(rest)
-                rest = [part]
+                rest, size = [part], 0
+            size += len(rest[-1])
+            if size > _LONGEST:
+                raise UserError(
+                    f"{file}: a document of more than {_LONGEST >> 20} million characters; separate documents by NULs"
+                )
     yield "".join(rest)
 
 
 def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:
     with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(limited_lines(stream, str(file)), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file} line {number}: not JSON: {error}") from error
             yield text_of(row, text_field, f"{file} line {number}")
 
@@ -105,8 +116,13 @@ def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
         raise UserError(f"{file}: not a parquet file: {error}") from error
     if text_field not in table.schema_arrow.names:
         raise UserError(f"{file}: no column '{text_field}'; set text_field to one of {table.schema_arrow.names}")
-    for batch in table.iter_batches(columns=[text_field]):
-        yield from (value for value in batch.column(0).to_pylist() if value)
+    try:
+        values = (value for batch in table.iter_batches(64, columns=[text_field]) for value in batch[0].to_pylist())
+        for number, value in enumerate(values, start=1):
+            if value:
+                yield text_of({text_field: value}, text_field, f"{file} row {number}")
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file}: not a readable parquet file: {error}") from error
 
 
 def text_of(row: Any, name: str, where: str) -> str:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from longctx_bench.files import write_text
+from longctx_bench.files import replacing
 from longctx_bench.records import Example
+from longctx_bench.untrusted import Unreadable, lines
 
 _EDGE = 700
 """Characters of a prompt's beginning and end that are kept."""
@@ -58,17 +60,16 @@ def excerpt(example: Example) -> Excerpt:
     )
 
 
-def read_excerpts(path: Path) -> dict[str, Excerpt]:
+def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, Excerpt]:
     """Return a file's excerpts by hash; none when there is no such file.
 
     A damaged line counts as missing, as no number depends on it: the next run of such an example writes it again.
+
+    Args:
+        path: of the file.
+        hashes: of the examples; all when None.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return {}
-    found = (_parsed(line) for line in lines)
-    return {kept.hash: kept for kept in found if kept is not None}
+    return {found.hash: found for _, found in _kept(path) if hashes is None or found.hash in hashes}
 
 
 def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
@@ -77,14 +78,17 @@ def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    kept = read_excerpts(path)
-    before = len(kept)
-    for example in examples:
-        if example.hash not in kept:
-            found = excerpt(example)
-            kept[found.hash] = found
-    if len(kept) > before:
-        write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in kept.values()))
+    known = {found.hash for _, found in _kept(path)}
+    missing = {example.hash: example for example in examples if example.hash not in known}
+    if not missing:
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for line, found in _kept(path):
+            if found.hash in known:
+                known.remove(found.hash)
+                file.write(line + b"\n")
+        for example in missing.values():
+            file.write(json.dumps(asdict(excerpt(example))).encode() + b"\n")
 
 
 def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
@@ -96,8 +100,10 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
             yield " ".join(prompt[max(0, match.start() - _BEFORE) : match.end() + _AFTER].split())
 
 
-def _parsed(line: bytes) -> Excerpt | None:
-    try:
-        return msgspec.json.decode(line, type=Excerpt)
-    except ValueError:
-        return None
+def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
+    """Yield the lines of a file that are excerpts, one after the other: all of a cell's may be more than the memory."""
+    # What can be read of a file with a line that is too long is what stands before that line.
+    with suppress(FileNotFoundError, Unreadable):
+        for line in lines(path):
+            with suppress(ValueError, RecursionError):
+                yield line, msgspec.json.decode(line, type=Excerpt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.data import describe
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.excerpts import Excerpt, excerpt
+from longctx_bench.excerpts import Excerpt, excerpt, read_excerpts
 from longctx_bench.metrics import METRICS
 from longctx_bench.named_sources import is_known
+from longctx_bench.plain import printable
 from longctx_bench.records import Cell, Example, length_name
 from longctx_bench.registry import Registry
+from longctx_bench.reporting.cell_files import DamagedError, Record, read_records
 from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.specs import Source
 from longctx_bench.store import ResultStore
@@ -48,31 +51,47 @@ def replay(
     """
     summary = _find(folder, cell_name)
     store = ResultStore(folder)
-    records = {record["id"]: record for record in store.records(summary.cell)}
-    wanted = example_id.zfill(6) if example_id else next(iter(records))
-    if wanted not in records or not (wanted.isascii() and wanted.isdigit()):
-        raise UserError(f"{cell_name}: has no example {example_id}; it has {min(records)} to {max(records)}")
-    record = records[wanted]
-    other = "" if beside is None else _beside(store, summary.cell, beside, record["hash"])
-    kept = store.excerpts(summary.cell).get(record["hash"])
+    wanted = example_id.zfill(6) if example_id else None
+    record, ids = None, list[str]()
+    for found in _records(store, summary.cell):
+        ids = [min([found.id, *ids[:1]]), max([found.id, *ids[-1:]])]
+        if record is None and wanted in {None, found.id}:
+            record = found
+    if record is None:
+        raise UserError(f"{cell_name}: has no example {example_id}; it has {ids[0]} to {ids[1]}")
+    other = "" if beside is None else _beside(store, summary.cell, beside, record.hash)
+    kept = read_excerpts(store._prompts(summary.cell), {record.hash}).get(record.hash)
     if kept is None:
-        example = _example(summary, wanted, registry or Registry())
-        if example.hash != record["hash"]:
+        example = _example(summary, record.id, registry or Registry())
+        if example.hash != record.hash:
             raise UserError(
-                f"{cell_name}: example {wanted} written again differs from the one that was run; name the same --data "
-                f"as then, or use that version"
+                f"{cell_name}: example {record.id} written again differs from the one that was run; name the same "
+                f"--data as then, or use that version"
             )
         kept = excerpt(example)
-    return _text(summary.cell, kept, record) + other
+    return printable(_text(summary.cell, kept, record) + other)
 
 
 def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) -> str:
     """Return what another contestant made of the same example, as further lines."""
     name = f"{contestant}/{cell.task}/{length_name(cell.length)}"
-    records = {record["hash"]: record for record in store.records(_find(store.folder, name).cell)}
-    if example_hash not in records:
-        raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
-    return "\n".join(("", f"=== {name}", *_answered(records[example_hash])))
+    for record in _records(store, _find(store.folder, name).cell):
+        if record.hash == example_hash:
+            return "\n".join(("", f"=== {name}", *_answered(record)))
+    raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
+
+
+def _records(store: ResultStore, cell: Cell) -> Iterator[Record]:
+    """Yield a finished cell's records, one after the other.
+
+    Raises:
+        UserError: the file has been damaged since the cell was found.
+    """
+    folder = store.path(cell)
+    try:
+        yield from read_records(folder)
+    except DamagedError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> CellSummary:
@@ -127,40 +146,34 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     return found
 
 
-def _text(cell: Cell, kept: Excerpt, record: dict[str, Any]) -> str:
-    record = {"references": [], "depths": [], **record}
+def _text(cell: Cell, kept: Excerpt, record: Record) -> str:
     prompt = kept.begin + kept.end
     if kept.hidden:
         found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)
         prompt = f"{kept.begin}\n[... {kept.hidden:,} characters{found} ...]\n{kept.end}"
     return "\n".join(
         (
-            f"{cell}, example {record['id']}: {kept.n_tokens} prompt tokens, needle at {record['depths']} %",
+            f"{cell}, example {record.id}: {kept.n_tokens} prompt tokens, needle at {record.depths} %",
             "--- prompt",
             prompt,
             "--- answer prefix",
             kept.answer_prefix,
             "--- references",
-            *record["references"],
+            *record.references,
             *_answered(record),
         )
     )
 
 
-def _answered(record: dict[str, Any]) -> tuple[str, ...]:
-    ended = record.get("finish_reason", "no generation")
+def _answered(record: Record) -> tuple[str, ...]:
+    ended = "no generation" if record.finish_reason is None else record.finish_reason
     return (
-        f"--- generation ({record['new_tokens']} tokens, ended by {ended})",
-        _printable(record.get("text", "")),
-        f"--- {record['metric']}: {_shown(record)}",
+        f"--- generation ({record.new_tokens} tokens, ended by {ended})",
+        record.text or "",
+        f"--- {record.metric}: {_shown(record)}",
     )
 
 
-def _shown(record: dict[str, Any]) -> str:
-    known = METRICS.get(record["metric"])
-    return f"{100 * record['score']:g} %" if known is None or known.percent else f"{record['score']:.4f}"
-
-
-def _printable(text: str) -> str:
-    """Escape control characters: a model's text must not move the reader's cursor."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+def _shown(record: Record) -> str:
+    known = METRICS.get(record.metric)
+    return f"{100 * record.score:g} %" if known is None or known.percent else f"{record.score:.4f}"

@@ -51,4 +51,7 @@ def _score(measure: Metric, line: dict[str, Any], where: str) -> float:
         raise UserError(f"{where}: 'prediction' is missing or not text")
     if not isinstance(references, list) or not references or not all(isinstance(item, str) for item in references):
         raise UserError(f"{where}: 'references' is missing or not a list of texts")
-    return measure.score(prediction, references, tuple(line.get("classes") or ()))
+    classes = line.get("classes") or []
+    if not isinstance(classes, list) or not all(isinstance(item, str) for item in classes):
+        raise UserError(f"{where}: 'classes' is not a list of texts")
+    return measure.score(prediction, references, tuple(classes))

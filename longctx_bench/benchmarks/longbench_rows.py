@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.unpacking import limited_lines, unpacked_text
 
 
 @dataclass(frozen=True)
@@ -81,30 +81,40 @@ def _zipped(path: Path, name: str) -> Iterator[Row]:
             known = {member.partition(".")[0] for member in members if member.endswith(".jsonl")}
             raise UserError(f"{path}: has no member {name}.jsonl{near_miss(name, known)}")
         member = members[f"{name}.jsonl"]
-        with archive.open(member) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
-            yield from _jsonl(lines, f"{path}: {member}")
+        packed = min(archive.getinfo(member).compress_size, path.stat().st_size)
+        where = f"{path}: {member}"
+        with archive.open(member) as raw, unpacked_text(raw, packed, where, newline=None) as lines:
+            yield from _jsonl(lines, where)
 
 
-def _opened(file: Path) -> TextIO:
-    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    if file.suffix == ".gz":
+        with gzip.open(file, "rb") as raw, unpacked_text(raw, file.stat().st_size, str(file), newline=None) as lines:
+            yield lines
+    else:
+        with file.open(encoding="utf-8") as lines:
+            yield lines
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        OSError, EOFError, UnicodeDecodeError, zlib.error, zipfile.BadZipFile, RuntimeError,
+    ) as error:  # fmt: skip
         raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
 
 
-def _jsonl(lines: Iterable[str], file: str) -> Iterator[Row]:
+def _jsonl(lines: TextIO, file: str) -> Iterator[Row]:
     # No splitting at U+2028 and the like: an open text file ends its lines at newlines alone.
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(limited_lines(lines, file), 1):
         if not line.strip():
             continue
         try:
             loaded = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: line {number} is not JSON ({error})") from error
         yield _row(loaded, f"{file}: line {number}")
 

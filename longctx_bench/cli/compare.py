@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import parse_lengths, parse_scales, parts
-from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished
+from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name
 from longctx_bench.records import length_name
@@ -50,11 +50,11 @@ def compare_command(
     form = format_of(form, out)
     _show(comparison, form, out)
     for line in comparison.refused:
-        click.echo(f"left out: {line}", err=True)
+        say(f"left out: {line}", err=True)
     folders = {f"{safe_name(s.cell.model)}/{safe_name(s.cell.method)}/" for s in cells}
     for line in results.missing:
         if line.startswith(tuple(folders)):
-            click.echo(f"missing: {line}", err=True)
+            say(f"missing: {line}", err=True)
 
 
 def _show(comparison: Comparison, form: str, out: Path | None) -> None:

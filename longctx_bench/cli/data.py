@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
+from longctx_bench.cli.output import say
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import replacing
 
@@ -27,7 +28,7 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
     registry = make_registry(**options)  # type: ignore[arg-type]
     for name in names:
         if name in registry.sources:
-            click.echo(f"{name}: {fetch(registry.sources[name].source)}")
+            say(f"{name}: {fetch(registry.sources[name].source)}")
             continue
         try:
             variant = registry.variant(name)
@@ -42,7 +43,7 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
         from longctx_bench.named_sources import remember
 
         remember(variant.source)
-        click.echo(f"{name}: {checkpoint_folder(variant.source)}")
+        say(f"{name}: {checkpoint_folder(variant.source)}")
 
 
 @click.command("examples")
@@ -91,4 +92,4 @@ def examples_command(
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(written)
-    click.echo(f"wrote {out}")
+    say(f"wrote {out}")

@@ -20,12 +20,16 @@ _CHOICE = (
     click.option("--compile", "compiled", is_flag=True,
                  help="Fuse a model's small kernels, with --engine hf: for long runs on a GPU."),
     click.option("--base-url", metavar="URL",
-                 help="The server of --engine openai, such as http://localhost:8000; a key in LONGCTX_BENCH_API_KEY."),
+                 help="The server of --engine openai, such as http://localhost:8000; a key in LONGCTX_BENCH_API_KEY or "
+                 "OPENAI_API_KEY, which is sent over https or to this machine only."),
+    click.option("--unencrypted-key", is_flag=True,
+                 help="Send the key over plain http to another machine, too, where others may read it."),
     click.option("--model-name", metavar="NAME", help="The server's name for the model; the only one by default."),
     click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 1024),
                  help="Requests to a server at once."),
     click.option("--request-timeout", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
-                 metavar="SECONDS", help="Silence of a server after which a request is sent again."),
+                 metavar="SECONDS",
+                 help="Silence of a server after which a request is sent again; an answer may take twice as long."),
 )  # fmt: skip
 
 _EXECUTOR = (
@@ -49,7 +53,12 @@ def executor_options(command: F) -> F:
 
 
 def engine_arguments(
-    base_url: str | None, model_name: str | None, concurrency: int, request_timeout: float, **engine: Any
+    base_url: str | None,
+    model_name: str | None,
+    concurrency: int,
+    request_timeout: float,
+    unencrypted_key: bool,
+    **engine: Any,
 ) -> dict[str, Any]:
     """Return the arguments of :func:`longctx_bench.engines.make_engine` from the shared options.
 
@@ -58,5 +67,7 @@ def engine_arguments(
     """
     from longctx_bench.engines.servers import Server
 
-    server = None if base_url is None else Server(base_url, model_name, concurrency, request_timeout)
+    if base_url is None:
+        return {**engine, "server": None}
+    server = Server(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)
     return {**engine, "server": server}

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.output import put, say
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL
 
@@ -46,5 +47,5 @@ def export_command(
     source = checkpoint_folder(variant.source)
     contestant = Contestant(variant.base(read_config(source)), variant.method, tokens[0])
     written = export(contestant, variant.method_name, source, folder, dtype)
-    click.echo(f"wrote {written.folder}: {variant.name} for {tokens[0]} tokens, weights in {written.dtype}")
-    click.echo(summary(written))
+    say(f"wrote {written.folder}: {variant.name} for {tokens[0]} tokens, weights in {written.dtype}")
+    put(summary(written) + "\n", None)

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from longctx_bench.cli.options import parse_scales, parts, writable
-from longctx_bench.cli.output import require_finished
+from longctx_bench.cli.output import require_finished, say
 from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
@@ -90,7 +90,7 @@ def figures_command(
         except UserError as error:
             if len(kinds) == 1:
                 raise
-            click.echo(f"left out: {name}: {error}", err=True)
+            say(f"left out: {name}: {error}", err=True)
     if not made:
         raise UserError(f"{folder}: has no data for any figure")
     if single is not None and len(made) > 1:
@@ -98,9 +98,9 @@ def figures_command(
     for name, figure in made.items():
         stem = single.with_suffix("") if single else (out or folder / "figures") / name
         for path in style.save(figure, stem, formats):
-            click.echo(f"wrote {path}")
+            say(f"wrote {path}")
     for line in material.missing:
-        click.echo(f"missing: {line}", err=True)
+        say(f"missing: {line}", err=True)
 
 
 def _refuse_unmeasured(material: Material) -> None:

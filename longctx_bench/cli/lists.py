@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from longctx_bench.cli.options import make_registry, registry_options
+from longctx_bench.cli.output import say
+from longctx_bench.plain import plain
 
 
 @click.group("list")
@@ -77,7 +79,7 @@ def results_command(folder: Path) -> None:
     ]
     _print(("cell", "score (%)", "examples", "dtype", "finished"), rows)
     for line in results.missing:
-        click.echo(f"missing: {line}")
+        say(f"missing: {line}")
 
 
 def _print(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -85,7 +87,7 @@ def _print(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     for place, heading in enumerate(header):
         table.add_column(heading, no_wrap=place == 0, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(plain(text)) for text in row))
     console = Console()
     console.print(table)
     console.print()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
+import warnings
+from types import TracebackType
+from typing import Any
 
 import click
 
@@ -12,6 +17,7 @@ from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.output import say
 from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
 from longctx_bench.cli.results import report_command, score_command, show_command
@@ -19,7 +25,10 @@ from longctx_bench.cli.run import run_command
 from longctx_bench.cli.training import calibrate_command, train_command
 from longctx_bench.errors import UserError
 from longctx_bench.files import disk_is_full
+from longctx_bench.plain import printable
 from longctx_bench.provenance import package_version
+
+_format_warning = warnings.formatwarning
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,16 +60,17 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait stand in each other's way on virtual machines: 20 times slower was seen.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _keep_terminal()
     try:
         cli(standalone_mode=False)
     except UserError as error:
-        click.echo(f"longctx-bench: {error}", err=True)
+        say(f"longctx-bench: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"longctx-bench: {error.format_message()}", err=True)
+        say(f"longctx-bench: {error.format_message()}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("longctx-bench: stopped; the same command goes on where this one ended", err=True)
+        say("longctx-bench: stopped; the same command goes on where this one ended", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader (head, say) has seen enough.
@@ -71,8 +81,31 @@ def main() -> None:
         if not disk_is_full(error):
             raise
         _close_output()
-        click.echo(f"longctx-bench: the output cannot be written: {error.strerror}", err=True)
+        say(f"longctx-bench: the output cannot be written: {error.strerror}", err=True)
         sys.exit(2)
+
+
+def _keep_terminal() -> None:
+    """Let no warning, log message or traceback print what a terminal would take for a command.
+
+    They may repeat anything: a name in a model's config, what a server answered.
+    """
+    warnings.formatwarning = _warning
+    sys.excepthook = _traceback
+    logging.setLogRecordFactory(_LogRecord)
+
+
+def _warning(*arguments: Any, **named: Any) -> str:
+    return printable(_format_warning(*arguments, **named))
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
+class _LogRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 (logging's name)
+        return printable(super().getMessage())
 
 
 def _close_output() -> None:

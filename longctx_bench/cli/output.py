@@ -1,7 +1,8 @@
-"""Where the commands that print tables put them: the terminal, or a file whose ending names the format."""
+"""What the commands print: lines and tables, to the terminal or to a file whose ending names the format."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 from longctx_bench.cli.options import writable
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
+from longctx_bench.plain import plain, printable
 
 if TYPE_CHECKING:
     from longctx_bench.reporting.summaries import Results
@@ -29,6 +31,11 @@ out_option = click.option(
 )
 
 
+def say(line: str, err: bool = False) -> None:
+    """Print one line, without what a terminal would take for a command: names and reasons may be anybody's."""
+    click.echo(plain(line), err=err)
+
+
 def format_of(form: str, out: Path | None) -> str:
     """Return the format to write: the one asked for, or that of the file's ending (Markdown where it says nothing)."""
     if form != "terminal" or out is None:
@@ -45,20 +52,20 @@ def require_finished(results: Results, folder: Path) -> None:
     if results.finished:
         return
     for line in results.missing:
-        click.echo(f"missing: {line}", err=True)
+        say(f"missing: {line}", err=True)
     raise UserError(
         f"{folder}: no cell is finished yet, of {len(results.missing)}; the same run command completes them"
     )
 
 
 def put(text: str, out: Path | None) -> None:
-    """Print a text, or write it to a file and say so.
+    """Print a text, its lines as they are, or write it to a file and say so.
 
     Raises:
         UserError: the file cannot be written.
     """
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
     else:
         write_text(out, text)
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from longctx_bench.cli.output import say
 from longctx_bench.files import write_text
 
 
@@ -31,10 +30,10 @@ def write_paper(name: str, folder: Path, models: Sequence[str], formats: Sequenc
     every = [table for made in tables.values() for table in made]
     write_text(out / "tables.md", FORMATS["md"](every))
     write_text(out / "tables.csv", FORMATS["csv"](every))
-    click.echo(f"wrote {out / 'tables.md'}, tables.csv and table-N.tex for N = {', '.join(map(str, tables))}")
+    say(f"wrote {out / 'tables.md'}, tables.csv and table-N.tex for N = {', '.join(map(str, tables))}")
     for stem, figure in paper_figures(paper, material):
         if isinstance(figure, str):
-            click.echo(f"left out: {stem}, {figure}", err=True)
+            say(f"left out: {stem}, {figure}", err=True)
             continue
         for path in style.save(figure, out / stem, formats):
-            click.echo(f"wrote {path}")
+            say(f"wrote {path}")

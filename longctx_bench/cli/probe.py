@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longctx_bench.cli.options import make_registry, parse_scales, registry_options, writable
+from longctx_bench.cli.output import say
 from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def attention_command(
     from longctx_bench.probes.run import probe_attention
 
     path = probe_attention(variant, registry, scales, limit, depth, seed, dtype, device, out)
-    click.echo(f"wrote {path}; `longctx-bench figures {out} --kind attention` draws it")
+    say(f"wrote {path}; `longctx-bench figures {out} --kind attention` draws it")
 
 
 @probe_group.command("virtual-length")
@@ -125,8 +126,8 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
     base = variants[0].base(read_config(checkpoint_folder(variants[0].source)))
     methods = _methods(registry, model, variants, base)
     for value in scales:
-        click.echo(f"wrote {write_factors(out, scaling_factors(base, methods, value))}")
-    click.echo(f"`longctx-bench figures {out} --kind factors` draws it")
+        say(f"wrote {write_factors(out, scaling_factors(base, methods, value))}")
+    say(f"`longctx-bench figures {out} --kind factors` draws it")
 
 
 def _methods(registry: Registry, text: str, variants: tuple[Variant, ...], base: Any) -> dict[str, Method]:
@@ -144,7 +145,7 @@ def _methods(registry: Registry, text: str, variants: tuple[Variant, ...], base:
         try:
             found.model_overrides(base, 2 * base.original_length)
         except UserError as error:
-            click.echo(f"left out: {method}: {error}", err=True)
+            say(f"left out: {method}: {error}", err=True)
             continue
         chosen[method] = found
     return chosen

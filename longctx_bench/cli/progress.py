@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from longctx_bench.plain import plain
+
 if TYPE_CHECKING:
     from longctx_bench.plan import PlannedCell
 
@@ -53,10 +55,10 @@ class Bars:
         self._begun += 1
         # Examples that an earlier run stored are not waited for.
         self._progress.advance(self._examples, planned.n - examples)
-        self._progress.update(self._examples, description=escape(str(planned.cell)))
+        self._progress.update(self._examples, description=escape(plain(str(planned.cell))))
         if not self._console.is_terminal:
             count = f"{examples} examples" if planned.kind != "lm_eval" else "lm-eval's documents"
-            self._console.print(f"{planned.cell}: {count} to run", markup=False, soft_wrap=True)
+            self._console.print(plain(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:
         """Move the bar."""
@@ -64,7 +66,7 @@ class Bars:
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(message, markup=False, soft_wrap=True)
+        self._progress.console.print(plain(message), markup=False, soft_wrap=True)
 
     def end_cell(self, planned: PlannedCell, left: int) -> None:
         """Account for examples that were not run."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import make_registry, registry_options
-from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished
+from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def report_command(folder: Path, form: str, kind: str | None, out: Path | None, 
         else:
             put(FORMATS[form](tables), out)
     for line in results.missing:
-        click.echo(f"missing: {line}", err=True)
+        say(f"missing: {line}", err=True)
 
 
 def _page(folder: Path, results: Results, examples: int | None) -> str:
@@ -89,7 +89,7 @@ def show_command(cell: str, example: str | None, out: Path, beside: str | None, 
     """
     from longctx_bench.replay import replay
 
-    click.echo(replay(out, cell, example, make_registry(**options), beside))  # type: ignore[arg-type]
+    put(replay(out, cell, example, make_registry(**options), beside) + "\n", None)  # type: ignore[arg-type]
 
 
 @click.command("score")
@@ -126,4 +126,4 @@ def score_command(file: Path, form: str, task: str | None, as_json: bool, **opti
         click.echo(json.dumps({name: 100 * mean for name, (mean, _) in scores.items()}))
         return
     for name, (mean, n) in scores.items():
-        click.echo(f"{name}: {100 * mean:.2f} % (n = {n})")
+        say(f"{name}: {100 * mean:.2f} % (n = {n})")

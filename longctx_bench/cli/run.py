@@ -12,6 +12,7 @@ from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_o
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import require_writable
+from longctx_bench.plain import plain
 
 
 @click.command("run")
@@ -74,6 +75,7 @@ def run_command(
         require_writable(out)
 
     from longctx_bench.cli.progress import Bars
+    from longctx_bench.engines import require_server
     from longctx_bench.executors import make_executor
     from longctx_bench.plan import RunSpec, plan
     from longctx_bench.runner import Runner
@@ -86,6 +88,8 @@ def run_command(
         if dry_run:
             _print_plan(cells, runs_on.engine)
             return
+        if not all(planned.done for planned in cells):
+            require_server(runs_on.engine)
         with Bars() as bars:
             outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
     _print_summary(store, outcome, out)
@@ -94,6 +98,7 @@ def run_command(
 
 def _print_plan(cells: list[Any], engine: Any) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from longctx_bench.estimate import estimate
@@ -108,7 +113,7 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
         state = "done" if item.planned.done else "to run"
         examples = "all" if item.planned.n == ALL else str(item.planned.n)
         tokens = "-" if item.tokens is None else f"{item.tokens:,}"
-        table.add_row(str(item.planned.cell), examples, tokens, time, memory, state)
+        table.add_row(escape(plain(str(item.planned.cell))), examples, tokens, time, memory, state)
     console = Console()
     console.print(table)
     console.print(f"{len(cells)} cells, about {_duration(total)} on {engine.device} in {engine.dtype}")
@@ -133,7 +138,7 @@ def _print_summary(store: Any, outcome: Any, out: Path) -> None:
     console = Console(stderr=True)
     for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
         for cell, reason in cells:
-            console.print(f"{what}: {cell}: {reason}", markup=False, soft_wrap=True)
+            console.print(plain(f"{what}: {cell}: {reason}"), markup=False, soft_wrap=True)
     if outcome.finished:
         line = f"{len(outcome.finished)} cells in {out}/runs; `longctx-bench figures {out}` draws them"
-        Console().print(line, markup=False)
+        Console().print(plain(line), markup=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from longctx_bench.cli.options import engine_options, make_registry, parse_scales, registry_options, writable
+from longctx_bench.cli.output import say
 from longctx_bench.errors import UserError
 from longctx_bench.files import require_writable
 
@@ -35,7 +36,7 @@ def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> N
         if not equals:
             raise UserError(f"--set {pair}: expected KEY=VALUE, such as lr=3e-4")
         overrides[key] = value
-    click.echo(f"wrote {train(recipe, out or Path('results/models') / Path(recipe).stem, overrides)}")
+    say(f"wrote {train(recipe, out or Path('results/models') / Path(recipe).stem, overrides)}")
 
 
 @click.command("calibrate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longctx_bench.engines.base import Engine
+from longctx_bench.engines.base import Engine, EngineFacts
 from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
 
@@ -57,3 +57,16 @@ def make_engine(
 
         return VLLMEngine(device, dtype, batch_tokens, tensor_parallel)
     raise UserError(f"--engine {name}: choose hf, vllm, openai or echo")
+
+
+def require_server(engine: EngineFacts) -> None:
+    """Ask whether the server of an engine that has one is there; to be known before prompts are written for it.
+
+    Raises:
+        UserError: it cannot be reached, or does not have the model.
+    """
+    if engine.name == "openai":
+        from longctx_bench.engines.openai import OpenAIEngine
+
+        assert isinstance(engine, OpenAIEngine)
+        engine.contact()

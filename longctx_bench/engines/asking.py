@@ -1,16 +1,22 @@
-"""Asking a server over HTTP: a bounded number of requests at once, each sent again while that can help."""
+"""Asking a server over HTTP: a bounded number of requests at once, each sent again while that can help.
+
+Nothing that a server sends is trusted: an answer has a largest size, on the wire and unpacked, and a longest time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from longctx_bench.engines.api_key import ApiKey
 from longctx_bench.engines.servers import KEY_VARIABLES, Server, key_from_environment
 
 T = TypeVar("T")
@@ -18,6 +24,12 @@ T = TypeVar("T")
 _LONGEST_PAUSE = 30.0
 _AGAIN = frozenset((408, 409, 425, 429))
 """Refusals that pass by themselves, besides all of 500 and above."""
+_LISTING = 60.0
+"""Seconds of silence before the list of models."""
+_LARGEST = 4 << 20
+"""Bytes of an answer whose size does not depend on the request: a list of models, say."""
+_LARGEST_ERROR = 1 << 16
+"""Bytes that are read of an error."""
 
 
 class Rejected(Exception):
@@ -43,41 +55,52 @@ class Asker:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._key = key_from_environment()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        key = key_from_environment()
+        self._withheld = key is not None and not server.takes_key
+        self.key = ApiKey(key)
+        """What is masked in everything that the server says."""
+        headers = {"Accept-Encoding": "gzip"}
+        if key is not None and server.takes_key:
+            headers["Authorization"] = f"Bearer {key}"
         limits = httpx2.Limits(max_connections=server.concurrency, max_keepalive_connections=server.concurrency)
-        timeout = httpx2.Timeout(server.timeout, connect=min(10.0, server.timeout), pool=None)
-        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+        # What stays on this machine must not reach a proxy that the environment names.
+        direct = {f"all://{_in_url(server.host)}": None} if server.is_loopback else {}
+        self._client = httpx2.AsyncClient(headers=headers, limits=limits, mounts=direct)
         self._slots = asyncio.Semaphore(server.concurrency)
+        self._has_answered = False
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="longctx-bench-server", daemon=True).start()
 
     def get(self, path: str, read: Callable[[bytes], T], attempts: int) -> T:
         """Return what an endpoint says, read by ``read``; raises as :meth:`post`'s future."""
-        return self._later(lambda: self._client.get(self._server.root + path), read, attempts).result()
+        # No model computes what is listed, so that no silence is long.
+        silence = min(_LISTING, self._server.timeout)
+        return self._later(
+            lambda: self._once("GET", path, None, lambda content, _: read(content), 0, silence), attempts
+        ).result()
 
-    def post(self, path: str, body: dict[str, Any], read: Callable[[bytes], T], attempts: int) -> Future[T]:
+    def post(
+        self, path: str, body: dict[str, Any], read: Callable[[bytes, str], T], attempts: int, more: int = 0
+    ) -> Future[T]:
         """Send JSON to an endpoint.
 
         Args:
             path: of the endpoint, from ``/``.
             body: the request.
-            read: turns the answer's bytes into a value; a ValueError from it means that the answer is garbled.
-            attempts: how often to send it.
+            read: turns the answer's bytes, and the name that the request was sent under (``X-Request-Id``, another
+                for each attempt), into a value; a ValueError from it means that the answer is garbled.
+            attempts: how often to send it; once, where the server was never reached.
+            more: bytes by which the answer may be larger than 4 MiB.
 
         Returns:
             A future of that value; it raises Rejected or GaveUp.
         """
-        return self._later(lambda: self._client.post(self._server.root + path, json=body), read, attempts)
+        return self._later(lambda: self._once("POST", path, body, read, more, self._server.timeout), attempts)
 
-    def _later(
-        self, send: Callable[[], Awaitable[httpx2.Response]], read: Callable[[bytes], T], attempts: int
-    ) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(self._persist(send, read, attempts), self._loop)
+    def _later(self, send: Callable[[], Coroutine[Any, Any, T]], attempts: int) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._persist(send, attempts), self._loop)
 
-    async def _persist(
-        self, send: Callable[[], Awaitable[httpx2.Response]], read: Callable[[bytes], T], attempts: int
-    ) -> T:
+    async def _persist(self, send: Callable[[], Coroutine[Any, Any, T]], attempts: int) -> T:
         grow = wait_exponential_jitter(self._server.backoff, _LONGEST_PAUSE, jitter=self._server.backoff)
 
         def pause(state: RetryCallState) -> float:
@@ -86,37 +109,101 @@ class Asker:
             return max(grow(state), min(asked, 2 * _LONGEST_PAUSE))
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(attempts), wait=pause, retry=retry_if_exception_type(GaveUp), reraise=True
+            # A server that was never there is not waited for: its address is wrong, or it does not run.
+            stop=lambda state: state.attempt_number >= attempts or not self._has_answered,
+            wait=pause,
+            retry=retry_if_exception_type(GaveUp),
+            reraise=True,
         )
-        async with self._slots:
-            return await retrying(self._once, send, read)
 
-    async def _once(self, send: Callable[[], Awaitable[httpx2.Response]], read: Callable[[bytes], T]) -> T:
+        async def attempt() -> T:
+            return await send()
+
+        async with self._slots:
+            return await retrying(attempt)
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[bytes, str], T],
+        more: int,
+        silence: float,
+    ) -> T:
+        name, longest = uuid4().hex, 2 * silence
+        url, headers = self._server.root + path, {"X-Request-Id": name}
+        limits = httpx2.Timeout(silence, connect=min(10.0, silence), pool=None)
         try:
-            response = await send()
+            async with (
+                asyncio.timeout(longest),
+                self._client.stream(method, url, json=body, headers=headers, timeout=limits) as response,
+            ):
+                self._has_answered = True
+                status = response.status_code
+                content = await _content(response, _LARGEST + more if status == 200 else _LARGEST_ERROR)
         except httpx2.TimeoutException as error:
-            raise GaveUp(f"does not answer within {self._server.timeout:g} s") from error
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise GaveUp(f"does not answer within {silence:g} s") from error
+        except TimeoutError as error:
+            raise GaveUp(f"gives no whole answer within {longest:g} s", self._has_answered) from error
+        except httpx2.TransportError as error:
             raise GaveUp(f"cannot be reached ({type(error).__name__})") from error
-        status = response.status_code
+        except zlib.error as error:
+            raise GaveUp("answers something that is no valid response", True) from error
         if status >= 500 or status in _AGAIN:
-            raise GaveUp(f"answers {status}: {self._said(response)}", True, _seconds(response.headers))
+            raise GaveUp(f"answers {status}: {self._said(content)}", True, _seconds(response.headers))
         if status in {401, 403}:
-            raise Rejected(status, f"it does not accept the key; set {KEY_VARIABLES[0]}")
+            raise Rejected(status, self._no_key())
         if status != 200:
-            raise Rejected(status, self._said(response))
+            raise Rejected(status, self._said(content))
         try:
-            return read(response.content)
+            return read(content, name)
         except ValueError as error:
             raise GaveUp("answers something that is no valid response", True) from error
 
-    def _said(self, response: httpx2.Response) -> str:
+    def _no_key(self) -> str:
+        if self._withheld:
+            return (
+                "the key was not sent, as anybody on the way to another machine can read it over http; use https or a "
+                "tunnel to localhost, or allow it with --unencrypted-key"
+            )
+        return f"it does not accept the key; set {KEY_VARIABLES[0]}"
+
+    def _said(self, content: bytes) -> str:
         """Return the start of an answer as one harmless line; servers repeat keys in their errors."""
-        text = response.content[:4000].decode("utf-8", "replace")
-        if self._key:
-            text = text.replace(self._key, "[key]")
+        text = self.key.masked(content.decode("utf-8", "replace"))
         line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
         return line[:200] or "(nothing)"
+
+
+async def _content(response: httpx2.Response, largest: int) -> bytes:
+    """Return an answer's bytes, unpacked; of an error the first ones.
+
+    Raises:
+        Rejected: there are more than ``largest``, or they are packed in another way than was asked for.
+        zlib.error: they cannot be unpacked.
+    """
+    packed = response.headers.get("content-encoding", "").strip().lower()
+    if packed not in {"", "identity", "gzip", "x-gzip"}:
+        raise Rejected(response.status_code, f"its content is packed by {packed!a:.40}, which was not asked for")
+    unzip = zlib.decompressobj(wbits=31) if packed.endswith("gzip") else None
+    parts, size, raw = list[bytes](), 0, 0
+    async for chunk in response.aiter_raw():
+        raw += len(chunk)
+        part = unzip.decompress(chunk, largest + 1 - size) if unzip else chunk
+        size += len(part)
+        parts.append(part)
+        if max(size, raw) > largest:
+            if response.status_code != 200:
+                break
+            raise Rejected(200, f"more than {largest >> 20} MiB, which is no answer to what was asked")
+    if unzip and not unzip.eof and response.status_code == 200:
+        raise zlib.error("cut off")
+    return b"".join(parts)[:largest]
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _seconds(headers: httpx2.Headers) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from longctx_bench.records import Request
 
+_ROUNDED = 1e-3
+"""Above 0, how far rounding may lift the logarithm of a probability."""
+
 
 class Model(BaseModel):
     """An entry of ``/models``."""
 
     id: str = Field(max_length=500)
-    max_model_len: int | None = None
+    max_model_len: int | None = Field(default=None, ge=1)
     """Tokens of prompt and answer that it takes, where the server says so (vLLM)."""
 
 
@@ -44,13 +50,14 @@ class Choice(BaseModel):
 class Usage(BaseModel):
     """Tokens as the server counted them."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: int | None = Field(default=None, ge=0)
+    completion_tokens: int | None = Field(default=None, ge=0)
 
 
 class Completion(BaseModel):
     """The answer of ``/completions``."""
 
+    id: str = ""
     choices: list[Choice]
     usage: Usage | None = None
 
@@ -78,6 +85,48 @@ def read_completion(content: bytes) -> Completion:
     return found
 
 
+class Answers:
+    """Reads the answers of one server, and notices what it answers to another request or twice.
+
+    vLLM takes the name of a request over into the ``id`` of its answer; from a server that does so once, every answer
+    must have it. Of others the same bytes for two different requests are refused, unless all ids of the server are the
+    same.
+    """
+
+    def __init__(self) -> None:
+        self._repeats_names = False
+        self._ids = set[str]()
+        self._requests = dict[bytes, bytes]()
+
+    def read(self, content: bytes, name: str, body: Mapping[str, Any]) -> Completion:
+        """Parse an answer as :func:`read_completion`.
+
+        Args:
+            content: the answer.
+            name: of the request.
+            body: of the request.
+
+        Raises:
+            ValueError: as there, or it answers another request.
+        """
+        found = read_completion(content)
+        self._repeats_names |= name in found.id
+        if self._repeats_names:
+            if name not in found.id:
+                raise ValueError("the answer to another request")
+            return found
+        if len(self._ids) < 2:
+            self._ids.add(found.id)
+        asked = _digest(json.dumps(body).encode())
+        if self._requests.setdefault(_digest(content), asked) != asked and len(self._ids) == 2:
+            raise ValueError("the answer to another request")
+        return found
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
 def greedy(model: str, prompt: list[int] | str, request: Request, extras: bool) -> dict[str, Any]:
     """Return the body that asks for a greedy continuation.
 
@@ -98,6 +147,11 @@ def greedy(model: str, prompt: list[int] | str, request: Request, extras: bool) 
             "include_stop_str_in_output": True, "repetition_penalty": 1.0,
         }  # fmt: skip
     return body
+
+
+def size(tokens: int) -> int:
+    """Return the bytes that an answer about so many tokens may take: of each its text, its number and the likeliest."""
+    return 1024 * tokens
 
 
 def echoed(model: str, prompt: list[int]) -> dict[str, Any]:
@@ -124,7 +178,7 @@ def tail(found: Completion, tokens: int, scored: int) -> tuple[list[float], bool
     if given is None or len(given.token_logprobs) not in {tokens, tokens + 1}:
         return None
     own = given.token_logprobs[tokens - scored : tokens]
-    values = [value for value in own if value is not None and math.isfinite(value)]
+    values = [value for value in own if value is not None and math.isfinite(value) and value < _ROUNDED]
     if len(values) != scored:
         return None
     tops = (given.top_logprobs or [])[tokens - scored : tokens]

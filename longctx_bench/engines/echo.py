@@ -8,7 +8,7 @@ from typing import Any
 
 from longctx_bench.engines.base import Contestant, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.errors import UserError
 from longctx_bench.records import Generation, Losses, Request
 
@@ -26,7 +26,7 @@ class EchoEngine:
 
     def load(self, folder: Path) -> None:
         """Load the tokenizer alone."""
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = prompt_tokenizer(folder)
 
     def footprint(self, folder: Path) -> Footprint | None:
         """Return None: nothing is loaded."""

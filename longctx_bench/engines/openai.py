@@ -30,6 +30,8 @@ from longctx_bench.methods.base import Method
 from longctx_bench.records import Generation, Losses, Request
 
 _CONTACT_ATTEMPTS = 3
+_LONGEST_TOKEN = 1024
+"""Characters; the longest of known vocabularies, which are runs of spaces, have a few hundred."""
 _UNSAID = ("max_position_embeddings",)
 """Config entries that change no number: the server has a length of its own."""
 
@@ -49,6 +51,7 @@ class OpenAIEngine:
         self._model: completions.Model | None = None
         self._as_ids = self._extras = self._stops = False
         self._ahead: Ahead[Completion] = Ahead()
+        self._read = completions.Answers()
 
     def load(self, folder: Path) -> None:
         """Load the tokenizer and find out what the server takes; what it took before is asked only once.
@@ -67,6 +70,14 @@ class OpenAIEngine:
         if self._model is None:
             self._model = self._find_model()
             self._find_style(self._model)
+
+    def contact(self) -> None:
+        """Ask whether the server is there and has the model, before anything is prepared for it.
+
+        Raises:
+            UserError: as :meth:`load`.
+        """
+        self._find_model()
 
     def footprint(self, folder: Path) -> Footprint | None:
         """Return None: the memory is the server's."""
@@ -120,7 +131,7 @@ class OpenAIEngine:
             "device": self.device,
             "dtype": self.dtype,
             "server": self._server.base_url,
-            "served_model": self._model.id if self._model is not None else self._server.model_name,
+            "served_model": self._asker.key.masked(self._model.id) if self._model else self._server.model_name,
             "prompts": "token ids" if self._as_ids else "text",
             "stop_tokens": "server" if self._stops else "client",
             "concurrency": self._server.concurrency,
@@ -144,7 +155,7 @@ class OpenAIEngine:
             raise self._refusal(f"{error}; is it running, and is --base-url right?") from error
         named = [model for model in listed if wanted in {None, model.id}]
         if len(named) != 1:
-            names = ", ".join(f"{model.id!a:.80}" for model in listed[:5]) or "none"
+            names = ", ".join(f"{self._asker.key.masked(model.id)!a:.80}" for model in listed[:5]) or "none"
             raise self._refusal(f"lists these models: {names}; name one of them with --model-name")
         return named[0]
 
@@ -156,8 +167,7 @@ class OpenAIEngine:
         for as_ids, extras in product((True, False), (True, False)):
             body = completions.greedy(model.id, ids if as_ids else self._text(ids), request, extras)
             try:
-                future = self._asker.post("/completions", body, completions.read_completion, _CONTACT_ATTEMPTS)
-                found = future.result()
+                found = self._post(body, _CONTACT_ATTEMPTS, request.max_new_tokens).result()
             except Rejected as error:
                 if error.status in {401, 403, 404}:
                     raise self._refusal(f"{error} (/completions)") from error
@@ -196,12 +206,17 @@ class OpenAIEngine:
         model = self._known(request, request.max_new_tokens)
         prompt = list(request.input_ids) if self._as_ids else self._text(list(request.input_ids))
         body = completions.greedy(model.id, prompt, request, self._extras)
-        return self._asker.post("/completions", body, completions.read_completion, self._server.attempts)
+        return self._post(body, self._server.attempts, request.max_new_tokens)
 
     def _echo(self, request: Request) -> Future[Completion]:
         model = self._known(request, 1)
         body = completions.echoed(model.id, list(request.input_ids))
-        return self._asker.post("/completions", body, completions.read_completion, self._server.attempts)
+        return self._post(body, self._server.attempts, len(request.input_ids) + 1)
+
+    def _post(self, body: dict[str, Any], attempts: int, tokens: int) -> Future[Completion]:
+        """Send a request whose answer tells of so many tokens."""
+        read = partial(self._read.read, body=body)
+        return self._asker.post("/completions", body, read, attempts, completions.size(tokens))
 
     def _known(self, request: Request, new: int) -> completions.Model:
         assert self._model is not None
@@ -227,18 +242,36 @@ class OpenAIEngine:
             raise self._refusal(f"read {read} tokens of a prompt of {sent}; it cuts prompts or has another tokenizer")
         choice = found.choices[0]
         text, new = choice.text, found.completion_tokens
+        if new is not None and new > request.max_new_tokens:
+            raise self._refusal(f"says that it wrote {new} tokens; {request.max_new_tokens} were asked for")
+        ids = self._tokens(text, request)
         reason = "length" if choice.finish_reason == "length" else "stop" if choice.stop_reason is not None else "eos"
         if reason == "length" and new is not None and new < request.max_new_tokens:
             raise self._refusal(f"ended after {new} of {request.max_new_tokens} new tokens; its context is too short")
         ends = frozenset() if self._stops else request.stop_ids
         if ends or new is None:
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
             stops = (place for place, token in enumerate(ids) if token in ends)
             end = next((place + 1 for place in stops if place >= request.min_new_tokens), None)
             if end is not None:
                 text, reason, new = self._tokenizer.decode(ids[:end], skip_special_tokens=True), "stop", end
-            new = len(ids) if new is None else new
+            new = min(len(ids), request.max_new_tokens) if new is None else new
+        text = self._asker.key.masked_in_answer(text)
         return Generation(request.example_id, text, sent, new, reason, seconds)
+
+    def _tokens(self, text: str, request: Request) -> list[int]:
+        """Return the tokens of a text.
+
+        Raises:
+            UserError: no such text is written with the request's budget.
+        """
+        budget = request.max_new_tokens
+        # First by its characters: what is refused for its length must not be cut into tokens.
+        if len(text) <= _LONGEST_TOKEN * budget:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+            # A model need not choose the tokens that its tokenizer does, and half a character comes back as three.
+            if len(ids) <= 4 * budget + 16:
+                return ids
+        raise self._refusal(f"wrote {len(text)} characters, which is more than the {budget} tokens asked for can hold")
 
     def _refusal(self, why: str) -> UserError:
         return UserError(f"{self._server.base_url}: {why}")

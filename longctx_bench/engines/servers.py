@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from longctx_bench.errors import UserError
@@ -27,11 +28,13 @@ class Server:
     concurrency: int = 16
     """Requests under way at once."""
     timeout: float = 600.0
-    """Seconds without an answer after which a request is sent again."""
+    """Seconds without an answer after which a request is sent again; a whole answer may take twice as long."""
     attempts: int = 8
     """How often a request is sent before the run gives up."""
     backoff: float = 0.5
     """Seconds before the second attempt, about; they double with each, up to 30."""
+    unencrypted_key: bool = False
+    """Whether the key may be sent over plain http to another machine, too."""
 
     def __post_init__(self) -> None:
         try:
@@ -51,6 +54,24 @@ class Server:
         """Return the URL that endpoints are added to, without a slash at its end."""
         path = urlsplit(self.base_url).path.rstrip("/")
         return self.base_url.rstrip("/") + ("" if path else "/v1")
+
+    @property
+    def host(self) -> str:
+        """Return the name or address of the machine."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether requests stay on this machine."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether a key may be sent: nobody on the way can read it, or the user allows that."""
+        return self.unencrypted_key or self.is_loopback or urlsplit(self.base_url).scheme == "https"
 
 
 def key_from_environment() -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longctx_bench.records import NATURAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One example's score and how long its document was."""
 

@@ -1,52 +1,77 @@
-"""A cell's files as a report reads them: a million records in seconds, and what is damaged named in one line.
+"""A cell's files as reports and ``show`` read them: a million records in seconds, what is damaged named in one line.
 
-msgspec checks types while it parses and skips the fields that no table needs without making objects of them; what it
-refuses and Python's own ``json`` writes (NaN as a score) is read again by the latter.
+msgspec checks types while it parses; what it refuses and Python's own ``json`` writes (NaN as a score) is read again by
+the latter. Records come one after the other, so that a cell of any size takes little memory.
 """
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
 
-from longctx_bench.errors import UserError
-from longctx_bench.store import before_gap, read_lines
+from longctx_bench.store import before_gap
+from longctx_bench.untrusted import DEEPEST, Unreadable, line_blocks, parse_json, read_content
 
 
 class DamagedError(Exception):
     """A cell that cannot be shown; the message says which of its files and why."""
 
 
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Positive = Annotated[int, Meta(ge=1, le=2**53)]
+_Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
+"""Printable ASCII."""
+
+
 class Record(msgspec.Struct, gc=False):
-    """What reports need of one line of ``records.jsonl``."""
+    """One line of ``records.jsonl``; whatever else it holds is passed over."""
 
-    id: str
-    hash: str
+    id: _Name
+    hash: _Name
     score: float
-    depths: list[float] = []
-    prompt_tokens: int = 0
-    document_tokens: int | None = None
-    words: int | None = None
-    scored: int = 1
-
-
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
+    metric: _Name = ""
+    text: str | None = None
+    """What the model wrote; None where it was not to write."""
+    references: list[str] = []
+    depths: list[Annotated[float, Meta(ge=0, le=100)]] = []
+    prompt_tokens: _Count = 0
+    new_tokens: _Count = 0
+    finish_reason: _Name | None = None
+    document_tokens: _Count | None = None
+    words: _Count | None = None
+    scored: _Positive = 1
+    curve: list[tuple[_Count | float, float]] | None = None
 
 
 class _Cell(msgspec.Struct):
     model: str
     method: str
     task: str
-    length: Annotated[int, msgspec.Meta(ge=0)]
+    length: _Count
 
 
 class _Task(msgspec.Struct):
     name: str
     params: dict[str, Any] | None
+    protocol: str | None = None
+
+
+class _Source(msgspec.Struct):
+    embedded: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+
+class _Model(msgspec.Struct):
+    source: _Source | None = None
 
 
 class _Spec(msgspec.Struct):
@@ -55,6 +80,9 @@ class _Spec(msgspec.Struct):
     dtype: str
     engine: str
     chat_template: bool
+    weights: _Source | None = None
+    digests: dict[str, Any] | None = None
+    model: _Model | None = None
 
 
 class _Tuning(msgspec.Struct):
@@ -71,8 +99,8 @@ class _Summary(msgspec.Struct):
     metric: str
     score: float
     n: _Positive
-    prompt_tokens: int
-    new_tokens: int
+    prompt_tokens: _Count
+    new_tokens: _Count
     seconds: float
     factor: float
     factor_source: str
@@ -80,6 +108,11 @@ class _Summary(msgspec.Struct):
     spec: _Spec
     finished: str
     tuning: _Tuning | None = None
+    peak_memory: _Count | None = None
+    training_tokens: _Count | None = None
+    engine: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
+    lm_eval: dict[str, Any] | None = None
 
 
 _decoder = msgspec.json.Decoder(Record)
@@ -89,73 +122,148 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return a cell's ``cell.json``, checked for what reports need; None when there is none.
 
     Raises:
-        DamagedError: not JSON, or keys are missing or of another type.
+        DamagedError: not JSON, too large or too deep, or keys are missing or of another type.
     """
-    content = _bytes(folder, "cell.json")
-    if content is None:
-        return None
     try:
-        details: dict[str, Any] = msgspec.json.decode(content)
-    except ValueError:
-        try:
-            details = json.loads(content)
-        except ValueError as error:
-            raise DamagedError(f"cell.json is not valid JSON ({error})") from error
+        # Plain strings: with ten thousand cells, making paths takes longer than reading files.
+        details = parse_json(read_content(f"{folder}/cell.json"))
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        raise DamagedError(f"cell.json {error}") from error
     try:
         msgspec.convert(details, _Summary)
     except msgspec.ValidationError as error:
         raise DamagedError(f"cell.json is damaged or another version's ({error})") from error
-    return details
+    return dict(details)
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Return a cell's records as :meth:`longctx_bench.store.ResultStore.records` does: in order, up to the first gap.
+class Columns(NamedTuple):
+    """A cell's records by column, each [n], in the order of examples."""
+
+    scores: NDArray[np.float64]
+    hashes: NDArray[np.bytes_]
+    """S32."""
+    scored: NDArray[np.int64]
+    depths: NDArray[np.float64]
+    """The first of each example, percent; NaN where it has none."""
+    needles: NDArray[np.int64]
+    """How many depths each example has."""
+    tokens: NDArray[np.int64]
+    """Of the document, whatever a method was given of it."""
+    words: NDArray[np.int64]
+    """Of the document; -1 where that is not counted."""
+
+    def at(self, places: Sequence[int]) -> Columns:
+        """Return the examples at some places, in that order."""
+        return Columns(
+            self.scores[places],
+            self.hashes[places],
+            self.scored[places],
+            self.depths[places],
+            self.needles[places],
+            self.tokens[places],
+            self.words[places],
+        )
+
+
+def read_columns(folder: Path) -> Columns:
+    """Return a cell's records as :meth:`longctx_bench.store.ResultStore.records` has them: up to the first gap.
 
     Raises:
         DamagedError: the file is missing, a line is not a record.
     """
-    content = _bytes(folder, "records.jsonl")
-    if content is None:
-        raise DamagedError("records.jsonl is missing")
+    parts, ids = [_columns(())], list[str]()
+    number, usual = 0, True
+    for records in _blocks(folder):
+        own = [record.id for record in records]
+        if usual and own != [f"{place:06d}" for place in range(number, number + len(own))]:
+            usual = False
+            ids = [f"{place:06d}" for place in range(number)]
+        if not usual:
+            ids += own
+        number += len(own)
+        parts.append(_columns(records))
+    columns = Columns(*map(np.concatenate, zip(*parts, strict=True)))
+    if usual:
+        return columns
+    order = sorted(range(number), key=ids.__getitem__)
     try:
-        records = _decoder.decode_lines(content)
-    except ValueError:
-        records = _read_slowly(folder / "records.jsonl")
-    if [record.id for record in records] == _usual_ids(len(records)):
-        return records
-    records.sort(key=lambda record: record.id)
-    return records[: before_gap([record.id for record in records])]
+        order = order[: before_gap([ids[place] for place in order])]
+    except ValueError as error:
+        raise DamagedError("records.jsonl: an example's id is no number") from error
+    return columns.at(order)
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Yield a cell's records as they stand in their file: of a finished cell in order.
+
+    Raises:
+        DamagedError: as :func:`read_columns`.
+    """
+    for records in _blocks(folder):
+        yield from records
 
 
 def count_records(folder: Path) -> int:
-    """Return how many whole lines the records of a cell have; 0 where there are none."""
-    return (_bytes(folder, "records.jsonl") or b"").count(b"\n")
+    """Return how many whole lines the records of a cell have; 0 where there are none.
 
-
-def _bytes(folder: Path, name: str) -> bytes | None:
-    # Plain strings: with ten thousand cells, making paths takes longer than reading files.
+    Raises:
+        DamagedError: the file cannot be read.
+    """
     try:
-        with open(f"{folder}/{name}", "rb") as file:  # noqa: PTH123
-            return file.read()
+        return sum(block.count(b"\n") for block in line_blocks(f"{folder}/records.jsonl"))
     except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+        return 0
+    except Unreadable as error:
+        raise DamagedError(f"records.jsonl {error}") from error
 
 
-@lru_cache
-def _usual_ids(n: int) -> list[str]:
-    return [f"{place:06d}" for place in range(n)]
+def _columns(records: Sequence[Record]) -> Columns:
+    return Columns(
+        np.array([record.score for record in records], np.float64),
+        np.array([record.hash for record in records], "S32"),
+        np.array([record.scored for record in records], np.int64),
+        np.array([record.depths[0] if record.depths else math.nan for record in records], np.float64),
+        np.array([len(record.depths) for record in records], np.int64),
+        np.array([_tokens(record) for record in records], np.int64),
+        np.array([-1 if record.words is None else record.words for record in records], np.int64),
+    )
 
 
-def _read_slowly(path: Path) -> list[Record]:
-    """Read what msgspec refused with Python's ``json``, which knows NaN and counts lines."""
-    records = []
+def _tokens(record: Record) -> int:
+    return record.prompt_tokens if record.document_tokens is None else record.document_tokens
+
+
+def _blocks(folder: Path) -> Iterator[Sequence[Record]]:
+    """Yield the records of a file, some thousand at a time."""
+    number = 0
     try:
-        for line in read_lines(path):
-            records.append(msgspec.convert(line, Record))
-    except UserError as error:
-        raise DamagedError(str(error).removeprefix(f"{path.parent}/")) from error
-    except msgspec.ValidationError as error:
-        raise DamagedError(f"records.jsonl: line {len(records) + 1} is not a record ({error})") from error
+        for block in line_blocks(f"{folder}/records.jsonl"):
+            try:
+                records = _decoder.decode_lines(block)
+            except (ValueError, RecursionError):
+                records = _one_by_one(block, number)
+            number += len(records)
+            yield records
+    except FileNotFoundError as error:
+        raise DamagedError("records.jsonl is missing") from error
+    except Unreadable as error:
+        raise DamagedError(f"records.jsonl {error}") from error
+
+
+def _one_by_one(block: bytes, before: int) -> list[Record]:
+    """Read what msgspec refused with Python's ``json``, which knows NaN, and name the line that is no record."""
+    records = []
+    for number, line in enumerate(block.removesuffix(b"\n").split(b"\n"), before + 1):
+        try:
+            records.append(msgspec.convert(json.loads(line), Record))
+        except msgspec.ValidationError as error:
+            raise DamagedError(f"records.jsonl: line {number} is not a record ({error})") from error
+        except ValueError as error:
+            raise DamagedError(f"records.jsonl: line {number} is not valid JSON ({error})") from error
+        except RecursionError as error:
+            raise DamagedError(
+                f"records.jsonl: line {number} is not valid JSON (nested deeper than {DEEPEST} levels)"
+            ) from error
     return records

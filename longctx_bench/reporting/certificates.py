@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL
-from longctx_bench.store import read_json
+from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _SAME = {
     "model": ("spec.model", "model"),
@@ -44,8 +43,8 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / "parity").glob("*.json")):
         try:
-            certificate = read_json(path) or {}
-        except (UserError, OSError):
+            certificate = parse_object(read_content(path))
+        except (FileNotFoundError, Unreadable):
             continue
         if isinstance(certificate.get("lengths"), dict):
             found.append(certificate)

@@ -39,7 +39,7 @@ def training_tokens(summary: CellSummary) -> int | None:
     if found:
         return int(found)
     spec = summary.details["spec"]
-    weights = spec.get("weights") or spec.get("model", {}).get("source") or {}
+    weights = spec.get("weights") or (spec.get("model") or {}).get("source") or {}
     return _on_card(str(weights["embedded"])) if weights.get("embedded") else None
 
 
@@ -51,7 +51,7 @@ def _on_card(name: str) -> int | None:
 
 
 def _device(summary: CellSummary) -> str:
-    return str(summary.details.get("engine", {}).get("device", ""))
+    return str((summary.details.get("engine") or {}).get("device", ""))
 
 
 def _seconds(summary: CellSummary) -> float | None:

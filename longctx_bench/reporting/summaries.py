@@ -15,10 +15,11 @@ from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
-from longctx_bench.reporting.cell_files import DamagedError, Record, count_records, read_records, read_summary
+from longctx_bench.reporting.cell_files import Columns, DamagedError, count_records, read_columns, read_summary
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
 from longctx_bench.reporting.intervals import mean_interval
-from longctx_bench.store import ResultStore, cell_parts, read_json
+from longctx_bench.store import ResultStore, cell_parts
+from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
 """Metrics of lm-eval that are rates; its others are shown as they are."""
@@ -63,7 +64,9 @@ class CellSummary:
     def higher_is_better(self) -> bool:
         """The score's direction."""
         known = METRICS.get(self.metric)
-        return known.higher_is_better if known else bool(self.details.get("lm_eval", {}).get("higher_is_better", True))
+        return (
+            known.higher_is_better if known else bool((self.details.get("lm_eval") or {}).get("higher_is_better", True))
+        )
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -152,10 +155,10 @@ def _how_far(path: Path) -> str:
     """Say what there is of a cell that is not finished."""
     examples = f"{count_records(path)} examples so far"
     try:
-        started = read_json(path / "started.json") or {}
-    except UserError:
-        started = {}
-    failed = f", failed ({started['failed']})" if started.get("failed") else ""
+        reason = parse_object(read_content(path / "started.json")).get("failed")
+    except (FileNotFoundError, Unreadable):
+        reason = None
+    failed = f", failed ({reason})" if reason else ""
     return f"not finished{failed}, {examples}; the same run command completes it"
 
 
@@ -163,47 +166,41 @@ def _summary(path: Path, details: dict[str, Any], certificates: Sequence[dict[st
     cell = Cell(**details["cell"])
     if path.parts[-4:] != cell_parts(cell):
         raise DamagedError(f"its cell.json is that of {cell}")
-    records = read_records(path)
-    if len(records) != details["n"]:
-        raise DamagedError(f"records.jsonl holds {len(records)} whole examples, cell.json says {details['n']}")
-    scores = np.array([record.score for record in records], dtype=np.float64)
-    scored = np.array([record.scored for record in records], dtype=np.int64)
-    low, high = mean_interval(contributions(scores, scored), in_percent(details["metric"]))
-    single = all(len(record.depths) == 1 for record in records)
+    columns, metric = read_columns(path), details["metric"]
+    if len(columns.scores) != details["n"]:
+        raise DamagedError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {details['n']}")
+    if in_percent(metric) and ((columns.scores < 0) | (columns.scores > 1)).any():
+        raise DamagedError(f"records.jsonl: a score of {metric} is not in [0, 1]")
+    low, high = mean_interval(contributions(columns.scores, columns.scored), in_percent(metric))
     return CellSummary(
         cell=cell,
         original_length=details["original_length"],
-        metric=details["metric"],
+        metric=metric,
         score=details["score"],
         low=low,
         high=high,
         n=details["n"],
-        by_depth=_by_depth(records) if (details["spec"]["task"]["params"] or {}).get("depth_grid") else {},
+        by_depth=_by_depth(columns) if (details["spec"]["task"]["params"] or {}).get("depth_grid") else {},
         details=details,
-        scores=scores,
-        hashes=np.array([record.hash for record in records], dtype="S32"),
-        scored=scored,
-        points=_points(records) if buckets_of(cell.task, cell.length) else (),
-        depths=np.array([record.depths[0] for record in records] if single else [], dtype=np.float64),
+        scores=columns.scores,
+        hashes=columns.hashes,
+        scored=columns.scored,
+        points=_points(columns) if buckets_of(cell.task, cell.length) else (),
+        depths=columns.depths if (columns.needles == 1).all() else np.empty(0),
         parity=standing(details, certificates),
     )
 
 
-def _points(records: Sequence[Record]) -> tuple[Point, ...]:
-    return tuple(
-        Point(
-            record.score,
-            record.prompt_tokens if record.document_tokens is None else record.document_tokens,
-            record.words,
-        )
-        for record in records
-    )
+def _points(columns: Columns) -> tuple[Point, ...]:
+    found = zip(columns.scores.tolist(), columns.tokens.tolist(), columns.words.tolist(), strict=True)
+    return tuple(Point(score, tokens, None if words < 0 else words) for score, tokens, words in found)
 
 
-def _by_depth(records: Sequence[Record]) -> dict[float, float]:
+def _by_depth(columns: Columns) -> dict[float, float]:
+    if not columns.needles.all():
+        place = int(columns.needles.argmin())
+        raise DamagedError(f"records.jsonl: example {place} has no depth, its task has a grid of them")
     scores: dict[float, list[float]] = defaultdict(list)
-    for record in records:
-        if not record.depths:
-            raise DamagedError(f"records.jsonl: example {record.id} has no depth, its task has a grid of them")
-        scores[record.depths[0]].append(record.score)
+    for depth, score in zip(columns.depths.tolist(), columns.scores.tolist(), strict=True):
+        scores[depth].append(score)
     return {depth: sum(values) / len(values) for depth, values in sorted(scores.items())}

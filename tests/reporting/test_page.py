@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_results import EVIL_METHOD, EXAMPLES, HOSTILE, page_of, write_run
+from page_results import EVIL_METHOD, EXAMPLES, HOSTILE, hash_of, needle_record, page_of, write_cell, write_run
 
 from longctx_bench.errors import UserError
+from longctx_bench.records import Cell
 from longctx_bench.reporting.page.opening import browser, opened
+from longctx_bench.store import ResultStore
 
 Page = Any
 
@@ -355,3 +357,87 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(page: Drive
         wait_for(lambda: 0 <= page.run("return document.querySelector('#detail').getBoundingClientRect().top") < 400)
     finally:
         page.chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+PAYLOADS = [
+    "</script><script>window.owned = 1</script>",
+    "<img src=x onerror=window.owned=2>",
+    "<svg/onload=window.owned=3>",
+    "javascript:window.owned=4",
+    "<a href=javascript:window.owned=5>a</a>",
+    "\"onmouseover=window.owned=6 x=\"",
+    "'-window.owned=7-'",
+    "${window.owned=8}{{window.owned=8}}",
+    "<!--<script>window.owned=9",
+    "\x1b]8;;javascript:window.owned=10\x07click\x1b]8;;\x07",
+    "<iframe srcdoc='<script>parent.owned=11</script>'>",
+    "<style>@import 'http://127.0.0.1:9/a.css'</style><link rel=stylesheet href=http://127.0.0.1:9/b.css>",
+    "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'><base href=http://127.0.0.1:9/>",
+    "__proto__", "constructor", "\ud800", "\u2028\u2029\u202e", "a\x00b", "&lt;script&gt;",
+]  # fmt: skip
+
+
+def write_payloads(folder: Path) -> Path:
+    """A run all of whose names, texts and facts are payloads."""
+    text = " ".join(PAYLOADS)
+    # What a file takes: halves of characters are only in records.
+    name = text.replace("\ud800", "")
+    for method in PAYLOADS:
+        cell = Cell(PAYLOADS[1], method.replace("\ud800", "rope"), PAYLOADS[0], 512)
+        records = [
+            needle_record(place, place % 2, payload) | {"references": PAYLOADS, "depths": [50.0]}
+            for place, payload in enumerate(PAYLOADS)
+        ]
+        write_cell(
+            folder, cell, [record | {"finish_reason": "<b onclick=window.owned=12>"} for record in records],
+            finished=name, factor_source=name, spec_hash=name,
+            tuning={"scalar": name, "value": 1.0, "source": name},
+            engine={"engine": name, "device": name, "dtype": name, "attention": name},
+            environment={"git": {"commit": name, "dirty": name}, "python": name, "packages": {name: name}},
+            spec={
+                "seed": 42, "dtype": name, "engine": name, "chat_template": False, "digests": {name: name},
+                "task": {"name": name, "params": {"depth_grid": 11}, "protocol": name},
+                "weights": {"hub": name, "revision": name},
+            },
+        )  # fmt: skip
+    path = ResultStore(folder)._prompts(cell)
+    kept = {
+        "begin": text, "end": text, "hidden": 9, "needles": PAYLOADS, "answer_prefix": text, "n_tokens": 5,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(kept | {"hash": hash_of(512, place)}) + "\n" for place in range(22)))
+    unfinished = ResultStore(folder).path(Cell("a", "b", "c", 512))
+    unfinished.mkdir(parents=True)
+    (unfinished / "started.json").write_text(json.dumps({"failed": name}))
+    return folder
+
+
+def test_nothing_that_a_run_holds_is_executed_or_fetched(driven: Driven, tmp_path: Path) -> None:
+    folder = write_payloads(tmp_path / "made")
+    path = tmp_path / "page.html"
+    path.write_text(page_of(folder), encoding="utf-8")
+    page = Driven(driven.chrome, path)
+    page.chrome.get("about:blank")
+    for kind in ("browser", "performance"):
+        page.chrome.get_log(kind)  # what came before
+    page.open()
+    for view in ("heatmaps", "examples", "provenance", "examples"):
+        page.view(view)
+    page.example(1)
+    page.run("document.querySelector('#detail .others button').click()")
+    page.run(
+        "for (const e of document.querySelectorAll('*'))"
+        " for (const kind of ['mouseover', 'focus', 'toggle', 'error', 'load'])"
+        " e.dispatchEvent(new Event(kind, {bubbles: true}))"
+    )
+    assert page.run("return window.owned") is None
+    assert (
+        page.run("return document.querySelectorAll('img, iframe, svg[onload], link, base, object, embed').length") == 0
+    )
+    links = page.run("return [...document.querySelectorAll('[href], [src]')].map(e => e.href || e.src)")
+    assert not [link for link in links if not link.startswith(path.resolve().as_uri())]
+    assert page.chrome.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in page.chrome.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert asked == {path.resolve().as_uri()}
+    assert "onerror=window.owned=2" in page.run("return document.body.innerText"), "the text is there, as text"

@@ -200,7 +200,7 @@ def test_html_of_nasty_names_is_text() -> None:
 def test_csv_of_nasty_names_reads_back() -> None:
     cells = [cell(name, hits(50), model="m,\"'\n") for name in NASTY]
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](report_tables(cells)))))
-    assert sorted(line["method"] for line in lines) == sorted(NASTY)
+    assert sorted(line["method"] for line in lines) == sorted(name.replace("=1+1", "'=1+1") for name in NASTY)
     assert {line["model"] for line in lines} == {"m,\"'\n"}
 
 

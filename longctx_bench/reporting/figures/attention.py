@@ -20,6 +20,7 @@ _SERIES: dict[str, dict[str, Any]] = {
         "color": "#0072B2", "linestyle": (0, (4, 1.5)), "marker": "s", "markerfacecolor": "white",
     },
 }  # fmt: skip
+_MOST_LENGTHS = 100
 _NEEDLE = "#BBBBBB"
 _TARGETS = {"positional": "near", "semantic": "needle"}
 """What each head was chosen for."""
@@ -40,7 +41,7 @@ def attention_sheet(probe: Mapping[str, Any]) -> Figure:
     """
     try:
         return _draw(probe)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{probe.get('model', 'probe')}: not what `longctx-bench probe attention` writes ({error!r:.80}); "
             f"run it again"
@@ -49,6 +50,8 @@ def attention_sheet(probe: Mapping[str, Any]) -> Figure:
 
 def _draw(probe: Mapping[str, Any]) -> Figure:
     lengths: Sequence[Mapping[str, Any]] = probe["lengths"]
+    if len(lengths) > _MOST_LENGTHS:
+        raise ValueError(f"{len(lengths)} lengths")
     columns = len(lengths) + 1
     with style.styled():
         figure = style.new_figure(min(style.PAGE, 1.5 * columns + 0.4), 3.3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import yaml
 from longctx_bench.errors import UserError
 from longctx_bench.reporting.figures import style
 from longctx_bench.reporting.figures.looks import look_of
+from longctx_bench.untrusted import Unreadable, read_content
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,19 +115,22 @@ def _panel(axis: Axes, curves: Sequence[Curve], ends: dict[str, float]) -> None:
 def _read(file: Path) -> Curve:
     points: dict[float, float] = {}
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            for row in csv.DictReader(opened):
+        with StringIO(read_content(file).decode("utf-8"), newline="") as content:
+            for row in csv.DictReader(content):
                 if row["validation_loss"]:
-                    points[float(row["tokens"])] = float(row["validation_loss"])
-    except (KeyError, ValueError, TypeError, OSError) as error:
+                    tokens, loss = float(row["tokens"]), float(row["validation_loss"])
+                    if not (math.isfinite(tokens) and math.isfinite(loss)):
+                        raise ValueError("not a finite number")
+                    points[tokens] = loss
+    except (KeyError, ValueError, TypeError, OSError, csv.Error, Unreadable) as error:
         raise UserError(f"{file}: not a curve as `longctx-bench train` writes it ({error!r:.80})") from error
     recipe = _recipe(file.parent)
-    base = recipe.get("base")
+    said = {key: value for key, value in recipe.items() if isinstance(value, str)}
     return Curve(
         name=file.parent.name,
-        kind=str(recipe.get("kind", "")),
-        positions=str(recipe.get("positions", file.parent.name)),
-        base=Path(str(base)).name if base is not None else None,
+        kind=said.get("kind", ""),
+        positions=said.get("positions", file.parent.name),
+        base=Path(said["base"]).name if "base" in said else None,
         points=tuple(sorted(points.items())),
     )
 
@@ -132,9 +138,14 @@ def _read(file: Path) -> Curve:
 def _recipe(folder: Path) -> dict[str, Any]:
     """Return the recipe that the model card beside a curve holds; nothing where there is none."""
     card = folder / "README.md"
-    found = re.search(r"^```yaml\n(.*?)^```", card.read_text(encoding="utf-8"), re.S | re.M) if card.is_file() else None
     try:
+        text = read_content(card).decode("utf-8")
+        found = re.search(r"^```yaml\n(.*?)^```", text, re.S | re.M)
         recipe = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError as error:
+    except FileNotFoundError:
+        return {}
+    except (Unreadable, UnicodeDecodeError) as error:
+        raise UserError(f"{card}: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{card}: the recipe in it is not YAML") from error
     return recipe if isinstance(recipe, dict) else {}

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.reporting.figures.selection import at_scale, scale_name
 from longctx_bench.reporting.summaries import CellSummary, Results, read_cells
-from longctx_bench.store import read_json
+from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +82,19 @@ class Material:
         return found
 
 
+_Frequency = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+class _FactorProbe(msgspec.Struct):
+    """What ``longctx-bench probe factors`` writes."""
+
+    rope: Annotated[list[_Frequency], msgspec.Meta(min_length=1, max_length=100_000)]
+    factors: dict[str, list[Annotated[float, msgspec.Meta(ge=0, le=1e6)]]]
+    scale: _Frequency
+    original_length: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    model: str
+
+
 def _heatmaps(material: Material) -> Figures:
     from longctx_bench.reporting.figures.heatmaps import heatmap_sheet
 
@@ -140,19 +155,32 @@ def _factors(material: Material) -> Figures:
 
     made = {}
     for path in material.probes("factors"):
-        found = read_json(path) or {}
         try:
-            values = (found["rope"], found["factors"], found["scale"], found["original_length"], found["model"])
-        except KeyError as error:
-            raise UserError(f"{path}: not what `longctx-bench probe factors` writes; run it again") from error
-        made[f"factors-{path.parent.name}-{path.stem}"] = factor_sheet(*values)
+            found = msgspec.convert(_probe(path), _FactorProbe)
+        except msgspec.ValidationError as error:
+            raise UserError(f"{path}: not what `longctx-bench probe factors` writes ({error}); run it again") from error
+        made[f"factors-{path.parent.name}-{path.stem}"] = factor_sheet(
+            found.rope, found.factors, found.scale, found.original_length, found.model
+        )
     return made
 
 
 def _attention(material: Material) -> Figures:
     from longctx_bench.reporting.figures.attention import attention_sheet
 
-    return {f"attention-{path.stem}": attention_sheet(read_json(path) or {}) for path in material.probes("attention")}
+    return {f"attention-{path.stem}": attention_sheet(_probe(path)) for path in material.probes("attention")}
+
+
+def _probe(path: Path) -> dict[str, Any]:
+    """Return what a probe wrote.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return parse_object(read_content(path))
+    except (FileNotFoundError, Unreadable) as error:
+        raise UserError(f"{path}: {error}; run the probe again") from error
 
 
 KINDS: dict[str, Callable[[Material], Figures]] = {

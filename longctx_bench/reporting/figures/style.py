@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
@@ -54,6 +57,10 @@ _RC: Any = {
     "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and journals refuse Type 3
     "svg.hashsalt": "longctx-bench",
 }
+_UNPRINTABLE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What XML does not take, or what turns the text around it; a line may end."""
 _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -73,10 +80,57 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, in inches, that no global state knows; use it inside :func:`styled`."""
+    """Return an empty figure, in inches, that no global state knows; use it inside :func:`styled`.
+
+    Texts are drawn as they stand: a name is no formula, whatever it holds.
+    """
+    return _literal_figure()(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _literal_figure() -> type[Figure]:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class LiteralFigure(Figure):
+        """A figure whose texts come from data."""
+
+        def draw(self, renderer: Any) -> None:
+            """Draw; now all texts are there."""
+            _make_literal(self)
+            super().draw(renderer)
+
+    return LiteralFigure
+
+
+class _Literal:
+    """What names the ticks of an axis, without formulas."""
+
+    def __init__(self, names: Callable[..., str]) -> None:
+        self._names = names
+
+    def __call__(self, *place: Any) -> str:
+        return re.sub(r"(?<!\\)\$", r"\\$", _UNPRINTABLE.sub(" ", self._names(*place)))
+
+
+def _make_literal(artist: Artist) -> None:
+    """Let no text below an artist be read as a formula, nor break the file that it is written to."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    if isinstance(artist, Text):
+        artist.set_parse_math(False)
+        if artist.get_text() != (clean := _UNPRINTABLE.sub(" ", artist.get_text())):
+            artist.set_text(clean)
+    elif isinstance(artist, Axis):
+        _make_literal(artist.label)
+        # Ticks are made as they are drawn; powers of ten are formulas of matplotlib's own.
+        formatter = artist.get_major_formatter()
+        if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Literal):
+            formatter.func = _Literal(formatter.func)
+    else:
+        for child in artist.get_children():
+            _make_literal(child)
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png",)) -> list[Path]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from longctx_bench.excerpts import Excerpt, read_excerpts
+from longctx_bench.reporting.cell_files import Record, read_records
 from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.store import ResultStore, read_lines
+from longctx_bench.store import ResultStore
 
 PAGE_BYTES = 16_000_000
 """Examples are left out before their text makes a page larger than this (bytes of JSON)."""
+_FIRST = 64
+"""Examples of each cell that are tried first."""
 _ROW_BYTES, _PROMPT_BYTES = 60, 180
 """What a row and a prompt take besides their texts: names, numbers, commas."""
 
@@ -49,10 +54,16 @@ def example_columns(
         numbers of texts, depths in percent, excerpt), ``rows`` (columns of equal length: cell, id, prompt, score,
         text, tokens given and written, end, curve) and ``shown`` (how many of each cell).
     """
-    bound = limit if limit is not None else _bound(_first(cells, store, 1), budget)
-    records = _first(cells, store, bound)
-    excerpts = _excerpts(cells, records, store)
-    number = bound if limit is not None else _fitting(records, excerpts, budget)
+    bound = limit if limit is not None else _FIRST
+    while True:
+        records = _first(cells, store, bound)
+        excerpts = _excerpts(cells, records, store)
+        number = bound if limit is not None else _fitting(records, excerpts, budget)
+        if number < bound or limit is not None or all(len(own) < bound for own in records):
+            break
+        # As many again are read, and no more: the memory that a page takes is a matter of its budget.
+        del records, excerpts
+        bound *= 2
     columns = _Columns()
     for place, own in enumerate(records):
         for record in own[:number]:
@@ -65,41 +76,34 @@ def example_columns(
     }
 
 
-def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[dict[str, Any]]]:
+def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[Record]]:
     """Return the first records of each cell, without reading further."""
     return [
         # A finished file is in order; what an interrupted larger run left beyond n is no part of the cell.
-        list(islice(read_lines(store.path(summary.cell) / "records.jsonl"), min(summary.n, number)))
+        list(islice(read_records(store.path(summary.cell)), min(summary.n, number)))
         for summary in cells
     ]
 
 
-def _bound(firsts: Sequence[Sequence[dict[str, Any]]], budget: int) -> int:
-    """Return a number of examples a cell that is surely enough to fill the budget, judging by the first of each."""
-    each = sum(_row_size(record) for own in firsts for record in own)
-    return max(1, 4 * budget // max(1, each))
-
-
-def _row_size(record: dict[str, Any]) -> int:
-    return _ROW_BYTES + _size(record.get("text", "")) + 12 * len(record.get("curve", ()))
+def _row_size(record: Record) -> int:
+    return _ROW_BYTES + _size(record.text or "") + 12 * len(record.curve or ())
 
 
 def _excerpts(
-    cells: Sequence[CellSummary], records: Sequence[Sequence[dict[str, Any]]], store: ResultStore
-) -> list[dict[str, Any]]:
+    cells: Sequence[CellSummary], records: Sequence[Sequence[Record]], store: ResultStore
+) -> list[dict[str, Excerpt]]:
     """Return each cell's excerpts by hash, those of its records only; the methods of one base share them."""
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, str, int], dict[str, Excerpt]] = {}
     made = []
     for summary, own in zip(cells, records, strict=True):
         key = (summary.cell.model, summary.cell.task, summary.cell.length)
         if key not in found:
-            wanted = {record["hash"] for record in own}
-            found[key] = {name: excerpt for name, excerpt in store.excerpts(summary.cell).items() if name in wanted}
+            found[key] = read_excerpts(store._prompts(summary.cell), {record.hash for record in own})
         made.append(found[key])
     return made
 
 
-def _fitting(records: Sequence[Sequence[dict[str, Any]]], excerpts: Sequence[dict[str, Any]], budget: int) -> int:
+def _fitting(records: Sequence[Sequence[Record]], excerpts: Sequence[dict[str, Excerpt]], budget: int) -> int:
     """Return how many examples of each cell fit the budget, at least one."""
     spent, seen = 0, set()
     most = max(map(len, records), default=0)
@@ -109,10 +113,10 @@ def _fitting(records: Sequence[Sequence[dict[str, Any]]], excerpts: Sequence[dic
                 continue
             record = own[place]
             spent += _row_size(record)
-            if record["hash"] not in seen:
-                seen.add(record["hash"])
-                spent += _size(record.get("references", ())) + _PROMPT_BYTES
-                spent += _size(_excerpt_texts(kept[record["hash"]])) if record["hash"] in kept else 0
+            if record.hash not in seen:
+                seen.add(record.hash)
+                spent += _size(record.references) + _PROMPT_BYTES
+                spent += _size(_excerpt_texts(kept[record.hash])) if record.hash in kept else 0
         if spent > budget:
             return max(1, place)
     return max(1, most)
@@ -122,7 +126,7 @@ def _size(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _excerpt_texts(excerpt: Any) -> list[str]:
+def _excerpt_texts(excerpt: Excerpt) -> list[str]:
     return [excerpt.begin, excerpt.end, excerpt.answer_prefix, *excerpt.needles]
 
 
@@ -137,35 +141,33 @@ class _Columns:
         }
         self._prompt_places: dict[tuple[str, tuple[str, ...]], int] = {}
 
-    def add(self, cell: int, record: dict[str, Any], excerpts: dict[str, Any]) -> None:
+    def add(self, cell: int, record: Record, excerpts: dict[str, Excerpt]) -> None:
         """Add one example of a cell."""
-        score, text = float(record["score"]), record.get("text")
         values = {
             "cell": cell,
-            "id": str(record["id"]),
+            "id": record.id,
             "prompt": self._prompt(record, excerpts),
-            "score": score if abs(score) < float("inf") else None,  # neither infinities nor NaN are JSON
-            "text": None if text is None else self.pool(str(text)),
-            "given": record.get("prompt_tokens"),
-            "written": record.get("new_tokens"),
-            "end": self.pool(str(record.get("finish_reason", ""))),
-            "curve": record.get("curve"),
+            "score": record.score if math.isfinite(record.score) else None,  # neither infinities nor NaN are JSON
+            "text": None if record.text is None else self.pool(record.text),
+            "given": record.prompt_tokens,
+            "written": record.new_tokens,
+            "end": self.pool(record.finish_reason or ""),
+            "curve": _finite(record.curve),
         }
         for name, value in values.items():
             self.rows[name].append(value)
 
-    def _prompt(self, record: dict[str, Any], excerpts: dict[str, Any]) -> int:
-        references = tuple(map(str, record.get("references", ())))
-        key = (str(record["hash"]), references)
+    def _prompt(self, record: Record, excerpts: dict[str, Excerpt]) -> int:
+        key = (record.hash, tuple(record.references))
         place = self._prompt_places.setdefault(key, len(self.prompts))
         if place == len(self.prompts):
             prompt: dict[str, Any] = {
-                "hash": key[0],
-                "references": [self.pool(reference) for reference in references],
-                "depths": record.get("depths", []),
-                "tokens": record.get("document_tokens", record.get("prompt_tokens")),
+                "hash": record.hash,
+                "references": [self.pool(reference) for reference in record.references],
+                "depths": record.depths,
+                "tokens": record.prompt_tokens if record.document_tokens is None else record.document_tokens,
             }
-            excerpt = excerpts.get(key[0])
+            excerpt = excerpts.get(record.hash)
             if excerpt is not None:
                 prompt |= {
                     "begin": self.pool(excerpt.begin),
@@ -176,3 +178,7 @@ class _Columns:
                 }
             self.prompts.append(prompt)
         return place
+
+
+def _finite(curve: Sequence[tuple[float, float]] | None) -> list[tuple[float, float]] | None:
+    return None if curve is None else [point for point in curve if all(map(math.isfinite, point))]

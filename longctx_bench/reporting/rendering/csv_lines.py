@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from longctx_bench.reporting.tables import Table
 
 _CELL = ("model", "method", "task", "length")
 """Records that agree in these are about one cell, and become one line."""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What spreadsheets take for the beginning of a formula (OWASP, CSV injection); some the wide forms, too."""
+_NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?|inf|nan)( ?%)?( ?\[[-+\d.,einfa ]+\])?( ?[†*])?")
+"""As tables show one: with its interval and its mark."""
 
 
 def csv_text(tables: Sequence[Table]) -> str:
@@ -24,10 +29,19 @@ def csv_text(tables: Sequence[Table]) -> str:
             lines.setdefault(key, {}).update(record)
     columns = list(dict.fromkeys(name for line in lines.values() for name in line))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines.values())
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(line.get(name, "")) for name in columns] for line in lines.values())
     return buffer.getvalue()
+
+
+def _inert(value: object) -> object:
+    """Return a value that no spreadsheet runs: text that begins like a formula gets an apostrophe, numbers none."""
+    if not isinstance(value, str):
+        return value
+    # A carriage return ends a line for spreadsheets, and the csv module of Python 3.11 does not quote it.
+    text = value.replace("\r", " ")
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text.strip()) else text
 
 
 def _rows(table: Table, several: bool) -> Iterator[Mapping[str, object]]:

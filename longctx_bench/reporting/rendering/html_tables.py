@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from longctx_bench.reporting.rendering.plain import plain
+from longctx_bench.plain import plain
 from longctx_bench.reporting.tables import Entry, Mark, Table
 
 _STYLE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from longctx_bench.reporting.rendering.plain import plain
+from longctx_bench.plain import plain
 from longctx_bench.reporting.tables import Entry, Mark, Table
 
 _SPECIAL = re.compile(

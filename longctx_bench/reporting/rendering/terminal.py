@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from longctx_bench.reporting.rendering.plain import plain
+from longctx_bench.plain import plain
 from longctx_bench.reporting.tables import Entry, Mark, Table
 
 _WIDE = 1_000
