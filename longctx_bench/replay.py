@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
@@ -133,7 +132,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
             f"{again}: {describe(asked.weights)} is neither a listed model nor one that was named on this machine; if "
             f"you trust it, `longctx-bench data pull` it first"
         )
-    if int(example_id) >= summary.n:
+    if not (example_id.isascii() and example_id.isdecimal()) or int(example_id) >= summary.n:
         raise UserError(f"{again}: it has {summary.n} examples, and none of the number {example_id}")
     task = registry.tasks[cell.task]
     tokenizer = prompt_tokenizer(checkpoint_folder(asked.weights))
