@@ -99,5 +99,5 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
 def _parsed(line: bytes) -> Excerpt | None:
     try:
         return msgspec.json.decode(line, type=Excerpt)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
