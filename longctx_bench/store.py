@@ -117,8 +117,10 @@ class ResultStore:
             folder = self.path(cell)
             note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
         write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
-        # Until it is finished again, a cell that is being extended is not done.
-        (folder / "cell.json").unlink(missing_ok=True)
+        if (folder / "cell.json").exists():
+            # Until it is finished again, a cell that is being extended is not done, whatever happens.
+            (folder / "cell.json").unlink()
+            sync_folder(folder)
         records, timings = folder / "records.jsonl", folder / "timings.jsonl"
         drop_cut_line(records, _KEPT)
         drop_cut_line(timings, _KEPT)

@@ -555,6 +555,25 @@ def test_a_cell_counts_once_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch
 
 
 @needs_proc
+def test_a_cell_that_is_extended_is_not_done_on_the_disk_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, folder = opened(tmp_path, 0)
+    store.finish(CELL, {"n": 1, "spec_hash": spec_hash(SPEC)})
+    calls, unlink = Calls(monkeypatch), Path.unlink
+
+    def unlinked(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok)
+        calls.made.append(("unlink", str(self)))
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    store.start(CELL, SPEC)
+    store.append(CELL, finished(1))
+    gone = calls.place("unlink", folder / "cell.json")
+    assert gone < calls.place("fsync", folder, gone) < calls.place("fsync", folder / "timings.jsonl")
+
+
+@needs_proc
 def test_what_is_replaced_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, folder = opened(tmp_path, 0)
     calls = Calls(monkeypatch)
