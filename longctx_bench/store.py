@@ -223,7 +223,7 @@ class ResultStore:
             if not isinstance(record.get("id"), str):
                 raise UserError(f"{path}: line {number} has no id")
             if found.setdefault(record["id"], record) != record:
-                raise UserError(f"{path}: line {number} differs from another one of example {record['id']}")
+                raise UserError(f"{path}: line {number} differs from another one of example {record['id']!a:.40}")
         return [found[name] for name in sorted(found)]
 
     def seconds(self, cell: Cell) -> float:

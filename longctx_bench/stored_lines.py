@@ -80,7 +80,7 @@ def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> dict[str, 
         elif content == hashlib.sha256(line).digest():
             doubled.add(number)
         else:
-            refused[number] = refused[first] = f"contradicts another one of example {loaded['id']}"
+            refused[number] = refused[first] = f"contradicts another one of example {loaded['id']!a:.40}"
             hashes.pop(loaded["id"], None)
     if refused or doubled:
         _move(path, refused, doubled)

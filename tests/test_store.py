@@ -156,13 +156,26 @@ def test_a_run_goes_on_after_damage(
 def test_lines_that_contradict_each_other_are_not_believed(tmp_path: Path) -> None:
     store, folder = opened(tmp_path, 0, 1, 2)
     append(folder / "records.jsonl", (json.dumps(record(1, score=0.0)) + "\n").encode())
-    with pytest.raises(UserError, match=r"records.jsonl: line 4 differs from another one of example 000001"):
+    with pytest.raises(UserError, match=r"records.jsonl: line 4 differs from another one of example '000001'"):
         store.records(CELL)
     notes: list[str] = []
     assert list(store.start(CELL, SPEC, note=notes.append)) == ["000000", "000002"]
     assert len(notes) == 2
     assert len(lines_of(folder, "records.damaged.jsonl")) == 2
     assert [line["id"] for line in store.records(CELL)] == ["000000"], "what is behind the gap does not count yet"
+
+
+def test_what_a_line_holds_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    store, folder = opened(tmp_path, 0)
+    hostile = "\x1b]0;owned\x07" * 30
+    lines = [record(1, id=hostile), record(2, id=hostile), {hostile: 1}, record(3, score=hostile)]
+    append(folder / "records.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\x1b[2J\n")
+    with pytest.raises(UserError) as refused:
+        store.records(CELL)
+    notes: list[str] = [str(refused.value)]
+    assert list(store.start(CELL, SPEC, note=notes.append)) == ["000000"]
+    assert len(notes) == 6
+    assert all(note.isprintable() and len(note) < 400 for note in notes)
 
 
 def test_a_second_timing_of_an_example_is_no_damage(tmp_path: Path) -> None:
