@@ -96,16 +96,21 @@ class StandInRay:
             actor.waiting.popleft().settle(error=RayActorError())
 
     def wait(self, references: list[Reference], num_returns: int, timeout: float) -> Any:
+        assert not timeout or num_returns == 1, "nobody waits until all have answered"
         # As on a cluster: waiting with a timeout is when others get on.
         if timeout and not any(reference.done for reference in references):
             for actor in self.actors:
                 self._step(actor)
         ready = [reference for reference in references if reference.done][:num_returns]
-        self._waits += 1
-        assert self._waits < 5000, "waited for what never comes"
+        self._count()
         return ready, [reference for reference in references if reference not in ready]
 
+    def _count(self) -> None:
+        self._waits += 1
+        assert self._waits < 5000, "waited for what never comes"
+
     def get(self, reference: Reference) -> Any:
+        self._count()
         while not reference.done:
             if reference.actor.dead:
                 self.end(reference.actor)
