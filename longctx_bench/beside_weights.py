@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from longctx_bench.data import fetch, is_local
 from longctx_bench.errors import UserError
-from longctx_bench.foreign import json_object
 from longctx_bench.specs import Source, validate
+from longctx_bench.untrusted import require_object
 
 _LARGEST = 2**31
 _LEAST_HEAD = 4
@@ -93,7 +93,7 @@ def fits(source: Source, tunable: str | None) -> dict[str, Any]:
     path = fetch(source) / "calibration.json"
     if not path.is_file():
         return {}
-    loaded = json_object(path, "run `calibrate` again")
+    loaded = require_object(path, "run `calibrate` again")
     try:
         return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in loaded.get(tunable, {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,7 +107,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
         UserError: it is missing, no JSON object, has entries that no model can have, or names code to fetch.
     """
     file = path / "config.json" if path.is_dir() else path
-    config = json_object(file, "expected a Hugging Face model folder")
+    config = require_object(file, "expected a Hugging Face model folder")
     where = f"{name}: config.json"
     _refuse_impossible(config, where)
     for key, value in _entries(config):
@@ -125,7 +125,7 @@ def end_ids(folder: Path) -> frozenset[int]:
     stop = model_config(folder, str(folder)).get("eos_token_id")
     file = folder / "generation_config.json"
     if file.exists():
-        generation = json_object(file, "fetch the model again")
+        generation = require_object(file, "fetch the model again")
         own = validate(_Generation, generation, str(file)).eos_token_id
         stop = stop if own is None else own
     return frozenset([] if stop is None else _listed(stop))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 import weakref
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +30,9 @@ except ImportError:  # Windows: what a killed process left there stays
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
 """What is wrong with a whole disk and not with one path on it."""
+_LONGEST, _DIGITS = 200, 8
+"""Characters of a name, so that an ending still fits into the 255 bytes of most file systems; those of its digest."""
+_BLOCK = 1 << 16
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -56,26 +61,135 @@ def require_writable(path: Path, advice: str = "choose another folder with --out
         raise not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), advice)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each of them on the disk before it is used.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    absent = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in absent:
+        sync_folder(made.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: without that, power that fails takes a new file away again.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no such thing; they do it at once.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(handle)
+
+
+def append(path: Path, content: bytes, advice: str = "choose another folder with --out") -> None:
+    """Add to the end of a file, all of it or nothing, and wait until it is on the disk.
+
+    Raises:
+        UserError: the disk is full, the file cannot be written, or is a symbolic link: what that points to, nobody
+            asked to be changed.
+    """
+    left = memoryview(content)
+    try:
+        # Without a buffer: closing the file would write what is left in one, after the file was cut.
+        with open(path, "ab", buffering=0, opener=_itself) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+                if not size:
+                    sync_folder(path.parent)
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise not_written(path, error, advice) from error
+
+
+def drop_cut_line(path: Path, advice: str = "choose another folder with --out") -> None:
+    """Cut off a last line that a killed process did not finish.
+
+    Raises:
+        UserError: as :func:`append`.
+    """
+    try:
+        with open(path, "r+b", opener=_itself) as file:
+            size = file.seek(0, os.SEEK_END)
+            whole = _last_line_end(file, size)
+            if whole < size:
+                file.truncate(whole)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise not_written(path, error, advice) from error
+
+
+def _last_line_end(file: BinaryIO, size: int) -> int:
+    """Return how many bytes of a file its whole lines take."""
+    end = size
+    while end:
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open a file for writing, and neither what a symbolic link points to nor a pipe, which would wait for ever."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and move it there when the block ends without an error.
 
+    What was written is on the disk before it gets its name, so that no crash leaves an empty or half-written file.
+    A symbolic link at ``path`` is replaced; what it points to stays as it is.
+
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
+    advice = "choose another folder with --out"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _remove_left(path)
         temporary, handle = _reserved(path)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
     except OSError as error:
-        raise not_written(path, error, "choose another folder with --out") from error
+        raise not_written(path, error, advice) from error
     try:
         yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
-        raise not_written(path, error, "choose another folder with --out") from error
+        raise not_written(path, error, advice) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         os.close(handle)
 
 
@@ -199,5 +313,21 @@ def shipped_folder(name: str) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """Return ``name`` with everything that a file system or shell might take amiss replaced by ``-``."""
+    """Return a name for a file or folder that no other name gets.
+
+    A name that every file system and shell takes is left as it is; of another one, the characters that they might take
+    amiss become ``-``, a long one is cut, and a digest follows behind ``~``, which no name that is left alone has.
+    """
+    plain = plain_name(name)
+    if plain == name and len(plain) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+    return f"{plain[: _LONGEST - _DIGITS - 1]}~{digest}"
+
+
+def plain_name(name: str) -> str:
+    """Return ``name`` with everything that a file system or shell might take amiss replaced by ``-``.
+
+    Different names may become one: :func:`safe_name` is for what must be kept apart.
+    """
     return re.sub(r"[^A-Za-z0-9._@=+-]+", "-", name).strip(".-") or "unnamed"

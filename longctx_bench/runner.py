@@ -162,12 +162,10 @@ class Runner:
         self._refuse_impossible(planned, folder, longest)
         overrides = planned.variant.method.model_overrides(base, planned.cell.length or longest)
         # What is refused above leaves no trace of a cell.
-        have = self.store.start(planned.cell, planned.spec, self.spec.rerun)
-        for record in have.values():
-            if record["id"] in known and record["hash"] != known[record["id"]].hash:
-                raise UserError(
-                    f"{planned.cell}: stored example {record['id']} has another prompt; run again with --rerun"
-                )
+        have = self.store.start(planned.cell, planned.spec, self.spec.rerun, self.progress.note)
+        for name, stored in have.items():
+            if name in known and stored != known[name].hash:
+                raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --rerun")
         self.store.keep_excerpts(planned.cell, known.values())
         missing = sum(request.example_id not in have for request in requests)
         self.progress.cell(planned, missing)
@@ -193,7 +191,7 @@ class Runner:
         work.peak = max((peak for peak in (work.peak, answer.peak) if peak is not None), default=None)
         if answer.whole is not None:
             # Only now is a cell from before replaced: what fails before takes nothing away.
-            self.store.start(cell, work.planned.spec, rerun=True)
+            self.store.start(cell, work.planned.spec, rerun=True, note=self.progress.note)
             self.store.append(cell, answer.finished)
             whole = asdict(answer.whole)
             self._finish(work, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
@@ -228,6 +226,11 @@ class Runner:
     def _summary(self, work: Work, engine: dict[str, Any]) -> dict[str, Any]:
         planned, cell = work.planned, work.planned.cell
         records = self.store.records(cell)
+        if len(records) < len(work.examples):
+            raise UserError(
+                f"{self.store.path(cell)}: records.jsonl holds {len(records)} of {len(work.examples)} examples before "
+                f"the first that is missing; run again with --rerun"
+            )
         method = planned.variant.method
         longest = cell.length or max(record["prompt_tokens"] for record in records) + planned.task.max_new_tokens
         tuning = method.tuning(work.contestant.base, longest)
@@ -238,7 +241,7 @@ class Runner:
             "score": _mean(records),
             "n": len(records),
             # The data holds no more, whatever number is asked for.
-            "exhausted": len(records) < planned.n,
+            "exhausted": len(work.examples or records) < planned.n,
             "prompt_tokens": sum(record["prompt_tokens"] for record in records),
             "new_tokens": sum(record["new_tokens"] for record in records),
             "seconds": self.store.seconds(cell),

@@ -10,7 +10,7 @@ from longctx_bench.errors import UserError, near_miss
 from longctx_bench.metrics import Metric, metric
 from longctx_bench.registry import Registry
 from longctx_bench.specs import mapping
-from longctx_bench.store import read_lines
+from longctx_bench.untrusted import read_objects
 
 
 def score_file(path: Path, task: str | None = None, registry: Registry | None = None) -> dict[str, tuple[float, int]]:
@@ -32,7 +32,7 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     scores: dict[str, list[float]] = defaultdict(list)
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_objects(path), 1):
         where = f"{path}: line {number}"
         name = task or mapping(line, where).get("task")
         if not isinstance(name, str):

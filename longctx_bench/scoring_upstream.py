@@ -12,7 +12,7 @@ from longctx_bench.metrics import metric
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.buckets import BY_WORDS
 from longctx_bench.specs import mapping
-from longctx_bench.store import read_lines
+from longctx_bench.untrusted import read_objects
 
 Scored = dict[str, tuple[float, int]]
 """By task (LongBench-E: task and bucket), the mean score in [0, 1] and the number of lines."""
@@ -66,7 +66,7 @@ def _longbench_e(file: Path, score: Any) -> Iterator[tuple[str, float]]:
 
 
 def _longbench_lines(file: Path, score: Any) -> Iterator[tuple[dict[str, Any], float]]:
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(read_objects(file), 1):
         where = f"{file}: line {number}"
         prediction, answers = _text(line, "pred", where), _texts(line, "answers", where)
         classes = _texts(line, "all_classes", where) if line.get("all_classes") else []
@@ -78,7 +78,7 @@ def _longbench_lines(file: Path, score: Any) -> Iterator[tuple[dict[str, Any], f
 
 
 def _ruler(file: Path, score: Any) -> Iterator[tuple[str, float]]:
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(read_objects(file), 1):
         where = f"{file}: line {number}"
         # As RULER's evaluate.py cleans a prediction before it is compared.
         text = _CONTROL.sub("\n", _text(line, "pred", where).strip()).strip()

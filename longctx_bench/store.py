@@ -9,40 +9,49 @@ Layout, below the output folder::
     prompts/<model>/<task>/<length>.jsonl                 beginning and end of each prompt, for readers
     superseded/...                                        cells that a changed spec replaced
 
-A run can be killed at any moment. A line that was cut off is dropped on the next start, and what is missing
-is run again.
+A run can be killed at any moment, and a machine can lose its power. A line that was cut off is dropped on the next
+start, one that is no record is put aside, into ``records.damaged.jsonl``, and what is missing is run again. Nothing is
+written through a symbolic link below the output folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from longctx_bench.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
 from longctx_bench.errors import UserError
 from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
-from longctx_bench.files import not_written, safe_name, write_json, write_text
-from longctx_bench.records import NATURAL, Cell, Example, Finished, length_name
+from longctx_bench.files import (
+    append,
+    drop_cut_line,
+    make_folder,
+    not_written,
+    plain_name,
+    sync_folder,
+    write_json,
+    write_text,
+)
+from longctx_bench.records import Cell, Example, Finished
+from longctx_bench.stored_lines import RecordLine, TimingLine, put_aside, sound
+from longctx_bench.untrusted import read_object, read_objects
 
-_CELL_FILES = frozenset(("cell.json", "started.json", "records.jsonl"))
-"""What makes a folder a cell's."""
+__all__ = ["ResultStore", "before_gap", "cell_parts", "read_object", "read_objects", "spec_hash"]
+
+_KEPT = "what was measured before is kept, run the same command again"
 
 
 def spec_hash(spec: dict[str, Any]) -> str:
     """Identify everything that a cell's numbers depend on."""
     canonical = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def cell_parts(cell: Cell) -> tuple[str, str, str, str]:
-    """Return the names of the four folders that lead to a cell."""
-    return safe_name(cell.model), safe_name(cell.method), safe_name(cell.task), length_name(cell.length)
 
 
 class ResultStore:
@@ -60,8 +69,12 @@ class ResultStore:
             UserError: another process holds it, or it cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
+            make_folder(self.folder)
+            path = self.folder / ".lock"
+            # It is opened for writing, and emptied.
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, ".lock is a symbolic link")
+            lock = FileLock(path)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
@@ -75,36 +88,65 @@ class ResultStore:
             lock.release()
 
     def path(self, cell: Cell) -> Path:
-        """Return a cell's folder."""
-        return self.runs.joinpath(*cell_parts(cell))
+        """Return a cell's folder: where names are kept apart, or where it has been since before they were."""
+        return cell_folder(self.runs, cell)
 
-    def start(self, cell: Cell, spec: dict[str, Any], rerun: bool = False) -> dict[str, dict[str, Any]]:
-        """Open a cell for writing and return the records that it already has under the same spec, by example id.
+    def start(
+        self, cell: Cell, spec: dict[str, Any], rerun: bool = False, note: Callable[[str], None] = lambda line: None
+    ) -> dict[str, str]:
+        """Open a cell for writing and return what it has already under the same spec: hashes by example id.
 
-        Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``.
+        Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``. A line that is no
+        record is put aside, so that its example runs again.
+
+        Args:
+            cell: of this store.
+            spec: everything that its numbers depend on.
+            rerun: begin anew.
+            note: takes a line for each thing that was not as it should be.
+
+        Raises:
+            UserError: the folder cannot be written, leads elsewhere, or does not say which spec its records are of.
         """
         folder = self.path(cell)
+        refuse_links(self.folder, folder)
         wanted = spec_hash(spec)
         found = self._existing_hash(folder)
         if folder.exists() and (rerun or found != wanted) and any(folder.iterdir()):
-            self._supersede(folder, found or "unknown")
+            where = self._supersede(folder, found or "unknown")
+            folder = self.path(cell)
+            note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
         write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
-        # Until it is finished again, a cell that is being extended is not done.
-        (folder / "cell.json").unlink(missing_ok=True)
-        _drop_cut_line(folder / "records.jsonl")
-        _drop_cut_line(folder / "timings.jsonl")
-        return {record["id"]: record for record in read_lines(folder / "records.jsonl")}
+        if (folder / "cell.json").exists():
+            # Until it is finished again, a cell that is being extended is not done, whatever happens.
+            (folder / "cell.json").unlink()
+            sync_folder(folder)
+        records, timings = folder / "records.jsonl", folder / "timings.jsonl"
+        drop_cut_line(records, _KEPT)
+        drop_cut_line(timings, _KEPT)
+        put_aside(timings, TimingLine, note)
+        return put_aside(records, RecordLine, note)
 
     def done(self, cell: Cell, spec: dict[str, Any], n: int) -> bool:
-        """Tell whether a cell is complete under this spec, with at least ``n`` examples."""
-        summary = self.summary(cell)
+        """Tell whether a cell is complete under this spec, with at least ``n`` examples.
+
+        One whose ``cell.json`` is damaged is not; what is to be done about it, :meth:`start` says.
+        """
+        try:
+            summary = self.summary(cell)
+        except UserError:
+            return False
         if summary is None or summary.get("spec_hash") != spec_hash(spec):
             return False
-        return bool(summary.get("n", 0) >= n or summary.get("exhausted"))
+        have = summary.get("n")
+        if not isinstance(have, int) or have >= n:
+            return isinstance(have, int)
+        # Versions before this one took a record that was there twice for the end of the data.
+        return bool(summary.get("exhausted")) and _count_lines(self.path(cell) / "records.jsonl") == have
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """Return a finished cell's ``cell.json``; None when the cell is not finished."""
-        return read_json(self.path(cell) / "cell.json")
+        return read_object(self.path(cell) / "cell.json")
 
     def append(self, cell: Cell, finished: Sequence[Finished]) -> None:
         """Add one batch's examples in a single write, so that a kill leaves whole batches.
@@ -115,8 +157,8 @@ class ResultStore:
         folder = self.path(cell)
         records = "".join(_line(item.record) for item in finished)
         timings = "".join(_line({"id": item.record["id"], "seconds": round(item.seconds, 4)}) for item in finished)
-        _append(folder / "timings.jsonl", timings)
-        _append(folder / "records.jsonl", records)
+        append(folder / "timings.jsonl", timings.encode(), _KEPT)
+        append(folder / "records.jsonl", records.encode(), _KEPT)
 
     def finish(self, cell: Cell, summary: dict[str, Any]) -> None:
         """Order a cell's records by example and write ``cell.json``, last and atomically."""
@@ -132,7 +174,7 @@ class ResultStore:
             UserError: the folder cannot be written.
         """
         path = self.path(cell) / "started.json"
-        started = read_json(path)
+        started = read_object(path)
         if started is not None and started.get("spec_hash") == spec_hash(spec):
             write_json(path, started | {"failed": reason})
 
@@ -142,7 +184,9 @@ class ResultStore:
         Raises:
             UserError: the folder cannot be written.
         """
-        add_excerpts(self._prompts(cell), examples)
+        path = self._prompts(cell)
+        refuse_links(self.folder, path.parent)
+        add_excerpts(path, examples)
 
     def excerpts(self, cell: Cell) -> dict[str, Excerpt]:
         """Return what was kept of a cell's prompts by the hash of the example; empty where nothing was.
@@ -152,8 +196,12 @@ class ResultStore:
         return read_excerpts(self._prompts(cell))
 
     def _prompts(self, cell: Cell) -> Path:
-        model, _, task, length = cell_parts(cell)
-        return self.folder / "prompts" / model / task / f"{length}.jsonl"
+        path, old = (
+            self.folder / "prompts" / model / task / f"{length}.jsonl"
+            for model, _, task, length in (cell_parts(cell), old_cell_parts(cell))
+        )
+        # Excerpts go by their hashes: that an old file may be two cells' takes nothing away from either.
+        return old if old.exists() and not path.exists() else path
 
     def records(self, cell: Cell) -> list[dict[str, Any]]:
         """Return a cell's records, ordered by example, up to the first that is missing.
@@ -165,11 +213,23 @@ class ResultStore:
         return found[: before_gap([record["id"] for record in found])]
 
     def _all_records(self, cell: Cell) -> list[dict[str, Any]]:
-        return sorted(read_lines(self.path(cell) / "records.jsonl"), key=lambda record: str(record["id"]))
+        """Return a cell's records by example, each once.
+
+        Raises:
+            UserError: a line is no record, or contradicts another one.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for number, record in enumerate(read_objects(path := self.path(cell) / "records.jsonl"), 1):
+            if not isinstance(record.get("id"), str):
+                raise UserError(f"{path}: line {number} has no id")
+            if found.setdefault(record["id"], record) != record:
+                raise UserError(f"{path}: line {number} differs from another one of example {record['id']!a:.40}")
+        return [found[name] for name in sorted(found)]
 
     def seconds(self, cell: Cell) -> float:
         """Return the wall time that a cell's examples took, over all the runs that it needed."""
-        spent = {line["id"]: float(line["seconds"]) for line in read_lines(self.path(cell) / "timings.jsonl")}
+        lines = (line for line in read_objects(self.path(cell) / "timings.jsonl") if sound(line, TimingLine) is None)
+        spent = {line["id"]: float(line["seconds"]) for line in lines}
         return round(sum(spent.values()), 3)
 
     def folders(self) -> list[Path]:
@@ -178,34 +238,31 @@ class ResultStore:
         Raises:
             UserError: a folder cannot be read.
         """
-        natural = length_name(NATURAL)
-        try:
-            found = [Path(path) for path, name in _leaves(self.runs, 4) if name.isdecimal() or name == natural]
-            found = [path for path in found if not _CELL_FILES.isdisjoint(os.listdir(path))]  # noqa: PTH208 (iterdir is slow)
-        except OSError as error:
-            raise UserError(f"{self.runs}: cannot be read: {error.strerror}") from error
-        return sorted(
-            found, key=lambda folder: (*folder.parts[-4:-1], NATURAL if folder.name == natural else int(folder.name))
-        )
+        return cell_folders(self.runs)
 
     def _existing_hash(self, folder: Path) -> str | None:
         for name in ("cell.json", "started.json"):
-            found = read_json(folder / name)
+            found = read_object(folder / name)
             if found is not None:
                 return str(found.get("spec_hash"))
         return None
 
-    def _supersede(self, folder: Path, tag: str) -> None:
+    def _supersede(self, folder: Path, tag: str) -> Path:
+        tag = plain_name(tag)[:40]
         target = self.folder / "superseded" / folder.relative_to(self.runs).parent / f"{folder.name}-{tag}"
         number = 1
         while target.exists():
             number += 1
             target = target.with_name(f"{folder.name}-{tag}-{number}")
+        refuse_links(self.folder, target)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             folder.replace(target)
+            sync_folder(target.parent)
+            sync_folder(folder.parent)
         except OSError as error:
             raise not_written(target, error, "choose another folder with --out") from error
+        return target
 
 
 def before_gap(ids: Sequence[str]) -> int:
@@ -214,81 +271,14 @@ def before_gap(ids: Sequence[str]) -> int:
     return next(gaps, len(ids))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None when there is no such file, or a file in place of its folder.
-
-    Raises:
-        UserError: the file is not JSON, or not an object.
-    """
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); delete its folder and run again") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: is not a JSON object; delete its folder and run again")
-    return loaded
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; nothing when there is no such file.
-
-    Raises:
-        UserError: a line is not JSON, with its number.
-    """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                loaded = json.loads(line.encode("utf-8", "surrogateescape"))
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is not valid JSON ({error})") from error
-            if not isinstance(loaded, dict):
-                raise UserError(f"{path}: line {number} is not a JSON object")
-            yield loaded
-
-
 def _line(value: dict[str, Any]) -> str:
     # U+2028 and the like stay escaped: a record is one line for every reader.
     return json.dumps(value, ensure_ascii=True) + "\n"
 
 
-def _leaves(folder: Path | str, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield path and name of the folders ``depth`` levels below one; nothing when it does not exist."""
+def _count_lines(path: Path) -> int:
     try:
-        entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if depth == 1:
-            yield entry.path, entry.name
-        else:
-            yield from _leaves(entry.path, depth - 1)
-
-
-def _append(path: Path, text: str) -> None:
-    left = memoryview(text.encode())
-    try:
-        # Without a buffer: closing the file would write what is left in one, after the file was cut.
-        with path.open("ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            try:
-                while left:
-                    left = left[file.write(left) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
-    except OSError as error:
-        raise not_written(path, error, "what was measured before is kept, run the same command again") from error
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Cut off a last line that a killed process did not finish."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0

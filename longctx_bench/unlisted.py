@@ -7,7 +7,7 @@ from pathlib import Path
 from longctx_bench.beside_weights import model_config
 from longctx_bench.data import fetch
 from longctx_bench.errors import UserError
-from longctx_bench.files import safe_name
+from longctx_bench.files import plain_name
 from longctx_bench.methods.exported import Mark, mark_of
 from longctx_bench.named_sources import remember
 from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
@@ -40,7 +40,8 @@ def unlisted(name: str) -> tuple[ModelSpec, Mark | None]:
     if not isinstance(length, int) or length < 1:
         raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
     model = ModelSpec(
-        name=safe_name(folder.resolve().name if local else name.replace("/", "--")),
+        # Part of what identifies a cell: it stays what it was. A run of two models of one name is refused.
+        name=plain_name(folder.resolve().name if local else name.replace("/", "--")),
         source=source,
         original_length=length,
         native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",

@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from longctx_bench.errors import UserError
+
 LARGEST_JSON = 16 << 20
 """Bytes of a file that holds one JSON object: a thousand times the usual."""
 LARGEST_LINE = 16 << 20
@@ -131,6 +133,59 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value
+
+
+def object_of_line(line: bytes) -> dict[str, Any] | str:
+    """Return a line's object, or what is wrong with the line."""
+    try:
+        return parse_object(line)
+    except Unreadable as error:
+        return str(error)
+
+
+def read_object(path: Path, advice: str = "delete its folder and run again") -> dict[str, Any] | None:
+    """Return the JSON object that a file holds, or None when there is no such file.
+
+    Args:
+        path: of the file.
+        advice: what to do if it cannot be read.
+
+    Raises:
+        UserError: it is no regular file, larger than :data:`LARGEST_JSON`, no JSON object, or nested too deeply.
+    """
+    try:
+        return parse_object(read_content(path))
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}; {advice}") from error
+
+
+def require_object(path: Path, advice: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds; raises as :func:`read_object`, also where there is no such file."""
+    loaded = read_object(path, advice)
+    if loaded is None:
+        raise UserError(f"{path}: is not there; {advice}")
+    return loaded
+
+
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file; nothing when there is no such file.
+
+    Raises:
+        UserError: a line is longer than :data:`LARGEST_LINE` or not a JSON object, with its number, or the file cannot
+            be read.
+    """
+    try:
+        for number, line in enumerate(lines(path), 1):
+            loaded = object_of_line(line)
+            if isinstance(loaded, str):
+                raise UserError(f"{path}: line {number} {loaded}")
+            yield loaded
+    except FileNotFoundError:
+        return
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _blocks(file: FileIO) -> Iterator[bytes]:

@@ -125,11 +125,11 @@ def test_a_real_disk_that_is_full(load: list[str], tmp_path: Path, call: Any, mo
 def test_a_full_disk_ends_the_run_before_the_next_cell(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, calls = os.fsync, []
+    fsync, refused = os.fsync, []
 
     def full(*handle: Any) -> None:
-        calls.append(handle)
-        if len(calls) > 4:
+        if refused or stored(tmp_path) > 4:
+            refused.append(handle)
             raise OSError(28, os.strerror(28))
         fsync(*handle)
 
@@ -147,6 +147,7 @@ def test_a_full_disk_ends_the_run_before_the_next_cell(
         patched.setattr(EchoEngine, "generate", counted)
         with pytest.raises(UserError, match="No space left on device; what was measured before is kept, make room"):
             run(models, "niah_single_1", **arguments)
+    assert refused, "the disk was full"
     assert sum(generated) == 6, "what cannot be stored is not measured"
     [kept] = records(tmp_path).values()
     assert len(ids(kept)) == 4

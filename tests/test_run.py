@@ -161,7 +161,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_twice(tiny_folder: Path, tmp_pa
             time.sleep(0.01)
             seen = sum(content.count(b"\n") for content in folder_bytes(killed).values()) if killed.exists() else 0
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "it was killed before its end"
     partial = killed / "runs/tiny/rope/niah/512/records.jsonl"
     with partial.open("ab") as file:
         file.write(b'{"id": "0000')  # what a kill in the middle of a write leaves

@@ -14,7 +14,7 @@ from longctx_bench.engines.base import Contestant
 from longctx_bench.files import replacing, write_json
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.tuning import fit_law
-from longctx_bench.store import read_json
+from longctx_bench.untrusted import read_object
 
 COARSE, FINE = 0.1, 0.025
 """Steps of the two sweeps: the right value is sharp, a step of 0.15 can miss it altogether."""
@@ -102,7 +102,7 @@ def write(folder: Path, method: Method, method_name: str, objective: Objective, 
         UserError: the folder cannot be written.
     """
     path = folder / "calibration.json"
-    found: dict[str, Any] = read_json(path) or {}
+    found: dict[str, Any] = read_object(path) or {}
     assert method.tunable is not None
     found.setdefault(method.tunable, {})[objective.name] = {
         "method": method_name,

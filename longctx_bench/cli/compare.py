@@ -11,7 +11,7 @@ import click
 from longctx_bench.cli.options import parse_lengths, parse_scales, parts
 from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import safe_name
+from longctx_bench.files import plain_name, safe_name
 from longctx_bench.records import length_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def compare_command(
     _show(comparison, form, out)
     for line in comparison.refused:
         say(f"left out: {line}", err=True)
-    folders = {f"{safe_name(s.cell.model)}/{safe_name(s.cell.method)}/" for s in cells}
+    folders = {f"{name(s.cell.model)}/{name(s.cell.method)}/" for s in cells for name in (safe_name, plain_name)}
     for line in results.missing:
         if line.startswith(tuple(folders)):
             say(f"missing: {line}", err=True)

@@ -19,7 +19,8 @@ from longctx_bench.plan import PlannedCell, RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import NATURAL, Request
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore, read_json
+from longctx_bench.store import ResultStore
+from longctx_bench.untrusted import read_object
 
 if TYPE_CHECKING:
     from longctx_bench.engines.hf import HFEngine
@@ -114,7 +115,7 @@ def certify(
 
 def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
     """Return the lengths of an earlier certificate that says the same of all else."""
-    before = read_json(path) or {}
+    before = read_object(path) or {}
     same = all(before.get(key) == value for key, value in certificate.items())
     return dict(before["lengths"]) if same else {}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx_bench.cell_folders import leads_to
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
@@ -18,7 +19,7 @@ from longctx_bench.reporting.buckets import Point, buckets_of
 from longctx_bench.reporting.cell_files import Columns, DamagedError, count_records, read_columns, read_summary
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
 from longctx_bench.reporting.intervals import mean_interval
-from longctx_bench.store import ResultStore, cell_parts
+from longctx_bench.store import ResultStore
 from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
@@ -164,7 +165,7 @@ def _how_far(path: Path) -> str:
 
 def _summary(path: Path, details: dict[str, Any], certificates: Sequence[dict[str, Any]]) -> CellSummary:
     cell = Cell(**details["cell"])
-    if path.parts[-4:] != cell_parts(cell):
+    if not leads_to(path, cell):
         raise DamagedError(f"its cell.json is that of {cell}")
     columns, metric = read_columns(path), details["metric"]
     if len(columns.scores) != details["n"]:

@@ -17,6 +17,7 @@ import pytest
 
 from longctx_bench import run
 from longctx_bench.errors import UserError
+from longctx_bench.executors.ray_pool import Pool
 from longctx_bench.registry import Registry
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
@@ -69,10 +70,6 @@ def while_running(condition: Callable[[], bool], act: Callable[[], None]) -> thr
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
-
-
-def raylet_of(cluster: Any, place: int) -> int:
-    return int(list(cluster.worker_nodes)[place].all_processes["raylet"][0].process.pid)
 
 
 def test_own_methods_reach_the_workers_and_errors_come_back(
@@ -139,17 +136,75 @@ def test_more_workers_than_cpus(cluster: Any, tiny_folder: Path, tmp_path: Path,
         )  # fmt: skip
 
 
-def test_real_models_one_raylet_killed_in_the_middle(cluster: Any, tmp_path: Path, registry: Registry) -> None:
+WAITS = """
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from longctx_bench.methods.rope import PI
+
+GATE = Path({gate!r})
+
+
+class Waits(PI):
+    @contextmanager
+    def applied(self, model, base, length):
+        (GATE / str(os.getpid())).touch()
+        while not (GATE / "open").exists():
+            time.sleep(0.01)
+        yield
+"""
+
+
+def test_real_models_one_raylet_killed_in_the_middle(
+    cluster: Any, tmp_path: Path, essays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    mine, gate = tmp_path / "mine", tmp_path / "gate"
+    mine.mkdir()
+    gate.mkdir()
+    (mine / "waits.yaml").write_text("use: ./waits.py:Waits\n")
+    (mine / "waits.py").write_text(WAITS.format(gate=str(gate)))
     arguments: dict[str, Any] = {
         "length": [256, 512], "limit": 12, "dtype": "float32", "device": "cpu", "batch_tokens": 1100,
-        "registry": registry,
+        "registry": Registry([mine], (), {"ruler-essays": essays}),
     }  # fmt: skip
-    models = "rope-tiny,drope-tiny"
+    models = "rope-tiny,waits-tiny,drope-tiny"
+    (gate / "open").touch()
     run(models, "niah", out=tmp_path / "here", **arguments)
+    for path in gate.iterdir():
+        path.unlink()
+    held: list[int] = []
+    drop = Pool._drop
+
+    def noticed(self: Pool[Any], member: Any) -> None:
+        held.append(len(member.flying))
+        drop(self, member)
+        (gate / "open").touch()
+
+    killed: list[int] = []
+
+    def kill() -> None:
+        # A worker that has begun a batch, and cannot end it before its loss is noticed.
+        worker = psutil.Process(int(next(gate.iterdir()).name))
+        raylet = next(parent for parent in worker.parents() if parent.name().startswith("raylet"))
+        assert raylet.pid in {node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes}
+        killed.append(raylet.pid)
+        os.kill(raylet.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Pool, "_drop", noticed)
     there = tmp_path / "there"
-    killer = while_running(lambda: lines(there) >= 4, lambda: os.kill(raylet_of(cluster, 0), signal.SIGKILL))
+    killer = while_running(lambda: lines(there) >= 4 and any(gate.iterdir()), kill)
+    late = threading.Timer(150, (gate / "open").touch)
+    late.start()
     frame = run(models, "niah", out=there, executor="ray", workers=2, ray_address=cluster.address, **arguments)
-    assert not killer.is_alive(), "the raylet was killed while the run went on"
+    late.cancel()
+    assert not killer.is_alive()
+    assert len(killed) == 1, "the raylet was killed while the run went on"
+    assert len(held) == 1, "the loss was noticed, once"
+    assert held[0] >= 1, "and the worker had work in hand"
     assert len(cluster.worker_nodes) == 2
     assert set(frame["n"]) == {12}
     assert records(there) == records(tmp_path / "here")

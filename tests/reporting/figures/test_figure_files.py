@@ -7,8 +7,8 @@ from typing import Any
 
 import matplotlib
 import pytest
-from conftest import write_store  # type: ignore[import-not-found]
 from PIL import Image
+from stores import write_store
 
 from longctx_bench.errors import UserError
 from longctx_bench.reporting.figures import style

@@ -1,0 +1,291 @@
+"""``python scripts/mutants.py --count 150 --seed 18``: change the code a little, and see whether a test notices.
+
+Mutants are drawn over ``longctx_bench/``, more of them where a mistake would lose or falsify results (``WEIGHTS``).
+Each is tried in a copy of the checkout, one after the other: the tests that belong to its module (``TESTS``) must fail,
+or run into their time limit. What survives is printed with its place and kept as JSON: each survivor wants a test, or
+the reason why it changes nothing that anybody could see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "longctx_bench"
+
+WEIGHTS = {
+    "store": 8, "stored_lines": 8, "untrusted": 8, "cell_folders": 8, "files": 8, "data": 8, "registry": 8,
+    "executors/*": 6, "benchmarks/*": 4, "runner": 6, "plan": 6, "prompts": 4, "verdicts": 4, "records": 4,
+    "metrics/*": 3, "engines/*": 1, "reporting/*": 1, "cli/*": 0.5, "speed/*": 0, "training/*": 0.5, "*": 1,
+}  # fmt: skip
+"""How often a place in a module is drawn, by the first pattern that its path below the package matches."""
+
+TESTS = {
+    "store": ("tests/test_store.py", "tests/test_run.py", "tests/test_identities.py", "tests/test_faults.py"),
+    "stored_lines": ("tests/test_store.py",),
+    "untrusted": ("tests/test_store.py", "tests/reporting/test_hostile_results.py", "tests/test_foreign_models.py"),
+    "cell_folders": ("tests/test_store.py", "tests/test_run.py", "tests/reporting/test_summaries.py"),
+    "files": ("tests/test_store.py", "tests/test_faults.py", "tests/test_cli.py", "tests/test_specs.py"),
+    "data": ("tests/test_identities.py", "tests/test_data.py", "tests/test_hub.py"),
+    "documents": ("tests/benchmarks/test_perplexity.py", "tests/training/test_corpus.py"),
+    "registry": ("tests/test_registry.py", "tests/test_specs.py", "tests/test_cli.py", "tests/test_plugin_example.py"),
+    "unlisted": ("tests/test_registry.py", "tests/test_hub.py", "tests/test_cli.py"),
+    "plugins": ("tests/test_registry.py", "tests/test_specs.py", "tests/test_plugin_example.py"),
+    "beside_weights": ("tests/calibration", "tests/test_hub.py", "tests/training/test_temperatures.py"),
+    "specs": ("tests/test_specs.py", "tests/test_registry.py", "tests/test_identities.py"),
+    "plan": ("tests/test_identities.py", "tests/test_run.py", "tests/test_cli.py", "tests/test_hub.py"),
+    "prompts": ("tests/test_run.py", "tests/test_identities.py", "tests/engines/test_drafts.py"),
+    "verdicts": ("tests/test_runner.py", "tests/benchmarks/test_perplexity.py", "tests/test_run.py"),
+    "records": ("tests/test_identities.py", "tests/test_run.py"),
+    "excerpts": ("tests/test_excerpts.py",),
+    "replay": ("tests/test_excerpts.py", "tests/test_cli.py"),
+    "writing": ("tests/test_writing.py",),
+    "runner": ("tests/test_runner.py", "tests/test_run.py", "tests/test_faults.py", "tests/test_store.py"),
+    "executors/ray_pool": ("tests/executors/test_ray_pool.py",),
+    "executors/ray": ("tests/executors/test_ray_pool.py", "tests/executors/test_executors.py"),
+    "executors/ray_worker": ("tests/executors/test_executors.py", "tests/executors/test_ray_pool.py"),
+    "executors/*": ("tests/executors/test_executors.py", "tests/executors/test_ray_pool.py", "tests/test_run.py"),
+    "benchmarks/longbench*": ("tests/test_identities.py", "tests/benchmarks/test_longbench_prompts.py"),
+    "benchmarks/ruler_paper*": ("tests/test_identities.py", "tests/benchmarks/test_ruler_paper.py"),
+    "benchmarks/perplexity": ("tests/test_identities.py", "tests/benchmarks/test_perplexity.py"),
+    "benchmarks/lm_eval": ("tests/harness", "tests/test_registry.py"),
+    "benchmarks/*": ("tests/test_identities.py", "tests/benchmarks"),
+    "metrics/*": ("tests/metrics", "tests/benchmarks/test_ruler.py", "tests/test_scoring_upstream.py"),
+    "scoring*": ("tests/test_scoring_upstream.py", "tests/test_cli.py"),
+    "methods/*": ("tests/methods", "tests/calibration", "tests/test_tiny_family.py"),
+    "engines/asking": ("tests/engines/test_asking.py", "tests/engines/test_openai.py"),
+    "engines/*": ("tests/engines", "tests/test_run.py", "tests/test_hub.py"),
+    "reporting/figures/*": ("tests/reporting/figures",),
+    "reporting/*": ("tests/reporting", "tests/test_cli.py", "tests/test_buckets.py"),
+    "calibration/*": ("tests/calibration", "tests/reporting/test_hints.py"),
+    "parity/*": ("tests/test_parity.py",),
+    "probes/*": ("tests/probes",),
+    "harness/*": ("tests/harness",),
+    "training/*": ("tests/training",),
+    "cli/*": ("tests/test_cli.py", "tests/reporting", "tests/calibration", "tests/test_parity.py", "tests/probes"),
+    "*": ("tests/test_cli.py", "tests/test_run.py", "tests/test_specs.py"),
+}
+"""Which tests are to notice, by the first pattern that a module's path below the package matches."""
+
+_NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+_BOUNDARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the bytes ``start`` to ``end`` of a file become ``after``."""
+
+    file: str
+    """Below the checkout."""
+    line: int
+    start: int
+    end: int
+    operator: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests said of a mutant."""
+
+    mutant: Mutant
+    outcome: str
+    """``killed``, ``timeout`` (noticed, too) or ``survived``."""
+    seconds: float
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """Yield every change that is tried in a file, in the order of its text."""
+    source = path.read_bytes()
+    offsets = [0]
+    for line in source.splitlines(keepends=True):
+        offsets.append(offsets[-1] + len(line))
+    for node, operator, changed in _changes(ast.parse(source)):
+        start = offsets[node.lineno - 1] + node.col_offset
+        end = offsets[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+        after = ast.unparse(changed)
+        before = source[start:end].decode()
+        if isinstance(node, ast.expr):
+            after = f"({after})"
+        yield Mutant(path.relative_to(ROOT).as_posix(), node.lineno, start, end, operator, before, after)
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str, ast.AST]]:
+    """Yield a node, what is done to it, and what it becomes."""
+    for node in _own(tree):
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            for operator, table in (("comparison", _NEGATED), ("boundary", _BOUNDARY)):
+                if type(node.ops[0]) in table:
+                    yield node, operator, ast.Compare(node.left, [table[type(node.ops[0])]()], node.comparators)
+        elif isinstance(node, ast.BoolOp):
+            other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+            yield node, "boolean", ast.BoolOp(other, node.values)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            yield node, "boolean", node.operand
+        elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
+            value = not node.value if isinstance(node.value, bool) else node.value + 1
+            yield node, "constant", ast.Constant(value)
+        elif isinstance(node, ast.Return) and not _is_none(node.value):
+            yield node, "return", ast.Return(ast.Constant(None))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield node, "call", ast.Pass()
+        if isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Compare | ast.UnaryOp):
+            yield node.test, "boolean", ast.UnaryOp(ast.Not(), copy.deepcopy(node.test))
+
+
+def _is_none(value: ast.expr | None) -> bool:
+    return value is None or (isinstance(value, ast.Constant) and value.value is None)
+
+
+def _own(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes that say what is done: no annotations, and nothing in f-strings, whose places are not exact."""
+    for name, value in ast.iter_fields(node):
+        if name in {"annotation", "returns", "type_params"}:
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr):
+                continue
+            if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+                continue
+            yield child
+            yield from _own(child)
+
+
+def chosen(patterns: dict[str, float] | dict[str, tuple[str, ...]], file: str) -> float | tuple[str, ...]:
+    """Return what belongs to the first pattern that a file's module matches."""
+    module = file.removeprefix(f"{PACKAGE}/").removesuffix(".py")
+    return next(value for pattern, value in patterns.items() if fnmatch(module, pattern))
+
+
+def draw(count: int, seed: int, only: Sequence[str]) -> list[Mutant]:
+    """Draw mutants without repetition, each place as likely as its module's weight says.
+
+    Args:
+        count: how many; fewer where there are not so many.
+        seed: of the draw.
+        only: patterns of modules (``store``, ``executors/*``); all when empty.
+    """
+    places: list[tuple[float, Mutant]] = []
+    chance = random.Random(seed)
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        module = file.removeprefix(f"{PACKAGE}/").removesuffix(".py")
+        weight = chosen(WEIGHTS, file)
+        assert isinstance(weight, float | int)
+        if weight and (not only or any(fnmatch(module, pattern) for pattern in only)):
+            # The largest keys of a weighted draw without repetition (Efraimidis and Spirakis 2006).
+            places += [(chance.random() ** (1 / weight), mutant) for mutant in mutants_of(path)]
+    places.sort(key=lambda place: -place[0])
+    return [mutant for _, mutant in places[:count]]
+
+
+class Copy:
+    """A copy of the checkout whose code may be changed; what is only read is linked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for path in ROOT.iterdir():
+            if path.name in {PACKAGE, "tests"}:
+                shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif not path.name.startswith(".") or path.name == ".gitignore":
+                (folder / path.name).symlink_to(path)
+        self._well: dict[str, float] = {}
+        """Seconds that tests take without any change."""
+
+    def try_out(self, mutant: Mutant, marks: str) -> Verdict:
+        """Run the tests of a mutant's module on it.
+
+        Raises:
+            SystemExit: the tests fail without any change.
+        """
+        tests = chosen(TESTS, mutant.file)
+        assert isinstance(tests, tuple)
+        for test in tests:
+            if test not in self._well:
+                began = monotonic()
+                if self._outcome((test,), marks, 3600) != "survived":
+                    sys.exit(f"{test}: fails without any change")
+                self._well[test] = monotonic() - began
+        path = self.folder / mutant.file
+        source = path.read_bytes()
+        began = monotonic()
+        path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
+        try:
+            outcome = self._outcome(tests, marks, 60 + 4 * sum(self._well[test] for test in tests))
+        finally:
+            path.write_bytes(source)
+        return Verdict(mutant, outcome, round(monotonic() - began, 1))
+
+    def _outcome(self, tests: tuple[str, ...], marks: str, limit: float) -> str:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks, *tests]
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            # With what it has started itself.
+            os.killpg(process.pid, 9)
+            process.communicate()
+            return "timeout"
+        return "survived" if process.returncode == 0 else "killed"
+
+
+def main() -> None:
+    """Draw, try, print, and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=18)
+    parser.add_argument("--only", default="", help="modules, comma-separated: store,executors/*")
+    parser.add_argument("--marks", default="not cluster", help="as pytest's -m")
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    parser.add_argument("--list", action="store_true", help="print the mutants and try none")
+    asked = parser.parse_args()
+    mutants = draw(asked.count, asked.seed, list(filter(None, asked.only.split(","))))
+    if asked.list:
+        for mutant in mutants:
+            print(_shown(mutant))
+        return
+    verdicts: list[Verdict] = []
+    with TemporaryDirectory(prefix="mutants-") as scratch:
+        tried = Copy(Path(scratch))
+        for number, mutant in enumerate(mutants, 1):
+            verdicts.append(tried.try_out(mutant, asked.marks))
+            last = verdicts[-1]
+            print(f"{number}/{len(mutants)} {last.outcome} ({last.seconds:.0f} s): {_shown(mutant)}", flush=True)
+            asked.out.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1) + "\n")
+    survivors = [verdict.mutant for verdict in verdicts if verdict.outcome == "survived"]
+    print(f"\n{len(verdicts) - len(survivors)} of {len(verdicts)} were noticed")
+    for mutant in survivors:
+        print(f"survived: {_shown(mutant)}")
+
+
+def _shown(mutant: Mutant) -> str:
+    before, after = (" ".join(text.split())[:90] for text in (mutant.before, mutant.after))
+    return f"{mutant.file}:{mutant.line}: {mutant.operator}: {before}  ->  {after}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What prompts, cells and data are known by does not change between versions; ``identities.py`` says how it is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from identities import MIB, PINNED, big_file, found
+
+from longctx_bench.benchmarks.encoder import PromptEncoder
+from longctx_bench.cell_folders import cell_parts
+from longctx_bench.data import digest
+from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
+from longctx_bench.records import Cell
+from longctx_bench.registry import Registry
+from longctx_bench.specs import PathSource
+from longctx_bench.store import spec_hash
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return found(tmp_path_factory.mktemp("identities"))
+
+
+@pytest.mark.parametrize("part", ["prompts", "cells", "cells of local data", "digests"])
+def test_identities_are_those_of_the_versions_before(now: dict[str, Any], part: str) -> None:
+    pinned = json.loads(PINNED.read_text(encoding="utf-8"))
+    assert pinned.keys() == now.keys()
+    other = sorted(name for name, value in pinned[part].items() if now[part].get(name) != value)
+    assert not other, "results that were measured would be measured again, or compared with others"
+    missing = sorted(now[part].keys() - pinned[part].keys())
+    assert not missing, "new ones are to be pinned: python tests/identities.py"
+
+
+def test_every_task_has_prompts(now: dict[str, Any]) -> None:
+    written = {name.split()[0] for name, row in now["prompts"].items() if len(row) == 4}
+    assert set(Registry().tasks) - written <= {"qa_2@paper"}, "whose documents take more tokens than these lengths"
+
+
+@pytest.mark.parametrize("task", ["niah", "niah_multikey", "niah_multiquery", "niah_multivalue"])
+def test_prompts_are_those_of_the_results_that_ship(task: str) -> None:
+    registry = Registry()
+    folder = checkpoint_folder(registry.variant("tiny").source)
+    encoder, spec = PromptEncoder(prompt_tokenizer(folder)), registry.tasks[task]
+    measured = REFERENCE / "tiny/runs/tiny/rope" / task / "1024"
+    cell = json.loads((measured / "cell.json").read_text())
+    lines = (measured / "records.jsonl").read_text().splitlines()[:3]
+    made = registry.benchmark(spec).examples(encoder, 1024, spec.max_new_tokens, 3, cell["spec"]["seed"])
+    assert [json.loads(line)["hash"] for line in lines] == [example.hash for example in made]
+
+
+def test_cells_that_ship_are_where_their_names_say_and_have_their_hashes() -> None:
+    folders = [path.parent for path in REFERENCE.rglob("cell.json")]
+    assert len(folders) > 600
+    for folder in folders:
+        details = json.loads((folder / "cell.json").read_bytes())
+        assert folder.parts[-4:] == cell_parts(Cell(**details["cell"]))
+        assert spec_hash(details["spec"]) == details["spec_hash"]
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "rows.jsonl"])
+def test_a_change_near_either_end_of_a_large_file_is_noticed(tmp_path: Path, kind: str) -> None:
+    if kind == "model.safetensors":
+        (tmp_path / "config.json").write_text("{}")
+    size = 5 * MIB + 77
+    path = tmp_path / kind
+    big_file(path, size)
+    source = PathSource(path=tmp_path)
+    before = digest(source)
+    assert digest(source) == before
+    for place in (0, MIB - 1, size - MIB, size - MIB + 5, size - 2, size - 1):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert digest(source) != before, place
+        content[place] ^= 1
+        path.write_bytes(content)
+    with path.open("ab") as file:
+        file.write(b"x")
+    assert digest(source) != before
+    alone = tmp_path / "alone"
+    big_file(alone, size)
+    before = digest(PathSource(path=alone))
+    content = bytearray(alone.read_bytes())
+    content[size // 2] ^= 1
+    alone.write_bytes(content)
+    assert digest(PathSource(path=alone)) != before, "a file by itself is read whole"
