@@ -7,7 +7,7 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test vllm lint benchmarks reference browser clean
+.PHONY: demo test vllm lint audit benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -61,6 +61,12 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# The pinned dependencies against the known vulnerabilities; what the package index does not know is listed as skipped.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -79,4 +85,4 @@ lint: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm results/demo
+	rm -rf .venv .venv-vllm .venv-audit results/demo

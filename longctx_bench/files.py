@@ -8,18 +8,11 @@ import json
 import os
 import re
 import secrets
-import shutil
 import stat
-import tempfile
-import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
 
 from longctx_bench.errors import DiskFull, UserError
 
@@ -225,65 +218,6 @@ def _remove_left(path: Path) -> None:
                 (path.parent / name).unlink()
             finally:
                 os.close(handle)
-
-
-_DAY = 86_400.0
-_LOCK = ".in-use"
-
-
-class ScratchFolder:
-    """A new folder that only this user may read, removed with all that it holds when the block ends.
-
-    Folders of the same prefix which a killed process left are removed first; one that is in use is locked.
-    """
-
-    def __init__(self, prefix: str, parent: Path | None = None) -> None:
-        """Make the folder.
-
-        Args:
-            prefix: of its name.
-            parent: a folder of the cache that it is made in; the system's one for temporary files when None.
-
-        Raises:
-            OSError: it cannot be made.
-        """
-        where = Path(tempfile.gettempdir()) if parent is None else parent
-        for left in where.glob(f"{prefix}*"):
-            with suppress(OSError):
-                _remove_unused(left, ours=parent is not None)
-        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
-        lock = FileLock(self.folder / _LOCK)
-        lock.acquire(timeout=0)
-        self._remove = weakref.finalize(self, _remove_locked, self.folder, lock)
-
-    def __enter__(self) -> Path:
-        return self.folder
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._remove()
-
-
-def _remove_locked(folder: Path, lock: FileLock) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    lock.release()
-
-
-def _remove_unused(folder: Path, ours: bool) -> None:
-    status = folder.lstat()
-    if folder.is_symlink() or not folder.is_dir() or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
-        return
-    if not (folder / _LOCK).is_file():
-        # Being made just now, or by a version before there were locks. In a folder that others write to as well, it
-        # may be anything: results that somebody keeps there, say.
-        if ours and time.time() - status.st_mtime > _DAY:
-            shutil.rmtree(folder, ignore_errors=True)
-        return
-    lock = FileLock(folder / _LOCK)
-    with suppress(Timeout):
-        lock.acquire(timeout=0)
-        _remove_locked(folder, lock)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
 from longctx_bench.errors import UserError
-from longctx_bench.files import ScratchFolder, replacing, safe_name
+from longctx_bench.files import replacing, safe_name
+from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import WheelSource
 
 _CHUNK = 1 << 20

@@ -16,9 +16,9 @@ from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.engines.tokenizer_file import FileTokenizer
-from longctx_bench.files import ScratchFolder
 from longctx_bench.provenance import usable_cores
 from longctx_bench.records import Example
+from longctx_bench.scratch import ScratchFolder
 
 _WORTH = 4_000_000
 """Tokens to write for each process, without which starting one more takes longer than it saves."""

@@ -16,12 +16,14 @@ import pytest
 from filelock import FileLock
 
 from longctx_bench.engines import checkpoints
-from longctx_bench.files import ScratchFolder, replacing, write_text
+from longctx_bench.files import replacing, write_text
+from longctx_bench.scratch import ScratchFolder
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from longctx_bench.files import ScratchFolder, replacing
+from longctx_bench.files import replacing
+from longctx_bench.scratch import ScratchFolder
 folder = Path(sys.argv[1])
 with replacing(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
     print("ready", flush=True)

@@ -276,13 +276,13 @@ def test_reading_json(tmp_path: Path) -> None:
     assert read_object(path) is None
     assert read_object(tmp_path / "cell.json" / "below") is None
     path.mkdir()
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="no regular file"):
         read_object(path)
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="no regular file"):
         list(read_objects(path))
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="no regular file"):
         read_object(path)
     path.unlink()
     path.write_bytes(b'{"a": 1}\n{"b": 2}\n[3]\n')

@@ -14,8 +14,9 @@ from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
 from longctx_bench.data import describe, digest, fetch
 from longctx_bench.engines.tokenizer_file import FileTokenizer
 from longctx_bench.errors import UserError
-from longctx_bench.files import ScratchFolder, safe_name
+from longctx_bench.files import safe_name
 from longctx_bench.named_sources import is_known
+from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import PathSource, Source, WheelSource
 
 DIFFERENCE = "difference.safetensors"

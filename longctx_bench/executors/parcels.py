@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError
-from longctx_bench.files import ScratchFolder
 from longctx_bench.methods.base import Base
 from longctx_bench.registry import Registry, Variant
+from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import MethodSpec, ModelSpec, PathSource, Source
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".pyc")
