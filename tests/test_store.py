@@ -291,7 +291,7 @@ def test_reading_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 3 is not a JSON object"):
         next(reader)
     path.write_bytes(DEEP)
-    with pytest.raises(UserError, match="nested too deeply"):
+    with pytest.raises(UserError, match="nested deeper"):
         read_object(path)
     with pytest.raises(UserError, match="line 1 is not valid JSON"):
         list(read_objects(path))
