@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longctx_bench.errors import UserError
-from longctx_bench.files import require_writable, write_text
+from longctx_bench.files import require_writable, sync_folder, write_text
 from longctx_bench.training.recipe import Recipe
 
 _FOLDER = "state"
@@ -61,7 +62,13 @@ def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Op
         save_file(_trained(model), made / "weights.safetensors")
         torch.save(optimiser.state_dict(), made / "optimiser.pt")
         write_text(made / "progress.json", json.dumps({"step": step, **log}))
+        # On the disk before the older ones go: power may fail at any moment.
+        for file in made.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(made)
         made.replace(final)
+        sync_folder(folder)
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
         free = shutil.disk_usage(out).free
