@@ -67,7 +67,7 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
         figure.supxlabel("length (tokens) and multiple of the training context, which ends at the dashed line", size=7)
         figure.supylabel("needle depth (%)", size=7)
         bar = figure.colorbar(image, ax=axes, fraction=0.03, aspect=14 * rows + 6, pad=0.012)
-        bar.set_label(f"{gridded[0].cell.task}{_on(gridded)}: score (%), {_sizes(gridded)}")
+        bar.set_label(f"{gridded[0].cell.task}{_on(gridded)}: score (%)\n{_sizes(gridded)}")
         bar.outline.set_linewidth(0.5)
     return figure
 

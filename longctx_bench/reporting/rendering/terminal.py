@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -47,19 +48,37 @@ def _pipe(tables: Sequence[Table]) -> Console:
 
 
 def _print_part(table: Table, console: Console, styled: bool) -> None:
-    shown = RichTable()
-    widths = _unbroken(table)
-    for column, heading in enumerate(table.header):
-        shown.add_column(
-            Text(plain(heading)), justify="left" if column == 0 else "right", no_wrap=column == 0, overflow="fold",
-            min_width=widths[column],
-        )  # fmt: skip
     # An interval that must break does so before its bracket.
     between = " " if _width(table) <= console.width else "\n"
+    shown = RichTable()
+    widths = _widths(table, console.width, between)
+    for place, (heading, width) in enumerate(zip(table.header, widths, strict=True)):
+        justify: Literal["left", "right"] = "left" if place == 0 else "right"
+        shown.add_column(Text(plain(heading)), justify=justify, no_wrap=place == 0, overflow="fold", width=width)
     for row in table.rows:
         shown.add_row(*(_shown(entry, styled, between) for entry in row))
     # A column that is wider than the terminal at its narrowest runs over its edge, whole numbers and all.
     console.print(shown, width=max(console.width, _total(widths)), crop=False)
+
+
+def _widths(table: Table, most: int, between: str) -> list[int]:
+    """Return each column's width: at least what must not break, then what room there is, shared evenly."""
+    widths = _unbroken(table)
+    columns = zip(table.header, *table.rows, strict=True)
+    wanted = [max(_longest_line(entry, between) for entry in column) for column in columns]
+    room = most - _total(widths)
+    while room > 0 and (narrow := [place for place, width in enumerate(widths) if width < wanted[place]]):
+        for place in narrow[:room]:
+            widths[place] += 1
+        room -= len(narrow)
+    return widths
+
+
+def _longest_line(entry: str | Entry, between: str) -> int:
+    if isinstance(entry, str):
+        return len(plain(entry))
+    parts = [f"{plain(entry.text)}{_sign(entry)}", *([plain(entry.detail)] if entry.detail else [])]
+    return max(map(len, between.join(parts).split("\n")))
 
 
 def _folded(table: Table, width: int) -> list[Table]:
