@@ -55,8 +55,8 @@ def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
             form,
         )  # fmt: skip
         return
-    header = ("task", "examples", "description")
-    rows = {spec.name: (spec.name, str(spec.samples), spec.description) for spec in tasks}
+    header: tuple[str, ...] = ("task", "examples", "description")
+    rows: dict[str, tuple[str, ...]] = {spec.name: (spec.name, str(spec.samples), spec.description) for spec in tasks}
     if long:
         header = ("task", "protocol", "metric", "new tokens", "examples", "description")
         rows = {

@@ -98,8 +98,8 @@ def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
         for length, found in certificate["lengths"].items()
     ]
     rows = tuple((name, f"{int(length):,}", *_row(found)) for name, length, found in measured)
-    header = ("model", "length", "verdict", "prompts", "frequencies", "first token", "hf to fp64")
-    header = (*header, "greedy equal", "unexplained", "score of hf", "score of vllm")
+    judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "score of hf", "score of vllm")
+    header = ("model", "length", "verdict", "prompts", *judged)
     records = tuple({"contestant": name, "length": int(length)} | _record(found) for name, length, found in measured)
     notes = (
         "frequencies: largest relative difference; first token: largest difference of log-probabilities, in nats; hf "
