@@ -32,6 +32,7 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench compare drope-tiny yarn-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-yarn.md
 	$(BIN)/longctx-bench compare drope-tiny nope-retrieval-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-nope.md
 	$(BIN)/longctx-bench figures $(REFERENCE) --kind all
+	$(BIN)/longctx-bench figures $(REFERENCE) --kind curves
 	$(BIN)/longctx-bench figures $(REFERENCE) --kind heatmap --format pdf
 	$(BIN)/longctx-bench figures $(REFERENCE) --paper drope --base tiny --format png
 	$(BIN)/longctx-bench report $(REFERENCE) --format html --out $(REFERENCE)/page.html

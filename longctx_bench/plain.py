@@ -23,3 +23,8 @@ def plain(text: str) -> str:
 def printable(text: str) -> str:
     """Return ``text`` in its lines, with what would move the cursor or the text around it written as escapes."""
     return _ACTIVE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: ``1 cell``, ``1,024 cells``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

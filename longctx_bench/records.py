@@ -94,6 +94,22 @@ class Generation:
     """This example's share of its batch's wall time."""
 
 
+_ENDINGS = {
+    "settled": "stopped once its score could no longer change",
+    "eos": "ended by the model's own end token",
+    "stop": "ended by a stop text of the task",
+    "length": "cut off at the most new tokens",
+    "lm_eval": "ended by lm-eval",
+}
+
+
+def ending(finish_reason: str | None) -> str:
+    """Say in words how a generation ended; what is no reason of ours is repeated."""
+    if finish_reason is None:
+        return "no generation"
+    return _ENDINGS.get(finish_reason, f"ended by {finish_reason}")
+
+
 @dataclass(frozen=True)
 class Losses:
     """How well a model predicted the end of one request's tokens."""

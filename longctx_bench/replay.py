@@ -14,7 +14,7 @@ from longctx_bench.excerpts import Excerpt, excerpt, read_excerpts
 from longctx_bench.metrics import METRICS
 from longctx_bench.named_sources import is_known
 from longctx_bench.plain import printable
-from longctx_bench.records import Cell, Example, length_name
+from longctx_bench.records import Cell, Example, ending, length_name
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.cell_files import DamagedError, Record, read_records
 from longctx_bench.reporting.summaries import CellSummary, read_cells
@@ -152,7 +152,7 @@ def _text(cell: Cell, kept: Excerpt, record: Record) -> str:
         prompt = f"{kept.begin}\n[... {kept.hidden:,} characters{found} ...]\n{kept.end}"
     return "\n".join(
         (
-            f"{cell}, example {record.id}: {kept.n_tokens} prompt tokens, needle at {record.depths} %",
+            f"{cell}, example {record.id}: {kept.n_tokens:,} prompt tokens{_needles(record)}",
             "--- prompt",
             prompt,
             "--- answer prefix",
@@ -165,12 +165,19 @@ def _text(cell: Cell, kept: Excerpt, record: Record) -> str:
 
 
 def _answered(record: Record) -> tuple[str, ...]:
-    ended = "no generation" if record.finish_reason is None else record.finish_reason
     return (
-        f"--- generation ({record.new_tokens} tokens, ended by {ended})",
+        f"--- generation ({record.new_tokens} tokens, {ending(record.finish_reason)})",
         record.text or "",
         f"--- {record.metric}: {_shown(record)}",
     )
+
+
+def _needles(record: Record) -> str:
+    """Say where the needles of a prompt stand, nothing where it has none."""
+    if not record.depths:
+        return ""
+    places = ", ".join(f"{depth:.4g}" for depth in record.depths)
+    return f", {'needle' if len(record.depths) == 1 else 'needles'} at {places} % of its length"
 
 
 def _shown(record: Record) -> str:

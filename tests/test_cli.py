@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,60 @@ def test_show(call, done: Path, essays: Path, tmp_path: Path) -> None:  # type: 
     assert (code, "did you mean 'yarn-tiny/niah/512'?" in error) == (2, True)
     code, _, error = call("show", "yarn-tiny/niah/512", "99", "--out", done)
     assert (code, "has no example 99" in error) == (2, True)
+
+
+def test_what_show_says_reads_as_words(call, done: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, shown, _ = call("show", "yarn-tiny/niah/512", "5", "--out", done)
+    first = shown.splitlines()[0]
+    assert re.search(r"needle at \d+ % of its length$", first), first
+    assert "settled" not in shown
+    [line] = [line for line in shown.splitlines() if line.startswith("--- generation")]
+    assert line.endswith("cut off at the most new tokens)")
+    cell = "runs/tiny/yarn/niah/512"
+    records = (done / cell / "records.jsonl").read_text()
+    for reason, words in (("settled", "its score could no longer change"), ("eos", "end token"), ("x", "ended by x")):
+        folder = shutil.copytree(done, tmp_path / reason)
+        (folder / cell / "records.jsonl").write_text(records.replace('"length"', f'"{reason}"'))
+        assert words in call("show", "yarn-tiny/niah/512", "5", "--out", folder)[1]
+
+
+def test_one_cell_is_not_cells_and_a_failure_is_said_once(
+    call, tiny_folder: Path, tmp_path: Path, essays: Path
+) -> None:  # type: ignore[no-untyped-def]
+    run = ["run", "--model", tiny_folder, "--length", "512", "--limit", "1", "--engine", "echo", "--out", tmp_path]
+    code, shown, error = call(*run, "--tasks", "niah", "--data", f"ruler-essays={essays}")
+    assert code == 0, error
+    assert "1 cell in " in shown
+    code, _, error = call(*run, "--tasks", "qasper,hotpotqa", "--data", f"longbench={tmp_path}")
+    assert code == 2
+    lines = error.splitlines()
+    for task in ("qasper", "hotpotqa"):
+        assert [line.partition(": ")[0] for line in lines if f"{task}.jsonl" in line] == ["failed"]
+    assert any(line.startswith("2 cells failed") for line in lines)
+
+
+def test_missing_longbench_says_how_to_name_a_copy(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = call(
+        "run", "--model", tiny_folder, "--length", "512", "--engine", "echo", "--tasks", "qasper", "--out", tmp_path
+    )
+    assert code == 2
+    assert "--data longbench=FOLDER" in error
+
+
+def test_report_as_json(call, done: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, shown, error = call("report", done, "--format", "json")
+    assert (code, error) == (0, "")
+    found = json.loads(shown)
+    assert {(one["method"], one["length"]) for one in found} == {(m, n) for m in ("rope", "yarn") for n in (512, 1024)}
+    assert all(0 <= one["score"] <= 1 and one["n"] == 22 for one in found)
+    path = tmp_path / "table.json"
+    assert call("report", done, "--out", path)[0] == 0
+    assert path.read_text() == shown
+    code, shown, _ = call("compare", "rope-tiny", "yarn-tiny", done, "--format", "json")
+    assert code == 0
+    assert [(one["task"], one["length"], one["higher_is_better"]) for one in json.loads(shown)] == [
+        ("niah", 512, True), ("niah", 1024, True),
+    ]  # fmt: skip
 
 
 def test_examples_then_score(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

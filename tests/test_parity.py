@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 
 from longctx_bench import provenance
+from longctx_bench.cli.parity import _show
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.parity.certificate import certify
 from longctx_bench.parity.comparison import Answer, Rotation, Tolerance, compare, explain, rotation_of
@@ -180,3 +185,42 @@ def test_other_engines_are_refused(call: Any, tmp_path: Path) -> None:
 def test_without_vllm_the_command_says_what_to_install(call: Any, tmp_path: Path) -> None:
     code, _, said = call("parity", "drope-tiny", "--out", tmp_path)
     assert (code, "longctx-bench[vllm]" in said) == (2, True)
+
+
+@pytest.fixture
+def certificates() -> dict[Path, dict[str, Any]]:
+    """Certificates that ship with the project, one of them made to fail at a length."""
+    folder = Path(__file__).parent.parent / "results" / "reference" / "parity"
+    found = {path: json.loads(path.read_text()) for path in sorted(folder.glob("drope-*.json"))}
+    next(iter(found.values()))["lengths"]["512"]["passed"] = False
+    return found
+
+
+def test_the_verdict_has_a_heading_and_stands_in_every_part(
+    certificates: dict[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(
+        "longctx_bench.reporting.rendering.terminal.Console", lambda: Console(width=80, color_system=None)
+    )
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _show(certificates, "terminal")
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith(tuple("┏┃┡│└")) and len(line) > 80]
+    assert sum("verdict" in line for line in lines) > 1
+    assert sum("FAILED" in line for line in lines) == sum("verdict" in line for line in lines)
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_parity_for_programs(
+    certificates: dict[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    _show(certificates, form)
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out) if form == "json" else list(csv.DictReader(io.StringIO(shown.out)))
+    assert [(row["contestant"], int(row["length"])) for row in rows] == [
+        (found["contestant"], int(length)) for found in certificates.values() for length in found["lengths"]
+    ]
+    assert str(rows[0]["passed"]).lower() == "false"
+    assert all(f"wrote {path}" in shown.err for path in certificates)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.longbench_rows import read_rows
-from longctx_bench.data import fetch
+from longctx_bench.data import fetch, is_local
+from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Example
 from longctx_bench.specs import Source
 
@@ -32,7 +34,7 @@ class LongBench(Benchmark):
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
         """Yield the first n rows, or all there are; nothing is random here."""
-        for index, row in enumerate(read_rows(fetch(self.data), self.rows, n)):
+        for index, row in enumerate(read_rows(_fetched(self.data), self.rows, n)):
             # As str.format would: a brace within the text is text.
             whole = self.template.format(context=row.context, input=row.question)
             prompt, n_tokens = whole, -1
@@ -49,6 +51,20 @@ class LongBench(Benchmark):
                 classes=row.classes,
                 words=row.length,
             )
+
+
+def _fetched(data: Source) -> Path:
+    """Return where the rows lie.
+
+    Raises:
+        UserError: they cannot be fetched; it says how to name a copy.
+    """
+    try:
+        return fetch(data)
+    except UserError as error:
+        if is_local(data):
+            raise
+        raise UserError(f"{error}; LongBench's files on this machine: --data longbench=FOLDER") from error
 
 
 def truncated(encoder: PromptEncoder, prompt: str, budget: int) -> str:

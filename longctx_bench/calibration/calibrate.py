@@ -11,6 +11,7 @@ from typing import Any
 from longctx_bench import provenance
 from longctx_bench.calibration.objectives import Objective
 from longctx_bench.engines.base import Contestant
+from longctx_bench.errors import UserError
 from longctx_bench.files import replacing, write_json
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.tuning import fit_law
@@ -18,6 +19,9 @@ from longctx_bench.untrusted import read_object
 
 COARSE, FINE = 0.1, 0.025
 """Steps of the two sweeps: the right value is sharp, a step of 0.15 can miss it altogether."""
+
+_EQUAL = 1e-9
+"""Scores that are no further apart are equal: sums in another order differ in their last digits."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def calibrate(
         scales: extension factors, each above 1.
         n: examples of each kind a value.
         tell: called with every point as it is measured.
+
+    Raises:
+        UserError: at one of the scales no value is better than another, so that there is nothing to choose by.
     """
     table, sweep = {}, []
     for scale in scales:
@@ -75,13 +82,38 @@ def calibrate(
 
         steps = max(2, math.ceil(max(method.tunable_reach, method.tunable_span * math.log(scale)) / COARSE))
         coarse = [measure(round(1 + COARSE * step, 4), n) for step in range(steps + 1)]
+        _require_a_best(coarse, coarse, scale, objective.name)
         centre = best(coarse)
         fine = [
             measure(round(centre + FINE * step, 4), 2 * n) for step in range(-3, 4) if centre + FINE * step >= 1 - 1e-9
         ]
+        _require_a_best(fine, coarse, scale, objective.name)
         table[scale] = best(fine)
         sweep += coarse + fine
     return Fit(table, fit_law(table), sweep)
+
+
+def _require_a_best(points: Sequence[Point], coarse: Sequence[Point], scale: float, objective: str) -> None:
+    """Refuse a sweep whose values are all equal: the middle of them would be written down as the best.
+
+    Equal scores are a result where the coarse sweep has worse ones: a plateau, whose middle is the choice.
+
+    Raises:
+        UserError: nothing was found at any value.
+    """
+    scores = [point.score for point in points]
+    if not all(map(math.isfinite, scores)):
+        what = "a score is no finite number"
+    elif max(scores) - min(scores) > _EQUAL or min(scores) - min(point.score for point in coarse) > _EQUAL:
+        return
+    else:
+        what = f"nothing found at any value: {objective} is {scores[0]:.4g} at all {len(scores)}"
+    values = [point.value for point in points]
+    other = "perplexity" if objective == "retrieval" else "retrieval"
+    raise UserError(
+        f"calibrate at {scale:g}x: {what}, from {min(values):g} to {max(values):g}; nothing is written. Try more "
+        f"--limit, --objective {other}, or another --scale"
+    )
 
 
 def best(points: Sequence[Point]) -> float:
@@ -91,7 +123,7 @@ def best(points: Sequence[Point]) -> float:
     smooth = [(padded[i] + 2 * padded[i + 1] + padded[i + 2]) / 4 for i in range(len(scores))]
     top = max(smooth)
     # Where several are equally good, the middle of them is the farthest from both cliffs.
-    equal = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - 1e-9]
+    equal = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - _EQUAL]
     return equal[len(equal) // 2]
 
 

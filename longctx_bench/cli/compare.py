@@ -64,7 +64,7 @@ def _show(comparison: Comparison, form: str, out: Path | None) -> None:
     if form == "terminal":
         print_tables(comparison_tables(comparison))
         return
-    tables = [exact_table(comparison)] if form == "csv" else comparison_tables(comparison)
+    tables = [exact_table(comparison)] if form in {"csv", "json"} else comparison_tables(comparison)
     put(FORMATS[form](tables), out)
 
 

@@ -42,7 +42,8 @@ _FORMATS = ("png", "pdf", "svg")
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated.",
+    help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated. By default --kind "
+    "curves draws those of the shipped checkpoints that were measured.",
 )
 @click.option(
     "--paper",
@@ -81,7 +82,10 @@ def figures_command(
     if single is not None and (forms or len(kinds) > 1):
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
-    material = Material(folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints)
+    # Everything that the folder has data for: the curves of what ships are of other runs.
+    material = Material(
+        folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
+    )
     _refuse_unmeasured(material)
     made: Figures = {}
     for name in kinds:

@@ -2,48 +2,138 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from longctx_bench.cli.options import make_registry, registry_options
-from longctx_bench.cli.output import say
-from longctx_bench.plain import plain
+from longctx_bench.cli.output import put_list, put_records, rows_option, say
+
+if TYPE_CHECKING:
+    from longctx_bench.specs import MethodSpec
+
+_long_option = click.option("--long", is_flag=True, help="All that is known of each, and the data sources.")
+_OURS = "longctx_bench.benchmarks."
 
 
 @click.group("list")
 def list_group() -> None:
-    """List tasks, models, methods or results."""
+    """List tasks, models, methods or results.
+
+    In a pipe each row is one line.
+    """
 
 
 @list_group.command("tasks")
+@_long_option
+@rows_option
 @registry_options
-def tasks_command(**options: tuple[str, ...]) -> None:
-    """List the tasks and groups."""
+def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
+    """List the tasks by suite, and the groups."""
     registry = make_registry(**options)  # type: ignore[arg-type]
-    rows = [
-        (spec.name, spec.protocol, spec.metric, str(spec.max_new_tokens), str(spec.samples), spec.description)
-        for spec in registry.tasks.values()
-    ]
-    _print(("task", "protocol", "metric", "new tokens", "examples", "description"), rows)
-    _print(("group", "tasks"), [(name, ", ".join(members)) for name, members in registry.groups.items()])
-    _print(
-        ("data source", "licence", "description"),
-        [(name, spec.licence, spec.description) for name, spec in registry.sources.items()],
+    suites = _suites(registry)
+    tasks = sorted(
+        registry.tasks.values(), key=lambda spec: list(dict.fromkeys(suites.values())).index(suites[spec.name])
     )
+    if form != "terminal":
+        groups = {name: [group for group, own in registry.groups.items() if name in own] for name in suites}
+        put_records(
+            [
+                {
+                    "task": spec.name, "suite": suites[spec.name], "groups": groups[spec.name],
+                    "protocol": spec.protocol, "metric": spec.metric, "max_new_tokens": spec.max_new_tokens,
+                    "examples": spec.samples, "description": spec.description,
+                }
+                for spec in tasks
+            ],
+            form,
+        )  # fmt: skip
+        return
+    header: tuple[str, ...] = ("task", "examples", "description")
+    rows: dict[str, tuple[str, ...]] = {spec.name: (spec.name, str(spec.samples), spec.description) for spec in tasks}
+    if long:
+        header = ("task", "protocol", "metric", "new tokens", "examples", "description")
+        rows = {
+            s.name: (s.name, s.protocol, s.metric, str(s.max_new_tokens), str(s.samples), s.description) for s in tasks
+        }
+    if sys.stdout.isatty():
+        for suite in dict.fromkeys(suites[spec.name] for spec in tasks):
+            say(f"{suite}:")
+            put_list(header, [row for name, row in rows.items() if suites[name] == suite])
+            click.echo()
+    else:
+        put_list(("suite", *header), [(suites[name], *row) for name, row in rows.items()])
+        click.echo()
+    put_list(
+        ("group", "tasks"),
+        [(name, ", ".join(members) if long else _begun(members)) for name, members in registry.groups.items()],
+    )
+    if long:
+        click.echo()
+        put_list(
+            ("data source", "licence", "description"),
+            [(name, spec.licence, spec.description) for name, spec in registry.sources.items()],
+        )
+    elif sys.stdout.isatty():
+        click.echo()
+        say("--long: metrics, protocols, all tasks of each group, and where the data come from")
+
+
+def _suites(registry: Any) -> dict[str, str]:
+    """Return each task's suite: the group that has most of its tasks to itself, else the kind of benchmark it is.
+
+    A group that only picks from others (``longbench_en``, ``niah_multi``) is no suite.
+    """
+    largest: dict[str, str] = {}
+    for group, members in sorted(registry.groups.items(), key=lambda item: len(item[1])):
+        largest |= dict.fromkeys((name for name in members if name in registry.tasks), group)
+    own = Counter(largest.values())
+    found = {}
+    for name, spec in registry.tasks.items():
+        group = largest.get(name)
+        if group and 2 * own[group] > len(registry.groups[group]):
+            found[name] = group
+        else:
+            module = spec.use.partition(":")[0]
+            found[name] = module.removeprefix(_OURS) if module.startswith(_OURS) else "your own"
+    return found
+
+
+def _begun(members: Sequence[str], most: int = 3) -> str:
+    """Return how many tasks a group has, and the first of them."""
+    if len(members) <= most + 1:
+        return ", ".join(members)
+    return f"{len(members)}: {', '.join(members[:most])} ..."
 
 
 @list_group.command("models")
+@rows_option
 @registry_options
-def models_command(**options: tuple[str, ...]) -> None:
+def models_command(form: str, **options: tuple[str, ...]) -> None:
     """List the base models; any hub id or folder works as METHOD:ID."""
     from longctx_bench.data import describe
 
     registry = make_registry(**options)  # type: ignore[arg-type]
+    records = [
+        {
+            "model": spec.name,
+            "context": spec.original_length,
+            "licence": spec.licence,
+            "own_checkpoints": list(spec.checkpoints),
+            "source": describe(spec.source),
+            "description": spec.description,
+        }
+        for spec in registry.models.values()
+    ]
+    if form != "terminal":
+        put_records(records, form)
+        return
     rows = [
         (
             spec.name,
@@ -55,39 +145,67 @@ def models_command(**options: tuple[str, ...]) -> None:
         )
         for spec in registry.models.values()
     ]
-    _print(("model", "context", "licence", "own checkpoints", "source", "description"), rows)
+    put_list(("model", "context", "licence", "own checkpoints", "source", "description"), rows)
 
 
 @list_group.command("methods")
+@rows_option
 @registry_options
-def methods_command(**options: tuple[str, ...]) -> None:
+def methods_command(form: str, **options: tuple[str, ...]) -> None:
     """List the context-extension methods; METHOD-BASE names a contestant."""
     registry = make_registry(**options)  # type: ignore[arg-type]
-    _print(("method", "description", "paper"), [(s.name, s.description, s.paper) for s in registry.methods.values()])
+    rows = [(spec.name, spec.description or _docstring(spec), spec.paper) for spec in registry.methods.values()]
+    header = ("method", "description", "paper")
+    if form == "terminal":
+        put_list(header, rows)
+    else:
+        put_records([dict(zip(header, row, strict=True)) for row in rows], form)
+
+
+def _docstring(spec: MethodSpec) -> str:
+    """Return the first line of the class's docstring, read without running the module: listing must import nothing.
+
+    An installed package's entry point names a class and has no place for a description.
+    """
+    module, _, name = spec.use.partition(":")
+    try:
+        found = importlib.util.find_spec(module)
+        tree = (
+            ast.parse(Path(found.origin).read_text(encoding="utf-8")) if found and found.origin else ast.Module([], [])
+        )
+        [text] = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    except Exception:  # noqa: BLE001 (a package of someone's own may raise anything when it is looked for)
+        text = None
+    return (text or f"{spec.use} (no description)").partition("\n")[0].rstrip(".")
 
 
 @list_group.command("results")
 @click.argument("folder", default="results", type=click.Path(path_type=Path))
-def results_command(folder: Path) -> None:
+@rows_option
+def results_command(folder: Path, form: str) -> None:
     """List the cells of a run's FOLDER."""
     from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.table_parts import score_entry, unit_of
 
     results = read_cells(folder)
-    rows = [
-        (str(s.cell), f"{100 * s.score:.1f}", str(s.n), s.details["spec"]["dtype"], s.details["finished"])
-        for s in results.finished
-    ]
-    _print(("cell", "score (%)", "examples", "dtype", "finished"), rows)
+    if form == "terminal":
+        rows = [
+            (
+                str(s.cell), f"{score_entry(s)} {unit_of(s)}".rstrip(), str(s.n), s.details["spec"]["dtype"],
+                s.details["finished"],
+            )
+            for s in results.finished
+        ]  # fmt: skip
+        put_list(("cell", "score [95 % interval]", "examples", "dtype", "finished"), rows)
+    else:
+        records = [
+            {
+                "cell": str(s.cell), "model": s.cell.model, "method": s.cell.method, "task": s.cell.task,
+                "length": s.cell.length, "metric": s.metric, "score": s.score, "low": s.low, "high": s.high, "n": s.n,
+                "dtype": s.details["spec"]["dtype"], "finished": s.details["finished"],
+            }
+            for s in results.finished
+        ]  # fmt: skip
+        put_records(records, form)
     for line in results.missing:
-        say(f"missing: {line}")
-
-
-def _print(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, heading in enumerate(header):
-        table.add_column(heading, no_wrap=place == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(plain(text)) for text in row))
-    console = Console()
-    console.print(table)
-    console.print()
+        say(f"missing: {line}", err=form != "terminal")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,27 @@ from longctx_bench.plain import plain, printable
 if TYPE_CHECKING:
     from longctx_bench.reporting.summaries import Results
 
-_BY_ENDING = {".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
+_LEGIBLE = 30
+"""Characters of a folded column below which it cannot be read."""
+_BY_ENDING = {".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
 format_option = click.option(
     "--format",
     "form",
     default="terminal",
     show_default=True,
-    type=click.Choice(["terminal", "md", "latex", "csv", "html"]),
+    type=click.Choice(["terminal", "md", "latex", "csv", "json", "html"]),
     help="How the tables are written.",
 )
+rows_option = click.option(
+    "--format",
+    "form",
+    default="terminal",
+    show_default=True,
+    type=click.Choice(["terminal", "csv", "json"]),
+    help="How the rows are written.",
+)
+"""Of commands that show one table, for readers or for programs."""
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of the terminal."
 )
@@ -69,3 +81,50 @@ def put(text: str, out: Path | None) -> None:
     else:
         write_text(out, text)
         say(f"wrote {out}")
+
+
+def put_records(records: Sequence[Mapping[str, object]], form: str) -> None:
+    """Print records for programs.
+
+    Args:
+        records: one a line of CSV, or an object of JSON.
+        form: ``csv`` or ``json``.
+    """
+    from longctx_bench.reporting.rendering.csv_lines import csv_of, json_of
+
+    put((csv_of if form == "csv" else json_of)(records), None)
+
+
+def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below their headings, in columns without lines.
+
+    A terminal folds the longest column, and where even the others are too wide for it, gives each row several lines:
+    its name, and below it what stands under which heading. In a pipe each row is one line, at full width and without
+    colours, so that other commands can search it.
+    """
+    shown = [[plain(text) for text in row] for row in rows]
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
+        for line in (header, *shown):
+            click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
+    if sum(widths) + 2 * len(widths) - max(widths) + min(max(widths), _LEGIBLE) > console.width:
+        for name, *rest in shown:
+            console.print(Text(name, style="bold"))
+            for heading, text in zip(header[1:], rest, strict=True):
+                if text:
+                    console.print(Padding(Text.assemble((f"{heading}: ", "dim"), text), (0, 0, 0, 2)))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, heading in enumerate(header):
+        table.add_column(heading, no_wrap=place == 0, overflow="fold")
+    for row in shown:
+        table.add_row(*map(Text, row))
+    console.print(table)

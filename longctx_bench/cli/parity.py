@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
+from longctx_bench.cli.output import put, rows_option, say
 from longctx_bench.errors import UserError
 
 
@@ -50,11 +51,12 @@ from longctx_bench.errors import UserError
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
     help="The run's folder.",
 )  # fmt: skip
+@rows_option
 @registry_options
 def parity_command(
     models: str, engines: str, task: str, scale: str | None, length: str | None, limit: int, new_tokens: int, seed: int,
     first_token_tolerance: float, tolerance: float, fp64_prompts: int, dtype: str, device: str, out: Path,
-    **options: tuple[str, ...],
+    form: str, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Check that vLLM reads with a MODEL such as drope-tiny as transformers does, and write a certificate.
 
@@ -82,33 +84,64 @@ def parity_command(
     reference = HFEngine(device, dtype)
     allowed = Tolerance(first_token_tolerance, tolerance)
     written = certify(spec, registry, reference, checked, allowed, new_tokens, out, fp64_prompts)
-    _show(written)
+    _show(written, form)
     sys.exit(0 if all(certificate["certified"] for certificate in written.values()) else 1)
 
 
-def _show(written: dict[Path, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
+    from longctx_bench.reporting.rendering import FORMATS, print_tables
+    from longctx_bench.reporting.tables import Table
 
-    judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "scores", "")
-    table = Table("model", "length", "prompts", *judged, title="vllm against hf")
-    for certificate in written.values():
-        for length, found in certificate["lengths"].items():
-            rotary, differences = found["rotary"], found["greedy"]["differences"]
-            exact = found["first_token"].get("hf_against_fp64")
-            table.add_row(
-                certificate["contestant"],
-                length,
-                str(found["prompts"]),
-                f"{rotary['largest_relative_difference']:.1e}" if rotary["positions"] else "none",
-                f"{found['first_token']['largest_difference']:.1e}",
-                "" if exact is None else f"{exact:.1e}",
-                f"{100 * found['greedy']['equal_share']:.1f} %",
-                str(sum(not difference["explained"] for difference in differences)),
-                f"{found['scores']['hf']:.4f} / {found['scores']['vllm']:.4f}",
-                "passed" if found["passed"] else "FAILED",
-            )
-    console = Console()
-    console.print(table)
+    measured = [
+        (certificate["contestant"], length, found)
+        for certificate in written.values()
+        for length, found in certificate["lengths"].items()
+    ]
+    rows = tuple((name, f"{int(length):,}", *_row(found)) for name, length, found in measured)
+    judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "score of hf", "score of vllm")
+    header = ("model", "length", "verdict", "prompts", *judged)
+    records = tuple({"contestant": name, "length": int(length)} | _record(found) for name, length, found in measured)
+    notes = (
+        "frequencies: largest relative difference; first token: largest difference of log-probabilities, in nats; hf "
+        "to fp64: the same of transformers to itself in fp64",
+        "unexplained: greedy answers that differ otherwise than at a tie",
+    )
+    table = Table("vllm against hf: the same prompts read by both engines", header, rows, notes, records, keys=3)
+    if form == "terminal":
+        print_tables([table])
+    else:
+        put(FORMATS[form]([table]), None)
     for path in written:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        say(f"wrote {path}", err=form != "terminal")
+
+
+def _record(found: dict[str, Any]) -> dict[str, object]:
+    """Return what a certificate says of one length, unrounded."""
+    rotary = found["rotary"]
+    return {
+        "passed": found["passed"],
+        "prompts": found["prompts"],
+        "frequency_difference": rotary["largest_relative_difference"] if rotary["positions"] else None,
+        "first_token_difference": found["first_token"]["largest_difference"],
+        "hf_against_fp64": found["first_token"].get("hf_against_fp64"),
+        "greedy_equal_share": found["greedy"]["equal_share"],
+        "unexplained": sum(not difference["explained"] for difference in found["greedy"]["differences"]),
+        "score_hf": found["scores"]["hf"],
+        "score_vllm": found["scores"]["vllm"],
+    }
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    record = _record(found)
+    frequency, exact = record["frequency_difference"], record["hf_against_fp64"]
+    return (
+        "passed" if record["passed"] else "FAILED",
+        str(record["prompts"]),
+        "none" if frequency is None else f"{frequency:.1e}",
+        f"{record['first_token_difference']:.1e}",
+        "" if exact is None else f"{exact:.1e}",
+        f"{100 * found['greedy']['equal_share']:.1f} %",
+        str(record["unexplained"]),
+        f"{record['score_hf']:.4f}",
+        f"{record['score_vllm']:.4f}",
+    )

@@ -35,6 +35,8 @@ class Bars:
         self._examples = self._progress.add_task("examples", total=0)
         self._cells = 0
         self._begun = 0
+        self.said: set[str] = set()
+        """Lines ``failed: CELL: why`` that were printed: the end of a run need not repeat them."""
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -65,7 +67,13 @@ class Bars:
         self._progress.advance(self._examples, examples)
 
     def note(self, message: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar; that a cell failed or was skipped as :attr:`said` has it."""
+        for what in ("failed", "skipped"):
+            cell, found, reason = message.partition(f": {what}: ")
+            if found:
+                message = f"{what}: {cell}: {reason}"
+                self.said.add(message)
+                break
         self._progress.console.print(plain(message), markup=False, soft_wrap=True)
 
     def end_cell(self, planned: PlannedCell, left: int) -> None:

@@ -12,7 +12,7 @@ from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_o
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import require_writable
-from longctx_bench.plain import plain
+from longctx_bench.plain import counted, plain
 
 
 @click.command("run")
@@ -92,7 +92,7 @@ def run_command(
             require_server(runs_on.engine)
         with Bars() as bars:
             outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
-    _print_summary(store, outcome, out)
+    _print_summary(outcome, out, bars.said)
     sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
 
 
@@ -116,7 +116,7 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
         table.add_row(escape(plain(str(item.planned.cell))), examples, tokens, time, memory, state)
     console = Console()
     console.print(table)
-    console.print(f"{len(cells)} cells, about {_duration(total)} on {engine.device} in {engine.dtype}")
+    console.print(f"{counted(len(cells), 'cell')}, about {_duration(total)} on {engine.device} in {engine.dtype}")
 
 
 def _duration(seconds: float) -> str:
@@ -125,7 +125,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _print_summary(store: Any, outcome: Any, out: Path) -> None:
+def _print_summary(outcome: Any, out: Path, said: set[str]) -> None:
     from rich.console import Console
 
     from longctx_bench.reporting.length_tables import length_tables
@@ -138,7 +138,14 @@ def _print_summary(store: Any, outcome: Any, out: Path) -> None:
     console = Console(stderr=True)
     for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
         for cell, reason in cells:
-            console.print(plain(f"{what}: {cell}: {reason}"), markup=False, soft_wrap=True)
+            line = f"{what}: {cell}: {reason}"
+            # What was said while the run went on may have scrolled away: only how much it was is said again.
+            if line not in said:
+                console.print(plain(line), markup=False, soft_wrap=True)
+        if len(cells) > 1:
+            console.print(f"{counted(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
     if outcome.finished:
-        line = f"{len(outcome.finished)} cells in {out}/runs; `longctx-bench figures {out}` draws them"
+        number = len(outcome.finished)
+        what = "it" if number == 1 else "them"
+        line = f"{counted(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
         Console().print(plain(line), markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longctx_bench.plain import counted
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
 from longctx_bench.reporting.paired import LEVEL
@@ -17,7 +18,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
     rows = tuple(_row(cell) for cell in comparison.cells)
     return [
-        Table(f"{a} against {b}: paired on identical examples", header, rows, _notes(comparison)),
+        Table(f"{a} against {b}: paired on identical examples", header, rows, _notes(comparison), keys=3),
         _totals(comparison),
     ]
 
@@ -25,9 +26,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def exact_table(comparison: Comparison) -> Table:
     """Return one row a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
     rows = [_exact(comparison, cell) for cell in comparison.cells]
-    return Table(
-        f"{comparison.a} against {comparison.b}", tuple(rows[0]), tuple(tuple(map(str, row.values())) for row in rows)
-    )
+    shown = tuple(tuple(map(str, row.values())) for row in rows)
+    return Table(f"{comparison.a} against {comparison.b}", tuple(rows[0]), shown, records=tuple(rows))
 
 
 def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
@@ -39,7 +39,7 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
         "length": cell.length,
         "scale": 0 if cell.length == NATURAL else "" if cell.scale is None else cell.scale,
         "metric": cell.metric,
-        "higher_is_better": str(cell.higher_is_better).lower(),
+        "higher_is_better": cell.higher_is_better,
         "n": found.n,
         "score_a": found.mean_a,
         "score_b": found.mean_b,
@@ -106,6 +106,6 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
     return (
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
-        f"p (Holm): corrected for the {len(comparison.cells)} cells of this table",
+        f"p (Holm): corrected for the {counted(len(comparison.cells), 'cell')} of this table",
         *comparison.notes,
     )

@@ -108,4 +108,4 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
     if any(column[1] == "training_tokens" for column in shown):
         notes.append("training tokens: of the run that made the checkpoint; what it was continued from is not counted")
     title = f"{task}, cost: examples/s, wall time and tokens of each cell"
-    return Table(title, tuple(heads), tuple(rows), tuple(notes), tuple(records))
+    return Table(title, tuple(heads), tuple(rows), tuple(notes), tuple(records), keys=2)

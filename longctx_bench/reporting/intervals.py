@@ -1,4 +1,4 @@
-"""Intervals around a cell's mean, and the smallest difference that a cell of its size could have shown."""
+"""Intervals around a cell's mean."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Z = 1.959963984540054
 """97.5th percentile of the normal distribution: 95 % two-sided."""
-_Z_POWER = 0.8416212335729143
-"""80th percentile of the normal distribution: 80 % power."""
 _FEWEST = 10
 """So many scores must differ from the commonest one, of twice as many, before resampling them shows their spread."""
 _BOOTSTRAPPED = 1_000
@@ -63,37 +61,16 @@ def mean_interval(scores: Sequence[float] | NDArray[np.float64], bounded: bool =
     return max(0.0, low), min(1.0, high)
 
 
-def detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded: bool = True) -> float:
-    """Return the smallest difference that a cell of this size and spread could have shown.
-
-    It is the true difference between the means of two independent cells, each with n examples and the spread of this
-    one, that a two-sided test at 5 % finds with a probability of 80 %: (1.960 + 0.842) sqrt(2 v / n), the normal
-    approximation. v is the variance of the scores; for rates, and for graded scores that are too few to resample (see
-    :func:`mean_interval`), that of a rate p = (successes + 2) / (n + 4) (Agresti and Coull 1998), which is not 0 at 0
-    or 1. Compared on the same examples, smaller differences show: a paired test does not see how hard each example is.
-
-    Args:
-        scores: [n], one an example.
-        bounded: they lie in [0, 1].
-
-    Returns:
-        In the unit of the scores. Above 1 for bounded scores: so few examples could have shown no difference.
-        Infinite where nothing is known of the spread.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    n = len(values)
-    if not np.isfinite(values).all():
-        return math.inf
-    variance = safe_variance(values) if bounded else _sample_variance(values)
-    return (Z + _Z_POWER) * math.sqrt(2 * variance / n) if n and variance > 0 else math.inf
-
-
 def safe_variance(values: NDArray[np.float64]) -> float:
-    """Return the variance of scores in [0, 1], never 0: see :func:`detectable_difference`."""
+    """Return the variance of scores in [0, 1], never 0.
+
+    For rates, and for graded scores that are too few to resample (:func:`few_differ`), it is that of a rate
+    p = (successes + 2) / (n + 4) (Agresti and Coull 1998), which is not 0 at 0 or 1.
+    """
     if is_rate(values) or few_differ(values):
         rate = (float(values.sum()) + 2) / (len(values) + 4)
         return rate * (1 - rate)
-    return _sample_variance(values)
+    return sample_variance(values)
 
 
 def is_rate(values: NDArray[np.float64]) -> bool:
@@ -113,7 +90,7 @@ def few_differ(values: NDArray[np.float64]) -> bool:
 
 def student(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return Student's 95 % interval of a mean; endless where fewer than two values or equal ones show no spread."""
-    variance = _sample_variance(values)
+    variance = sample_variance(values)
     if not variance > 0:
         return -math.inf, math.inf
     from scipy.special import stdtrit
@@ -163,5 +140,6 @@ def bca(values: NDArray[np.float64]) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _sample_variance(values: NDArray[np.float64]) -> float:
+def sample_variance(values: NDArray[np.float64]) -> float:
+    """Return the unbiased variance; 0 of fewer than two values."""
     return float(values.var(ddof=1)) if len(values) > 1 else 0.0

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from longctx_bench.records import length_name
 from longctx_bench.reporting.buckets import Bucket, buckets_of, sorted_into
-from longctx_bench.reporting.intervals import detectable_difference, mean_interval
+from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.reporting.marks import Row, Verdict, competitor, verdicts
 from longctx_bench.reporting.notes import difference_notes, mark_notes, method_notes, scores_note, size_note
+from longctx_bench.reporting.paired import detectable_difference
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
     EMPTY,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.reporting.paired import LEVEL, holm, paired_test
+from longctx_bench.reporting.paired import LEVEL, holm, paired_test, smallest_p
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.tables import Mark
 
@@ -64,8 +64,10 @@ def verdicts(column: Iterable[Competitor]) -> Verdicts:
 
     The best are those with the best mean. Every other row is tested against the first of them, pair by pair of
     examples, the p values adjusted by Holm's procedure over the group; above 5 % a row is not significantly worse.
-    Where all have one mean, none is marked. A row whose examples are nobody else's is compared with nothing and gets no
-    mark, nor does one that has a score which is no finite number.
+    Where all have one mean, none is marked, nor where the best has so few examples, or so few right ones, that no row
+    could be significantly worse (:func:`.paired.smallest_p`): nothing sets the best apart there. A row whose examples
+    are nobody else's is compared with nothing and gets no mark, nor does one that has a score which is no finite
+    number.
     """
     groups: dict[object, list[Competitor]] = {}
     found: dict[Row, Verdict] = {}
@@ -93,6 +95,10 @@ def _within(group: Sequence[Competitor]) -> dict[Row, Verdict]:
     distinct = {entry.scores.tobytes(): entry.scores for entry in others}
     tests = {key: paired_test(tied[0].scores, scores, group[0].bounded) for key, scores in distinct.items()}
     adjusted = holm([tests[entry.scores.tobytes()][1] for entry in others])
+    # Holm multiplies the smallest p by the number of tests.
+    if len(others) * smallest_p(tied[0].scores, group[0].bounded, group[0].higher_is_better) >= LEVEL:
+        unmarked = {entry.row: Verdict(Mark.NONE, p) for entry, p in zip(others, adjusted, strict=True)}
+        return {entry.row: unmarked.get(entry.row, Verdict(Mark.NONE)) for entry in group}
     found = {entry.row: Verdict(Mark.BEST) for entry in tied}
     for entry, p in zip(others, adjusted, strict=True):
         # A mean over tokens can be worse where the mean over examples is not: that is no sign of being worse.

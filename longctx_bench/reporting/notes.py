@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from longctx_bench.records import NATURAL, Cell
-from longctx_bench.reporting.intervals import detectable_difference
+from longctx_bench.reporting.intervals import is_rate
 from longctx_bench.reporting.marks import Row, Verdicts
+from longctx_bench.reporting.paired import FEWEST, LEVEL, detectable_difference
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
     digits_of,
@@ -22,7 +25,6 @@ from longctx_bench.reporting.table_parts import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _RUN = ("seed", "dtype", "engine", "chat_template")
@@ -51,17 +53,34 @@ def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: C
     own = [detectable_difference(values, kind.percent) for values in scores]
     found = [value for value in own if math.isfinite(value)]
     sizes = sorted({len(values) for values in scores})
-    n = f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
+    level = f"{100 * LEVEL:g} %"
     if not found:
-        return f"{n} is too few to show any difference"
+        return f"{_n(sizes)} is too small to show anything at {level}"
     digits = digits_of(max(found), kind.percent)
     scale = 100 if kind.percent else 1
     span = " to ".join(dict.fromkeys(f"{scale * value:,.{digits}f}" for value in (min(found), max(found))))
     unit = "points" if kind.percent else unit_of(kind)
-    return (
-        f"smallest difference that {n} could have shown, with 80 % power and unpaired: {f'{span} {unit}'.rstrip()}"
-        f"{', depending on the cell' if ' to ' in span else ''}; paired tests usually see less"
+    many = _n([n for n in sizes if n >= FEWEST])
+    depending = ", depending on the cell" if " to " in span else ""
+    note = (
+        f"smallest difference between two rows that {many} could have shown at {level}: "
+        f"{f'{span} {unit}'.rstrip()}{depending} ({_test(scores, kind)})"
     )
+    return f"{note}; fewer than {FEWEST} examples can show nothing" if sizes[0] < FEWEST else note
+
+
+def _n(sizes: Sequence[int]) -> str:
+    return f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
+
+
+def _test(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
+    """Name the paired test that the numbers of the note come from, and what they are for it."""
+    rates = {kind.percent and is_rate(np.asarray(values, dtype=np.float64)) for values in scores}
+    if rates == {True}:
+        return f"exact McNemar test before Holm's correction: {FEWEST} examples won and none lost"
+    if rates == {False}:
+        return "permutation test before Holm's correction; less where the rows agree on which examples are hard"
+    return "exact McNemar test, of graded scores permutation test, before Holm's correction"
 
 
 def difference_notes(cells: Sequence[CellSummary]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two methods on the same examples: the difference, its interval, and whether it could be chance."""
+"""Two methods on the same examples: the difference, its interval, whether it could be chance, and what n can show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longctx_bench.reporting.intervals import Z, few_differ, is_rate, student
+from longctx_bench.reporting.intervals import Z, few_differ, is_rate, safe_variance, sample_variance, student
 from longctx_bench.reporting.resampling import SIGN_FLIPS, flipped_sums
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Of significance, two-sided: corrected p-values below it tell two methods apart."""
+FEWEST = 6
+"""Pairs that must differ, all in one direction, for p to fall below :data:`LEVEL`: 2 / 2 ** 6 is 3.1 %, 2 / 2 ** 5 is
+6.3 %."""
 MCNEMAR = "McNemar, exact"
 PERMUTATION_EXACT = "permutation, exact"
 PERMUTATION = "permutation, 9,999 draws"
@@ -94,6 +97,59 @@ def paired_test(
     if bounded and is_rate(left) and is_rate(right):
         return MCNEMAR, _mcnemar(*_signs(differences))
     return _permutation(differences[differences != 0])
+
+
+def smallest_p(
+    scores: Sequence[float] | NDArray[np.float64], bounded: bool = True, higher_is_better: bool = True
+) -> float:
+    """Return a bound below which no paired test of a method against another one that is worse can come.
+
+    A two-sided p is never below 2 / 2 ** k where k pairs speak for the method: of McNemar's binomial, and of sign
+    flips, it is reached where all pairs that differ are those k. An example can speak for a method only if something
+    worse than its score exists: k is the number of scores above 0 (below 1 where lower is better), and n for losses.
+
+    Args:
+        scores: [n], the better method's.
+        bounded: they lie in [0, 1].
+        higher_is_better: which end of that range is the worst.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    worst = 0.0 if higher_is_better else 1.0
+    could_win = int(np.count_nonzero(values != worst)) if bounded else len(values)
+    return min(1.0, 2.0 ** (1 - could_win))
+
+
+def detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded: bool = True) -> float:
+    """Return the smallest difference between two methods on these n examples that the paired test can call significant.
+
+    It is what :func:`paired_test` needs for p below 5 %, before a correction for several tests. A true difference of
+    just that size is found in about every second run; to find it for certain takes more examples.
+
+    - Scores that are all 0 or 1 (McNemar, exact): one method wins on :data:`FEWEST` examples and loses on none, 6 / n.
+      With more pairs that differ, more is needed.
+    - Others (permutation): under random signs the sum of the differences d has the variance sum(d^2), and is beyond
+      1.960 sqrt(sum(d^2)) with a probability of 5 % (normal approximation). A cell alone knows no partner: d is taken
+      as the difference of two of its examples at random, of variance 2 v, moved by the mean difference m; v is the
+      variance of the scores (:func:`.intervals.safe_variance` of bounded ones). Then sum(d^2) = n (2 v + m^2), and the
+      smallest n m that reaches its own limit has m = 1.960 sqrt(2 v / (n - 1.960^2)). Methods that agree on how hard
+      an example is differ less on it, and show smaller differences.
+
+    Args:
+        scores: [n], one an example.
+        bounded: they lie in [0, 1].
+
+    Returns:
+        In the unit of the scores. Infinite below six examples, where no paired test reaches 5 %, and where nothing is
+        known of the spread.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
+    if n < FEWEST or not np.isfinite(values).all():
+        return math.inf
+    if bounded and is_rate(values):
+        return FEWEST / n
+    variance = safe_variance(values) if bounded else sample_variance(values)
+    return Z * math.sqrt(2 * variance / (n - Z**2)) if variance > 0 else math.inf
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

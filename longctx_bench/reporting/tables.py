@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header, and rows of text or entries; the first column names the row."""
+    """A title, a header, and rows of text or entries; the first columns name the row."""
 
     title: str
     """``NAME: what is measured``; the name alone labels the table in LaTeX."""
@@ -41,6 +41,8 @@ class Table:
     """What a reader must know to compare the rows."""
     records: tuple[Mapping[str, object], ...] = ()
     """The same numbers unrounded, one mapping a line of the CSV; those of one cell become one line."""
+    keys: int = 1
+    """How many columns name a row: they stand in every part of a table that is too wide for a terminal."""
 
     def legend(self, best: str, close: str) -> tuple[str, ...]:
         """Explain the marks that the table uses, in no line or one.

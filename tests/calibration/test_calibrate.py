@@ -16,6 +16,7 @@ from longctx_bench.cli import main
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.likelihood import branches, tails
+from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import RoPE, YaRN
@@ -140,6 +141,58 @@ def test_whole_logits_are_never_held(tiny_folder: Path) -> None:
     assert max(rows) == 1024
 
 
+class Flat(Peak):
+    """An objective that says the same of every temperature."""
+
+    def __init__(self, *scores: float) -> None:
+        self._scores = scores
+        """Of the coarse sweep and of the fine one."""
+
+    def score(self, contestant: Contestant, n: int) -> float:
+        return self._scores[0] if n < 10 else self._scores[-1]
+
+
+@pytest.mark.parametrize("scores", [(0.0,), (1.0,), (-3.25,), (math.nan,), (-math.inf,)], ids=str)
+def test_nothing_is_chosen_among_equals(scores: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match=r"calibrate at 2x: .* nothing is written\. .*--limit.*--objective.*--scale"):
+        calibrate(DroPE(), BASE, Flat(*scores), [2.0], 5, lambda point: None)
+
+
+def test_what_only_the_coarse_sweep_saw_is_nothing() -> None:
+    class Lucky(Peak):
+        def score(self, contestant: Contestant, n: int) -> float:
+            return float(n < 10 and super().score(contestant, n) > 0.9)
+
+    with pytest.raises(UserError, match="nothing found at any value"):
+        calibrate(DroPE(), BASE, Lucky(), [8.0], 5, lambda point: None)
+
+
+def test_a_plateau_of_the_fine_sweep_is_a_result() -> None:
+    class Plateau(Peak):
+        def score(self, contestant: Contestant, n: int) -> float:
+            return float(super().score(contestant, n) > 0.3)
+
+    fit = calibrate(DroPE(), BASE, Plateau(), [8.0], 5, lambda point: None)
+    assert fit.table[8.0] == pytest.approx(1 + 0.4 * math.log(8), abs=0.1)
+
+
+def test_a_refused_sweep_writes_nothing(
+    drope_folder: Path, essays: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in drope_folder.iterdir())
+    # Random weights find no needle at any temperature.
+    arguments = ["calibrate", f"drope:{drope_folder}", "--scale", "2x", "--limit", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments, "--data", f"ruler-essays={essays}"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "nothing found at any value" in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert "best" not in shown.out
+    assert sorted(path.name for path in drope_folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("objective", ["retrieval", "perplexity"])
 def test_the_command(
     objective: str,
@@ -151,6 +204,9 @@ def test_the_command(
     arguments = ["calibrate", f"drope:{drope_folder}", "--scale", "2x", "--objective", objective, "--limit", "1"]
     arguments += ["--text", str(essays), "--data", f"ruler-essays={essays}", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
+    # Random weights find nothing, of which no sweep could choose; here they find most at 1.
+    found = lambda self, contestant, n: 2 - contestant.method.temperature.at(2)  # noqa: E731
+    monkeypatch.setattr("longctx_bench.calibration.objectives.Retrieval.score", found)
     main()
     assert "best temperature: 2x: 1" in capsys.readouterr().out
     assert objective in json.loads((drope_folder / "calibration.json").read_text())["temperature"]
@@ -164,7 +220,8 @@ def test_a_fit_lies_beside_a_difference_not_beside_what_it_was_merged_to(
     monkeypatch.setenv("LONGCTX_BENCH_CACHE", str(tmp_path / "cache"))
     packed = tmp_path / "packed"
     pack(drope_folder, str(tiny_folder), packed, share=0.05)
-    arguments = ["calibrate", f"drope:{packed}", "--scale", "2x", "--limit", "1", "--data", f"ruler-essays={essays}"]
+    arguments = ["calibrate", f"drope:{packed}", "--scale", "2x", "--limit", "1", "--text", str(essays)]
+    arguments += ["--objective", "perplexity"]
     monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments, "--device", "cpu"])
     main()
     assert not list((tmp_path / "cache").rglob("calibration.json"))

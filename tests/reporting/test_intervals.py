@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from longctx_bench.reporting.intervals import bca, detectable_difference, few_differ, mean_interval, wilson
+from longctx_bench.reporting.intervals import bca, few_differ, mean_interval, wilson
 
 Scores = NDArray[np.float64]
 
@@ -129,31 +129,3 @@ def test_losses_get_students_interval() -> None:
 @pytest.mark.parametrize("losses", [[], [2.0], [2.0, 2.0, 2.0]], ids=str)
 def test_losses_without_a_spread_have_no_end(losses: list[float]) -> None:
     assert mean_interval(losses, bounded=False) == (-math.inf, math.inf)
-
-
-def test_detectable_difference_is_found_with_80_percent_power() -> None:
-    rng = np.random.default_rng(9)
-    base = np.repeat([0.0, 1.0], [120, 80])
-    difference = detectable_difference(base)
-    n = len(base)
-    # A two-sample z-test of rates 40 % and that much more.
-    left, right = rng.binomial(n, 0.4, 20_000) / n, rng.binomial(n, 0.4 + difference, 20_000) / n
-    z = (right - left) / np.sqrt((left * (1 - left) + right * (1 - right)) / n)
-    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.02)
-
-
-def test_detectable_difference_of_graded_scores_is_the_closed_form() -> None:
-    scores, _ = graded(np.random.default_rng(10), 100)
-    # statsmodels 0.15.0, NormalIndPower().solve_power(nobs1=100, alpha=0.05, power=0.8): in standard deviations.
-    assert detectable_difference(scores) == pytest.approx(0.39620357647695037 * scores.std(ddof=1), rel=1e-5)
-    assert detectable_difference(scores + 3, bounded=False) == pytest.approx(detectable_difference(scores))
-
-
-def test_a_perfect_score_could_not_have_shown_every_difference() -> None:
-    rate = 24 / 26
-    expected = 2.8015851 * math.sqrt(2 * rate * (1 - rate) / 22)
-    assert detectable_difference([1.0] * 22) == pytest.approx(expected)
-    assert detectable_difference([0.0] * 22) == pytest.approx(expected)
-    assert detectable_difference([1.0] * 198) < detectable_difference([1.0] * 22)
-    assert detectable_difference([]) == math.inf
-    assert detectable_difference([2.0, 2.0], bounded=False) == math.inf

@@ -10,7 +10,7 @@ from table_cells import cell, hits
 
 from longctx_bench.reporting.length_tables import length_tables
 from longctx_bench.reporting.marks import competitor, verdicts
-from longctx_bench.reporting.paired import holm, paired
+from longctx_bench.reporting.paired import holm, paired, smallest_p
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.tables import Entry, Mark
 from longctx_bench.reporting.task_tables import task_tables
@@ -116,3 +116,35 @@ def test_the_average_is_marked_over_the_examples_of_all_tasks() -> None:
         "ntk-tiny": ("92.5", Mark.CLOSE),
         "yarn-tiny": ("93.0", Mark.BEST),
     }
+
+
+@pytest.mark.parametrize("n", [2, 4, 5])
+def test_no_mark_where_so_few_examples_cannot_be_significant(n: int) -> None:
+    assert marks_of(cell("rope", hits(0, n)), cell("yarn", hits(n, n))) == {"rope": "", "yarn": ""}
+    losses = [2.0 + 0.1 * place for place in range(n)]
+    worse = [loss + 1 for loss in losses]
+    assert set(marks_of(cell("a", losses, metric="token_loss"), cell("b", worse, metric="token_loss")).values()) == {""}
+
+
+def test_a_mark_needs_a_p_that_holm_leaves_below_the_level() -> None:
+    # 2 / 2 ** 6 is 3.1 %: enough for one other row, not for two.
+    six = hits(6, 6)
+    assert marks_of(cell("yarn", six), cell("pi", hits(0, 6))) == {"yarn": "best", "pi": ""}
+    assert set(marks_of(cell("yarn", six), cell("pi", hits(0, 6)), cell("ntk", hits(3, 6))).values()) == {""}
+
+
+def test_no_mark_where_the_best_is_right_too_seldom_to_be_told_from_nothing() -> None:
+    found = verdicts(map(competitor, [cell("rope", hits(0)), cell("yarn", hits(5))])).by_row
+    assert {verdict.mark for verdict in found.values()} == {Mark.NONE}
+    assert found["tiny", "rope"].p == pytest.approx(2**-4)
+    assert marks_of(cell("rope", hits(0)), cell("yarn", hits(6))) == {"rope": "", "yarn": "best"}
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_no_test_comes_below_the_smallest_p(bounded: bool) -> None:
+    random = np.random.default_rng(3)
+    for _ in range(200):
+        best = random.choice([0, 0.25, 1], int(random.integers(1, 12)))
+        other = random.choice([0, 0.1, 0.5, 1], best.size)
+        if best.mean() > other.mean():
+            assert paired(best, other, bounded).p >= smallest_p(best, bounded) - 1e-12

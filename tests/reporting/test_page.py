@@ -359,6 +359,36 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(page: Drive
         page.chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_the_generation_is_in_view_and_rows_are_even_on_a_laptop(tmp_path: Path, page: Driven) -> None:
+    method, task = "a-method-of-a-long-name", "niah_multiquery_of_mine"
+    texts = ["short", "word " * 60, "line\n" * 20]
+    records = [
+        needle_record(place, 0, texts[place % 3]) | {"depths": [10.0, 20.5, 30.25, 90.0], "references": ["1234567"] * 4}
+        for place in range(30)
+    ]
+    write_cell(tmp_path / "made", Cell("smollm2-135m", method, task, 131_072), records)
+    path = tmp_path / "page.html"
+    path.write_text(page_of(tmp_path / "made"), encoding="utf-8")
+    page.chrome.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1300, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        own = Driven(page.chrome, path).open()
+        own.view("examples")
+        assert "generation" in own.texts("#grid thead th")[-1]
+        right, edge = own.run(
+            "return ['#grid thead th:last-child', '.list'].map("
+            "(found) => document.querySelector(found).getBoundingClientRect().right)"
+        )
+        assert right <= edge + 1
+        heights = own.run("return [...document.querySelectorAll('#grid tbody tr')].map((row) => row.offsetHeight)")
+        assert len(heights) == 25
+        assert max(heights) - min(heights) <= 1
+        assert own.run("return document.querySelector('#grid td.name span[title]').title") == f"{method}-smollm2-135m"
+    finally:
+        page.chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 PAYLOADS = [
     "</script><script>window.owned = 1</script>",
     "<img src=x onerror=window.owned=2>",

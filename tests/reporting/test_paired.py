@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from longctx_bench.reporting.paired import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, holm, paired, paired_test
+from longctx_bench.reporting.paired import (
+    FEWEST,
+    LEVEL,
+    MCNEMAR,
+    PERMUTATION,
+    PERMUTATION_EXACT,
+    detectable_difference,
+    holm,
+    paired,
+    paired_test,
+)
 from longctx_bench.reporting.resampling import SIGN_FLIPS, flipped_sums
 
 
@@ -205,3 +215,41 @@ def test_holm_is_statsmodels() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005, 0.5, 0.03]) == pytest.approx([0.05, 0.12, 0.12, 0.03, 0.5, 0.12])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [6, 7, 22, 198])
+def test_the_detectable_difference_is_the_first_that_mcnemar_finds(n: int) -> None:
+    needed = detectable_difference([1.0] * n) * n
+    assert needed == pytest.approx(FEWEST)
+    wins = round(needed)
+    assert paired(*pairs_of(wins, 0, n - wins)).p < LEVEL <= paired(*pairs_of(wins - 1, 0, n - wins + 1)).p
+    assert detectable_difference([0.0] * n) == detectable_difference([1.0] * n)
+
+
+@pytest.mark.parametrize("n", range(6))
+@pytest.mark.parametrize("bounded", [True, False])
+def test_no_difference_is_detectable_in_fewer_than_six_examples(n: int, bounded: bool) -> None:
+    assert detectable_difference([0.1 * place for place in range(n)], bounded) == math.inf
+    assert detectable_difference([1.0] * n, bounded) == math.inf
+    if n:
+        assert paired([1.0] * n, [0.0] * n, bounded).p >= LEVEL
+
+
+@pytest.mark.parametrize("n", [12, 50, 400])
+def test_the_detectable_difference_of_graded_scores_is_where_the_permutation_test_turns(n: int) -> None:
+    rng = np.random.default_rng(n)
+    ratios = []
+    for _ in range(20):
+        # Two methods that have only the spread in common; moved apart by less and by more than the difference.
+        left, right = rng.normal(3, 0.5, (2, n))
+        right += left.mean() - right.mean()
+        both = np.concatenate((left, right)) - 3
+        needed = detectable_difference(left * both.std(ddof=1) / left.std(ddof=1), bounded=False)
+        moved = [shift for shift in np.linspace(0.5, 1.5, 41) if paired(left + shift * needed, right, False).p < LEVEL]
+        ratios.append(moved[0])
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+
+
+def test_what_has_no_spread_or_is_no_number_shows_nothing() -> None:
+    assert detectable_difference([2.0] * 20, bounded=False) == math.inf
+    assert detectable_difference([math.nan] * 20) == math.inf

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 import shutil
 import subprocess
@@ -205,14 +207,14 @@ def test_csv_of_nasty_names_reads_back() -> None:
 
 
 def test_csv_has_one_unrounded_line_a_cell() -> None:
-    cells = [cell(name, hits(n, 3), task=task) for name, n in (("rope", 1), ("yarn", 2)) for task in ("niah", "vt")]
+    cells = [cell(name, hits(n, 9), task=task) for name, n in (("rope", 3), ("yarn", 6)) for task in ("niah", "vt")]
     lengths, everything = FORMATS["csv"](report_tables(cells)), FORMATS["csv"](report_tables(cells, "all"))
     assert lengths.startswith("model,method,task,length,scale,factor,factor_source,metric,score,low,high,n,spec_hash")
     lines = list(csv.DictReader(io.StringIO(lengths)))
     assert len(lines) == 4
     assert {line["method"]: float(line["score"]) for line in lines} == {"rope": 1 / 3, "yarn": 2 / 3}
     assert {line["method"]: line["mark"] for line in lines} == {"rope": "not significantly worse", "yarn": "best"}
-    assert {line["method"]: line["p_against_best"] for line in lines} == {"rope": "1.0", "yarn": ""}
+    assert {line["method"]: line["p_against_best"] for line in lines} == {"rope": "0.25", "yarn": ""}
     # Cost and scores of a cell share a line; what sums up several cells has its own.
     whole = list(csv.DictReader(io.StringIO(everything)))
     assert [line["seconds"] for line in whole if line["length"]] == ["2.0"] * 4
@@ -231,3 +233,43 @@ def test_terminal_of_nasty_names_sends_no_command() -> None:
     assert "\u202e" not in text
     assert "<script>alert(1)</script>" in text
     assert "[bracket](link)" in text
+
+
+def wide_table() -> Table:
+    header = ("task", "length", *(f"a column of much {n}" for n in range(6)))
+    rows = tuple((f"task-{row}", "1,024", *(f"{row}{n}.5" for n in range(6))) for row in range(3))
+    return Table("a title that is much longer than any narrow table below it: x", header, rows, ("a note",), keys=2)
+
+
+def test_a_narrow_terminal_gets_a_wide_table_in_parts_that_name_their_rows() -> None:
+    lines = printed([wide_table()], width=50).splitlines()
+    assert lines[0] == "a title that is much longer than any narrow table below it: x"
+    assert all(len(line) <= 50 for line in lines[1:])
+    rows = [[part.strip() for part in line.strip("│").split("│")] for line in lines if "task-1" in line]
+    assert len(rows) > 1
+    assert {tuple(row[:2]) for row in rows} == {("task-1", "1,024")}
+    assert [part for row in rows for part in row[2:]] == [f"1{n}.5" for n in range(6)]
+    assert sum("a note" in line for line in lines) == 1
+
+
+def test_a_pipe_gets_a_row_a_line_without_colour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_tables([wide_table(), plain_table("rope", "yarn", "ntk")])
+    lines = capsys.readouterr().out.splitlines()
+    [row] = [line for line in lines if "task-1" in line]
+    assert [part.strip() for part in row.strip("│").split("│")] == ["task-1", "1,024", *(f"1{n}.5" for n in range(6))]
+    assert wide_table().title in lines
+    assert "\x1b" not in "".join(lines)
+
+
+def test_json_is_the_csv_with_types() -> None:
+    cells = [cell(name, hits(n, 4), task=task) for name, n in (("rope", 1), ("yarn", 2)) for task in ("niah", "vt")]
+    found = json.loads(FORMATS["json"](report_tables(cells, "all")))
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](report_tables(cells, "all")))))
+    assert [list(one) for one in found] == [list(line) for line in lines]
+    assert (found[0]["score"], found[0]["n"], found[0]["protocol"]) == (0.25, 4, "longctx-bench")
+    assert found[0]["detectable_difference"] is None
+    assert lines[0]["detectable_difference"] == str(math.inf)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 
+import numpy as np
 import pytest
 from table_cells import cell, hits
 
@@ -11,10 +14,11 @@ from longctx_bench.records import NATURAL
 from longctx_bench.reporting.buckets import Point
 from longctx_bench.reporting.cost_tables import cost_tables
 from longctx_bench.reporting.length_tables import length_tables
+from longctx_bench.reporting.rendering import FORMATS
 from longctx_bench.reporting.report_tables import KINDS, report_tables
 from longctx_bench.reporting.summary_tables import summary_tables
 from longctx_bench.reporting.table_parts import number
-from longctx_bench.reporting.tables import Table
+from longctx_bench.reporting.tables import Entry, Mark, Table
 from longctx_bench.reporting.task_tables import task_tables
 
 
@@ -73,16 +77,37 @@ def test_what_was_not_measured_is_empty() -> None:
 def test_title_and_notes_say_unit_direction_n_and_the_smallest_difference() -> None:
     [table] = length_tables([cell("rope", hits(50)), cell("yarn", hits(50))])
     assert table.title == "niah: string_match_all in % [95 % interval], higher is better, n = 100 a cell"
-    # (1.960 + 0.842) sqrt(2 v / n) with v of a rate of (50 + 2) / (100 + 4).
-    difference = 100 * 2.8016 * math.sqrt(2 * 0.25 / 100)
-    assert notes_with(table, "smallest difference") == [
-        f"smallest difference that n = 100 could have shown, with 80 % power and unpaired: {difference:.0f} points; "
-        "paired tests usually see less"
-    ]
+    [note] = notes_with(table, "smallest difference")
+    assert "n = 100 could have shown at 5 %: 6.0 points (exact McNemar" in note
+    [table] = length_tables([cell("rope", np.linspace(0, 1, 50)), cell("yarn", np.linspace(0, 1, 50))])
+    [note] = notes_with(table, "smallest difference")
+    # 1.960 sqrt(2 v / (n - 1.960^2)) for the permutation test.
+    assert (
+        f"{196 * math.sqrt(2 * np.linspace(0, 1, 50).var(ddof=1) / (50 - 1.96**2)):.0f} points (permutation test"
+        in note
+    )
     [table] = length_tables([cell("rope", [2.0, 3.0], metric="token_loss"), cell("yarn", [1.0], metric="token_loss")])
     assert table.title == "niah: token_loss in nats a token [95 % interval], lower is better, n = 1 to 2 a cell"
     [table] = length_tables([cell("rope", [2.0], metric="token_loss")])
-    assert notes_with(table, "too few") == ["n = 1 is too few to show any difference"]
+    assert notes_with(table, "smallest") == []
+    assert notes_with(table, "too small") == ["n = 1 is too small to show anything at 5 %"]
+
+
+@pytest.mark.parametrize("n", [2, 4, 5])
+def test_too_few_examples_show_nothing(n: int) -> None:
+    tables = report_tables([cell(name, hits(n if name == "yarn" else 0, n)) for name in ("rope", "yarn")], "all")
+    for table in tables[:1]:
+        assert notes_with(table, "smallest difference") == []
+        assert notes_with(table, "5 %") == [f"n = {n} is too small to show anything at 5 %"]
+        assert {entry.mark for row in table.rows for entry in row if isinstance(entry, Entry)} == {Mark.NONE}
+    assert csv.DictReader(io.StringIO(FORMATS["csv"](tables))).__next__()["detectable_difference"] == "inf"
+
+
+def test_a_table_of_large_and_small_cells_says_which_show_nothing() -> None:
+    [table] = length_tables([cell("rope", hits(50)), cell("yarn", hits(2, 4))])
+    [note] = notes_with(table, "smallest difference")
+    assert "n = 100 could have shown" in note
+    assert note.endswith("fewer than 6 examples can show nothing")
 
 
 def test_tuned_scalars_have_thousands_separators() -> None:
@@ -150,7 +175,7 @@ def test_documents_are_sorted_by_length_beside_the_scores() -> None:
     assert table.title.startswith("qasper at natural, by the documents' length: ")
     assert shown(table) == [["rope-tiny", "50 [9, 91] (2)", "", "100 [21, 100] (1)", "", ""]]
     assert table.header[1] == "0-2x"
-    assert notes_with(table, "n = 1 to 2 could have shown")
+    assert notes_with(table, "n = 1 to 2 is too small")
     assert table.records[0]["score 0-2x"] == 0.5
 
 
@@ -171,7 +196,8 @@ def test_an_average_needs_every_task_in_per_cent_from_every_method() -> None:
     assert table.header == ("model", "niah (%)", "perplexity (nats a token, lower is better)", "vt (%)")
     assert "higher is better unless the column says otherwise" in table.title
     assert notes_with(table, "metrics: string_match_all: niah, vt; token_loss: perplexity")
-    assert len(notes_with(table, "smallest difference")) == 2
+    assert len(notes_with(table, "smallest difference")) == 1
+    assert notes_with(table, "too small") == ["n = 2 is too small to show anything at 5 %"]
 
 
 def test_an_average_of_unequal_numbers_of_examples_has_no_mark() -> None:

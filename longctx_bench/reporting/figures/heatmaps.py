@@ -67,7 +67,7 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
         figure.supxlabel("length (tokens) and multiple of the training context, which ends at the dashed line", size=7)
         figure.supylabel("needle depth (%)", size=7)
         bar = figure.colorbar(image, ax=axes, fraction=0.03, aspect=14 * rows + 6, pad=0.012)
-        bar.set_label(f"{gridded[0].cell.task}{_on(gridded)}: score (%)")
+        bar.set_label(f"{gridded[0].cell.task}{_on(gridded)}: score (%)\n{_sizes(gridded)}")
         bar.outline.set_linewidth(0.5)
     return figure
 
@@ -75,6 +75,15 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
 def _size(characters: float, inches: float, most: float) -> float:
     """Return the font size at which so many characters fit, at most ``most``."""
     return min(most, inches * 72 / (_CHARACTER * characters))
+
+
+def _sizes(cells: Sequence[CellSummary]) -> str:
+    """Return how many examples stand behind a square, or the range."""
+    counts = {int((s.depths == depth).sum()) for s in cells for depth in s.by_depth} - {0}
+    if not counts:
+        return f"n = {min(s.n for s in cells):,} a length"
+    span = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    return f"n = {span} a square"
 
 
 def _on(cells: Sequence[CellSummary]) -> str:

@@ -38,7 +38,9 @@ class Material:
     models: tuple[str, ...] = ()
     """The models to draw; all when empty."""
     checkpoints: tuple[Path, ...] = ()
-    """Folders with ``loss.csv`` files in or below them, besides those of the shipped checkpoints that were measured."""
+    """Folders with ``loss.csv`` files in or below them, for training curves."""
+    shipped_curves: bool = True
+    """Without ``checkpoints``, also draw the curves of the shipped checkpoints that were measured."""
 
     @cached_property
     def results(self) -> Results:
@@ -143,7 +145,7 @@ def _curves(material: Material) -> Figures:
     if missing:
         raise UserError(f"--checkpoints {missing[0]}: no such folder")
     folders = [material.folder, *material.checkpoints]
-    if not material.checkpoints:
+    if material.shipped_curves and not material.checkpoints:
         weights = [s.details["spec"].get("weights") for s in material.results.finished]
         embedded = {w["embedded"] for w in weights if isinstance(w, dict) and "embedded" in w}
         folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]

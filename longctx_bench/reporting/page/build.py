@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longctx_bench.plain import counted
 from longctx_bench.provenance import now, package_version
 from longctx_bench.reporting.page import assets
 from longctx_bench.reporting.page.escaping import inert_json, source_hash
@@ -63,6 +64,7 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["counted"] = counted
     return environment.from_string(assets.template())
 
 

@@ -48,7 +48,7 @@ function answer(row, first) {
   const end = examples().texts[data.end[row]];
   const read = data.given[row] === null ? [] : [`${data.given[row].toLocaleString("en")} prompt tokens read`];
   if (data.written[row]) read.push(`${data.written[row].toLocaleString("en")} written`);
-  if (end) read.push(`ended by ${end}`);
+  if (end) read.push(end);
   const shown = text === null
     ? losses(row)
     : make("div", { class: "generation", dir: "auto" }, ...(text ? marked(text, referencesOf(first)) : [make("i", {}, "empty")]));

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from longctx_bench.excerpts import Excerpt, read_excerpts
+from longctx_bench.records import ending
 from longctx_bench.reporting.cell_files import Record, read_records
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.store import ResultStore
@@ -151,7 +152,7 @@ class _Columns:
             "text": None if record.text is None else self.pool(record.text),
             "given": record.prompt_tokens,
             "written": record.new_tokens,
-            "end": self.pool(record.finish_reason or ""),
+            "end": self.pool(ending(record.finish_reason) if record.finish_reason else ""),
             "curve": _finite(record.curve),
         }
         for name, value in values.items():

@@ -25,6 +25,9 @@ function verdict(row) {
   return make("span", { class: `verdict ${outcome}`, title: outcome === "loss" ? "not graded" : outcome }, `${SIGNS[outcome]} ${scoreText(row)}`);
 }
 
+/** Return a name that its column may cut off, whole where it is pointed at. */
+const titled = (name) => make("span", { title: name }, isolated(name));
+
 const depthOf = (row) => promptOf(row).depths[0] ?? -1;
 
 function openButton(row) {
@@ -36,10 +39,10 @@ const COLUMNS = [
   column("example", numberOf, openButton, "num", "number"),
   column("score", (row) => scoreOf(row) ?? -1, verdict, "num", "number"),
   column("beside", (row) => besideScore(row), (row) => besideVerdict(row), "num", "number"),
-  column("model", (row) => cellOf(row).name, (row) => isolated(cellOf(row).name), "string"),
-  column("task", (row) => cellOf(row).task, (row) => isolated(cellOf(row).task), "string"),
+  column("model", (row) => cellOf(row).name, (row) => titled(cellOf(row).name), "string", "name"),
+  column("task", (row) => cellOf(row).task, (row) => titled(cellOf(row).task), "string", "name"),
   column("length", (row) => cellOf(row).length, (row) => lengthLabel(cellOf(row).length).replace(" tokens", ""), "num", "number"),
-  column("depth (%)", depthOf, (row) => promptOf(row).depths.map((depth) => +depth.toPrecision(4)).join(", "), "num", "number"),
+  column("depth (%)", depthOf, (row) => promptOf(row).depths.map((depth) => +depth.toPrecision(4)).join(", "), "num", "number name"),
   column("references", (row) => referencesOf(row).join(" "), (row) => isolated(short(referencesOf(row).join(" | "), 48), true), "string", "text"),
   column("generation", (row) => textOf(row) ?? "", (row) => isolated(short((textOf(row) ?? "").trim(), 72), true), "string", "text"),
 ];

@@ -62,13 +62,26 @@ def test_all_draws_what_there_is_and_says_what_it_left_out(call: Any, tmp_path: 
     code, _, error = call("figures", tmp_path, "--kind", "all", "--out", tmp_path / "figs")
     assert code == 0, error
     assert sorted(path.name for path in (tmp_path / "figs").iterdir()) == [
-        "all-bars-2x.png", "all-length.png", "all-tasks-2x.png", "curves.png", "niah-heatmap.png",
+        "all-bars-2x.png", "all-length.png", "all-tasks-2x.png", "niah-heatmap.png",
     ]  # fmt: skip
-    assert error.splitlines() == [
+    [curves] = [line for line in error.splitlines() if line.startswith("left out: curves: ")]
+    assert "--checkpoints" in curves
+    assert [line for line in error.splitlines() if line != curves] == [
         "left out: in-context: no task of lm-eval was measured; run --tasks in_context --scale 1x first",
         f"left out: factors: {tmp_path}: holds no probe; `longctx-bench probe factors MODEL` makes one",
         f"left out: attention: {tmp_path}: holds no probe; `longctx-bench probe attention MODEL` makes one",
     ]
+
+
+def test_curves_of_what_ships_are_drawn_where_they_are_asked_for(call: Any, tmp_path: Path) -> None:
+    from longctx_bench.data import embedded_folder
+
+    write_store(tmp_path, SCORES, weights={"embedded": "drope-tiny"})
+    for place, options in enumerate((["--kind", "curves"], ["--checkpoints", embedded_folder("drope-tiny")])):
+        out = tmp_path / str(place)
+        code, _, error = call("figures", tmp_path, "--kind", "all", *options, "--out", out)
+        assert code == 0, error
+        assert (out / "curves.png").is_file()
 
 
 def test_an_unfinished_cell_is_named_and_the_rest_is_drawn(call: Any, tmp_path: Path) -> None:

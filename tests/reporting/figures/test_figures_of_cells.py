@@ -57,7 +57,7 @@ def test_a_heatmap_has_a_panel_a_contestant_with_its_scores_by_depth_and_length(
     assert [label.get_text() for label in yarn.get_xticklabels()] == ["512\n1x", "1,024\n2x", "2,048\n4x"]
     assert {image.get_clim() for axis in (rope, yarn) for image in axis.images} == {(0.0, 100.0)}
     assert {tuple(line.get_xdata()) for line in yarn.lines} == {(0.5, 0.5)}, "the training context ends after 512"
-    assert figure.axes[-1].get_ylabel() == "niah on tiny: score (%)"
+    assert figure.axes[-1].get_ylabel() == "niah on tiny: score (%)\nn = 2 a square"
 
 
 def test_many_methods_stay_apart_on_a_heatmap_sheet(cells: Cells) -> None:
