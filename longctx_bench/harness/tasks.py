@@ -91,7 +91,7 @@ def run_task(
 
 @contextmanager
 def _without_git() -> Iterator[None]:
-    """Keep lm-eval from asking git for the commit of the current folder: outside a repository git complains, past us."""
+    """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
     from lm_eval import evaluator
 
     original = evaluator.get_git_commit_hash
