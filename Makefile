@@ -19,7 +19,7 @@ test: .venv/.installed-dev lint
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_one_query.py \
+	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_vllm_server.py tests/engines/test_one_query.py \
 	  tests/engines/test_rotation.py tests/test_parity.py
 
 # Tables, figures and the page of the tiny family, again from its records: what README shows.
@@ -71,11 +71,12 @@ lint: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-vllm/.installed: pyproject.toml requirements-vllm.txt
+.venv-vllm/.installed: pyproject.toml requirements-vllm.txt tests/vllm_metadata.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-vllm/bin/python tests/vllm_metadata.py
 	touch $@
 
 clean:

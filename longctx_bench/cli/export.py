@@ -1,4 +1,4 @@
-"""``longctx-bench export``: a method as a plain checkpoint that any server can load."""
+"""``longctx-bench export``: a method as a plain checkpoint that servers can load."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def export_command(
     """Write MODEL at one length as a plain checkpoint in FOLDER, and check that it gives the method's logits.
 
     Positions go into the config, the softmax temperature into the queries' weights. `--model FOLDER` then runs it, and
-    so does any server (`--engine openai`). Methods that no config can say are refused.
+    so does a server that knows its class (`--engine openai`). Methods that no config can say are refused.
     """
     from longctx_bench.api_models import export
-    from longctx_bench.engines.exporting import summary
+    from longctx_bench.engines.exporting import served_by, summary
 
     written = export(model, folder, scale, length, dtype, make_registry(**options))  # type: ignore[arg-type]
     mark = written.mark
     say(f"wrote {written.folder}: {mark.method}-{mark.model} for {mark.length} tokens, weights in {written.dtype}")
-    put(summary(written) + "\n", None)
+    put(f"{summary(written)}\n{served_by(written)}\n", None)
