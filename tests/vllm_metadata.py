@@ -28,6 +28,9 @@ def write_metadata(packages: Path) -> Path | None:
         folder = packages / f"vllm-{found}.dist-info"
         folder.mkdir(exist_ok=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {found}\n", encoding="utf-8")
+        (folder / "WHEEL").write_text(
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n", encoding="utf-8"
+        )
         return folder
     return None
 
