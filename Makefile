@@ -7,7 +7,7 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test vllm lint audit benchmarks reference browser clean
+.PHONY: demo test vllm lowest newest lint audit benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -19,8 +19,22 @@ test: .venv/.installed-dev lint
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_one_query.py \
+	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_vllm_server.py tests/engines/test_one_query.py \
 	  tests/engines/test_rotation.py tests/test_parity.py
+
+# The tests with the lowest and the newest versions that pyproject.toml allows together, as uv resolves them. Torch for the
+# CPU alone: UV_TORCH_BACKEND=cpu. The stubs and linters are not what is tested, so `make lint` is no part of it.
+lowest: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+lowest newest:
+	$(PYTHON) -m venv --clear .venv-$@
+	.venv-$@/bin/python -m pip install --quiet uv
+	.venv-$@/bin/uv pip compile --quiet --no-header --no-annotate --resolution $(RESOLUTION) --extra dev \
+	  --python .venv-$@/bin/python --output-file .venv-$@/versions.txt pyproject.toml
+	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python --no-deps --requirement .venv-$@/versions.txt
+	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python --no-deps --editable .
+	.venv-$@/bin/uv pip check --python .venv-$@/bin/python
+	.venv-$@/bin/python -m pytest -q -n 2 --dist worksteal
 
 # Tables, figures and the page of the tiny family, again from its records: what README shows.
 reference: .venv/.installed
@@ -78,12 +92,13 @@ audit:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-vllm/.installed: pyproject.toml requirements-vllm.txt
+.venv-vllm/.installed: pyproject.toml requirements-vllm.txt tests/vllm_metadata.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-vllm/bin/python tests/vllm_metadata.py
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit results/demo
+	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest results/demo

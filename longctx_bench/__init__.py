@@ -1,6 +1,6 @@
 """longctx-bench: does a method really let a model read beyond the context it was trained on?
 
-``from longctx_bench import load, run, report`` is the Python door; ``longctx-bench`` the command line.
+The functions here are the Python door, ``longctx-bench`` is the command line.
 """
 
 from __future__ import annotations
@@ -8,15 +8,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longctx_bench.api import load, report, run
+    from longctx_bench.api import compare, figures, report, run
+    from longctx_bench.api_models import calibrate, export, load
 
-__all__ = ["load", "report", "run"]
+    __version__: str
+
+__all__ = ["__version__", "calibrate", "compare", "export", "figures", "load", "report", "run"]
+_OF_A_MODEL = frozenset(("calibrate", "export", "load"))
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line does not pay for what it does not use.
-    if name in __all__:
-        from longctx_bench import api
+    if name == "__version__":
+        from longctx_bench.provenance import package_version
 
-        return getattr(api, name)
+        return package_version()
+    if name in __all__:
+        from longctx_bench import api, api_models
+
+        return getattr(api_models if name in _OF_A_MODEL else api, name)
     raise AttributeError(f"module 'longctx_bench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,27 +1,37 @@
-"""The Python door: what the command line does, as functions."""
+"""What the command line does with results, as functions: measure, report, compare, draw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
-
+from longctx_bench.asked import (
+    Lengths,
+    Names,
+    Scales,
+    dtype_of,
+    names,
+    parse_lengths,
+    parse_scales,
+    parts,
+    path_of,
+    seed_of,
+    whole,
+)
 from longctx_bench.engines import require_server
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.servers import Server
-from longctx_bench.errors import UserError
+from longctx_bench.errors import UserError, near_miss
 from longctx_bench.executors import make_executor
+from longctx_bench.notebook import FigureSet, ResultFrame, result_frame
 from longctx_bench.plan import RunSpec, plan
+from longctx_bench.records import NATURAL, length_name
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.summaries import read_cells
+from longctx_bench.reporting.length_tables import length_tables
+from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.runner import Runner
 from longctx_bench.store import ResultStore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 COLUMNS = [
     "cell", "model", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low", "high",
@@ -30,52 +40,11 @@ COLUMNS = [
 """Of the frames that :func:`run` and :func:`report` return."""
 
 
-def load(
-    name: str, length: int | None = None, dtype: str = "auto", device: str = "auto", registry: Registry | None = None
-) -> tuple[PreTrainedModel, Any]:
-    """Load a model with a method applied for good, ready for any loop of your own.
-
-    Args:
-        name: as ``--model`` takes it: ``yarn-smollm2-135m``, ``pi:org/name``, a folder.
-        length: tokens that the model is to read; its training context when None.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        registry: knows the names; the built-in one when None.
-
-    Returns:
-        The transformers model, in evaluation mode on the device, and its tokenizer. The model takes
-        ``input_ids`` of shape [batch, tokens] and gives logits of shape [batch, tokens, vocabulary].
-
-    Raises:
-        UserError: an unknown name, weights that cannot be had, or a method that depends on each prompt's
-            length (dynamic-ntk) and so cannot be applied once for all prompts.
-    """
-    from longctx_bench.engines.base import Contestant
-    from longctx_bench.engines.hf import HFEngine, load_model, prepared
-
-    variant = (registry or Registry()).variant(name)
-    if variant.method.per_prompt:
-        raise UserError(
-            f"{name}: {variant.method_name} follows each prompt's length and cannot be loaded for all; use run()"
-        )
-    folder = checkpoint_folder(variant.source)
-    base = variant.base(read_config(folder))
-    engine = HFEngine(device, dtype)
-    model = load_model(folder, engine.dtype, engine.device)
-    length = length or variant.model.original_length
-    # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
-    # which would be undone if it were collected.
-    applied: Any = prepared(model, Contestant(base, variant.method, length), length)
-    applied.__enter__()
-    object.__setattr__(model, "_longctx_bench_applied", applied)
-    return model, load_tokenizer(folder)
-
-
 def run(
-    model: str,
-    tasks: str = "niah",
-    scale: Sequence[float] = (),
-    length: Sequence[int] = (),
+    model: Names,
+    tasks: Names = "niah",
+    scale: Scales = None,
+    length: Lengths = None,
     limit: int | None = None,
     seed: int = 42,
     protocol: str | None = None,
@@ -93,18 +62,24 @@ def run(
     server: Server | None = None,
     tensor_parallel: int = 1,
     compiled: bool = False,
-) -> pd.DataFrame:
+) -> ResultFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
+    Example:
+        >>> frame = run("rope-tiny,yarn-tiny", scale="1x,2x", limit=2, device="cpu", out=folder)
+        >>> frame[["method", "length", "score"]].values.tolist()
+        [['rope', 512, 1.0], ['rope', 1024, 0.0], ['yarn', 512, 1.0], ['yarn', 1024, 1.0]]
+
     Args:
-        model: comma-separated names as ``--model`` takes them.
-        tasks: comma-separated tasks or groups.
-        scale: multiples of each model's training context.
-        length: absolute lengths in tokens.
+        model: names as ``--model`` takes them, with commas or as a list.
+        tasks: tasks or groups, with commas or as a list.
+        scale: multiples of each model's training context: ``"1x,2x"``, ``2`` or a list of either.
+        length: absolute lengths in tokens: ``4096``, ``"4k,natural"`` or a list of either. Without scale and length,
+            once and twice the training context.
         limit: examples a cell; each task's own number when None.
         seed: of all random choices in the examples.
         protocol: ``ruler@paper`` for upstream's own procedure.
-        engine: ``hf``, ``openai`` or ``echo``.
+        engine: ``hf``, ``vllm``, ``openai`` or ``echo``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_tokens: tokens a batch; from the free memory when None.
@@ -127,14 +102,17 @@ def run(
         UserError: bad input, or a cell that could not be finished (the others are, and are kept).
     """
     registry = registry or Registry()
+    scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
     spec = RunSpec(
-        registry.variants(model), registry.select_tasks(tasks, protocol), tuple(scale), tuple(length), limit, seed,
-        chat_template, rerun,
+        registry.variants(names(model, "model")), registry.select_tasks(names(tasks, "tasks"), protocol),
+        scales if scales or lengths else (1.0, 2.0), lengths, whole(limit, "limit"), seed_of(seed),
+        bool(chat_template), bool(rerun),
     )  # fmt: skip
-    made = {"name": engine, "device": device, "dtype": dtype, "batch_tokens": batch_tokens, "server": server}
-    made |= {"tensor_parallel": tensor_parallel, "compiled": compiled}
-    store = ResultStore(Path(out))
-    with make_executor(executor, made, registry, workers, ray_address) as runs_on:
+    made: dict[str, Any] = {"name": str(engine), "device": str(device), "dtype": dtype_of(dtype), "server": server}
+    made |= {"batch_tokens": whole(batch_tokens, "batch_tokens"), "compiled": bool(compiled)}
+    made["tensor_parallel"] = whole(tensor_parallel, "tensor_parallel")
+    store = ResultStore(path_of(out, "out"))
+    with make_executor(executor, made, registry, whole(workers, "workers"), ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)
         if not all(planned.done for planned in cells):
             require_server(runs_on.engine)
@@ -142,22 +120,125 @@ def run(
     if outcome.failed:
         cell, reason = outcome.failed[0]
         raise UserError(f"{len(outcome.failed)} cells failed; the first is {cell}: {reason}")
-    frame = report(out) if outcome.finished else pd.DataFrame(columns=COLUMNS)
-    frame = frame[frame["cell"].isin({str(cell) for cell in outcome.finished})].reset_index(drop=True)
+    finished = set(outcome.finished)
+    summaries = [s for s in read_cells(Path(out)).finished if s.cell in finished] if finished else []
+    frame = _frame(summaries, [f"skipped: {cell}: {reason}" for cell, reason in outcome.skipped])
     frame.attrs["skipped"] = {str(cell): reason for cell, reason in outcome.skipped}
     return frame
 
 
-def report(folder: str | Path = "results") -> pd.DataFrame:
-    """Return the finished cells below a run's folder.
+def report(folder: str | Path = "results") -> ResultFrame:
+    """Return the finished cells below a run's folder; a notebook shows them as ``longctx-bench report`` does.
+
+    Example:
+        >>> frame = report(folder)
+        >>> frame.loc[frame["scale"] == 2, ["cell", "n"]].values.tolist()
+        [['rope-tiny/niah/1024', 2], ['yarn-tiny/niah/1024', 2]]
 
     Returns:
         One row a cell, with the columns ``COLUMNS``; ``score``, ``low`` and ``high`` (95 % interval) are in [0, 1],
-        ``factor`` is the extension factor that the method used, ``derived`` from the length or ``fixed``.
+        ``factor`` is the extension factor that the method used, ``derived`` from the length or ``fixed``. ``notes``
+        has a line for each cell that is missing.
 
     Raises:
         UserError: the folder holds no results.
     """
+    results = read_cells(path_of(folder, "folder"))
+    return _frame(results.finished, [f"missing: {line}" for line in results.missing])
+
+
+def compare(
+    a: str,
+    b: str,
+    folder: str | Path = "results",
+    tasks: Names | None = None,
+    scale: Scales = None,
+    length: Lengths = None,
+) -> ResultFrame:
+    """Compare two contestants of a run's folder on identical examples, as ``longctx-bench compare`` does.
+
+    Example:
+        >>> frame = compare("yarn-tiny", "rope-tiny", folder, scale="2x")
+        >>> frame[["task", "length", "n", "difference"]].values.tolist()
+        [['niah', 1024, 2, 1.0]]
+
+    Args:
+        a: a contestant, such as ``yarn-tiny``.
+        b: another one.
+        folder: the run's.
+        tasks: to compare, with commas or as a list; all when None.
+        scale: multiples of the training context to compare, as for :func:`run`; all when None.
+        length: lengths to compare, as for :func:`run`; all when None.
+
+    Returns:
+        One row a cell: ``a``, ``b``, ``task``, ``length``, ``scale``, ``metric``, ``higher_is_better``, ``n``,
+        ``score_a``, ``score_b``, ``difference`` with its 95 % interval ``low`` and ``high``, ``p``, ``p_holm`` (over
+        the frame), ``wins``, ``ties``, ``losses`` and ``test``. Scores are in [0, 1], losses in nats; ``notes`` has a
+        line for what was left out.
+
+    Raises:
+        UserError: a name is unknown, or the two share no example.
+    """
+    from longctx_bench.reporting.chosen import compare_chosen
+    from longctx_bench.reporting.comparison_tables import comparison_tables, exact_rows
+
+    path = path_of(folder, "folder")
+    chosen = parts(names(tasks, "tasks"))
+    scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
+    found, missing = compare_chosen(read_cells(path), path, str(a), str(b), chosen, scales, lengths)
+    rows = exact_rows(found)
+    notes = [f"left out: {line}" for line in found.refused] + [f"missing: {line}" for line in missing]
+    return result_frame(rows, list(rows[0]), partial(comparison_tables, found), notes)
+
+
+def figures(
+    folder: str | Path = "results",
+    kind: Names = "heatmap",
+    task: Names | None = None,
+    scale: float | str | None = None,
+    checkpoints: str | Path | Sequence[str | Path] = (),
+) -> FigureSet:
+    """Draw a run's folder, as ``longctx-bench figures`` does, without writing anything.
+
+    Example:
+        >>> drawn = figures(folder, "length")
+        >>> drawn.save(folder / "figures", "png")[0].name
+        'all-length.png'
+
+    Args:
+        folder: the run's.
+        kind: ``heatmap``, ``length``, ``bars``, ``tasks``, ``in-context``, ``curves``, ``factors``, ``attention``, with
+            commas or as a list, or ``all`` for what the folder has data for.
+        task: the tasks to draw, with commas or as a list; all when None.
+        scale: of bars, tasks and in-context: ``"4x"``, 4 or ``"natural"``.
+        checkpoints: folders with ``loss.csv`` files, for curves.
+
+    Returns:
+        Matplotlib figures by name; :meth:`~longctx_bench.notebook.FigureSet.save` writes them.
+
+    Raises:
+        UserError: an unknown kind or task, or the folder has no data for it.
+    """
+    from longctx_bench.reporting.figures.kinds import KINDS, Material, draw
+
+    asked = parts(names(kind, "kind"))
+    kinds = list(KINDS) if asked == ["all"] else asked
+    for name in kinds:
+        if name not in KINDS:
+            raise UserError(f"kind {name}: unknown{near_miss(name, [*KINDS, 'all'])}")
+    if not kinds:
+        raise UserError(f"kind: names nothing; known: {', '.join(KINDS)}")
+    natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
+    scales = (float(NATURAL),) if natural else parse_scales(scale, "scale")
+    if len(scales) > 1:
+        raise UserError(f"scale {scale}: expected one scale, such as 2x")
+    runs = tuple(Path(part) for part in parts(names(checkpoints, "checkpoints")))
+    chosen = tuple(parts(names(task, "task")))
+    material = Material(path_of(folder, "folder"), chosen, scales[0] if scales else None, checkpoints=runs)
+    return FigureSet(draw(material, kinds, lambda _: None))
+
+
+def _frame(summaries: Sequence[CellSummary], notes: Sequence[str]) -> ResultFrame:
     rows = [
         {
             "cell": str(summary.cell),
@@ -175,6 +256,6 @@ def report(folder: str | Path = "results") -> pd.DataFrame:
             "n": summary.n,
             "seconds": summary.details["seconds"],
         }
-        for summary in read_cells(Path(folder)).finished
+        for summary in summaries
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return result_frame(rows, COLUMNS, partial(length_tables, summaries), notes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -248,16 +249,40 @@ def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[st
     try:
         return kind.model_validate(values, context=context)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        # A misspelt key is missing under its right name too: what stands in the file says more.
+        problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
         *inner, last = problem["loc"] or [""]
         # Of a source's kind and of its key of that name, the latter is what stands in the file.
         location = [str(part) for part in inner if part not in _UNION_TAGS] + ([str(last)] if last != "" else [])
         key = ".".join(location) or kind.__name__
         if problem["type"] == "extra_forbidden":
-            known = kind.model_fields if len(location) == 1 else ()
-            message = f"unknown key '{key}'" + near_miss(location[-1], known)
+            message = f"unknown key '{key}'" + near_miss(location[-1], _keys_at(kind, inner))
         elif problem["type"] == "missing":
             message = f"key '{key}' is missing"
         else:
             message = f"'{key}': {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
         raise UserError(f"{where}: {message}") from error
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[int | str]) -> set[str]:
+    """Return the keys that a spec knows at a place inside it: those of all kinds that may stand there."""
+    kinds: list[Any] = [kind]
+    for part in location:
+        if part in _UNION_TAGS:
+            kinds = [one for one in kinds if str(part) in one.model_fields] or kinds
+            continue
+        kinds = [found for one in kinds for found in _specs_in(_annotation(one, part))]
+    return {key for one in kinds for key in one.model_fields}
+
+
+def _annotation(kind: Any, part: int | str) -> Any:
+    field = kind.model_fields.get(part)
+    return kind if field is None else field.annotation
+
+
+def _specs_in(annotation: Any) -> list[Any]:
+    """Return the specs that an annotation names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _specs_in(inner)]

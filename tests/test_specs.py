@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from longctx_bench.errors import UserError
@@ -58,3 +60,20 @@ def test_the_forms_of_a_model_name() -> None:
     assert REGISTRY.variant("yarn:smollm2-135m").name == "yarn-smollm2-135m"
     assert REGISTRY.variant("smollm2-135m").name == "rope-smollm2-135m"
     assert REGISTRY.variant("drope-smollm-360m").source.hub == "SakanaAI/SmolLM-360M-DroPE"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("entry", "wrong", "right"),
+    [
+        ("sourec: {embedded: rope-tiny}\n  original_length: 512", "sourec", "source"),
+        ("source: {embedded: rope-tiny}\n  original_lenght: 512", "original_lenght", "original_length"),
+        ("source: {hub: a/b, revison: main}\n  original_length: 512", "source.revison", "revision"),
+        ("source: {path: a, alais: b}\n  original_length: 512", "source.alais", "alias"),
+        ("source: {embedded: rope-tiny}\n  original_length: 512\n  checkpoints: {drope: {source: {path: a}, parms: 1}}",
+         "checkpoints.drope.parms", "params"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_gets_a_suggestion_at_any_depth(entry: str, wrong: str, right: str, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(f"mine:\n  {entry}\n")
+    with pytest.raises(UserError, match=f"unknown key '{wrong}'; did you mean '{right}'"):
+        Registry([tmp_path])

@@ -1,4 +1,4 @@
-"""``longctx-bench export``: a method as a plain checkpoint that any server can load."""
+"""``longctx-bench export``: a method as a plain checkpoint that servers can load."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options
+from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import put, say
-from longctx_bench.errors import UserError
-from longctx_bench.records import NATURAL
 
 
 @click.command("export")
@@ -31,21 +29,12 @@ def export_command(
     """Write MODEL at one length as a plain checkpoint in FOLDER, and check that it gives the method's logits.
 
     Positions go into the config, the softmax temperature into the queries' weights. `--model FOLDER` then runs it, and
-    so does any server (`--engine openai`). Methods that no config can say are refused.
+    so does a server that knows its class (`--engine openai`). Methods that no config can say are refused.
     """
-    variant = make_registry(**options).variant(model)  # type: ignore[arg-type]
-    original = variant.model.original_length
-    tokens = [*parse_lengths(length), *(round(factor * original) for factor in parse_scales(scale))] or [original]
-    if len(tokens) > 1 or NATURAL in tokens:
-        raise UserError("export: a checkpoint is for one length; give --length TOKENS or --scale 4x, once")
+    from longctx_bench.api_models import export
+    from longctx_bench.engines.exporting import served_by, summary
 
-    from longctx_bench.engines.base import Contestant
-    from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
-    from longctx_bench.engines.exporting import export, refuse, summary
-
-    refuse(variant.method, variant.method_name)
-    source = checkpoint_folder(variant.source)
-    contestant = Contestant(variant.base(read_config(source)), variant.method, tokens[0])
-    written = export(contestant, variant.method_name, source, folder, dtype)
-    say(f"wrote {written.folder}: {variant.name} for {tokens[0]} tokens, weights in {written.dtype}")
-    put(summary(written) + "\n", None)
+    written = export(model, folder, scale, length, dtype, make_registry(**options))  # type: ignore[arg-type]
+    mark = written.mark
+    say(f"wrote {written.folder}: {mark.method}-{mark.model} for {mark.length} tokens, weights in {written.dtype}")
+    put(f"{summary(written)}\n{served_by(written)}\n", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -13,9 +12,6 @@ from longctx_bench.cli.output import require_finished, say
 from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
-
-if TYPE_CHECKING:
-    from longctx_bench.reporting.figures.kinds import Material
 
 _KINDS = ("heatmap", "length", "bars", "tasks", "in-context", "curves", "factors", "attention")
 _FORMATS = ("png", "pdf", "svg")
@@ -64,7 +60,7 @@ def figures_command(
     With --kind all, everything that the folder has data for; a line says what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.kinds import KINDS, Figures, Material
+    from longctx_bench.reporting.figures.kinds import Material, draw
 
     if paper is not None:
         _refuse_beside_paper(out)
@@ -86,17 +82,9 @@ def figures_command(
     material = Material(
         folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
-    _refuse_unmeasured(material)
-    made: Figures = {}
-    for name in kinds:
-        try:
-            made |= KINDS[name](material)
-        except UserError as error:
-            if len(kinds) == 1:
-                raise
-            say(f"left out: {name}: {error}", err=True)
-    if not made:
-        raise UserError(f"{folder}: has no data for any figure")
+    if material.tasks:
+        require_finished(material.results, folder)
+    made = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
     if single is not None and len(made) > 1:
         raise UserError(f"--out {single}: is one file, there are {len(made)} figures; name a folder, or one --task")
     for name, figure in made.items():
@@ -105,16 +93,6 @@ def figures_command(
             say(f"wrote {path}")
     for line in material.missing:
         say(f"missing: {line}", err=True)
-
-
-def _refuse_unmeasured(material: Material) -> None:
-    if not material.tasks:
-        return
-    require_finished(material.results, material.folder)
-    measured = {summary.cell.task for summary in material.results.finished}
-    for name in material.tasks:
-        if name not in measured:
-            raise UserError(f"--task {name}: not measured in {material.folder}{near_miss(name, measured)}")
 
 
 def _refuse_beside_paper(out: Path | None) -> None:

@@ -9,9 +9,14 @@ from typing import Any, TypeVar
 import click
 import yaml
 
+from longctx_bench.asked import parse_lengths, parse_scales, parts
 from longctx_bench.errors import UserError
 from longctx_bench.files import require_writable
-from longctx_bench.records import NATURAL, length_name
+
+__all__ = [
+    "added", "engine_options", "make_registry", "parse_lengths", "parse_scales", "parse_settings", "parts",
+    "registry_options", "writable",
+]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,48 +101,3 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         except yaml.YAMLError as error:
             raise UserError(f"--set {pair}: the value is not YAML") from error
     return settings
-
-
-def parse_scales(text: str | None) -> tuple[float, ...]:
-    """Turn ``1x,2x,0.5x`` into numbers.
-
-    Raises:
-        UserError: a scale is no positive number.
-    """
-    scales = []
-    for part in parts(text):
-        try:
-            scale = float(part.lower().removesuffix("x"))
-        except ValueError as error:
-            raise UserError(f"--scale {part}: expected a number with x, such as 2x") from error
-        if not 0 < scale < float("inf"):
-            raise UserError(f"--scale {part}: must be above 0, such as 2x")
-        scales.append(scale)
-    return tuple(scales)
-
-
-def parse_lengths(text: str | None) -> tuple[int, ...]:
-    """Turn ``4096,8k,natural`` into tokens; k is 1024, ``natural`` keeps documents whole.
-
-    Raises:
-        UserError: a length is no positive whole number.
-    """
-    lengths = []
-    for part in parts(text):
-        lowered = part.lower()
-        if lowered == length_name(NATURAL):
-            lengths.append(NATURAL)
-            continue
-        try:
-            length = int(lowered.removesuffix("k")) * (1024 if lowered.endswith("k") else 1)
-        except ValueError as error:
-            raise UserError(f"--length {part}: expected a number of tokens, such as 4096 or 4k, or natural") from error
-        if length < 1:
-            raise UserError(f"--length {part}: must be above 0")
-        lengths.append(length)
-    return tuple(lengths)
-
-
-def parts(text: str | None) -> list[str]:
-    """Return what stands between the commas of an option."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from longctx_bench.cli.options import engine_options, make_registry, parse_scales, registry_options, writable
+from longctx_bench.cli.options import engine_options, make_registry, registry_options, writable
 from longctx_bench.cli.output import say
 from longctx_bench.errors import UserError
-from longctx_bench.files import require_writable
+
+if TYPE_CHECKING:
+    from longctx_bench.calibration.calibrate import Point
 
 
 @click.command("train")
@@ -74,50 +77,19 @@ def calibrate_command(
 
     Writes calibration.json and a plot of the sweep beside the checkpoint, where runs find it.
     """
-    from longctx_bench.specs import PathSource
-
-    registry = make_registry(**options)  # type: ignore[arg-type]
-    variant = registry.variant(model)
-    scales = parse_scales(scale)
-    if variant.method.tunable is None:
-        raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
-    if not scales or min(scales) <= 1:
-        raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
-    if out is None and not isinstance(variant.source, PathSource):
-        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
-    if objective == "perplexity" and text is None:
-        raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
-
     from rich.console import Console
 
-    from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.calibration.calibrate import Point, calibrate, write
-    from longctx_bench.calibration.objectives import Objective, Perplexity, Retrieval
-    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
-    from longctx_bench.engines.hf import HFEngine
+    from longctx_bench.api_models import calibrate
 
-    folder = checkpoint_folder(variant.source)
-    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
-    own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
-    target = out or (variant.source.path if own else folder)
-    require_writable(target)
-    engine = HFEngine(device, dtype, batch_tokens)
-    engine.load(folder)
-    encoder = PromptEncoder(load_tokenizer(folder))
-    goal: Objective = (
-        Retrieval(engine, encoder, registry, seed)
-        if text is None or objective == "retrieval"
-        else Perplexity(engine, encoder, text)
-    )
     console = Console()
+    registry = make_registry(**options)  # type: ignore[arg-type]
+    tunable = registry.variant(model).method.tunable
 
     def tell(point: Point) -> None:
-        console.print(f"{point.scale:g}x  {variant.method.tunable} {point.value:.3f}  {goal.name} {point.score:.4f}")
+        console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
-    base = variant.base(read_config(folder))
-    fit = calibrate(variant.method, base, goal, scales, limit, tell)
-    path = write(target, variant.method, variant.method_name, goal, fit)
-    table = ", ".join(f"{s:g}x: {value:g}" for s, value in fit.table.items())
+    found = calibrate(model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, tell)
+    table = ", ".join(f"{s:g}x: {value:g}" for s, value in found.table.items())
     console.print(
-        f"best {variant.method.tunable}: {table}; law 1 + {fit.c:.3f} ln s\nwrote {path}", markup=False, soft_wrap=True
+        f"best {tunable}: {table}; law 1 + {found.fit.c:.3f} ln s\nwrote {found.path}", markup=False, soft_wrap=True
     )

@@ -100,6 +100,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).is_file() for name in _ANY_TOKENIZER):
         raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
+    if (folder / "config.json").is_file() and str(read_config(folder).get("model_type")).endswith("_drope"):
+        # Registers these configs, without which transformers warns of "errors" when it looks for the tokenizer's class.
+        import longctx_bench.methods.checkpoint_format  # noqa: F401
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except BaseException as error:  # transformers raises many kinds for a missing or broken tokenizer

@@ -60,6 +60,8 @@ class Written:
     positions: int
     prompt: int
     """Tokens of the prompt."""
+    architecture: str
+    """The class that a server must know."""
 
 
 def refuse(method: Method, name: str) -> None:
@@ -127,9 +129,10 @@ def export(contestant: Contestant, name: str, source: Path, folder: Path, dtype:
     try:
         _save(model, chosen, source, made)
         del model
-        found = _logits(AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval(), ids)
+        loaded = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
+        found, architecture = _logits(loaded, ids), type(loaded).__name__
         tolerance = TOLERANCE if chosen == "float32" or (chosen == own and beta == 1.0) else TOLERANCE_ROUNDED
-        written = _compared(wanted, found, folder, mark, chosen, tolerance, ids.shape[1])
+        written = _compared(wanted, found, folder, mark, chosen, tolerance, ids.shape[1], architecture)
         write_text(made / "README.md", card(written))
         made.chmod(0o755)
         made.replace(folder)
@@ -225,8 +228,9 @@ def _save(model: Any, dtype: str, source: Path, folder: Path) -> None:
 
 
 def _compared(
-    wanted: torch.Tensor, found: torch.Tensor, folder: Path, mark: Mark, dtype: str, tolerance: float, prompt: int
-) -> Written:
+    wanted: torch.Tensor, found: torch.Tensor, folder: Path, mark: Mark, dtype: str, tolerance: float, prompt: int,
+    architecture: str,
+) -> Written:  # fmt: skip
     difference = float((wanted - found).abs().max() / wanted.std())
     agreeing = int((wanted.argmax(-1) == found.argmax(-1)).sum())
     if not difference <= tolerance:
@@ -234,7 +238,7 @@ def _compared(
             f"{folder}: the checkpoint does not reproduce {mark.method}-{mark.model}: logits differ by "
             f"{difference:.2g} standard deviations, {tolerance:g} are allowed; nothing was written"
         )
-    return Written(folder, mark, dtype, difference, tolerance, agreeing, len(wanted), prompt)
+    return Written(folder, mark, dtype, difference, tolerance, agreeing, len(wanted), prompt, architecture)
 
 
 def summary(written: Written) -> str:
@@ -244,6 +248,16 @@ def summary(written: Written) -> str:
         f"the method's by at most {written.difference:.1e} of their standard deviation (tolerance "
         f"{written.tolerance:g}); the likeliest token is the same at {written.agreeing} of {written.positions}"
     )
+
+
+def served_by(written: Written) -> str:
+    """Return in one sentence which servers run a checkpoint."""
+    if "Drope" in written.architecture:
+        return (
+            f"Its class is {written.architecture}: no stock Llama normalises queries and keys. vLLM runs it where "
+            "longctx-bench is installed beside it."
+        )
+    return f"Servers that know {written.architecture} run it."
 
 
 def card(written: Written) -> str:
@@ -262,14 +276,14 @@ tags: [longctx-bench, long-context, {mark.method}]
 # {mark.method}-{mark.model} for {mark.length} tokens
 
 The base `{mark.model}`, trained at {mark.original_length} tokens, with the method `{mark.method}` at factor \
-{mark.factor:g} written into its config and weights, so that any server can run it.{folded}
-It is that method at this length alone.
+{mark.factor:g} written into its config and weights.{folded}
+It is that method at this length alone. {served_by(written)}
 
 Weights: {written.dtype}. Check: {summary(written)}.
 
 ```
 longctx-bench export {mark.method}-{mark.model} FOLDER --length {mark.length}
-vllm serve FOLDER --max-model-len {mark.length} --generation-config vllm
+vllm serve FOLDER --max-model-len {mark.length} --dtype {written.dtype} --generation-config vllm
 longctx-bench run --model FOLDER --engine openai --base-url http://localhost:8000 --length {mark.length}
 ```
 """

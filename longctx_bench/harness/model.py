@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -16,11 +17,14 @@ from tqdm import tqdm
 from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.engines.base import Contestant, Engine
 from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.devices import checked_device
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.likelihood import SHARED_FROM
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import Losses, Request
 from longctx_bench.registry import Registry
+
+_log = logging.getLogger(__name__)
 
 Pair = tuple[Any, list[int], list[int]]
 """What lm-eval asks for: a key for its cache, the context's tokens, the continuation's."""
@@ -61,7 +65,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
             UserError: an unknown argument or name.
         """
         known = {"method", "base", "model", "max_length", "dtype", "batch_tokens", "device"}
-        given = {"device": (additional_config or {}).get("device"), **arg_dict}
+        given = {"device": _device((additional_config or {}).get("device")), **arg_dict}
         unknown = sorted(set(given) - known)
         if unknown:
             raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{near_miss(unknown[0], known)}")
@@ -218,6 +222,18 @@ def _positive(value: Any, name: str) -> int | None:
     if not str(value).isdigit() or int(value) < 1:
         raise UserError(f"--model_args {name}={value}: expected a number of tokens, such as 4096")
     return int(value)
+
+
+def _device(given: str | None) -> str | None:
+    """Return the device of lm-eval's ``--device``, whose default is ``cuda:0`` on every machine.
+
+    Without a GPU it is the CPU, as for lm-eval's own ``hf`` model; ``device`` among the model's arguments is taken at
+    its word.
+    """
+    if given is not None and given.startswith("cuda") and checked_device("auto") == "cpu":
+        _log.warning("torch sees no CUDA device here: longctx runs on the CPU in place of %s", given)
+        return "cpu"
+    return given
 
 
 def _greedy(settings: dict[str, Any]) -> dict[str, Any]:

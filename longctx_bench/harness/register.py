@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import TracebackType
+
+from longctx_bench.plain import printable
 
 NAME = "longctx"
 
@@ -27,5 +30,16 @@ def register() -> None:
         model_registry.register(NAME, target="longctx_bench.harness.model:LongCtxLM")
 
 
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a user's mistake as one line, as our own command line does; all else as before."""
+    from longctx_bench.errors import UserError
+
+    if isinstance(error, UserError):
+        sys.stderr.write(printable(f"longctx: {error}\n"))
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 if is_lm_eval(sys.orig_argv):
     register()
+    sys.excepthook = _one_line

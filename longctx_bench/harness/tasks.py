@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def run_task(
     manager = _manager(benchmark)
     model = LongCtxLM(engine, contestant, tokenizer)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), _without_git():
             found = simple_evaluate(
                 model=model,
                 tasks=[benchmark.task],
@@ -87,6 +87,19 @@ def run_task(
     assert found is not None
     results: dict[str, Any] = found["results"]
     return _result(results[benchmark.task], found["samples"][benchmark.task], found, benchmark.task)
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
+    from lm_eval import evaluator
+
+    original = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None  # a cell's own provenance has this project's commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = original
 
 
 def _manager(benchmark: LMEval) -> Any:

@@ -25,9 +25,14 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def exact_table(comparison: Comparison) -> Table:
     """Return one row a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
-    rows = [_exact(comparison, cell) for cell in comparison.cells]
+    rows = exact_rows(comparison)
     shown = tuple(tuple(map(str, row.values())) for row in rows)
     return Table(f"{comparison.a} against {comparison.b}", tuple(rows[0]), shown, records=tuple(rows))
+
+
+def exact_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """Return one mapping a cell, by column of :func:`exact_table`."""
+    return [_exact(comparison, cell) for cell in comparison.cells]
 
 
 def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:

@@ -201,3 +201,13 @@ def test_prompts_are_written_without(heavy: str, tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert len(out.read_text().splitlines()) == 8
+
+
+def test_the_tokenizer_of_a_drope_checkpoint_comes_without_a_warning() -> None:
+    # In a process of its own: once any other test has registered the configs, nothing warns any more.
+    program = (
+        "from longctx_bench.data import embedded_folder; from longctx_bench.engines.checkpoints import load_tokenizer;"
+        "load_tokenizer(embedded_folder('drope-tiny'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -124,8 +124,9 @@ def test_choices_that_share_a_context_are_as_likely_as_alone(member: str) -> Non
 
 
 def test_its_tasks_run_in_our_store(
-    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # no git repository
     arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--task-folder", str(tasks)]
     arguments += ["--scale", "1x", "--limit", "20", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
@@ -144,7 +145,7 @@ def test_its_tasks_run_in_our_store(
     with pytest.raises(SystemExit):
         main()
     assert (folder / "records.jsonl").stat().st_mtime_ns == written
-    capsys.readouterr()
+    assert "not a git repository" not in capfd.readouterr().err
 
 
 def test_unknown_tasks_and_data_that_cannot_be_had_are_one_line(tasks: Path, tmp_path: Path) -> None:
@@ -164,14 +165,35 @@ def test_the_papers_six_tasks_are_a_group() -> None:
 def test_lm_evals_command_line_knows_the_model(tasks: Path, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("lm_eval")
     command = [str(program), "--model", "longctx", "--model_args", "method=drope,base=tiny,dtype=float32", "--tasks"]
-    command += ["arc_local", "--include_path", str(tasks / "lm_eval"), "--limit", "8", "--device", "cpu"]
+    # No --device: lm-eval's default is cuda:0, on a machine without a GPU too.
+    command += ["arc_local", "--include_path", str(tasks / "lm_eval"), "--limit", "8"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|arc_local|" in done.stdout
+    [heading] = [line for line in done.stdout.splitlines() if "Metric" in line]
+    assert [cell.strip() for cell in heading.split("|") if cell.strip()][:2] == ["Tasks", "Version"]
     assert is_lm_eval(["/env/bin/python", "/env/bin/lm_eval", "--model", "longctx"])
     assert is_lm_eval(["python", "-m", "lm_eval", "--model=longctx"])
     assert not is_lm_eval(["python", "train.py", "longctx"])
     assert not is_lm_eval(["/env/bin/python", "/env/bin/lm_eval", "--model", "hf"])
+
+
+def test_a_mistake_in_lm_evals_command_line_is_one_line(tasks: Path, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("lm_eval")
+    command = [str(program), "--model", "longctx", "--model_args", "method=drop,base=tiny", "--tasks", "arc_local"]
+    command += ["--include_path", str(tasks / "lm_eval"), "--limit", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "unknown method 'drop'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_device_that_is_missing_is_the_cpu_by_default_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    model = LongCtxLM.create_from_arg_obj({"model": "rope-tiny"}, {"device": "cuda:0"})
+    assert model._engine.device == "cpu"  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="CUDA"):
+        LongCtxLM.create_from_arg_obj({"model": "rope-tiny", "device": "cuda"})
 
 
 def test_wrong_model_arguments_are_named() -> None:

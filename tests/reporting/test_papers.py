@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from document_blocks import blocks
 from reporting.table_cells import cell, hits
 
 from longctx_bench.errors import UserError
@@ -180,3 +181,18 @@ def test_the_command_writes_tables_and_figures_and_says_what_is_missing(own: Pat
     assert float(measured["low"]) <= float(measured["value"]) <= float(measured["high"])
     assert "| drope | 70.0 |" in (out / "tables.md").read_text()
     assert r"\toprule" in (out / "table-1.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "right"),
+    [("tables:", "tabels:", "tables"), ("name:", "nmae:", "name"), ("kind: bars", "knid: bars", "kind")],
+)
+def test_a_misspelt_key_of_a_papers_yaml_gets_a_suggestion(text: str, wrong: str, right: str, tmp_path: Path) -> None:
+    published = {block.file: block.text for block in blocks("results/published/README.md") if block.file}
+    for name, content in published.items():
+        assert name is not None
+        (tmp_path / name).write_text(content)
+    assert read_paper(str(tmp_path / "mine.yaml")).layout.figures[1].kind == "bars"
+    (tmp_path / "mine.yaml").write_text(published["mine.yaml"].replace(text, wrong, 1))
+    with pytest.raises(UserError, match=f"unknown key '.*{wrong.split(':', maxsplit=1)[0]}'; did you mean '{right}'"):
+        read_paper(str(tmp_path / "mine.yaml"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from longctx_bench.errors import UserError
+from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.reporting.figures.selection import at_scale, scale_name
 from longctx_bench.reporting.summaries import CellSummary, Results, read_cells
@@ -196,3 +196,31 @@ KINDS: dict[str, Callable[[Material], Figures]] = {
     "attention": _attention,
 }
 """Each raises UserError where the folder has nothing for it, with what to do."""
+
+
+def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) -> Figures:
+    """Draw several kinds of figures.
+
+    Args:
+        material: what from.
+        kinds: of :data:`KINDS`.
+        tell: called with a line for each kind that is left out because the folder has nothing for it.
+
+    Raises:
+        UserError: a task was not measured, the only kind cannot be drawn, or none can.
+    """
+    measured = {summary.cell.task for summary in material.results.finished} if material.tasks else set()
+    for name in material.tasks:
+        if name not in measured:
+            raise UserError(f"--task {name}: not measured in {material.folder}{near_miss(name, measured)}")
+    made: Figures = {}
+    for name in kinds:
+        try:
+            made |= KINDS[name](material)
+        except UserError as error:
+            if len(kinds) == 1:
+                raise
+            tell(f"{name}: {error}")
+    if not made:
+        raise UserError(f"{material.folder}: has no data for any figure")
+    return made

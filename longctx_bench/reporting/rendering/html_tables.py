@@ -18,9 +18,14 @@ _STYLE = (
 
 def html_text(tables: Sequence[Table]) -> str:
     """Return a page of the tables that needs no other file and runs no script."""
-    body = "\n".join(map(_block, tables))
+    body = html_fragment(tables)
     head = f'<meta charset="utf-8"><title>longctx-bench</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def html_fragment(tables: Sequence[Table]) -> str:
+    """Return the tables as part of a page, a notebook's say, in that page's style."""
+    return "\n".join(map(_block, tables))
 
 
 def _block(table: Table) -> str:
