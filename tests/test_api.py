@@ -132,12 +132,12 @@ def test_figures_show_themselves_and_refuse_what_is_unknown(folder: Path) -> Non
 
 def test_a_calibration_is_written_and_shown(tmp_path: Path) -> None:
     tried: list[Any] = []
-    found = longctx_bench.calibrate("yarn-tiny", 1.05, limit=1, device="cpu", out=tmp_path, tell=tried.append)
-    assert set(found.table) == {1.05}
+    found = longctx_bench.calibrate("drope-tiny", 1.5, limit=1, device="cpu", out=tmp_path, tell=tried.append)
+    assert set(found.table) == {1.5}
     assert len(tried) == len(found.fit.sweep) > 3
     assert found.path == tmp_path / "calibration.json"
     assert found.parameter in found.path.read_text()
-    assert "1.05x" in found._repr_html_()
+    assert "1.5x" in found._repr_html_()
     for given in ({"scale": "1x"}, {"objective": "retrievel"}, {"objective": "perplexity"}, {"out": None}):
         with pytest.raises(UserError):
             longctx_bench.calibrate("yarn-tiny", **{"scale": 2, "out": tmp_path, **given})  # type: ignore[arg-type]

@@ -107,7 +107,8 @@ def _require_a_best(points: Sequence[Point], coarse: Sequence[Point], scale: flo
     elif max(scores) - min(scores) > _EQUAL or min(scores) - min(point.score for point in coarse) > _EQUAL:
         return
     else:
-        what = f"nothing found at any value: {objective} is {scores[0]:.4g} at all {len(scores)}"
+        why = "no value is better than another" if any(scores) else "nothing found at any value"
+        what = f"{why}: {objective} is {scores[0]:.4g} at all {len(scores)}"
     values = [point.value for point in points]
     other = "perplexity" if objective == "retrieval" else "retrieval"
     raise UserError(
