@@ -12,6 +12,7 @@ import psutil
 
 from longctx_bench.engines.base import Footprint
 from longctx_bench.errors import UserError
+from longctx_bench.methods.positions import standardised
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHARE = 0.85
@@ -32,9 +33,13 @@ _FULL = ("can't allocate memory", "out of memory", "could not create a primitive
 def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
     """Derive a checkpoint's needs from its config and the size of its weight files."""
     width = _BYTES[dtype]
-    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    if any(key not in config for key in needed):
+        # Others name them otherwise (GPT-2).
+        config = config | standardised(folder.name, config)
+    for key in needed:
         if key not in config:
-            raise UserError(f"{folder.name}: config.json has no '{key}'; only Llama-like configs are supported")
+            raise UserError(f"{folder.name}: config.json has no '{key}'; only models like Llama and GPT can be run")
     layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
     heads = int(config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or hidden // heads)
