@@ -138,8 +138,7 @@ class Registry:
         )
 
     def _variant(self, method_name: str, model: ModelSpec) -> Variant:
-        spec = self.methods[method_name]
-        kind = load_class(spec.use, Method, f"baselines/{method_name}", self._folders.get(method_name))  # type: ignore[type-abstract]
+        spec, kind = self.methods[method_name], self._kind(method_name)
         own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
             recipe = f"{kind.checkpoint}-{model.name}"
@@ -167,10 +166,25 @@ class Registry:
         kind = load_class(spec.use, Method, f"baselines/{spec.name}", self._folders.get(spec.name))  # type: ignore[type-abstract]
         return Variant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source)
 
+    def _kind(self, method: str) -> type[Method]:
+        where, folder = f"baselines/{method}", self._folders.get(method)
+        return load_class(self.methods[method].use, Method, where, folder)  # type: ignore[type-abstract]
+
     def _other(self, name: str, method: str | None = None) -> Variant:
         """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
-        model, mark = unlisted(name)
+        kind = self._kind(method) if method is not None else None
+        model, mark = unlisted(name, kind.checkpoint if kind is not None else None)
         if mark is None:
+            if (
+                kind is not None
+                and kind.checkpoint
+                and kind.needs_checkpoint
+                and model.native_method != kind.checkpoint
+            ):
+                raise UserError(
+                    f"{method}:{name}: its config does not say that it is a {kind.checkpoint} checkpoint; if it is "
+                    f"one, list it under 'checkpoints' of its base in a models.yaml (--baselines)"
+                )
             return self._variant(method or model.native_method, model)
         if method is not None or mark.method in self.settings:
             raise UserError(

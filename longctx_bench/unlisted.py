@@ -9,17 +9,20 @@ from longctx_bench.data import fetch
 from longctx_bench.errors import UserError
 from longctx_bench.files import plain_name
 from longctx_bench.methods.exported import Mark, mark_of
+from longctx_bench.methods.positions import readable_length, unrotated
 from longctx_bench.named_sources import remember
 from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 
 
-def unlisted(name: str) -> tuple[ModelSpec, Mark | None]:
+def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark | None]:
     """Describe a model, and what it was exported as if ``longctx-bench export`` wrote it.
 
     Args:
         name: a hub id (``ORGANISATION/NAME``) or a folder.
+        checkpoint: the kind of weights that a user says they are (``alibi``); believed where their config rotates
+            nothing, as those of all methods that take the positions away.
 
     Raises:
         UserError: there is none of that name, or its config does not say what its training context was.
@@ -33,17 +36,20 @@ def unlisted(name: str) -> tuple[ModelSpec, Mark | None]:
     config = model_config(fetch(config_source), name)
     remember(source)
     mark = mark_of(config, name)
-    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    length = rotary.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    if mark is not None:
-        length = mark.original_length
-    if not isinstance(length, int) or length < 1:
-        raise UserError(f"{name}: config.json names no max_position_embeddings; list it in a models.yaml instead")
+    length = mark.original_length if mark is not None else readable_length(name, config)
+    if length is None:
+        raise UserError(
+            f"{name}: config.json names no max_position_embeddings, and nothing else says what its training context "
+            f"is; list it in a models.yaml with its original_length (--baselines)"
+        )
+    native = "drope" if config.get("model_type") in _DROPE_TYPES else "rope"
+    if native == "rope" and checkpoint is not None and unrotated(config.get("rope_parameters") or {}):
+        native = checkpoint
     model = ModelSpec(
         # Part of what identifies a cell: it stays what it was. A run of two models of one name is refused.
         name=plain_name(folder.resolve().name if local else name.replace("/", "--")),
         source=source,
         original_length=length,
-        native_method="drope" if config.get("model_type") in _DROPE_TYPES else "rope",
+        native_method=native,
     )
     return model, mark

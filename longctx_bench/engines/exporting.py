@@ -25,7 +25,8 @@ from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.exported import MARK, Mark
-from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.nope import NoPE, turning_nothing
+from longctx_bench.methods.positions import unrotated
 
 TOLERANCE = 1e-3
 """Largest difference of logits, in standard deviations of them, where weights are written as they were computed."""
@@ -155,8 +156,8 @@ def _rewritten(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -
     entries = method.model_overrides(base, mark.length)
     if config.model_type not in _PLAIN:
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
-        if rotary.get("partial_rotary_factor") == 0.0:
-            entries["rope_parameters"] = _turning_nothing(rotary["rope_theta"])
+        if rotary and unrotated(rotary):
+            entries["rope_parameters"] = _served(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():
@@ -170,16 +171,10 @@ def _rewritten(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -
     return model
 
 
-def _turning_nothing(theta: float) -> dict[str, Any]:
-    """Return rope_parameters that turn by nothing in every server that knows Llama 3.1's.
-
-    Every wavelength is longer than an original context of one token, so that every frequency is divided by a factor
-    beyond what float32 resolves beside 1.
-    """
-    return {
-        "rope_type": "llama3", "rope_theta": theta, "factor": 1e30, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 1,
-    }  # fmt: skip
+def _served(rotary: dict[str, Any]) -> dict[str, Any]:
+    """Return rope_parameters that rotate nothing in a form that servers know, by layer type where these are."""
+    nested = {key: _served(value) for key, value in rotary.items() if isinstance(value, dict)}
+    return nested or (turning_nothing(rotary["rope_theta"]) if rotary["rope_type"] == "proportional" else rotary)
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
@@ -25,9 +25,11 @@ from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
 from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request_tails
+from longctx_bench.engines.overriding import overridden, refuse_beyond, refuse_state
 from longctx_bench.engines.reading import eos_ids
 from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
+from longctx_bench.methods.positions import pinned
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
 _POOLS = {"cpu": 1, "cuda": 4}
@@ -114,6 +116,7 @@ class HFEngine:
         length = contestant.length
         if contestant.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
+        refuse_beyond(self._model, max(map(total_tokens, batch)))
         with self._ready(contestant, length):
             yield from self._halving(list(batch), settled, self._budget())
 
@@ -125,6 +128,7 @@ class HFEngine:
         """
         assert self._model is not None
         refuse_scaled_logits(self._model)
+        refuse_beyond(self._model, max(len(request.input_ids) for request in batch))
         started = perf_counter()
         found: list[Tail] | None = None
         length = len(batch[0].input_ids) if contestant.method.per_prompt else contestant.length
@@ -228,10 +232,15 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_state(folder, config)
+        # sdpa leaves the cap on the logits out, without a word (Gemma 2).
+        capped = getattr(config, "attn_logit_softcapping", None)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=DTYPES[dtype],
-            attn_implementation="sdpa",
+            attn_implementation="eager" if capped else "sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -240,11 +249,10 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         raise UserError(
             f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
         ) from error
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
-    except (
-        Exception
-    ) as error:  # what transformers raises for a config that cannot be, or lacks a package, is no one kind
+    # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
+    except Exception as error:
         raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -264,35 +272,21 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
 
 @contextmanager
 def prepared(model: PreTrainedModel, contestant: Contestant, length: int) -> Iterator[None]:
-    """Apply a method to a loaded model for the duration of a block; the model is as before afterwards."""
-    overrides = contestant.method.model_overrides(contestant.base, length)
-    with _overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
-        yield
+    """Apply a method to a loaded model for the duration of a block; the model is as before afterwards.
 
+    Frequencies that transformers would let follow the longest prompt of a pass (``longrope``, ``dynamic``) are those
+    of ``length`` throughout: a prompt's numbers do not depend on what is read beside it.
 
-@contextmanager
-def _overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
-    """Put config values into a loaded model: its config's entries and a rotary module made from them."""
-    if not overrides:
+    Raises:
+        UserError: the method cannot be applied to this model.
+    """
+    overrides = copy.deepcopy(contestant.method.model_overrides(contestant.base, length))
+    rope = overrides.get("rope_parameters") or getattr(model.config, "rope_parameters", None) or {}
+    fixed = pinned(rope, length, model.config)
+    if fixed != rope:
+        overrides["rope_parameters"] = fixed
+    if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
+        kind = model.config.model_type
+        raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
+    with overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
         yield
-        return
-    decoder = model.base_model
-    rotary = getattr(decoder, "rotary_emb", None)
-    if "rope_parameters" in overrides and rotary is None:
-        raise UserError(f"{model.config.model_type}: has no rotary module to change; use this base without a method")
-    config = model.config
-    before = {key: getattr(config, key, None) for key in overrides}
-    changed = copy.deepcopy(config)
-    for key, value in overrides.items():
-        setattr(changed, key, value)
-    try:
-        for key, value in overrides.items():
-            setattr(config, key, value)
-        if rotary is not None:
-            decoder.rotary_emb = type(rotary)(config=changed).to(model.device)
-        yield
-    finally:
-        for key, value in before.items():
-            setattr(config, key, value)
-        if rotary is not None:
-            decoder.rotary_emb = rotary

@@ -12,6 +12,7 @@ import psutil
 
 from longctx_bench.engines.base import Footprint
 from longctx_bench.errors import UserError
+from longctx_bench.methods.positions import standardised
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHARE = 0.85
@@ -32,9 +33,13 @@ _FULL = ("can't allocate memory", "out of memory", "could not create a primitive
 def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
     """Derive a checkpoint's needs from its config and the size of its weight files."""
     width = _BYTES[dtype]
-    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    if any(config.get(key) is None for key in needed):
+        # Others name them otherwise (GPT-2).
+        config = config | standardised(folder.name, config)
+    for key in needed:
         if config.get(key) is None:
-            raise UserError(f"{folder.name}: config.json has no '{key}'; only Llama-like configs are supported")
+            raise UserError(f"{folder.name}: config.json has no '{key}'; only models like Llama and GPT can be run")
     for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
         if isinstance(config.get(key), list):
             raise UserError(f"{folder.name}: config.json has '{key}' by layer; only Llama-like configs are supported")

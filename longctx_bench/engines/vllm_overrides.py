@@ -10,7 +10,8 @@ from typing import Any
 
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.nope import NoPE, turning_nothing
+from longctx_bench.methods.positions import unrotated
 
 ARCHITECTURES = {
     "llama": "LlamaDropeForCausalLM",
@@ -44,21 +45,14 @@ def vllm_overrides(base: Base, method: Method, length: int, room: int) -> dict[s
     entries = method.model_overrides(base, length)
     _refuse_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
-    if rope.get("partial_rotary_factor") == 0.0 or base.config["model_type"].endswith("_drope"):
+    if unrotated(rope) or base.config["model_type"].endswith("_drope"):
         return _without_positions(base, method, length, room)
     return _rotated(base, method, rope, room)
 
 
 def _without_positions(base: Base, method: Method, length: int, room: int) -> dict[str, Any]:
     # Every frequency divided by 1e30: no position below 2^64 turns anything by as much as one unit of fp32.
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 1e30,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 1,
-    }
+    rope = turning_nothing(10000.0)
     overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": room}
     tuning = method.tuning(base, length) if isinstance(method, NoPE) else None
     beta = tuning.value if tuning else 1.0
@@ -118,9 +112,8 @@ def _refuse_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
 
 
 def _own_rope(base: Base) -> dict[str, Any]:
-    """Return a base's own rope_parameters, from the dict of transformers 5 or the two entries before it."""
-    found = base.config.get("rope_parameters") or base.config.get("rope_scaling") or {}
-    return {"rope_theta": base.rope_theta, **found}
+    """Return a base's own rope_parameters, as transformers reads them from its config."""
+    return base.positions.nested or base.positions.rope
 
 
 def _refused(base: Base, method: Method, why: str) -> UserError:

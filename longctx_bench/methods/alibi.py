@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from longctx_bench.errors import UserError
 from longctx_bench.methods.attending import attending
 from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.keeping import Change
 from longctx_bench.methods.nope import NoPE
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def alibi_attention(
     import torch
     from torch.nn import functional
 
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        raise UserError("alibi: this model gives its attention weights of its own with the mask, which are no ALiBi's")
     heads, new, total = query.shape[1], query.shape[2], key.shape[2]
     groups = heads // key.shape[1]
     if groups > 1:
@@ -69,6 +73,7 @@ def alibi_attention(
 class ALiBi(Method):
     """A checkpoint trained with distance penalties; nothing about it changes with the length."""
 
+    changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "alibi"
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:

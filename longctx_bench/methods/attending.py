@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from longctx_bench.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -18,10 +20,18 @@ def attending(
 
     It is given the mask that ``mask`` makes, or sdpa's: with none registered under its name, padding would be attended
     to, or a mask of [tokens x tokens] be built where none is needed.
+
+    Raises:
+        UserError: the model attends by code of its own, or in a way that ``function`` would not know of.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    kind = model.config.model_type
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UserError(f"a {kind} attends by code of its own, which another attention cannot stand in for")
+    if getattr(model.config, "attn_logit_softcapping", None):
+        raise UserError(f"a {kind} caps the logits of its attention, which another attention does not do")
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, mask or sdpa_mask)
     before = model.config._attn_implementation

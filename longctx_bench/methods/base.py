@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
-from longctx_bench.errors import UserError
+from longctx_bench.methods import keeping
+from longctx_bench.methods.positions import Positions, read
 from longctx_bench.specs import Spec
 
 if TYPE_CHECKING:
@@ -26,6 +28,15 @@ class Base:
     """Training context in tokens."""
     config: dict[str, Any]
 
+    @cached_property
+    def positions(self) -> Positions:
+        """The rotary positions, as transformers reads them from the config.
+
+        Raises:
+            UserError: it has none, or none that a method can change.
+        """
+        return read(self.name, self.config, self.original_length)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -36,13 +47,18 @@ class Base:
             raise UserError(f"{self.name}: its config names no width of attention heads, which methods need") from error
 
     @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that are rotated: all of them, or a part (GPT-NeoX, Phi, StableLM)."""
+        return 2 * self.positions.pairs
+
+    @property
     def rope_theta(self) -> float:
-        """Base of the rotary frequencies, from the transformers 5 dict or the older top-level key."""
-        parameters = self.config.get("rope_parameters") or {}
-        theta = parameters.get("rope_theta", self.config.get("rope_theta"))
-        if theta is None:
-            raise UserError(f"{self.name}: its config names no rope_theta: it has no rotary positions to change")
-        return float(theta)
+        """Base of the rotary frequencies of the layers that a method changes.
+
+        Raises:
+            UserError: there are no rotary positions to change.
+        """
+        return float(self.positions.rope["rope_theta"])
 
 
 class Tuning(NamedTuple):
@@ -74,6 +90,10 @@ class Method(Spec, ABC):
     tunable_reach: ClassVar[float] = 0.0
     """to 1 + reach at least."""
 
+    changes: ClassVar[frozenset[keeping.Change]] = frozenset()
+    """What of a base's positions the method changes on purpose; any other change of them is refused. Rotary pairs,
+    theta, the length before scaling and a scaling of the base's own are compared."""
+
     factor: float | None = Field(default=None, ge=1.0)
     """Extension factor s. Derived from the length (:meth:`scale`) unless fixed here."""
 
@@ -103,9 +123,20 @@ class Method(Spec, ABC):
         """
         return ids
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have what every method returns completed and checked, whoever wrote it and whoever calls it."""
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("model_overrides")
+        if own is not None:
+            cls.model_overrides = _keeping(own)  # type: ignore[method-assign, assignment]
+
     @abstractmethod
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        """Return the config entries to replace, complete, so that any engine can take them as they are.
+        """Return the config entries to replace, so that any engine can take them as they are.
+
+        ``rope_parameters`` need name only what the method changes: whoever calls it gets them merged with the base's
+        own (rotary part, theta; by layer type where those differ), and a change that :attr:`changes` does not declare
+        is refused. Sliding windows stay as they are.
 
         Raises:
             UserError: when the method cannot be applied to this base.
@@ -115,3 +146,20 @@ class Method(Spec, ABC):
     def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
         """Do to a loaded model what a config cannot say; undone on exit, whatever happens inside."""
         yield
+
+
+def _keeping(own: Callable[[Any, Base, int], dict[str, Any]]) -> Callable[[Any, Base, int], dict[str, Any]]:
+    """Return a ``model_overrides`` whose entries keep what a base is."""
+
+    @wraps(own)
+    def model_overrides(self: Method, base: Base, length: int) -> dict[str, Any]:
+        entries, method = dict(own(self, base, length)), type(self).__name__
+        keeping.refuse_names_of_before(method, base.name, entries)
+        if "rope_parameters" in entries:
+            returned = entries["rope_parameters"]
+            entries["rope_parameters"] = keeping.kept(method, self.changes, base.name, base.positions, returned)
+        elif "max_position_embeddings" in entries:
+            keeping.refuse_length(method, base.name, base.config)
+        return entries
+
+    return model_overrides

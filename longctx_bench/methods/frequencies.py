@@ -6,6 +6,7 @@ from typing import Any
 
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.positions import FULL, unrotated
 
 
 def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[float], float]:
@@ -17,7 +18,7 @@ def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[f
         length: tokens, which the method derives its factor from.
 
     Returns:
-        Radians a token for each of the head_dim / 2 pairs of dimensions, the fastest first; and the factor that cos
+        Radians a token for each pair of rotated dimensions, the fastest first; and the factor that cos
         and sin are multiplied with (1 but for YaRN and LongRoPE).
 
     Raises:
@@ -26,13 +27,15 @@ def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[f
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    plain: dict[str, Any] = {
-        "rope_parameters": {"rope_type": "default", "rope_theta": base.rope_theta},
-        "max_position_embeddings": base.original_length,
-    }
-    entries = plain | method.model_overrides(base, length)
-    if entries["rope_parameters"].get("partial_rotary_factor") == 0.0:
+    own = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.original_length}
+    entries: dict[str, Any] = own | method.model_overrides(base, length)
+    rope = entries["rope_parameters"]
+    if unrotated(rope):
         raise UserError(f"{type(method).__name__} on {base.name}: has no rotary frequencies")
-    shape: dict[str, Any] = {"head_dim": base.head_dim, "hidden_size": 2 * base.head_dim, "num_attention_heads": 2}
+    # Of the layers that a method changes, the part of each head that is rotated, as heads of their own.
+    rope = {key: value for key, value in rope.get(FULL, rope).items() if key != "partial_rotary_factor"}
+    entries["rope_parameters"] = rope
+    dims = base.rotary_dim
+    shape: dict[str, Any] = {"head_dim": dims, "hidden_size": 2 * dims, "num_attention_heads": 2}
     rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
     return rotary.inv_freq.double().tolist(), float(rotary.attention_scaling)

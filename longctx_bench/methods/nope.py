@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method, Tuning
+from longctx_bench.methods.keeping import Change
 from longctx_bench.methods.tuning import Calibration, Law, fitted_law
 
 if TYPE_CHECKING:
@@ -18,10 +20,42 @@ def no_positions(theta: float) -> dict[str, Any]:
     return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
 
 
+def turning_nothing(theta: float) -> dict[str, Any]:
+    """Return rope_parameters that turn by nothing in every server that knows Llama 3.1's.
+
+    Every wavelength is longer than an original context of one token, so that every frequency is divided by a factor
+    beyond what float32 resolves beside 1.
+    """
+    return {
+        "rope_type": "llama3", "rope_theta": theta, "factor": 1e30, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1,
+    }  # fmt: skip
+
+
+def attention_layers(model: PreTrainedModel) -> list[Any]:
+    """Return the attention modules of a model's layers, which have their softmax scale as ``scaling``.
+
+    Raises:
+        UserError: not every layer has one.
+    """
+    modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    layers = [module for module in modules if isinstance(getattr(module, "scaling", None), float)]
+    if len(layers) != model.config.num_hidden_layers or not getattr(model, "_supports_attention_backend", False):
+        raise UserError(
+            f"a {model.config.model_type} computes the softmax of its attention by code of its own: it takes no "
+            f"temperature"
+        )
+    return layers
+
+
 @contextmanager
 def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
-    """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it."""
-    layers: list[Any] = [module for name, module in model.named_modules() if name.endswith("self_attn")]
+    """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it.
+
+    Raises:
+        UserError: the model's attention has no scale that could be multiplied.
+    """
+    layers: list[Any] = [] if beta == 1.0 else attention_layers(model)
     before = [layer.scaling for layer in layers]
     try:
         for layer, scaling in zip(layers, before, strict=True):
@@ -39,6 +73,7 @@ class NoPE(Method):
     Its softmax can be sharpened with length as DroPE's is; unless asked for, it is not.
     """
 
+    changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "nope"
     needs_checkpoint: ClassVar[bool] = False
     tunable: ClassVar[str | None] = "temperature"
@@ -70,7 +105,13 @@ class NoPE(Method):
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
         # No frequency is used: the theta is there because every rope type must name one.
-        return {"rope_parameters": no_positions(10000.0), "max_position_embeddings": length}
+        rope = no_positions(10000.0)
+        if base.config.get("model_type"):
+            own = base.positions
+            # Layers that rotate a part of each head cut it off themselves, and `proportional` is of whole heads.
+            if 0 < 2 * own.pairs < own.head_dim and own.rope["rope_type"] != rope["rope_type"]:
+                rope = turning_nothing(10000.0)
+        return {"rope_parameters": rope, "max_position_embeddings": length}
 
     @contextmanager
     def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:

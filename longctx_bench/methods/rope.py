@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from longctx_bench.errors import DoesNotFit, UserError
 from longctx_bench.methods.base import Base, Method, Tuning
+from longctx_bench.methods.keeping import Change, scaled_already
 from longctx_bench.methods.tuning import Calibration, Law, fitted_law
 
 
@@ -39,22 +40,40 @@ class Crop(RoPE):
 
 
 class PI(Method):
-    """Position interpolation: all positions divided by s (Chen et al. 2023, arXiv 2306.15595)."""
+    """Position interpolation: all positions divided by s (Chen et al. 2023, arXiv 2306.15595).
+
+    On a base that was interpolated so itself, the two factors are multiplied: dividing positions by one and then by
+    the other is that. Scaling of any other kind is refused, for PI and for all methods here.
+    """
+
+    changes: ClassVar[frozenset[Change]] = frozenset({"scaling"})
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=self.scale(base, length))
+        own, scaling = base.positions.rope, base.positions.scaling
+        factor = self.scale(base, length)
+        if scaling is not None:
+            if own["rope_type"] != "linear":
+                raise scaled_already(type(self).__name__, base.name, scaling, base.original_length)
+            factor *= own["factor"]
+        return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=factor)
 
 
-def ntk_theta(theta: float, head_dim: int, scale: float) -> float:
+def ntk_theta(theta: float, rotary_dim: int, scale: float) -> float:
     """Return theta * s^(d / (d - 2)): the lowest frequency is interpolated by s, the highest not at all."""
-    return float(theta * scale ** (head_dim / (head_dim - 2)))
+    return float(theta * scale ** (rotary_dim / (rotary_dim - 2)))
 
 
 class NTK(Method):
     """NTK-aware interpolation by a larger rotary base (bloc97 2023; section 3.1 of arXiv 2309.00071)."""
 
+    changes: ClassVar[frozenset[Change]] = frozenset({"theta"})
+
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        theta = ntk_theta(base.rope_theta, base.head_dim, self.scale(base, length))
+        if base.positions.scaling is not None:
+            raise scaled_already(type(self).__name__, base.name, base.positions.scaling, base.original_length)
+        if base.rotary_dim <= 2:
+            raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions a head, and NTK needs at least 4")
+        theta = ntk_theta(base.rope_theta, base.rotary_dim, self.scale(base, length))
         return _overrides(length, rope_type="default", rope_theta=theta)
 
 
@@ -123,10 +142,10 @@ class LongRoPE(Method):
 
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
-    """head_dim / 2 divisors of the rotary frequencies."""
+    """Divisors of the rotary frequencies, one for each pair of rotated dimensions (head_dim / 2 where all are)."""
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        half = base.head_dim // 2
+        half = base.positions.pairs
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
                 raise UserError(

@@ -1,0 +1,101 @@
+"""Which method runs on which model type: a small random model of every type, every method, and the documented table.
+
+``python tests/methods/test_model_types.py`` writes the table of ``baselines/README.md`` again.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from model_types import CONTEXT, OTHERS, UNLOADED, answers, build, cells, documented, outcomes, prompts, section, types
+
+from longctx_bench.engines.base import Contestant
+from longctx_bench.engines.hf import HFEngine, load_model, prepared
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.positions import FULL_UNROTATED
+from longctx_bench.methods.rnope_swa import RNoPESWA
+from longctx_bench.methods.rope import RoPE
+
+README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
+HEADING = "## Which method runs on which model type\n"
+
+
+def checked(engine: HFEngine, base: Base, method: Method) -> None:
+    """At 1x the base to the last bit, if frequencies are all that is changed; at 2x the same tokens in any batch."""
+    model: Any = engine._model
+    ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with prepared(model, Contestant(base, method, CONTEXT), CONTEXT):
+            at_context = model(ids).logits
+        assert torch.equal(model(ids).logits, plain), "a method must be undone"
+        with prepared(model, Contestant(base, method, 2 * CONTEXT), 2 * CONTEXT):
+            beyond = model(ids).logits
+    positions = NoPE.changes & method.changes
+    assert torch.equal(at_context, plain) == (not positions), type(method).__name__
+    if not isinstance(method, RoPE | RNoPESWA):
+        assert not torch.equal(beyond, plain), f"{type(method).__name__} does nothing"
+    who, asked = Contestant(base, method, 2 * CONTEXT), prompts()
+    alone = answers(engine, who, asked, together=False)
+    # A guess that is right, and one that is wrong after two tokens.
+    ids_of = engine._decoder.reader.tokenizer  # type: ignore[union-attr]
+    drafts = [tuple(ids_of(text, add_special_tokens=False).input_ids) for text, _ in alone]
+    drafted = [replace(each, drafts=(draft, (*draft[:2], 9, 9))) for each, draft in zip(asked, drafts, strict=True)]
+    assert answers(engine, who, drafted, together=True) == alone, type(method).__name__
+
+
+@pytest.mark.parametrize("name", types())
+def test_every_method_runs_or_says_why_not(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    kind, entries = types()[name]
+    config = build(tmp_path / "model", kind, entries, tiny_folder)
+    found = outcomes(tmp_path / "model", name, config, checked)
+    assert all("\n" not in outcome for outcome in found.values())
+    assert cells(found) == documented(README.read_text(encoding="utf-8"))[name], "run this file as a script"
+
+
+def test_the_table_names_no_other_types() -> None:
+    assert documented(README.read_text(encoding="utf-8")).keys() == types().keys()
+    assert UNLOADED.keys() < types().keys()
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, entries in OTHERS.items() if "sliding_window" in entries))
+def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """Some types rotate in their layers with a window alone: in a model without these, positions change nothing."""
+    entries = {**OTHERS[kind], "layer_types": ["full_attention"] * 2}
+    config = build(tmp_path / "model", kind, entries, tiny_folder)
+    model: Any = load_model(tmp_path / "model", "float32", "cpu")
+    ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with prepared(model, Contestant(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
+            rotates = not torch.equal(model(ids).logits, plain)
+    assert rotates == (kind not in FULL_UNROTATED)
+
+
+def write() -> None:
+    """Write the table into the documentation."""
+    from made_models import make_model
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = make_model(Path(scratch) / "tokenizer")
+        for name, (kind, entries) in types().items():
+            folder = Path(scratch) / kind / str(len(rows))
+            rows[name] = cells(outcomes(folder, name, build(folder, kind, entries, tokenizer), checked))
+    before, _, after = README.read_text(encoding="utf-8").partition(HEADING)
+    intro = after.partition("| model type")[0]
+    README.write_text(before + HEADING + intro + section(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
