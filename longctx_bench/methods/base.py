@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field
 
+from longctx_bench.errors import UserError
 from longctx_bench.methods import keeping
 from longctx_bench.methods.positions import Positions, read
 from longctx_bench.specs import Spec
