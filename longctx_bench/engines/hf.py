@@ -28,6 +28,7 @@ from longctx_bench.engines.likelihood import Tail, refuse_scaled_logits, request
 from longctx_bench.engines.reading import eos_ids
 from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
+from longctx_bench.methods.attending import refuse_unmasked
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
 _POOLS = {"cpu": 1, "cuda": 4}
@@ -267,6 +268,7 @@ def prepared(model: PreTrainedModel, contestant: Contestant, length: int) -> Ite
     """Apply a method to a loaded model for the duration of a block; the model is as before afterwards."""
     overrides = contestant.method.model_overrides(contestant.base, length)
     with _overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
+        refuse_unmasked(model)
         yield
 
 
