@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
+from longctx_bench.code_identity import Code
 from longctx_bench.data import digest, is_local, pinned
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
@@ -69,6 +70,8 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
         UserError: a task's parameters or metric are wrong.
     """
     cells = []
+    # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
+    codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     for task in spec.tasks:
         kind = benchmarks[task.name].kind
@@ -92,6 +95,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
                         described = _cell_spec(spec, variant, task, benchmarks[task.name], length, engine, digests)
+                        described |= _code(method=variant.code, task=codes[task.name])
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
                         done = not spec.rerun and store.done(cell, described, n)
@@ -117,6 +121,12 @@ def _params(benchmark: Benchmark) -> dict[str, Any]:
     """Return a benchmark's parameters; a local file in place of a named source by that name, its digest tells it."""
     aliases = {name: source.alias for name, source in _sources(benchmark).items() if getattr(source, "alias", None)}
     return benchmark.model_dump(mode="json") | aliases
+
+
+def _code(**parts: Code | None) -> dict[str, Any]:
+    """Return the sources of plug-ins; no entry without any, so that a cell from before there was one stays the same."""
+    found = {part: code.record() for part, code in parts.items() if code is not None}
+    return {"code": found} if found else {}
 
 
 def _cell_spec(

@@ -11,11 +11,12 @@ from typing import Any
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.beside_weights import fits
+from longctx_bench.code_identity import Code
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import shipped_folder
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.exported import Exported
-from longctx_bench.plugins import load_class
+from longctx_bench.plugins import Loaded, load
 from longctx_bench.specs import (
     DataSpec,
     Groups,
@@ -43,6 +44,8 @@ class Variant:
     method: Method
     source: Source
     """The base's own weights, or the checkpoint that the method needs."""
+    code: Code | None = None
+    """The source of a method that is not this package's own."""
 
     @property
     def name(self) -> str:
@@ -79,6 +82,7 @@ class Registry:
         self.groups: dict[str, list[str]] = {}
         self.sources: dict[str, DataSpec] = {}
         self._folders: dict[str, Path] = {}
+        self._benchmarks: dict[str, Loaded[Benchmark]] = {}
         for folder in (shipped_folder("baselines"), *self.baselines):
             self._read_baselines(_existing(folder, "--baselines"))
         self._read_plugins()
@@ -138,7 +142,7 @@ class Registry:
         )
 
     def _variant(self, method_name: str, model: ModelSpec) -> Variant:
-        spec, kind = self.methods[method_name], self._kind(method_name)
+        spec, (kind, code) = self.methods[method_name], self._loaded(method_name)
         own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
             recipe = f"{kind.checkpoint}-{model.name}"
@@ -153,7 +157,7 @@ class Registry:
         method = validate(kind, params, f"method {method_name}")
         source = own.source if own else model.source
         try:
-            return Variant(model, spec, method.calibrated(fits(source, kind.tunable)), source)
+            return Variant(model, spec, method.calibrated(fits(source, kind.tunable)), source, code)
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
@@ -163,16 +167,16 @@ class Registry:
         Raises:
             UserError: the method's class cannot be loaded here.
         """
-        kind = load_class(spec.use, Method, f"baselines/{spec.name}", self._folders.get(spec.name))  # type: ignore[type-abstract]
-        return Variant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source)
+        kind, code = self._loaded(spec.name)
+        return Variant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
 
-    def _kind(self, method: str) -> type[Method]:
+    def _loaded(self, method: str) -> Loaded[Method]:
         where, folder = f"baselines/{method}", self._folders.get(method)
-        return load_class(self.methods[method].use, Method, where, folder)  # type: ignore[type-abstract]
+        return load(self.methods[method].use, Method, where, folder)  # type: ignore[type-abstract]
 
     def _other(self, name: str, method: str | None = None) -> Variant:
         """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
-        kind = self._kind(method) if method is not None else None
+        kind = self._loaded(method)[0] if method is not None else None
         model, mark = unlisted(name, kind.checkpoint if kind is not None else None)
         if mark is None:
             if (
@@ -246,11 +250,21 @@ class Registry:
         Raises:
             UserError: the class cannot be loaded or a parameter is wrong.
         """
-        where = f"task {task.name}"
-        folder = self._folders.get(f"task:{task.name}")
-        kind = load_class(task.use, Benchmark, where, folder)  # type: ignore[type-abstract]
+        if task.name not in self._benchmarks:
+            self.benchmark_code(task)
         sources = {name: spec.source for name, spec in self.sources.items()}
-        return validate(kind, task.params, where, {"sources": sources, "folder": folder})
+        context = {"sources": sources, "folder": self._folders.get(f"task:{task.name}")}
+        return validate(self._benchmarks[task.name].kind, task.params, f"task {task.name}", context)
+
+    def benchmark_code(self, task: TaskSpec) -> Code | None:
+        """Load a task's class anew, for all that :meth:`benchmark` builds from then on; return a plug-in's source.
+
+        Raises:
+            UserError: the class cannot be loaded.
+        """
+        loaded = load(task.use, Benchmark, f"task {task.name}", self._folders.get(f"task:{task.name}"))  # type: ignore[type-abstract]
+        self._benchmarks[task.name] = loaded
+        return loaded.code
 
     # -- reading ------------------------------------------------------------------------------------------------
 

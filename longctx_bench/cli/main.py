@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from longctx_bench.cli.check import check_command
 from longctx_bench.cli.compare import compare_command
 from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.export import export_command
@@ -51,6 +52,7 @@ cli.add_command(calibrate_command)
 cli.add_command(export_command)
 cli.add_command(probe_group)
 cli.add_command(parity_command)
+cli.add_command(check_command)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from longctx_bench.engines.overriding import overridden, refuse_beyond, refuse_s
 from longctx_bench.engines.reading import eos_ids
 from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
+from longctx_bench.methods.attending import refuse_unmasked
 from longctx_bench.methods.positions import pinned
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
@@ -289,4 +290,5 @@ def prepared(model: PreTrainedModel, contestant: Contestant, length: int) -> Ite
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
     with overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
+        refuse_unmasked(model)
         yield

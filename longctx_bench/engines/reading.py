@@ -72,8 +72,12 @@ class Reader:
         wanted = sent(wanted.clamp(max=whole - first - 1), device)
         return logits.gather(1, wanted[:, :, None].expand(-1, -1, logits.shape[-1]))
 
-    def feed(self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor | None, keep: int) -> torch.Tensor:
+    def feed(
+        self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor | None, keep: int | torch.Tensor
+    ) -> torch.Tensor:
         """Read on: tokens ``[rows, tokens]`` behind what the cache holds; return the last ``keep`` logits of each.
+
+        A tensor as ``keep`` names the tokens by their places in ``ids``.
 
         ``told`` is ``[rows, all tokens]``: False where neither cache nor ``ids`` holds anything to attend to; None
         where they do everywhere.

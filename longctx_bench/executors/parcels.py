@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longctx_bench.code_identity import Code
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.registry import Registry, Variant
@@ -41,6 +42,8 @@ class VariantParts:
     digest: str | None
     """Of weights that are named by a path; the other machine must find the same ones there."""
     base: Base
+    code: Code | None = None
+    """The source of a method that is not longctx-bench's own; the other machine must have the same."""
 
 
 def pack(registry: Registry) -> Parcel:
@@ -72,7 +75,7 @@ def parts(variant: Variant, base: Base, digest: str | None) -> VariantParts:
     source = variant.source
     if isinstance(source, PathSource):
         source = source.model_copy(update={"path": source.path.resolve()})
-    return VariantParts(variant.model, variant.spec, variant.method.model_dump(), source, digest, base)
+    return VariantParts(variant.model, variant.spec, variant.method.model_dump(), source, digest, base, variant.code)
 
 
 def _zipped(folders: Sequence[Path]) -> tuple[bytes, ...]:

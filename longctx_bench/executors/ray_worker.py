@@ -173,6 +173,11 @@ class Worker:
 
         given = order.variant
         variant = self._registry.rebuilt(given.model, given.spec, given.params, given.source)
+        if variant.code != given.code:
+            raise UserError(
+                f"method {given.spec.name}: {given.spec.use} is other code than on the machine of the run; install "
+                f"the same version on all nodes"
+            )
         return Contestant(given.base, variant.method, order.length)
 
     def _guarded(self, work: Callable[[], T]) -> T | Failure:

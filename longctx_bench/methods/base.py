@@ -83,6 +83,8 @@ class Method(Spec, ABC):
     """The key under a model's ``checkpoints`` whose weights the method takes in place of the base's own."""
     needs_checkpoint: ClassVar[bool] = True
     """Whether a method that names a ``checkpoint`` means nothing on the base's own weights."""
+    changes_at_1x: ClassVar[bool] = False
+    """Whether it changes what the base reads within its training context, too; ``longctx-bench check`` asks."""
     tunable: ClassVar[str | None] = None
     """What ``longctx-bench calibrate`` tunes: the key of this method's fits in ``calibration.json``."""
 

@@ -76,6 +76,7 @@ class NoPE(Method):
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "nope"
     needs_checkpoint: ClassVar[bool] = False
+    changes_at_1x: ClassVar[bool] = True
     tunable: ClassVar[str | None] = "temperature"
     # A model trained under softer softmaxes wants a sharper one than others at the same length.
     tunable_span: ClassVar[float] = 1.1

@@ -89,6 +89,8 @@ def certify(
             "method": cell.spec["method"],
             "weights": cell.spec["weights"],
             "digests": cell.spec["digests"],
+            # As in a cell: there where the method is a plug-in.
+            **({"code": cell.spec["code"]} if "code" in cell.spec else {}),
             "task": spec.tasks[0].name,
             "seed": spec.seed,
             "dtype": hf.dtype,

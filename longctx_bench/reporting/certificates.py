@@ -13,6 +13,7 @@ from longctx_bench.untrusted import Unreadable, parse_object, read_content
 _SAME = {
     "model": ("spec.model", "model"),
     "method's parameters": ("spec.method", "method"),
+    "method's code": ("spec.code.method", "code.method"),
     "weights": ("spec.weights", "weights"),
     "digest of the weights": ("spec.digests.weights", "digests.weights"),
     "dtype": ("spec.dtype", "dtype"),
