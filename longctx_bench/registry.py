@@ -179,12 +179,8 @@ class Registry:
         kind = self._loaded(method)[0] if method is not None else None
         model, mark = unlisted(name, kind.checkpoint if kind is not None else None)
         if mark is None:
-            if (
-                kind is not None
-                and kind.checkpoint
-                and kind.needs_checkpoint
-                and model.native_method != kind.checkpoint
-            ):
+            needed = kind.checkpoint if kind is not None and kind.needs_checkpoint else None
+            if kind is not None and needed not in (None, model.native_method):
                 raise UserError(
                     f"{method}:{name}: its config does not say that it is a {kind.checkpoint} checkpoint; if it is "
                     f"one, list it under 'checkpoints' of its base in a models.yaml (--baselines)"
