@@ -65,8 +65,3 @@ def test_the_environment_of_vllm_differs_in_numpy_alone() -> None:
     )
     assert {name for name in tested.keys() & vllm.keys() if tested[name] != vllm[name]} == {"numpy"}
     assert len(tested.keys() & vllm.keys()) > 50
-
-
-def test_no_module_is_long() -> None:
-    for module in (ROOT / "longctx_bench").rglob("*.py"):
-        assert len(module.read_text(encoding="utf-8").splitlines()) <= 300, module
