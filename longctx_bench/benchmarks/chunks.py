@@ -18,7 +18,7 @@ _WORD = 64
 """Characters of the longest word that is remembered."""
 _MOST = 1 << 18
 """Words that are remembered, and pieces of words; random ones, as uuids are, would fill the memory."""
-_MOST_TEXT = 1 << 24
+_MOST_TEXT = 1 << 22
 """Characters of all sentences that are remembered."""
 
 _CUT = re.compile(r"(?<=\S) ")
