@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from longctx_bench.files import replacing
+from longctx_bench.files import append, replacing
 from longctx_bench.records import Example
-from longctx_bench.untrusted import Unreadable, lines
+from longctx_bench.untrusted import Unreadable, line_blocks
 
 _EDGE = 700
 """Characters of a prompt's beginning and end that are kept."""
 _BEFORE, _AFTER = 80, 20
 """Characters around a reference that show what it was hidden in."""
 _NEEDLES = 8
+_REWRITTEN = 8 << 20
+"""Bytes of a file that is written anew with what is added to it; a larger one is appended to."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,30 @@ def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str
 
 
 def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
-    """Add the examples that a file lacks, all at once: a kill leaves the file as it was.
+    """Add the examples that a file lacks: a kill leaves it as it was, or with a cut line that the next call removes.
 
     Raises:
         UserError: the file cannot be written.
     """
-    known = {found.hash for _, found in _kept(path)}
-    missing = {example.hash: example for example in examples if example.hash not in known}
+    missing = {example.hash: example for example in examples}
+    whole = True
+    for _, found in _lines(path):
+        whole = whole and found is not None
+        if found is not None:
+            missing.pop(found.hash, None)
     if not missing:
         return
+    added = (json.dumps(asdict(excerpt(example))).encode() + b"\n" for example in missing.values())
+    if whole and path.exists() and not path.is_symlink() and path.stat().st_size > _REWRITTEN:
+        append(path, b"".join(added))
+        return
+    known = set[str]()
     with replacing(path) as temporary, temporary.open("wb") as file:
         for line, found in _kept(path):
-            if found.hash in known:
-                known.remove(found.hash)
+            if found.hash not in known:
+                known.add(found.hash)
                 file.write(line + b"\n")
-        for example in missing.values():
-            file.write(json.dumps(asdict(excerpt(example))).encode() + b"\n")
+        file.writelines(added)
 
 
 def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
@@ -102,8 +111,23 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
 
 def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
     """Yield the lines of a file that are excerpts, one after the other: all of a cell's may be more than the memory."""
-    # What can be read of a file with a line that is too long is what stands before that line.
-    with suppress(FileNotFoundError, Unreadable):
-        for line in lines(path):
-            with suppress(ValueError, RecursionError):
-                yield line, msgspec.json.decode(line, type=Excerpt)
+    return ((line, found) for line, found in _lines(path) if found is not None)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Excerpt | None]]:
+    """Yield the lines of a file with what they are; the last is None where what follows cannot be read."""
+    try:
+        for block in line_blocks(path):
+            for line in block.removesuffix(b"\n").split(b"\n"):
+                try:
+                    yield line, msgspec.json.decode(line, type=Excerpt)
+                except (ValueError, RecursionError):
+                    yield line, None
+            if not block.endswith(b"\n"):
+                # A line that was cut off, if only its end was.
+                yield b"", None
+    except FileNotFoundError:
+        return
+    except Unreadable:
+        # What can be read of a file with a line that is too long is what stands before that line.
+        yield b"", None

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
 from longctx_bench import provenance
+from longctx_bench.benchmarks.base import example_id
 from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.errors import DiskFull, DoesNotFit, UserError
-from longctx_bench.executors.base import Executor, HarnessSettings, RemoteError, Result, Work
+from longctx_bench.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
 from longctx_bench.methods.base import Method
 from longctx_bench.plan import PlannedCell, RunSpec
-from longctx_bench.prompts import PromptCache
+from longctx_bench.prompts import Part, PromptCache
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import ALL, Registry
 from longctx_bench.store import ResultStore, spec_hash
@@ -99,24 +101,28 @@ class Runner:
                 try:
                     self._keep(result, outcome)
                 except Exception as error:  # noqa: BLE001 (a method or benchmark of someone's own may raise anything)
-                    already, result.work.closed = result.work.closed, True
-                    if not already:
-                        self._ended(outcome, result.work.planned, error)
+                    self._close(result.work.cell, outcome, error)
         return outcome
 
     def _opened(self, cells: Sequence[PlannedCell], outcome: Outcome) -> Iterator[Work]:
-        """Yield the cells that have something to run, each opened when it is asked for."""
+        """Yield what there is to run, each part of a cell opened when it is asked for."""
         cache = PromptCache(self.registry, self.spec)
         for planned in cells:
             try:
-                work = self._harness_work(planned) if planned.kind == "lm_eval" else self._work(planned, cache)
-                if not work.left:
-                    self._finish(work, self.executor.engine.describe(), outcome)
-                    continue
+                cell = self._open(planned)
             except Exception as error:  # noqa: BLE001 (as in run)
                 self._ended(outcome, planned, error)
                 continue
-            yield work
+            try:
+                yield from self._harness_work(cell) if planned.kind == "lm_eval" else self._parts(cell, cache, outcome)
+            except Exception as error:  # noqa: BLE001 (as in run)
+                self._close(cell, outcome, error)
+
+    def _close(self, cell: OpenCell, outcome: Outcome, error: Exception) -> None:
+        """Run no more of a cell, and note why, once; raises as :meth:`_ended`."""
+        already, cell.closed = cell.closed, True
+        if not already:
+            self._ended(outcome, cell.planned, error)
 
     def _ended(self, outcome: Outcome, planned: PlannedCell, error: Exception) -> None:
         """Note a cell that cannot be finished.
@@ -146,68 +152,96 @@ class Runner:
         with suppress(UserError):
             self.store.fail(planned.cell, planned.spec, reason)
 
-    def _work(self, planned: PlannedCell, cache: PromptCache) -> Work:
+    def _open(self, planned: PlannedCell) -> OpenCell:
         folder = checkpoint_folder(planned.variant.source)
         base = planned.variant.base(read_config(folder))
-        contestant = Contestant(base, planned.variant.method, planned.cell.length)
         # Refuses a method that this base cannot take before anything heavy is loaded.
-        planned.variant.method.model_overrides(base, planned.cell.length)
+        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
+        return OpenCell(
+            planned, folder, Contestant(base, planned.variant.method, planned.cell.length), overrides=overrides
+        )
+
+    def _parts(self, cell: OpenCell, cache: PromptCache, outcome: Outcome) -> Iterator[Work]:
+        """Yield the parts of a cell that have something to run."""
+        planned = cell.planned
         if type(planned.variant.method).prompt is Method.prompt:
-            self._refuse_impossible(planned, folder, planned.cell.length)
-        known = {example.id: example for example in cache.examples(planned, folder)}
-        if not known:
+            self._refuse_impossible(planned, cell.folder, planned.cell.length)
+        # No part is referred to here while the next one is written.
+        for work in map(partial(self._work, cell, cache), cache.parts(planned, cell.folder)):
+            if work.left:
+                yield work
+            else:
+                work.release()
+            if cell.closed:
+                return
+        if not cell.examples:
             raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
-        requests = cache.requests(planned, folder, base)
+        if not work.left and not cell.running:
+            self._finish(cell, self.executor.engine.describe(), outcome)
+
+    def _work(self, cell: OpenCell, cache: PromptCache, part: Part) -> Work:
+        planned, base = cell.planned, cell.contestant.base
+        known = {example.id: example for example, _ in part.made}
+        requests = cache.requests_of(part.made, planned, cell.folder, base)
         longest = max(map(total_tokens, requests))
-        self._refuse_impossible(planned, folder, longest)
-        overrides = planned.variant.method.model_overrides(base, planned.cell.length or longest)
-        # What is refused above leaves no trace of a cell.
-        have = self.store.start(planned.cell, planned.spec, self.spec.rerun, self.progress.note)
-        for name, stored in have.items():
-            if name in known and stored != known[name].hash:
+        self._refuse_impossible(planned, cell.folder, longest)
+        cell.longest = max(cell.longest, longest)
+        cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.longest)
+        if part.first:
+            # What is refused above leaves no trace of a cell.
+            cell.have = self.store.start(planned.cell, planned.spec, self.spec.rerun, self.progress.note)
+        for name, example in known.items():
+            if name in cell.have and cell.have[name] != example.hash:
                 raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --rerun")
         self.store.keep_excerpts(planned.cell, known.values())
-        missing = sum(request.example_id not in have for request in requests)
-        self.progress.cell(planned, missing)
-        return Work(planned, folder, contestant, requests, known, have.keys(), overrides=overrides, left=missing)
+        missing = sum(request.example_id not in cell.have for request in requests)
+        if part.first:
+            stored = sum(name < example_id(planned.n) for name in cell.have)
+            cell.left = missing if part.last else planned.n - stored
+            self.progress.cell(planned, cell.left)
+        cell.examples += len(known)
+        cell.running += missing > 0
+        cell.complete = part.last
+        return Work(cell, requests, known, left=missing)
 
-    def _harness_work(self, planned: PlannedCell) -> Work:
-        folder = checkpoint_folder(planned.variant.source)
-        base = planned.variant.base(read_config(folder))
-        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
+    def _harness_work(self, cell: OpenCell) -> Iterator[Work]:
+        planned = cell.planned
         self.progress.cell(planned, planned.n)
-        contestant = Contestant(base, planned.variant.method, planned.cell.length)
         limit = None if planned.n == ALL else planned.n
+        cell.left = _units(planned)
         settings = HarnessSettings(limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
-        return Work(planned, folder, contestant, harness=settings, overrides=overrides, left=_units(planned))
+        yield Work(cell, harness=settings)
 
     def _keep(self, result: Result, outcome: Outcome) -> None:
         """Store what a batch brought, and finish its cell after the last one."""
-        work = result.work
+        work, cell = result.work, result.work.cell
         if result.error is not None:
             raise result.error
         assert result.answer is not None
-        answer, cell = result.answer, work.planned.cell
-        work.peak = max((peak for peak in (work.peak, answer.peak) if peak is not None), default=None)
+        answer, planned = result.answer, cell.planned
+        cell.peak = max((peak for peak in (cell.peak, answer.peak) if peak is not None), default=None)
         if answer.whole is not None:
             # Only now is a cell from before replaced: what fails before takes nothing away.
-            self.store.start(cell, work.planned.spec, rerun=True, note=self.progress.note)
-            self.store.append(cell, answer.finished)
+            self.store.start(planned.cell, planned.spec, rerun=True, note=self.progress.note)
+            self.store.append(planned.cell, answer.finished)
             whole = asdict(answer.whole)
-            self._finish(work, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
+            self._finish(cell, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
             return
-        fresh = [item for item in answer.finished if item.record["id"] not in work.have]
-        self.store.append(cell, fresh)
-        work.left -= len(fresh)
+        fresh = [item for item in answer.finished if item.record["id"] not in cell.have]
+        self.store.append(planned.cell, fresh)
+        cell.left -= len(fresh)
         self.progress.advance(len(fresh))
-        if result.last and not work.closed:
-            self._finish(work, answer.engine, outcome)
+        if result.last:
+            work.release()
+            cell.running -= 1
+            if cell.complete and not cell.running and not cell.closed:
+                self._finish(cell, answer.engine, outcome)
 
-    def _finish(self, work: Work, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
-        known = _known(peak_memory=work.peak, executor=self.executor.describe())
-        self.store.finish(work.planned.cell, self._summary(work, engine) | known | own)
-        self.progress.end_cell(work.planned, work.left)
-        outcome.finished.append(work.planned.cell)
+    def _finish(self, cell: OpenCell, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
+        known = _known(peak_memory=cell.peak, executor=self.executor.describe())
+        self.store.finish(cell.planned.cell, self._summary(cell, engine) | known | own)
+        self.progress.end_cell(cell.planned, cell.left)
+        outcome.finished.append(cell.planned.cell)
 
     def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
@@ -223,31 +257,31 @@ class Runner:
                 f"--dtype bfloat16"
             )
 
-    def _summary(self, work: Work, engine: dict[str, Any]) -> dict[str, Any]:
-        planned, cell = work.planned, work.planned.cell
-        records = self.store.records(cell)
-        if len(records) < len(work.examples):
+    def _summary(self, open_cell: OpenCell, engine: dict[str, Any]) -> dict[str, Any]:
+        planned, cell = open_cell.planned, open_cell.planned.cell
+        totals = _Totals.of(self.store.records(cell))
+        if totals.n < open_cell.examples:
             raise UserError(
-                f"{self.store.path(cell)}: records.jsonl holds {len(records)} of {len(work.examples)} examples before "
+                f"{self.store.path(cell)}: records.jsonl holds {totals.n} of {open_cell.examples} examples before "
                 f"the first that is missing; run again with --rerun"
             )
         method = planned.variant.method
-        longest = cell.length or max(record["prompt_tokens"] for record in records) + planned.task.max_new_tokens
-        tuning = method.tuning(work.contestant.base, longest)
+        longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
+        tuning = method.tuning(open_cell.contestant.base, longest)
         return {
             "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
             "original_length": planned.variant.model.original_length,
             "metric": planned.task.metric,
-            "score": _mean(records),
-            "n": len(records),
+            "score": totals.score,
+            "n": totals.n,
             # The data holds no more, whatever number is asked for.
-            "exhausted": len(work.examples or records) < planned.n,
-            "prompt_tokens": sum(record["prompt_tokens"] for record in records),
-            "new_tokens": sum(record["new_tokens"] for record in records),
+            "exhausted": (open_cell.examples or totals.n) < planned.n,
+            "prompt_tokens": totals.prompt_tokens,
+            "new_tokens": totals.new_tokens,
             "seconds": self.store.seconds(cell),
             "factor": method.factor or max(1.0, longest / planned.variant.model.original_length),
             "factor_source": _factor_source(planned),
-            "applied": work.overrides,
+            "applied": open_cell.overrides,
             "tuning": tuning and tuning._asdict(),
             "spec_hash": spec_hash(planned.spec),
             "spec": planned.spec,
@@ -257,11 +291,36 @@ class Runner:
         }
 
 
-def _mean(records: Sequence[Mapping[str, Any]]) -> float:
-    """Return the mean over examples; of losses, over the tokens that were scored."""
-    weights = [record.get("scored", 1) for record in records]
-    total = fsum(record["score"] * weight for record, weight in zip(records, weights, strict=True))
-    return total / float(sum(weights))
+@dataclass
+class _Totals:
+    """What is summed up over a cell's records."""
+
+    score: float = 0.0
+    """The mean over examples; of losses, over the tokens that were scored."""
+    n: int = 0
+    scored: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    longest_prompt: int = 0
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> _Totals:
+        """Sum up in one pass, holding one record at a time."""
+        totals = cls()
+
+        def weighted() -> Iterator[float]:
+            for record in records:
+                weight = record.get("scored", 1)
+                totals.n += 1
+                totals.scored += weight
+                totals.prompt_tokens += record["prompt_tokens"]
+                totals.new_tokens += record["new_tokens"]
+                totals.longest_prompt = max(totals.longest_prompt, record["prompt_tokens"])
+                yield record["score"] * weight
+
+        total = fsum(weighted())
+        totals.score = total / float(totals.scored)
+        return totals
 
 
 def _known(**values: Any) -> dict[str, Any]:

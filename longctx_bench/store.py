@@ -19,13 +19,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from longctx_bench.by_example import NumbersById
 from longctx_bench.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
 from longctx_bench.errors import UserError
 from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
@@ -35,13 +38,13 @@ from longctx_bench.files import (
     make_folder,
     not_written,
     plain_name,
+    replacing,
     sync_folder,
     write_json,
-    write_text,
 )
 from longctx_bench.records import Cell, Example, Finished
 from longctx_bench.stored_lines import RecordLine, TimingLine, put_aside, sound
-from longctx_bench.untrusted import read_object, read_objects
+from longctx_bench.untrusted import objects_at, placed_objects, read_object, read_objects
 
 __all__ = ["ResultStore", "before_gap", "cell_parts", "read_object", "read_objects", "spec_hash"]
 
@@ -93,7 +96,7 @@ class ResultStore:
 
     def start(
         self, cell: Cell, spec: dict[str, Any], rerun: bool = False, note: Callable[[str], None] = lambda line: None
-    ) -> dict[str, str]:
+    ) -> Mapping[str, str]:
         """Open a cell for writing and return what it has already under the same spec: hashes by example id.
 
         Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``. A line that is no
@@ -161,9 +164,12 @@ class ResultStore:
         append(folder / "records.jsonl", records.encode(), _KEPT)
 
     def finish(self, cell: Cell, summary: dict[str, Any]) -> None:
-        """Order a cell's records by example and write ``cell.json``, last and atomically."""
+        """Order a cell's records by example, one after the other, and write ``cell.json``, last and atomically."""
         folder = self.path(cell)
-        write_text(folder / "records.jsonl", "".join(_line(record) for record in self._all_records(cell)))
+        path = folder / "records.jsonl"
+        places = _places(path)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, _records_at(path, places.values())))
         write_json(folder / "cell.json", summary)
         (folder / "started.json").unlink(missing_ok=True)
 
@@ -203,34 +209,29 @@ class ResultStore:
         # Excerpts go by their hashes: that an old file may be two cells' takes nothing away from either.
         return old if old.exists() and not path.exists() else path
 
-    def records(self, cell: Cell) -> list[dict[str, Any]]:
-        """Return a cell's records, ordered by example, up to the first that is missing.
+    def records(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        """Return a cell's records, ordered by example, up to the first that is missing; they are read one by one.
 
         What an interrupted larger run left behind a gap counts only once the gap is filled: the longest prompts
         are run first and would bias a mean.
-        """
-        found = self._all_records(cell)
-        return found[: before_gap([record["id"] for record in found])]
-
-    def _all_records(self, cell: Cell) -> list[dict[str, Any]]:
-        """Return a cell's records by example, each once.
 
         Raises:
             UserError: a line is no record, or contradicts another one.
         """
-        found: dict[str, dict[str, Any]] = {}
-        for number, record in enumerate(read_objects(path := self.path(cell) / "records.jsonl"), 1):
-            if not isinstance(record.get("id"), str):
-                raise UserError(f"{path}: line {number} has no id")
-            if found.setdefault(record["id"], record) != record:
-                raise UserError(f"{path}: line {number} differs from another one of example {record['id']!a:.40}")
-        return [found[name] for name in sorted(found)]
+        path = self.path(cell) / "records.jsonl"
+        places = _places(path)
+        return _records_at(path, islice(places.values(), before_gap(places)))
 
     def seconds(self, cell: Cell) -> float:
         """Return the wall time that a cell's examples took, over all the runs that it needed."""
-        lines = (line for line in read_objects(self.path(cell) / "timings.jsonl") if sound(line, TimingLine) is None)
-        spent = {line["id"]: float(line["seconds"]) for line in lines}
-        return round(sum(spent.values()), 3)
+        rows, spent = NumbersById(), array("d")
+        for line in read_objects(self.path(cell) / "timings.jsonl"):
+            if sound(line, TimingLine) is not None:
+                continue
+            row = rows.setdefault(line["id"], len(spent))
+            # The last one counts.
+            spent[row : row + 1] = array("d", [line["seconds"]])
+        return round(sum(spent), 3)
 
     def folders(self) -> list[Path]:
         """Return the folders of all cells, finished or not, in a stable order.
@@ -265,10 +266,32 @@ class ResultStore:
         return target
 
 
-def before_gap(ids: Sequence[str]) -> int:
+def before_gap(ids: Collection[str]) -> int:
     """Return how many of a cell's example ids, in order, come before the first that is missing."""
     gaps = (place for place, name in enumerate(ids) if name.isdigit() and int(name) != place)
     return next(gaps, len(ids))
+
+
+def _places(path: Path) -> NumbersById:
+    """Return the byte that each example's first record begins at.
+
+    Raises:
+        UserError: a line is no record, or contradicts another one.
+    """
+    places = NumbersById()
+    for number, (place, record) in enumerate(placed_objects(path), 1):
+        name = record.get("id")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: line {number} has no id")
+        first = places.setdefault(name, place)
+        if first != place and next(objects_at(path, (first,))) != record:
+            raise UserError(f"{path}: line {number} differs from another one of example {name!a:.40}")
+    return places
+
+
+def _records_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
+    # A cell may have no records, and then no file.
+    return objects_at(path, places) if path.exists() else iter(())
 
 
 def _line(value: dict[str, Any]) -> str:

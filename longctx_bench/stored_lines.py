@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from longctx_bench.by_example import HashesById
 from longctx_bench.errors import UserError
 from longctx_bench.files import append, replacing
 from longctx_bench.untrusted import object_of_line
@@ -44,7 +45,7 @@ def sound(line: dict[str, Any], kind: Kind) -> str | None:
     return None
 
 
-def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> dict[str, str]:
+def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> Mapping[str, str]:
     """Move the lines of a cell's file that cannot be gone on with into another file, ``records.damaged.jsonl``.
 
     Those are lines that are not of their kind, and lines of one example that contradict each other: none of them is
@@ -57,31 +58,30 @@ def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> dict[str, 
         note: takes a line for each line that is put aside.
 
     Returns:
-        The example's hash by its id, of the lines that stay; empty for timings.
+        The example's hash by its id, of the lines that stay, in the order of ids; empty for timings.
 
     Raises:
         UserError: the file cannot be read or written.
     """
-    hashes: dict[str, str] = {}
-    contents: dict[str, tuple[int, bytes]] = {}
+    hashes = HashesById()
     refused: dict[int, str] = {}
-    doubled: set[int] = set()
+    repeated: set[str] = set()
     for number, line in _numbered(path):
         loaded = object_of_line(line)
         problem = loaded if isinstance(loaded, str) else sound(loaded, kind)
         if isinstance(loaded, str) or problem is not None:
             refused[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
+        elif kind is TimingLine:
             continue
-        if kind is TimingLine:
-            continue
-        first, content = contents.setdefault(loaded["id"], (number, hashlib.sha256(line).digest()))
-        if first == number:
-            hashes[loaded["id"]] = loaded["hash"]
-        elif content == hashlib.sha256(line).digest():
-            doubled.add(number)
+        elif loaded["id"] in hashes:
+            repeated.add(loaded["id"])
         else:
-            refused[number] = refused[first] = f"contradicts another one of example {loaded['id']!a:.40}"
-            hashes.pop(loaded["id"], None)
+            hashes[loaded["id"]] = loaded["hash"]
+    # Read a second time: what every line says would take as much memory as the file.
+    doubled, contradicting = _compared(path, repeated, refused.keys()) if repeated else (set(), {})
+    for number, name in contradicting.items():
+        refused[number] = f"contradicts another one of example {name!a:.40}"
+        hashes.pop(name, None)
     if refused or doubled:
         _move(path, refused, doubled)
     for number, reason in sorted(refused.items()):
@@ -90,6 +90,24 @@ def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> dict[str, 
     for number in sorted(doubled):
         note(f"{path}: line {number} was there twice; one is kept")
     return hashes
+
+
+def _compared(path: Path, names: Set[str], refused: Set[int]) -> tuple[set[int], dict[int, str]]:
+    """Return the lines that say again what the first of their example says, and those of examples that contradict."""
+    contents: dict[str, tuple[int, bytes]] = {}
+    doubled: set[int] = set()
+    contradicting: dict[int, str] = {}
+    for number, line in _numbered(path):
+        loaded = None if number in refused else object_of_line(line)
+        if not isinstance(loaded, dict) or loaded["id"] not in names:
+            continue
+        digest = hashlib.sha256(line).digest()
+        first, content = contents.setdefault(loaded["id"], (number, digest))
+        if first != number and content == digest:
+            doubled.add(number)
+        elif first != number:
+            contradicting[number] = contradicting[first] = loaded["id"]
+    return doubled, contradicting
 
 
 def _aside(path: Path) -> Path:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +176,41 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
         UserError: a line is longer than :data:`LARGEST_LINE` or not a JSON object, with its number, or the file cannot
             be read.
     """
+    for _, loaded in placed_objects(path):
+        yield loaded
+
+
+def placed_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSON-lines file, each behind the byte that its line begins at; else as `read_objects`."""
+    place = 0
     try:
         for number, line in enumerate(lines(path), 1):
             loaded = object_of_line(line)
             if isinstance(loaded, str):
                 raise UserError(f"{path}: line {number} {loaded}")
-            yield loaded
+            yield place, loaded
+            place += len(line) + 1
     except FileNotFoundError:
         return
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def objects_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the objects whose lines begin at some bytes, in that order, out of a file that was read a moment ago.
+
+    Raises:
+        UserError: the file cannot be read, or is no longer what it was.
+    """
+    try:
+        with opened(path) as raw, BufferedReader(raw) as file:
+            for place in places:
+                file.seek(place)
+                yield parse_object(file.readline(LARGEST_LINE + 1))
+    except (FileNotFoundError, Unreadable) as error:
+        raise UserError(f"{path}: was changed while it was read") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _blocks(file: FileIO) -> Iterator[bytes]:

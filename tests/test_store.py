@@ -401,7 +401,7 @@ def test_a_folder_of_before_is_still_the_cells(
         assert store.path(cell) == out / "runs" / Path(*old_cell_parts(cell))
         assert leads_to(store.path(cell), cell)
         assert store.excerpts(cell)
-    assert store.records(finished_cell)
+    assert list(store.records(finished_cell))
     before = {path: path.read_bytes() for path in out.rglob("records.jsonl")}
     echo(out, 3, "a b", registry=registry)
     assert not (out / "superseded").exists()
@@ -472,7 +472,7 @@ def test_excerpts_and_what_is_replaced_do_not_leave_the_folder(tmp_path: Path) -
     with pytest.raises(UserError, match="prompts: is a symbolic link"):
         store.keep_excerpts(CELL, [Example("000000", "p", "", (), (), 1, 1)])
     assert not list(elsewhere.iterdir())
-    assert store.records(CELL)
+    assert list(store.records(CELL))
 
 
 def test_the_lock_is_no_link(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ _SENTENCE = 32
 """Characters of a sentence below which a line is no prose but a list, whose items come in ever new orders."""
 _WORD = 64
 """Characters of the longest word that is remembered."""
-_MOST = 1 << 18
+_MOST = 1 << 16
 """Words that are remembered, and pieces of words; random ones, as uuids are, would fill the memory."""
-_MOST_TEXT = 1 << 24
+_MOST_TEXT = 1 << 22
 """Characters of all sentences that are remembered."""
 
 _CUT = re.compile(r"(?<=\S) ")

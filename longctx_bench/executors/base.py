@@ -1,9 +1,8 @@
-"""What an executor is: cells that were opened in, the results of their batches out, on whatever runs them."""
+"""What an executor is: parts of cells that were opened in, the results of their batches out, on whatever runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,29 +27,70 @@ class HarnessSettings:
 
 
 @dataclass(eq=False)
-class Work:
-    """A cell that is open: its prompts are written, and what earlier runs measured of it is known."""
+class OpenCell:
+    """A cell that is open: what all parts of it have in common. The runner alone changes it."""
 
     planned: PlannedCell
     folder: Path
     """Of the checkpoint, on this machine."""
     contestant: Contestant
-    requests: Sequence[Request] = ()
-    """All of the cell's, those that are measured already among them: batches are made of all."""
-    examples: Mapping[str, Example] = field(default_factory=dict)
-    """By id."""
-    have: AbstractSet[str] = frozenset()
-    """Ids that are measured already."""
-    harness: HarnessSettings | None = None
-    """Set where lm-eval runs the task whole; there are no requests then."""
+    have: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the examples that are measured already, by id."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """What the method puts into the config, for the record."""
+    examples: int = 0
+    """In the parts that were opened."""
+    longest: int = 0
+    """Tokens of the longest prompt and answer in them."""
     left: int = 0
-    """Examples still to be run; the runner counts."""
+    """Examples still to be run."""
+    running: int = 0
+    """Parts that were opened and are not stored."""
+    complete: bool = False
+    """Whether all parts were opened."""
     peak: int | None = None
     """The most bytes that any of the cell's batches held, where an engine can say."""
     closed: bool = False
-    """Set by the runner when nothing more of this cell is wanted, because it failed."""
+    """Set when nothing more of this cell is wanted, because it failed."""
+
+
+@dataclass(eq=False)
+class Work:
+    """A part of an open cell, all of it unless it has very many examples: their prompts are written."""
+
+    cell: OpenCell
+    requests: Sequence[Request] = ()
+    """All of the part's, those that are measured already among them: batches are made of all."""
+    examples: Mapping[str, Example] = field(default_factory=dict)
+    """By id."""
+    harness: HarnessSettings | None = None
+    """Set where lm-eval runs the task whole; there are no requests then."""
+    left: int = 0
+    """Examples of it that were not measured when it was opened."""
+
+    @property
+    def planned(self) -> PlannedCell:
+        """The cell as it was planned."""
+        return self.cell.planned
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoint, on this machine."""
+        return self.cell.folder
+
+    @property
+    def contestant(self) -> Contestant:
+        """Base, method and length."""
+        return self.cell.contestant
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more of its cell is wanted."""
+        return self.cell.closed
+
+    def release(self) -> None:
+        """Let go of the prompts, whoever still refers to the part: it is stored, and the next one needs the room."""
+        self.requests, self.examples = (), {}
 
     @property
     def per_prompt(self) -> bool:
@@ -63,7 +103,7 @@ class Work:
 
         A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
         """
-        return [batch for batch in batches if any(request.example_id not in self.have for request in batch)]
+        return [batch for batch in batches if any(request.example_id not in self.cell.have for request in batch)]
 
 
 @dataclass(frozen=True)
@@ -91,12 +131,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Result:
-    """One batch of a cell that has been run, or why it could not be."""
+    """One batch of a part that has been run, or why it could not be."""
 
     work: Work
     answer: Answer | None = None
     last: bool = False
-    """True when the cell has no other batch that is still to come."""
+    """True when the part has no other batch that is still to come."""
     error: Exception | None = None
     """In place of an answer; whether it is the user's to put right, the runner decides."""
 
@@ -115,9 +155,10 @@ class Executor(Protocol):
         """What is known of the engines, all alike, that run the batches."""
 
     def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
-        """Run cells, taken one after the other as there is room for them, and give batches as they are done.
+        """Run parts of cells, taken one after the other as there is room for them, and give batches as they are done.
 
-        An error ends its cell and no other. A cell that the caller closes gets no further batches.
+        A cell has one part unless it is very large; the next one is written when it is taken. An error ends its cell
+        and no other. A cell that the caller closes gets no further batches.
 
         Raises:
             UserError: nothing is left that could run a batch.

@@ -27,14 +27,14 @@ class LocalExecutor:
         return self._engine
 
     def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
-        """Run the cells in their order."""
+        """Run the cells in their order, part by part."""
         for work in works:
             try:
-                yield from self._cell(work)
+                yield from self._part(work)
             except Exception as error:  # noqa: BLE001 (whose fault it is, the runner decides)
                 yield Result(work, error=error)
 
-    def _cell(self, work: Work) -> Iterator[Result]:
+    def _part(self, work: Work) -> Iterator[Result]:
         planned = work.planned
         if work.harness is not None:
             benchmark = self._registry.benchmark(planned.task)

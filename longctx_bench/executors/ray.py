@@ -23,23 +23,23 @@ from longctx_bench.registry import Registry
 _DEPTH = 2
 """Tasks a worker holds: one that runs, and one that waits so that it never does."""
 _OPENING = 4
-"""Cells whose batches are being made at a time; each holds its prompts in this process."""
+"""Parts of cells whose batches are being made at a time; each holds its prompts in this process."""
 _ATTEMPTS = 3
 """Workers that a batch may take with it before its cell is given up."""
 
 
 @dataclass(eq=False)
 class Task:
-    """What a worker is asked to do at once: a batch, a task of lm-eval, or (neither) to group a cell's requests."""
+    """What a worker is asked to do at once: a batch, a task of lm-eval, or (neither) to group a part's requests."""
 
-    cell: _OpenCell
+    part: _OpenPart
     batch: Batch = ()
     lost: int = 0
     """Workers that were lost over it."""
 
 
-class _OpenCell:
-    """A cell on its way through the cluster."""
+class _OpenPart:
+    """A part of a cell, all of it unless it is very large, on its way through the cluster."""
 
     def __init__(self, work: Work) -> None:
         planned = work.planned
@@ -145,7 +145,7 @@ class RayExecutor:
         more = True
         while True:
             self._drop_closed()
-            more = more and self._take_cells(works)
+            more = more and self._take_parts(works)
             self._hand_out()
             if not more and not self._ready and not self._pool.busy():
                 return
@@ -169,8 +169,8 @@ class RayExecutor:
         self._pool.close()
         self._leave()
 
-    def _take_cells(self, works: Iterator[Work]) -> bool:
-        """Take cells while the workers may run out of batches; return False when there are no more cells."""
+    def _take_parts(self, works: Iterator[Work]) -> bool:
+        """Take parts of cells while the workers may run out of batches; return False when there are no more."""
         taken: list[list[Task]] = []
         more = True
         while self._opening < _OPENING and len(self._ready) + len(taken) < self._layout.workers:
@@ -178,9 +178,9 @@ class RayExecutor:
             if work is None:
                 more = False
                 break
-            cell = _OpenCell(work)
-            self._opening += cell.left is None
-            taken.append([Task(cell)])
+            part = _OpenPart(work)
+            self._opening += part.left is None
+            taken.append([Task(part)])
         # Ahead of the batches that wait: those keep the other workers busy meanwhile.
         self._ready.extendleft(reversed(taken))
         return more
@@ -191,12 +191,12 @@ class RayExecutor:
                 if not member.queue:
                     member.queue.extend(self._choose(member))
                 task = member.queue.popleft()
-                member.loaded = task.cell.work.folder
-                member.flying[task.cell.send(member, task)] = task
+                member.loaded = task.part.work.folder
+                member.flying[task.part.send(member, task)] = task
 
     def _choose(self, member: Member[Task]) -> list[Task]:
         """Take the first shard of the checkpoint that the worker has loaded; without one, the first of any."""
-        place = next((at for at, shard in enumerate(self._ready) if shard[0].cell.work.folder == member.loaded), 0)
+        place = next((at for at, shard in enumerate(self._ready) if shard[0].part.work.folder == member.loaded), 0)
         shard = self._ready[place]
         del self._ready[place]
         return shard
@@ -210,20 +210,20 @@ class RayExecutor:
         return True
 
     def _arrived(self, task: Task, answer: Any) -> Iterator[Result]:
-        cell = task.cell
-        opens = cell.left is None
+        part = task.part
+        opens = part.left is None
         self._opening -= opens
         if isinstance(answer, Failure):
-            yield Result(cell.work, error=answer.error())
+            yield Result(part.work, error=answer.error())
         elif opens:
-            requests = {request.example_id: request for request in cell.work.requests}
-            batches = cell.work.unfinished([[requests[name] for name in batch] for batch in answer])
-            cell.left = len(batches)
-            self._ready.extend([Task(cell, batch) for batch in s] for s in shards(batches, self._layout.workers))
+            requests = {request.example_id: request for request in part.work.requests}
+            batches = part.work.unfinished([[requests[name] for name in batch] for batch in answer])
+            part.left = len(batches)
+            self._ready.extend([Task(part, batch) for batch in s] for s in shards(batches, self._layout.workers))
         else:
-            assert cell.left is not None
-            cell.left -= 1
-            yield Result(cell.work, answer, last=cell.left == 0)
+            assert part.left is not None
+            part.left -= 1
+            yield Result(part.work, answer, last=part.left == 0)
 
     def _lost(self, member: Member[Task], first: Task, note: Note) -> Iterator[Result]:
         """Put what a lost worker had back in front; the task that it was at counts the loss."""
@@ -231,18 +231,21 @@ class RayExecutor:
         again = [
             task for task in (*member.flying.values(), *member.queue) if task is not first or task.lost < _ATTEMPTS
         ]
-        cells = {task.cell.work.planned.cell for task in again}
+        cells = {task.part.work.planned.cell for task in again}
         if again:
             note(f"a worker on {member.facts.node} was lost; what it had begun of {len(cells)} cells runs again")
         self._ready.extendleft([task] for task in reversed(again))
         if first.lost >= _ATTEMPTS:
-            self._opening -= first.cell.left is None
+            self._opening -= first.part.left is None
             reason = f"{first.lost} workers were lost over the same batch, the last on {member.facts.node}"
-            yield Result(first.cell.work, error=UserError(f"{reason}; its memory may be full: try --batch-tokens"))
+            yield Result(first.part.work, error=UserError(f"{reason}; its memory may be full: try --batch-tokens"))
 
     def _drop_closed(self) -> None:
         """Forget the batches of cells that failed."""
-        kept = ([task for task in shard if not task.cell.work.closed] for shard in self._ready)
+        waiting = [*self._ready, *(member.queue for member in self._pool.members)]
+        # Another part of the cell may have failed before this one was grouped.
+        self._opening -= sum(task.part.work.closed and task.part.left is None for tasks in waiting for task in tasks)
+        kept = ([task for task in shard if not task.part.work.closed] for shard in self._ready)
         self._ready = deque(shard for shard in kept if shard)
         for member in self._pool.members:
-            member.queue = deque(task for task in member.queue if not task.cell.work.closed)
+            member.queue = deque(task for task in member.queue if not task.part.work.closed)

@@ -6,6 +6,7 @@ the latter. Records come one after the other, so that a cell of any size takes l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from longctx_bench.by_example import digest_of
 from longctx_bench.store import before_gap
 from longctx_bench.untrusted import DEEPEST, Unreadable, line_blocks, parse_json, read_content
 
@@ -143,7 +145,7 @@ class Columns(NamedTuple):
 
     scores: NDArray[np.float64]
     hashes: NDArray[np.bytes_]
-    """S32."""
+    """S16: the bytes that the 32 digits stand for."""
     scored: NDArray[np.int64]
     depths: NDArray[np.float64]
     """The first of each example, percent; NaN where it has none."""
@@ -184,7 +186,7 @@ def read_columns(folder: Path) -> Columns:
             ids += own
         number += len(own)
         parts.append(_columns(records))
-    columns = Columns(*map(np.concatenate, zip(*parts, strict=True)))
+    columns = _joined(parts)
     if usual:
         return columns
     order = sorted(range(number), key=ids.__getitem__)
@@ -193,6 +195,13 @@ def read_columns(folder: Path) -> Columns:
     except ValueError as error:
         raise DamagedError("records.jsonl: an example's id is no number") from error
     return columns.at(order)
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    """Join parts of a file, letting go of each column's pieces when it is whole."""
+    pieces = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    return Columns(*(np.concatenate(pieces.pop(0)) for _ in Columns._fields))
 
 
 def read_records(folder: Path) -> Iterator[Record]:
@@ -222,13 +231,18 @@ def count_records(folder: Path) -> int:
 def _columns(records: Sequence[Record]) -> Columns:
     return Columns(
         np.array([record.score for record in records], np.float64),
-        np.array([record.hash for record in records], "S32"),
+        np.array(list(map(_digest, records)), "S16"),
         np.array([record.scored for record in records], np.int64),
         np.array([record.depths[0] if record.depths else math.nan for record in records], np.float64),
         np.array([len(record.depths) for record in records], np.int64),
         np.array([_tokens(record) for record in records], np.int64),
         np.array([-1 if record.words is None else record.words for record in records], np.int64),
     )
+
+
+def _digest(record: Record) -> bytes:
+    """Return 16 bytes that are equal where the hashes are, whatever somebody has for hashes."""
+    return digest_of(record.hash) or hashlib.sha256(record.hash.encode()).digest()[:16]
 
 
 def _tokens(record: Record) -> int:

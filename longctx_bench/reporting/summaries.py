@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class CellSummary:
     scores: NDArray[np.float64] = field(compare=False, repr=False)
     """[n], in the order of examples."""
     hashes: NDArray[np.bytes_] = field(compare=False, repr=False)
-    """[n] of S32, of each example's prompt and references: equal where two cells had the same example."""
+    """[n] of S16, of each example's prompt and references: equal where two cells had the same example."""
     scored: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
     """[n], tokens that each example's score is the mean over: 1 but for losses; empty where that is not known."""
     points: tuple[Point, ...] = ()
@@ -130,6 +130,7 @@ def read_cells(folder: Path) -> Results:
     store = ResultStore(folder)
     results = Results([], [], [])
     certificates = read_certificates(folder)
+    known: dict[str, Any] = {}
     for path in store.folders():
         name = "/".join(path.parts[-4:])
         try:
@@ -137,7 +138,7 @@ def read_cells(folder: Path) -> Results:
             if details is None:
                 results.unfinished.append(f"{name}: {_how_far(path)}")
             else:
-                results.finished.append(_summary(path, details, certificates))
+                results.finished.append(_summary(path, _shared(details, known), certificates))
         except DamagedError as error:
             results.damaged.append(f"{name}: {error}; delete its folder and run again")
     if not results.finished and not results.unfinished:
@@ -150,6 +151,17 @@ def read_cells(folder: Path) -> Results:
             raise UserError(f"{folder}: {what}; name the run's folder itself, {above}")
         raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
     return results
+
+
+def _shared(details: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell's details; objects in them that other cells have as well, engine and environment, are theirs."""
+    shared = dict(details)
+    for name, value in details.items():
+        if name == "spec":
+            shared[name] = _shared(value, known)
+        elif isinstance(value, dict):
+            shared[name] = known.setdefault(json.dumps(value), value)
+    return shared
 
 
 def _how_far(path: Path) -> str:
@@ -185,7 +197,8 @@ def _summary(path: Path, details: dict[str, Any], certificates: Sequence[dict[st
         details=details,
         scores=columns.scores,
         hashes=columns.hashes,
-        scored=columns.scored,
+        # Of all but losses it is 1, which need not be said a hundred thousand times.
+        scored=np.broadcast_to(np.int64(1), columns.scored.shape) if (columns.scored == 1).all() else columns.scored,
         points=_points(columns) if buckets_of(cell.task, cell.length) else (),
         depths=columns.depths if (columns.needles == 1).all() else np.empty(0),
         parity=standing(details, certificates),
@@ -201,7 +214,5 @@ def _by_depth(columns: Columns) -> dict[float, float]:
     if not columns.needles.all():
         place = int(columns.needles.argmin())
         raise DamagedError(f"records.jsonl: example {place} has no depth, its task has a grid of them")
-    scores: dict[float, list[float]] = defaultdict(list)
-    for depth, score in zip(columns.depths.tolist(), columns.scores.tolist(), strict=True):
-        scores[depth].append(score)
-    return {depth: sum(values) / len(values) for depth, values in sorted(scores.items())}
+    scores = {depth: columns.scores[columns.depths == depth].tolist() for depth in np.unique(columns.depths).tolist()}
+    return {depth: sum(values) / len(values) for depth, values in scores.items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from stand_in_ray import Reference, StandInRay
 
 from longctx_bench import provenance, run
 from longctx_bench.errors import UserError
-from longctx_bench.executors import ray_pool
+from longctx_bench.executors import ray_pool, ray_worker
 from longctx_bench.executors.base import RemoteError
 from longctx_bench.executors.parcels import Parcel
+from longctx_bench.executors.ray import RayExecutor, Task
 from longctx_bench.executors.ray_cluster import Layout
 from longctx_bench.executors.ray_pool import Member, Pool
 from longctx_bench.executors.ray_worker import Failure, WorkerFacts
@@ -357,6 +360,74 @@ def test_a_batch_that_takes_two_workers_with_it_is_run_by_the_third(there: Any) 
     ray, out = there("there", dies, workers=1)
     assert len(ray.lost) == 2
     assert records(out) == records(there("here")[1])
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("method", ["batches", "answer"])
+def test_cells_in_parts_lose_no_record(there: Any, monkeypatch: pytest.MonkeyPatch, size: int, method: str) -> None:
+    whole = records(there("here")[1])
+    monkeypatch.setattr("longctx_bench.prompts.PART", size)
+    calls: list[Reference] = []
+
+    def dies(reference: Reference) -> bool:
+        if reference.method == method:
+            calls.append(reference)
+            return len(calls) % 5 == 0
+        return False
+
+    ray, out = there("there", dies)
+    assert ray.lost
+    assert records(out) == whole
+    nothing_twice(out)
+    assert len(list(out.rglob("cell.json"))) == 4
+
+
+def test_a_part_that_fails_ends_its_cell_and_what_waits_of_it(
+    there: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longctx_bench.prompts.PART", 6)
+    grouped: list[str] = []
+    answered: dict[Any, int] = {}
+    batches, answer = ray_worker.Worker.batches, ray_worker.Worker.answer
+
+    def noted(self: Any, order: Any, requests: Any) -> Any:
+        grouped.append(order.task)
+        return batches(self, order, requests)
+
+    def failing(self: Any, order: Any, batch: Any, examples: Any) -> Any:
+        cell = (order.task, order.variant.spec.name)
+        answered[cell] = answered.get(cell, 0) + 1
+        # The second of three batches: the next part of the cell waits already.
+        fails = order.task == "niah" and answered[cell] == 2
+        return Failure("user", "broken") if fails else answer(self, order, batch, examples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ray_worker.Worker, "batches", noted)
+        patched.setattr(ray_worker.Worker, "answer", failing)
+        with pytest.raises(UserError, match="2 cells failed; the first is .*: broken"):
+            there("there", workers=1)
+    assert grouped.count("niah") < 4, "a part that waits is not begun"
+    assert grouped.count("niah_single_1") == 4
+    done = [path.parts[-3] for path in (tmp_path / "there").rglob("cell.json")]
+    assert done == ["niah_single_1"] * 2
+    _, out = there("there")
+    assert records(out) == records(there("here")[1])
+
+
+def test_a_part_that_was_given_up_before_it_was_grouped_is_not_waited_for() -> None:
+    executor = RayExecutor.__new__(RayExecutor)
+    works = [SimpleNamespace(closed=closed) for closed in (True, True, False, False)]
+    opening, batch, other, queued = (
+        Task(SimpleNamespace(work=work, left=left))  # type: ignore[arg-type]
+        for work, left in zip(works, (None, 2, None, 1), strict=True)
+    )
+    executor._ready = deque([[opening], [batch, other]])
+    executor._pool = SimpleNamespace(members=[SimpleNamespace(queue=deque([queued, opening]))])  # type: ignore[assignment]
+    executor._opening = 3
+    executor._drop_closed()
+    assert list(executor._ready) == [[other]]
+    assert list(executor._pool.members[0].queue) == [queued]
+    assert executor._opening == 1
 
 
 def test_idle_workers_take_batches_from_the_busy(there: Any) -> None:
