@@ -20,7 +20,7 @@ from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import LongRoPE
 from longctx_bench.methods.tuning import Law
-from longctx_bench.plugins import load_class
+from longctx_bench.plugins import load
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 
@@ -146,7 +146,7 @@ def methods(base: Base) -> Iterator[tuple[str, Method]]:
     """Return one method for each class that ships, with what it needs besides a base."""
     seen = set()
     for name, spec in sorted(Registry().methods.items(), key=lambda item: (len(item[0]), item[0])):
-        kind = load_class(spec.use, Method, name, None)  # type: ignore[type-abstract]
+        kind, _ = load(spec.use, Method, name, None)  # type: ignore[type-abstract]
         if kind in seen:
             continue
         seen.add(kind)
@@ -260,7 +260,8 @@ def section(rows: dict[str, tuple[str, ...]]) -> str:
 def documented(text: str) -> dict[str, tuple[str, ...]]:
     """Return the rows of the section by type."""
     rows = {}
-    for line in text.splitlines():
+    _, _, behind = text.partition("## Which method runs on which model type")
+    for line in behind.partition("\n## ")[0].splitlines():
         if line.startswith("| `"):
             names, *row = (part.strip() for part in line.strip("|").split("|"))
             rows |= {name.strip("`"): tuple(row) for name in names.split("`, `")}

@@ -32,11 +32,14 @@ def attending(
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    kind = model.config.model_type
     if not getattr(model, "_supports_attention_backend", False):
-        raise UserError(f"a {kind} attends by code of its own, which another attention cannot stand in for")
+        raise UserError(
+            f"a {model.config.model_type} attends by code of its own, which another attention cannot stand in for"
+        )
     if getattr(model.config, "attn_logit_softcapping", None):
-        raise UserError(f"a {kind} caps the logits of its attention, which another attention does not do")
+        raise UserError(
+            f"a {model.config.model_type} caps the logits of its attention, which another attention does not do"
+        )
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, mask or sdpa_mask)
     before = model.config._attn_implementation

@@ -27,14 +27,14 @@ def test_how_many_cells_cannot_be_compared(tasks: int, more: str) -> None:
 
 
 def test_how_small_a_difference_shows() -> None:
-    one, several = cell("pi", hits(50)), [cell("pi", hits(50)), cell("yarn", hits(1))]
+    one, several = cell("pi", hits(50)), [cell("pi", hits(50)), cell("yarn", hits(20, 50))]
     assert "depending" not in size_note([one])
     assert "depending" not in size_note([one, one])
     noted = size_note(several)
-    assert "n = 100 could have shown" in noted
-    assert " to 20 points, depending on the cell;" in noted
+    assert "n = 50 to 100 could have shown" in noted
+    assert "6 to 12 points, depending on the cell" in noted
     assert "n = 50 to 100 could" in scores_note([hits(50), hits(20, 50)], one)
-    losses = cell("pi", [2.0, 3.0, 2.5], metric="token_loss")
+    losses = cell("pi", [2.0, 3.0, 2.5] * 5, metric="token_loss")
     assert "points" not in size_note([losses])
     assert "nats" in size_note([losses])
 
