@@ -94,7 +94,8 @@ def write() -> None:
             rows[name] = cells(outcomes(folder, name, build(folder, kind, entries, tokenizer), checked))
     before, _, after = README.read_text(encoding="utf-8").partition(HEADING)
     intro = after.partition("| model type")[0]
-    README.write_text(before + HEADING + intro + section(rows), encoding="utf-8")
+    _, heading, others = after.partition("\n## ")
+    README.write_text(before + HEADING + intro + section(rows) + heading + others, encoding="utf-8")
 
 
 if __name__ == "__main__":
