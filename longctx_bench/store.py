@@ -46,8 +46,6 @@ from longctx_bench.records import Cell, Example, Finished
 from longctx_bench.stored_lines import RecordLine, TimingLine, put_aside, sound
 from longctx_bench.untrusted import objects_at, placed_objects, read_object, read_objects
 
-__all__ = ["ResultStore", "before_gap", "cell_parts", "read_object", "read_objects", "spec_hash"]
-
 _KEPT = "what was measured before is kept, run the same command again"
 
 

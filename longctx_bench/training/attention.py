@@ -70,7 +70,7 @@ def with_key_bias(
     so that a second dimension holds what rounding leaves of it. Values get zeros: the kernels want one width.
     """
     sequences, heads, length, width = key.shape
-    spare = _HEAD_DIM_STEP - width % _HEAD_DIM_STEP if width % _HEAD_DIM_STEP else _HEAD_DIM_STEP
+    spare = 2 + -(width + 2) % _HEAD_DIM_STEP
     rounded = bias.to(key.dtype)
     rest = (bias - rounded.to(bias.dtype)).to(key.dtype)
     extra = functional.pad(torch.stack((rounded, rest), dim=-1), (0, spare - 2))

@@ -88,6 +88,7 @@ class Batches:
         self.retrieval_share = retrieval_share if pool is not None else 0.0
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._random_crops = random_crops
+        self._shift = lru_cache(maxsize=2)(self._drawn_shift)
 
     def step(self, index: int, first: int = 0, count: int | None = None) -> NDArray[np.int64]:
         """Return sequences ``first`` to ``first + count`` of step ``index``: ``[count, length + 1]`` token ids."""
@@ -145,7 +146,7 @@ class Batches:
         table[self._digits] = np.random.default_rng([self.seed, 2, step, place]).permutation(self._digits)
         return table[row]
 
-    def _shift(self, epoch: int) -> float:
+    def _drawn_shift(self, epoch: int) -> float:
         return float(np.random.default_rng([self.seed, 5, epoch]).random()) if self._random_crops else 0.0
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:

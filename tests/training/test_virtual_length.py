@@ -52,7 +52,7 @@ def test_keys_that_stand_r_times_are_keys_with_ln_r_more(kv_heads: int, qk_norm:
 
 
 @BOTH_KV_HEADS
-@pytest.mark.parametrize("head_dim", [16, 64, 20])
+@pytest.mark.parametrize("head_dim", [16, 64, 20, 15])
 def test_the_bias_is_that_of_a_float_mask_with_its_gradients(kv_heads: int, head_dim: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 4, 24, head_dim, generator=generator, requires_grad=True)
