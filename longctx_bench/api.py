@@ -31,7 +31,7 @@ from longctx_bench.registry import Registry
 from longctx_bench.reporting.length_tables import length_tables
 from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.runner import Runner
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 COLUMNS = [
     "cell", "model", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low", "high",
@@ -247,14 +247,14 @@ def _frame(summaries: Sequence[CellSummary], notes: Sequence[str]) -> ResultFram
             "task": summary.cell.task,
             "length": summary.cell.length,
             "scale": summary.scale,
-            "factor": summary.details["factor"],
-            "factor_source": summary.details["factor_source"],
+            "factor": summary.result.factor,
+            "factor_source": summary.result.factor_source,
             "metric": summary.metric,
             "score": summary.score,
             "low": summary.low,
             "high": summary.high,
             "n": summary.n,
-            "seconds": summary.details["seconds"],
+            "seconds": summary.result.seconds,
         }
         for summary in summaries
     ]

@@ -11,11 +11,12 @@ from longctx_bench.code_identity import Code
 from longctx_bench.data import digest, is_local, pinned
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import METRICS, metric
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import Registry, Variant
 from longctx_bench.specs import Source, TaskSpec
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PlannedCell:
     kind: str
     """The benchmark's: ``generate``, ``loss`` or ``lm_eval``."""
     n: int
-    spec: dict[str, Any]
+    spec: CellSpec
     done: bool
 
 
@@ -94,8 +95,9 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                 # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
-                        described = _cell_spec(spec, variant, task, benchmarks[task.name], length, engine, digests)
-                        described |= _code(method=variant.code, task=codes[task.name])
+                        described = _cell_spec(
+                            spec, variant, task, benchmarks[task.name], codes[task.name], length, engine, digests
+                        )
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
                         done = not spec.rerun and store.done(cell, described, n)
@@ -123,41 +125,57 @@ def _params(benchmark: Benchmark) -> dict[str, Any]:
     return benchmark.model_dump(mode="json") | aliases
 
 
-def _code(**parts: Code | None) -> dict[str, Any]:
-    """Return the sources of plug-ins; no entry without any, so that a cell from before there was one stays the same."""
-    found = {part: code.record() for part, code in parts.items() if code is not None}
-    return {"code": found} if found else {}
-
-
 def _cell_spec(
     spec: RunSpec,
     variant: Variant,
     task: TaskSpec,
     benchmark: Benchmark,
+    code: Code | None,
     length: int,
     engine: EngineFacts,
     digests: Mapping[Source, str | None],
-) -> dict[str, Any]:
-    """Return what a cell's numbers depend on; ``n`` is not in it, so that a larger limit adds to a cell."""
+) -> CellSpec:
+    """Return what a cell's numbers depend on."""
+    method, model = variant.method, variant.model
     local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}
-    return {
-        "model": variant.model.model_dump(mode="json", exclude={"checkpoints", "description"}),
-        "weights": variant.source.model_dump(mode="json"),
-        "method": {
-            "name": variant.spec.name,
-            "use": variant.spec.use,
-            "params": variant.method.model_dump(mode="json"),
-        },
-        "task": {
-            **task.model_dump(mode="json", include={"name", "use", "metric", "max_new_tokens", "protocol"}),
-            # Left out at their defaults, so that a cell from before they existed is still the same one.
-            **task.model_dump(mode="json", include={"stop", "min_new_tokens", "chat_template"}, exclude_defaults=True),
-            "params": _params(benchmark),
-        },
-        "digests": {name: digests[source] for name, source in local.items() if source in digests},
-        "length": length,
-        "seed": spec.seed,
-        "chat_template": spec.chat_template,
-        "engine": engine.name,
-        "dtype": engine.dtype,
-    }
+    # lm-eval's tasks bring metrics of their own.
+    metric_version = METRICS[task.metric].version if task.metric in METRICS else 1
+    plugins = {"method": variant.code, "task": code}
+    return CellSpec(
+        model=ModelRecord(
+            name=model.name,
+            original_length=model.original_length,
+            source=model.source.model_dump(mode="json"),
+            licence=model.licence,
+            native_method=model.native_method,
+        ),
+        weights=variant.source.model_dump(mode="json"),
+        method=MethodRecord(
+            name=variant.spec.name,
+            id=method.component_id(),
+            version=method.version,
+            use=variant.spec.use,
+            params=method.model_dump(mode="json"),
+        ),
+        task=TaskRecord(
+            name=task.name,
+            benchmark=benchmark.component_id(),
+            benchmark_version=benchmark.version,
+            use=task.use,
+            metric=task.metric,
+            metric_version=metric_version,
+            max_new_tokens=task.max_new_tokens,
+            min_new_tokens=task.min_new_tokens,
+            stop=list(task.stop),
+            chat_template=task.chat_template,
+            protocol=task.protocol,
+            params=_params(benchmark),
+        ),
+        digests={name: digests[source] for name, source in local.items() if source in digests},
+        code={part: source.record() for part, source in plugins.items() if source is not None},
+        length=length,
+        seed=spec.seed,
+        chat_template=spec.chat_template,
+        engine=engine.name,
+        dtype=engine.dtype,
+    )

@@ -10,16 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.data import describe
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.excerpts import Excerpt, excerpt, read_excerpts
 from longctx_bench.metrics import METRICS
 from longctx_bench.named_sources import is_known
 from longctx_bench.plain import printable
 from longctx_bench.records import Cell, Example, ending, length_name
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.cell_files import DamagedError, Record, read_records
 from longctx_bench.reporting.summaries import CellSummary, read_cells
 from longctx_bench.specs import Source
-from longctx_bench.store import ResultStore
+from longctx_bench.store.prompt_excerpts import Excerpt, excerpt, read_excerpts
+from longctx_bench.store.reader import DamagedError, read_records
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SampleRecord, plain
 
 
 class _Asked(BaseModel):
@@ -80,7 +81,7 @@ def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) 
     raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
 
 
-def _records(store: ResultStore, cell: Cell) -> Iterator[Record]:
+def _records(store: ResultStore, cell: Cell) -> Iterator[SampleRecord]:
     """Yield a finished cell's records, one after the other.
 
     Raises:
@@ -116,7 +117,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     from longctx_bench.benchmarks.encoder import PromptEncoder
     from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
 
-    cell, spec = summary.cell, summary.details.get("spec")
+    cell, spec = summary.cell, plain(summary.result.spec)
     again = f"{cell}: its prompts were not kept, and cannot be written again"
     if cell.task.startswith(PREFIX):
         raise UserError(f"{again}: lm-eval writes those of its tasks itself")
@@ -145,7 +146,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     return found
 
 
-def _text(cell: Cell, kept: Excerpt, record: Record) -> str:
+def _text(cell: Cell, kept: Excerpt, record: SampleRecord) -> str:
     prompt = kept.begin + kept.end
     if kept.hidden:
         found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)
@@ -164,7 +165,7 @@ def _text(cell: Cell, kept: Excerpt, record: Record) -> str:
     )
 
 
-def _answered(record: Record) -> tuple[str, ...]:
+def _answered(record: SampleRecord) -> tuple[str, ...]:
     return (
         f"--- generation ({record.new_tokens} tokens, {ending(record.finish_reason)})",
         record.text or "",
@@ -172,7 +173,7 @@ def _answered(record: Record) -> tuple[str, ...]:
     )
 
 
-def _needles(record: Record) -> str:
+def _needles(record: SampleRecord) -> str:
     """Say where the needles of a prompt stand, nothing where it has none."""
     if not record.depths:
         return ""
@@ -180,6 +181,6 @@ def _needles(record: Record) -> str:
     return f", {'needle' if len(record.depths) == 1 else 'needles'} at {places} % of its length"
 
 
-def _shown(record: Record) -> str:
+def _shown(record: SampleRecord) -> str:
     known = METRICS.get(record.metric)
     return f"{100 * record.score:g} %" if known is None or known.percent else f"{record.score:.4f}"

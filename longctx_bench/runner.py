@@ -10,6 +10,8 @@ from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from longctx_bench import provenance
 from longctx_bench.benchmarks.base import example_id
 from longctx_bench.engines.base import Contestant
@@ -22,7 +24,8 @@ from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import Part, PromptCache
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.registry import ALL, Registry
-from longctx_bench.store import ResultStore, spec_hash
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, Tuning
 
 
 @dataclass
@@ -238,8 +241,7 @@ class Runner:
                 self._finish(cell, answer.engine, outcome)
 
     def _finish(self, cell: OpenCell, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
-        known = _known(peak_memory=cell.peak, executor=self.executor.describe())
-        self.store.finish(cell.planned.cell, self._summary(cell, engine) | known | own)
+        self.store.finish(cell.planned.cell, replace(self._result(cell, engine), **own))
         self.progress.end_cell(cell.planned, cell.left)
         outcome.finished.append(cell.planned.cell)
 
@@ -257,7 +259,7 @@ class Runner:
                 f"--dtype bfloat16"
             )
 
-    def _summary(self, open_cell: OpenCell, engine: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, open_cell: OpenCell, engine: dict[str, Any]) -> CellResult:
         planned, cell = open_cell.planned, open_cell.planned.cell
         totals = _Totals.of(self.store.records(cell))
         if totals.n < open_cell.examples:
@@ -268,27 +270,30 @@ class Runner:
         method = planned.variant.method
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
         tuning = method.tuning(open_cell.contestant.base, longest)
-        return {
-            "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
-            "original_length": planned.variant.model.original_length,
-            "metric": planned.task.metric,
-            "score": totals.score,
-            "n": totals.n,
+        return CellResult(
+            schema_version=SCHEMA_VERSION,
+            cell=CellKey(cell.model, cell.method, cell.task, cell.length),
+            original_length=planned.variant.model.original_length,
+            metric=planned.task.metric,
+            score=totals.score,
+            n=totals.n,
             # The data holds no more, whatever number is asked for.
-            "exhausted": (open_cell.examples or totals.n) < planned.n,
-            "prompt_tokens": totals.prompt_tokens,
-            "new_tokens": totals.new_tokens,
-            "seconds": self.store.seconds(cell),
-            "factor": method.factor or max(1.0, longest / planned.variant.model.original_length),
-            "factor_source": _factor_source(planned),
-            "applied": open_cell.overrides,
-            "tuning": tuning and tuning._asdict(),
-            "spec_hash": spec_hash(planned.spec),
-            "spec": planned.spec,
-            "engine": engine,
-            "environment": provenance.environment(),
-            "finished": provenance.now(),
-        }
+            exhausted=(open_cell.examples or totals.n) < planned.n,
+            prompt_tokens=totals.prompt_tokens,
+            new_tokens=totals.new_tokens,
+            seconds=self.store.seconds(cell),
+            factor=method.factor or max(1.0, longest / planned.variant.model.original_length),
+            factor_source=_factor_source(planned),
+            applied=open_cell.overrides,
+            tuning=None if tuning is None else Tuning(*tuning),
+            spec_hash=planned.spec.hash,
+            spec=planned.spec,
+            engine=engine,
+            environment=provenance.environment(),
+            executor=self.executor.describe(),
+            peak_memory=open_cell.peak,
+            finished=provenance.now(),
+        )
 
 
 @dataclass
@@ -321,11 +326,6 @@ class _Totals:
         total = fsum(weighted())
         totals.score = total / float(totals.scored)
         return totals
-
-
-def _known(**values: Any) -> dict[str, Any]:
-    """Return the values that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _units(planned: PlannedCell) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -30,6 +30,20 @@ class Spec(BaseModel):
     """Base of all specs: immutable, and a key that does not exist is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(Spec):
+    """A class that users name in YAML, whose fields are its parameters: a method, a benchmark."""
+
+    id: ClassVar[str]
+    """What results know the class by, wherever it stands and whatever it is called; the class's name unless given."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters come to mean something else, so that cells are measured again."""
+
+    @classmethod
+    def component_id(cls) -> str:
+        """Return the class's own id: a subclass without one is another component than its parent."""
+        return str(cls.__dict__.get("id", cls.__name__))
 
 
 def _inside(member: str) -> str:

@@ -28,17 +28,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "longctx_bench"
 
 WEIGHTS = {
-    "store": 8, "stored_lines": 8, "untrusted": 8, "cell_folders": 8, "files": 8, "data": 8, "registry": 8,
+    "store/*": 8, "untrusted": 8, "files": 8, "data": 8, "registry": 8,
     "executors/*": 6, "benchmarks/*": 4, "runner": 6, "plan": 6, "prompts": 4, "verdicts": 4, "records": 4,
     "metrics/*": 3, "engines/*": 1, "reporting/*": 1, "cli/*": 0.5, "speed/*": 0, "training/*": 0.5, "*": 1,
 }  # fmt: skip
 """How often a place in a module is drawn, by the first pattern that its path below the package matches."""
 
 TESTS = {
-    "store": ("tests/test_store.py", "tests/test_run.py", "tests/test_identities.py", "tests/test_faults.py"),
-    "stored_lines": ("tests/test_store.py",),
+    "store/schema": ("tests/store", "tests/test_identities.py"),
+    "store/migrate": ("tests/store",),
+    "store/reader": ("tests/reporting/test_hostile_results.py", "tests/reporting/test_summaries.py"),
+    "store/prompt_excerpts": ("tests/test_excerpts.py", "tests/test_parts.py"),
+    "store/record_lines": ("tests/test_store.py",),
+    "store/cell_folders": ("tests/test_store.py", "tests/test_run.py", "tests/reporting/test_summaries.py"),
+    "store/*": ("tests/test_store.py", "tests/test_run.py", "tests/test_identities.py", "tests/test_faults.py"),
     "untrusted": ("tests/test_store.py", "tests/reporting/test_hostile_results.py", "tests/test_foreign_models.py"),
-    "cell_folders": ("tests/test_store.py", "tests/test_run.py", "tests/reporting/test_summaries.py"),
     "files": ("tests/test_store.py", "tests/test_faults.py", "tests/test_cli.py", "tests/test_specs.py"),
     "data": ("tests/test_identities.py", "tests/test_data.py", "tests/test_hub.py"),
     "documents": ("tests/benchmarks/test_perplexity.py", "tests/training/test_corpus.py"),
@@ -51,7 +55,6 @@ TESTS = {
     "prompts": ("tests/test_run.py", "tests/test_identities.py", "tests/engines/test_drafts.py"),
     "verdicts": ("tests/test_runner.py", "tests/benchmarks/test_perplexity.py", "tests/test_run.py"),
     "records": ("tests/test_identities.py", "tests/test_run.py"),
-    "excerpts": ("tests/test_excerpts.py",),
     "replay": ("tests/test_excerpts.py", "tests/test_cli.py"),
     "writing": ("tests/test_writing.py",),
     "runner": ("tests/test_runner.py", "tests/test_run.py", "tests/test_faults.py", "tests/test_store.py"),
@@ -183,7 +186,7 @@ def draw(count: int, seed: int, only: Sequence[str]) -> list[Mutant]:
     Args:
         count: how many; fewer where there are not so many.
         seed: of the draw.
-        only: patterns of modules (``store``, ``executors/*``); all when empty.
+        only: patterns of modules (``store/*``, ``executors/*``); all when empty.
     """
     places: list[tuple[float, Mutant]] = []
     chance = random.Random(seed)
@@ -258,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--seed", type=int, default=18)
-    parser.add_argument("--only", default="", help="modules, comma-separated: store,executors/*")
+    parser.add_argument("--only", default="", help="modules, comma-separated: store/*,executors/*")
     parser.add_argument("--marks", default="not cluster", help="as pytest's -m")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
     parser.add_argument("--list", action="store_true", help="print the mutants and try none")

@@ -27,7 +27,7 @@ from longctx_bench.plan import RunSpec, plan
 from longctx_bench.records import NATURAL, Example
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource
-from longctx_bench.store import ResultStore, spec_hash
+from longctx_bench.store.run_store import ResultStore
 
 PINNED = Path(__file__).with_name("identities.json")
 MODELS = ("tiny", "smollm2-135m")
@@ -106,7 +106,7 @@ def cells(registry: Registry, folder: Path) -> Iterator[tuple[str, str]]:
     ):  # fmt: skip
         spec = RunSpec(registry.variants(models), registry.select_tasks(tasks), lengths=(length,), chat_template=chat)
         for planned in plan(spec, engine, store, registry):
-            yield f"{planned.cell}{' chat' if chat else ''}", spec_hash(planned.spec)
+            yield f"{planned.cell}{' chat' if chat else ''}", planned.spec.hash
 
 
 def _on_tiny(registry: Registry) -> list[str]:

@@ -7,10 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.records import Cell, Finished
-from longctx_bench.store import ResultStore, spec_hash
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, parse_result, parse_spec, plain
 
 Scores = Mapping[tuple[str, str, int], Sequence[float]]
 """(method or METHOD@BASE, task, length) -> the examples' scores; of a needle task, its depths take turns."""
+
+
+def spec_of(cell: Cell, spec: dict[str, Any], context: int = 512) -> CellSpec:
+    """The spec of a cell of which a test says only what it cares for."""
+    usual = {"seed": 42, "dtype": "float32", "engine": "hf", "chat_template": False, "task": {"name": cell.task}}
+    return parse_spec({"cell": vars(cell), "original_length": context, "spec": usual | spec})
+
+
+def result_of(cell: Cell, spec: CellSpec, **own: Any) -> CellResult:
+    """The result of a cell of which a test says only what it cares for."""
+    usual = {
+        "cell": vars(cell), "original_length": spec.model.original_length, "metric": "string_match_all", "score": 0.5,
+        "n": 1, "prompt_tokens": 100, "new_tokens": 10, "seconds": 1.0, "factor": 1.0, "factor_source": "derived",
+        "exhausted": False, "spec_hash": spec.hash, "finished": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    return parse_result(usual | own | {"schema_version": SCHEMA_VERSION, "spec": plain(spec)})
 
 
 def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any = None, depths: int = 11) -> None:
@@ -20,14 +37,7 @@ def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any =
         cell = Cell(base or "tiny", method, task, length)
         params = {"depth_grid": depths} if task.startswith("niah") else {}
         metric = "token_loss" if task.startswith("perplexity") else "string_match_all"
-        spec = {
-            "task": {"name": task, "params": params},
-            "seed": 42,
-            "dtype": "float32",
-            "engine": "hf",
-            "chat_template": False,
-        }
-        spec["weights"] = weights
+        spec = spec_of(cell, {"task": {"name": task, "params": params}, "weights": weights}, context)
         store.start(cell, spec)
         records = [
             {"id": f"{place:06d}", "hash": f"{place:032x}", "score": value, "metric": metric, "prompt_tokens": length,
@@ -35,9 +45,4 @@ def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any =
             for place, value in enumerate(values)
         ]  # fmt: skip
         store.append(cell, [Finished(record, 0.1) for record in records])
-        store.finish(cell, {
-            "cell": {"model": cell.model, "method": method, "task": task, "length": length},
-            "original_length": context, "metric": metric, "score": sum(values) / len(values), "n": len(values),
-            "prompt_tokens": 100, "new_tokens": 10, "finished": "2026-01-01T00:00:00+00:00",
-            "seconds": 1.0, "factor": 1.0, "factor_source": "derived", "spec_hash": spec_hash(spec), "spec": spec,
-        })  # fmt: skip
+        store.finish(cell, result_of(cell, spec, metric=metric, score=sum(values) / len(values), n=len(values)))

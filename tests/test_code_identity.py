@@ -20,7 +20,7 @@ from longctx_bench.plan import PlannedCell, RunSpec, plan
 from longctx_bench.plugins import load
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_edited_during_a_run_changes_nothing_of_that_run_and_all_
     assert type(registry.benchmark(first.task)).mark == 2  # type: ignore[attr-defined]
     assert second.variant.method.model_dump()["strength"] == 2.0
     for part in ("method", "task"):
-        assert first.spec["code"][part] != second.spec["code"][part]
+        assert first.spec.code[part] != second.spec.code[part]
 
 
 def test_modules_of_the_same_name_in_two_folders_are_two(tmp_path: Path) -> None:

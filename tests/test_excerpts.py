@@ -14,10 +14,10 @@ import pytest
 from longctx_bench import run
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import UserError
-from longctx_bench.excerpts import add_excerpts, excerpt, read_excerpts
 from longctx_bench.records import Cell, Example
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore
+from longctx_bench.store.prompt_excerpts import add_excerpts, excerpt, read_excerpts
+from longctx_bench.store.run_store import ResultStore
 
 KEPT = "prompts/tiny/niah/1024.jsonl"
 CELL = Cell("tiny", "rope", "niah", 1024)

@@ -19,7 +19,7 @@ from longctx_bench import run
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 TASKS = "niah_single_1,niah_single_2"
 

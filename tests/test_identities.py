@@ -10,13 +10,13 @@ import pytest
 from identities import MIB, PINNED, big_file, found
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.cell_folders import cell_parts
 from longctx_bench.data import digest
 from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
 from longctx_bench.records import Cell
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource
-from longctx_bench.store import spec_hash
+from longctx_bench.store.cell_folders import cell_parts
+from longctx_bench.store.schema import parse_result, parse_spec
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
@@ -59,7 +59,7 @@ def test_cells_that_ship_are_where_their_names_say_and_have_their_hashes() -> No
     for folder in folders:
         details = json.loads((folder / "cell.json").read_bytes())
         assert folder.parts[-4:] == cell_parts(Cell(**details["cell"]))
-        assert spec_hash(details["spec"]) == details["spec_hash"]
+        assert parse_spec(details).hash == parse_result(details).spec_hash == details["spec_hash"]
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "rows.jsonl"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import result_of
 
 from longctx_bench import provenance
 from longctx_bench.cli.parity import _show
@@ -22,7 +23,7 @@ from longctx_bench.parity.reference import reference
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.certificates import read_certificates, standing
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 LIKELY = {7: -0.1, 8: -2.4, 9: -5.0, 10: -6.0, 11: -7.0}
 TIE = {7: -0.6931, 8: -0.6935, 9: -9.0, 10: -9.5, 11: -10.0}
@@ -161,13 +162,8 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
 
     planned: Any = other
     for cell in plan(spec(512, 768), planned, ResultStore(tmp_path), registry):
-        details = {
-            "cell": vars(cell.cell),
-            "spec": cell.spec,
-            "engine": other.describe(),
-            "environment": provenance.environment(),
-        }
-        found = standing(details, read_certificates(tmp_path))
+        result = result_of(cell.cell, cell.spec, engine=other.describe(), environment=provenance.environment())
+        found = standing(result, read_certificates(tmp_path))
         assert found is not None
         assert found.certified is (cell.cell.length == 512), found
 

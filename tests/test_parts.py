@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_bench import run
-from longctx_bench.by_example import HashesById, NumbersById
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
-from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import NATURAL, Example, Request
 from longctx_bench.registry import Registry
 from longctx_bench.runner import Silent
-from longctx_bench.store import ResultStore
+from longctx_bench.store.by_example import HashesById, NumbersById
+from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
+from longctx_bench.store.run_store import ResultStore
 
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
 
@@ -307,7 +307,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
     inode = other.stat().st_ino
     add_excerpts(path, map(example, range(2, 7)))
     with monkeypatch.context() as patched:
-        patched.setattr("longctx_bench.excerpts._REWRITTEN", 0)
+        patched.setattr("longctx_bench.store.prompt_excerpts._REWRITTEN", 0)
         add_excerpts(other, map(example, range(2, 7)))
         assert other.stat().st_ino == inode
         assert other.read_bytes() == path.read_bytes()

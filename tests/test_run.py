@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import spec_of
 
 from longctx_bench import report, run
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
 from longctx_bench.records import Cell, Finished
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_the_second_process_says_so_and_stops(tiny_folder: Path, tmp_path: Path,
 
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, cell = ResultStore(tmp_path), Cell("m", "rope", "niah", 512)
-    store.start(cell, {})
+    store.start(cell, spec_of(cell, {}))
     item = Finished({"id": "000000", "score": 1.0}, 0.1)
     store.append(cell, [item])
     before = (store.path(cell) / "records.jsonl").read_bytes()

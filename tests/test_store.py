@@ -12,18 +12,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import result_of, spec_of
 
 from longctx_bench import run
-from longctx_bench.cell_folders import cell_parts, leads_to, old_cell_parts
 from longctx_bench.errors import UserError
 from longctx_bench.files import append, drop_cut_line, plain_name, replacing, safe_name, write_text
 from longctx_bench.records import Cell, Example, Finished
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore, before_gap, spec_hash
+from longctx_bench.store.cell_folders import cell_parts, leads_to, old_cell_parts
+from longctx_bench.store.run_store import ResultStore, before_gap
+from longctx_bench.store.schema import plain
 from longctx_bench.untrusted import read_object, read_objects
 
 CELL = Cell("m", "rope", "niah", 512)
-SPEC: dict[str, Any] = {"seed": 1}
+SPEC = spec_of(CELL, {"seed": 1})
+OTHER = spec_of(CELL, {"seed": 2})
 
 
 def record(index: int, **other: Any) -> dict[str, Any]:
@@ -48,7 +51,9 @@ def opened(folder: Path, *indices: int) -> tuple[ResultStore, Path]:
 def unfinish(folder: Path) -> None:
     """Make a finished cell one that was killed before its end."""
     cell = json.loads((folder / "cell.json").read_text())
-    (folder / "started.json").write_text(json.dumps({"spec_hash": cell["spec_hash"], "spec": cell["spec"]}))
+    (folder / "started.json").write_text(
+        json.dumps({key: cell[key] for key in ("schema_version", "spec_hash", "spec")})
+    )
     (folder / "cell.json").unlink()
 
 
@@ -120,7 +125,7 @@ def test_a_damaged_line_is_named_put_aside_and_measured_again(tmp_path: Path, li
     assert [str(folder / "records.jsonl") + ": line 3 " in note for note in notes].count(True) == 1
     assert lines_of(folder, "records.damaged.jsonl") == [line + b"\n"], "nothing is thrown away"
     store.append(CELL, finished(2))
-    store.finish(CELL, {})
+    store.finish(CELL, result_of(CELL, SPEC))
     assert lines_of(folder) == lines
     assert store.seconds(CELL) == 2.0
 
@@ -236,7 +241,7 @@ def test_done(tmp_path: Path) -> None:
         ({"n": 2, "spec_hash": "other"}, 2, False),
         ({"n": 2, "spec_hash": ["other"]}, 2, False),
     ):
-        (folder / "cell.json").write_text(json.dumps({"spec_hash": spec_hash(SPEC), **summary}))
+        (folder / "cell.json").write_text(json.dumps({"schema_version": 2, "spec_hash": SPEC.hash, **summary}))
         assert store.done(CELL, SPEC, n) is done, summary
     for content in (b"[]", b"{", b"[" * 100_000, b"\xff"):
         (folder / "cell.json").write_bytes(content)
@@ -304,11 +309,6 @@ def test_gaps() -> None:
     assert before_gap(["000000", "000002"]) == 1
     assert before_gap(["000001"]) == 0
     assert before_gap(["a", "b"]) == 2
-
-
-def test_a_specs_hash() -> None:
-    assert spec_hash({"a": 1, "b": [2, {"c": "é"}]}) == spec_hash({"b": [2, {"c": "é"}], "a": 1}) == "7fa4b3d838cdc3a2"
-    assert spec_hash({"path": Path("/a")}) == spec_hash({"path": "/a"}) == "5644207d7257a03c"
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -436,12 +436,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
 def test_a_link_that_is_replaced_leaves_its_target(tmp_path: Path, name: str) -> None:
     store, folder = opened(tmp_path / "run", 0, 1)
     target = tmp_path / "target"
-    target.write_text(json.dumps({"spec_hash": spec_hash(SPEC), "spec": SPEC}))
+    target.write_text(json.dumps({"schema_version": 2, "spec_hash": SPEC.hash, "spec": plain(SPEC)}))
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(target)
     store.start(CELL, SPEC)
-    store.finish(CELL, {"n": 2})
-    assert json.loads(target.read_text()) == {"spec_hash": spec_hash(SPEC), "spec": SPEC}
+    store.finish(CELL, result_of(CELL, SPEC, n=2))
+    assert json.loads(target.read_text()) == {"schema_version": 2, "spec_hash": SPEC.hash, "spec": plain(SPEC)}
     assert not (folder / name).is_symlink()
 
 
@@ -451,7 +451,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, where: str) ->
     (tmp_path / "run" / where).rename(tmp_path / "elsewhere")
     (tmp_path / "run" / where).symlink_to(tmp_path / "elsewhere")
     before = sorted(tmp_path.rglob("*"))
-    for spec in (SPEC, {"seed": 2}):
+    for spec in (SPEC, OTHER):
         with pytest.raises(UserError, match=f"{where}: is a symbolic link"):
             store.start(CELL, spec)
     assert sorted(tmp_path.rglob("*")) == before
@@ -468,7 +468,7 @@ def test_excerpts_and_what_is_replaced_do_not_leave_the_folder(tmp_path: Path) -
     (tmp_path / "run/prompts").symlink_to(elsewhere)
     (tmp_path / "run/superseded").symlink_to(elsewhere)
     with pytest.raises(UserError, match="superseded: is a symbolic link"):
-        store.start(CELL, {"seed": 2})
+        store.start(CELL, OTHER)
     with pytest.raises(UserError, match="prompts: is a symbolic link"):
         store.keep_excerpts(CELL, [Example("000000", "p", "", (), (), 1, 1)])
     assert not list(elsewhere.iterdir())
@@ -556,7 +556,7 @@ def test_a_cell_counts_once_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch
     assert timings < records, "a record without its time would be missing from the seconds for good"
     calls.place("fsync", folder, records)
     begun = len(calls.made)
-    store.finish(CELL, {"n": 2})
+    store.finish(CELL, result_of(CELL, SPEC, n=2))
     ordered = calls.place("to", folder / "records.jsonl", begun)
     done = calls.place("to", folder / "cell.json", begun)
     assert calls.made[begun][0] == "fsync"
@@ -572,7 +572,7 @@ def test_a_cell_that_is_extended_is_not_done_on_the_disk_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, folder = opened(tmp_path, 0)
-    store.finish(CELL, {"n": 1, "spec_hash": spec_hash(SPEC)})
+    store.finish(CELL, result_of(CELL, SPEC))
     calls, unlink = Calls(monkeypatch), Path.unlink
 
     def unlinked(self: Path, missing_ok: bool = False) -> None:
@@ -590,7 +590,7 @@ def test_a_cell_that_is_extended_is_not_done_on_the_disk_either(
 def test_what_is_replaced_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, folder = opened(tmp_path, 0)
     calls = Calls(monkeypatch)
-    store.start(CELL, {"seed": 2})
+    store.start(CELL, OTHER)
     moved = calls.place("from", folder)
     assert calls.made.index(("fsync", str(folder.parent)), moved) > moved
     assert calls.made.index(("fsync", str(tmp_path / "superseded/m/rope/niah")), moved) > moved
@@ -601,7 +601,7 @@ def test_modes_are_what_the_umask_says(tmp_path: Path, umask: int, mode: int) ->
     before = os.umask(umask)
     try:
         store, folder = opened(tmp_path, 0)
-        store.finish(CELL, {"n": 1})
+        store.finish(CELL, result_of(CELL, SPEC, n=1))
         with replacing(tmp_path / "made") as temporary:
             temporary.unlink()
             temporary.write_text("by a library that makes its own file")
@@ -635,7 +635,7 @@ def test_killed_at_any_byte_every_record_is_there_once(
     whole = ResultStore(tmp_path_factory.mktemp("whole"))
     whole.start(CELL, SPEC)
     whole.append(CELL, finished(*range(n)))
-    whole.finish(CELL, {"n": n})
+    whole.finish(CELL, result_of(CELL, SPEC, n=n))
     store = ResultStore(tmp_path_factory.mktemp("killed"))
     folder = store.path(CELL)
     have = store.start(CELL, SPEC)
@@ -677,7 +677,7 @@ def test_killed_at_any_byte_every_record_is_there_once(
         have = resumed
     else:
         pytest.fail("it does not come to an end")
-    store.finish(CELL, {"n": n, "spec_hash": spec_hash(SPEC)})
+    store.finish(CELL, result_of(CELL, SPEC, n=n))
     assert (folder / "records.jsonl").read_bytes() == (whole.path(CELL) / "records.jsonl").read_bytes()
     assert store.done(CELL, SPEC, n)
     assert {line["id"] for line in read_objects(folder / "timings.jsonl")} == {f"{index:06d}" for index in range(n)}

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.errors import DoesNotFit
 from longctx_bench.records import Example
-from longctx_bench.specs import Spec
+from longctx_bench.specs import Component
 
 __all__ = ["Benchmark", "DoesNotFit", "IndexedBenchmark", "example_id"]
 
 
-class Benchmark(Spec, ABC):
+class Benchmark(Component, ABC):
     """A task's generator. A subclass's fields are the parameters that a task YAML may set."""
 
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "generate"

@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -24,6 +25,8 @@ _SHORT = 4096
 
 class CommonWords(IndexedBenchmark):
     """Find the ten words that a numbered list repeats most (RULER, section 3)."""
+
+    id: ClassVar[str] = "ruler-common-words"
 
     common_repeats: int = Field(default=30, ge=2)
     uncommon_repeats: int = Field(default=3, ge=1)
@@ -107,6 +110,8 @@ def _numbered(common: list[str], common_repeats: int, uncommon: list[str], uncom
 
 class FrequentWords(IndexedBenchmark):
     """Find the three most frequent coded words; frequencies follow a zeta law (RULER, section 3)."""
+
+    id: ClassVar[str] = "ruler-frequent-words"
 
     alpha: float = Field(default=2.0, gt=1.0)
     word_length: int = Field(default=6, ge=3)

@@ -20,6 +20,7 @@ PREFIX = "lm_eval:"
 class LMEval(Benchmark):
     """Names a task of lm-eval (EleutherAI lm-evaluation-harness 0.4.13)."""
 
+    id: ClassVar[str] = "lm-eval"
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "lm_eval"
 
     task: str = Field(pattern=r"^[\w.+-]+$")

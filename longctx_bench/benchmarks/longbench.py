@@ -21,6 +21,7 @@ _LEAST = 32
 class LongBench(Benchmark):
     """One of LongBench's files, its rows in their published order (THUDM/LongBench LongBench/pred.py)."""
 
+    id: ClassVar[str] = "longbench"
     natural: ClassVar[bool] = True
 
     data: Source

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 from math import gcd
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,8 @@ _RULER_DEPTHS = [round(100 * point / 39) for point in range(40)]
 
 class Needles(IndexedBenchmark):
     """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
+
+    id: ClassVar[str] = "needle-in-a-haystack"
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
     essays: Source | None = None

@@ -28,6 +28,7 @@ class Perplexity(Benchmark):
     window is scored whole, each later one at its end, so that every token is predicted once.
     """
 
+    id: ClassVar[str] = "perplexity"
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "loss"
 
     data: Source

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -39,6 +39,8 @@ class Question:
 
 class QuestionAnswering(Benchmark):
     """SQuAD or HotpotQA questions over numbered documents, filled up with distractors (RULER, section 3)."""
+
+    id: ClassVar[str] = "ruler-question-answering"
 
     documents: Source
     format: Literal["squad", "hotpotqa"]

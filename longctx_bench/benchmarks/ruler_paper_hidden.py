@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -39,6 +39,8 @@ class PaperNeedles(PaperBenchmark):
     never searched, so that with essays it never ends below some 850 to 950 tokens; the needles' order depends on
     their number and the seed alone.
     """
+
+    id: ClassVar[str] = "ruler-upstream-niah"
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
     essays: Source | None = None
@@ -122,6 +124,8 @@ class PaperTracking(PaperBenchmark):
     out too long and lose ten lines of noise (five below 4,096 tokens); one worked example of 500 tokens serves
     all samples and all lengths, with new names put in by blind replacement; below some 850 tokens it never ends.
     """
+
+    id: ClassVar[str] = "ruler-upstream-variable-tracking"
 
     chains: int = Field(default=1, ge=1)
     hops: int = Field(default=4, ge=1, le=10)

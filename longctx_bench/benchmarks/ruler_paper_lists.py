@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,8 @@ class PaperCommonWords(PaperBenchmark):
     Beyond the 8,166 wonderwords upstream draws from json/english_words.json, which its repository holds as a
     Git LFS pointer; ``english_words`` takes that file from whoever has it.
     """
+
+    id: ClassVar[str] = "ruler-upstream-common-words"
 
     common_repeats: int = Field(default=30, ge=1)
     uncommon_repeats: int = Field(default=3, ge=1)
@@ -92,6 +94,8 @@ class PaperFrequentWords(PaperBenchmark):
     Its faults: sizes go in steps of a 32nd of the length, from one search on other words; the order of the
     text depends on its size and the seed alone.
     """
+
+    id: ClassVar[str] = "ruler-upstream-frequent-words"
 
     def title(self) -> str:
         """Name the task in messages."""
@@ -155,6 +159,8 @@ class PaperQuestions(PaperBenchmark):
     place per number of documents; a HotpotQA question keeps its own ten documents, so that a number that drops
     below ten can never be drawn and the script never ends.
     """
+
+    id: ClassVar[str] = "ruler-upstream-question-answering"
 
     documents: Source
     format: Literal["squad", "hotpotqa"]

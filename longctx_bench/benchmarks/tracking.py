@@ -6,6 +6,7 @@ import itertools
 import random
 import string
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -20,6 +21,8 @@ _EXAMPLE_TOKENS = 500
 
 class VariableTracking(IndexedBenchmark):
     """Name all variables that hold a value, directly or through ``hops`` copies (RULER, section 3)."""
+
+    id: ClassVar[str] = "ruler-variable-tracking"
 
     chains: int = Field(default=1, ge=1)
     hops: int = Field(default=4, ge=1)

@@ -191,8 +191,8 @@ def results_command(folder: Path, form: str) -> None:
     if form == "terminal":
         rows = [
             (
-                str(s.cell), f"{score_entry(s)} {unit_of(s)}".rstrip(), str(s.n), s.details["spec"]["dtype"],
-                s.details["finished"],
+                str(s.cell), f"{score_entry(s)} {unit_of(s)}".rstrip(), str(s.n), s.result.spec.dtype,
+                s.result.finished,
             )
             for s in results.finished
         ]  # fmt: skip
@@ -202,7 +202,7 @@ def results_command(folder: Path, form: str) -> None:
             {
                 "cell": str(s.cell), "model": s.cell.model, "method": s.cell.method, "task": s.cell.task,
                 "length": s.cell.length, "metric": s.metric, "score": s.score, "low": s.low, "high": s.high, "n": s.n,
-                "dtype": s.details["spec"]["dtype"], "finished": s.details["finished"],
+                "dtype": s.result.spec.dtype, "finished": s.result.finished,
             }
             for s in results.finished
         ]  # fmt: skip

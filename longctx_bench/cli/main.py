@@ -18,6 +18,7 @@ from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.migrate import migrate_command
 from longctx_bench.cli.output import say
 from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
@@ -53,6 +54,7 @@ cli.add_command(export_command)
 cli.add_command(probe_group)
 cli.add_command(parity_command)
 cli.add_command(check_command)
+cli.add_command(migrate_command)
 
 
 def main() -> None:

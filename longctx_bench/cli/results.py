@@ -70,7 +70,7 @@ def report_command(folder: Path, form: str, kind: str | None, out: Path | None, 
 
 def _page(folder: Path, results: Results, examples: int | None) -> str:
     from longctx_bench.reporting.page import html_page
-    from longctx_bench.store import ResultStore
+    from longctx_bench.store.run_store import ResultStore
 
     return html_page(results, ResultStore(folder), examples)
 

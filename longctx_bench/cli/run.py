@@ -79,7 +79,7 @@ def run_command(
     from longctx_bench.executors import make_executor
     from longctx_bench.plan import RunSpec, plan
     from longctx_bench.runner import Runner
-    from longctx_bench.store import ResultStore
+    from longctx_bench.store.run_store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
     store = ResultStore(out)

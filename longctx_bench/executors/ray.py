@@ -43,7 +43,7 @@ class _OpenPart:
 
     def __init__(self, work: Work) -> None:
         planned = work.planned
-        given = parts(planned.variant, work.contestant.base, planned.spec["digests"].get("weights"))
+        given = parts(planned.variant, work.contestant.base, planned.spec.digests.get("weights"))
         task = planned.task
         self.work = work
         self.order = Order(given, planned.cell.length, task.name, task.metric, planned.kind, work.per_prompt)

@@ -73,6 +73,7 @@ def alibi_attention(
 class ALiBi(Method):
     """A checkpoint trained with distance penalties; nothing about it changes with the length."""
 
+    id: ClassVar[str] = "alibi"
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "alibi"
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from longctx_bench.errors import UserError
 from longctx_bench.methods import keeping
 from longctx_bench.methods.positions import Positions, read
-from longctx_bench.specs import Spec
+from longctx_bench.specs import Component
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +71,7 @@ class Tuning(NamedTuple):
     """``user``, ``paper``, or the objective of the calibration that found it."""
 
 
-class Method(Spec, ABC):
+class Method(Component, ABC):
     """What is done to a base model so that it reads ``length`` tokens.
 
     A subclass's fields are its parameters: they can be set in its YAML and with ``--set METHOD.PARAM=VALUE``.

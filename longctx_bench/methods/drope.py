@@ -11,6 +11,7 @@ from longctx_bench.methods.tuning import Calibration
 class DroPE(NoPE):
     """A checkpoint recalibrated without positions, its softmax scaled by beta(s) at test time."""
 
+    id: ClassVar[str] = "drope"
     checkpoint: ClassVar[str | None] = "drope"
     needs_checkpoint: ClassVar[bool] = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -44,6 +44,8 @@ def mark_of(config: Mapping[str, Any], name: str) -> Mark | None:
 
 class Exported(Method):
     """Changes nothing: whatever the method did at its length stands in the config and the weights."""
+
+    id: ClassVar[str] = "exported"
 
     made_for: int
     """Tokens that the checkpoint was made to read."""

@@ -73,6 +73,7 @@ class NoPE(Method):
     Its softmax can be sharpened with length as DroPE's is; unless asked for, it is not.
     """
 
+    id: ClassVar[str] = "nope"
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "nope"
     needs_checkpoint: ClassVar[bool] = False

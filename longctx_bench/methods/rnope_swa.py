@@ -10,6 +10,7 @@ from longctx_bench.methods.base import Base, Method
 class RNoPESWA(Method):
     """A checkpoint trained so; its layer types and windows stand in its own config, in stock transformers (SmolLM3)."""
 
+    id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:

@@ -22,12 +22,16 @@ _LEAST = 32
 class RoPE(Method):
     """The base model as it is (Su et al. 2021, arXiv 2104.09864); no extension."""
 
+    id: ClassVar[str] = "rope"
+
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
         return {}
 
 
 class Crop(RoPE):
     """The base model as it is, given the end of the prompt that its training context holds; no extension."""
+
+    id: ClassVar[str] = "crop"
 
     def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
         room = base.original_length - new_tokens
@@ -46,6 +50,7 @@ class PI(Method):
     the other is that. Scaling of any other kind is refused, for PI and for all methods here.
     """
 
+    id: ClassVar[str] = "pi"
     changes: ClassVar[frozenset[Change]] = frozenset({"scaling"})
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def ntk_theta(theta: float, rotary_dim: int, scale: float) -> float:
 class NTK(Method):
     """NTK-aware interpolation by a larger rotary base (bloc97 2023; section 3.1 of arXiv 2309.00071)."""
 
+    id: ClassVar[str] = "ntk"
     changes: ClassVar[frozenset[Change]] = frozenset({"theta"})
 
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
@@ -84,12 +90,14 @@ class DynamicNTK(NTK):
     far instead, so that a prompt's logits depend on the prompts before it.
     """
 
+    id: ClassVar[str] = "dynamic-ntk"
     per_prompt: ClassVar[bool] = True
 
 
 class YaRN(Method):
     """NTK-by-parts interpolation with attention scaling (Peng et al. 2023, arXiv 2309.00071)."""
 
+    id: ClassVar[str] = "yarn"
     tunable: ClassVar[str | None] = "attention_factor"
     tunable_span: ClassVar[float] = 0.35
 
@@ -140,6 +148,8 @@ class LongRoPE(Method):
     transformers switches lists in the middle of a sequence; here a prompt is read with one of them.
     """
 
+    id: ClassVar[str] = "longrope"
+
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     """Divisors of the rotary frequencies, one for each pair of rotated dimensions (head_dim / 2 where all are)."""
@@ -166,6 +176,8 @@ class LongRoPE(Method):
 
 class Llama3(Method):
     """Frequency-dependent interpolation of Llama 3.1 (Grattafiori et al. 2024, arXiv 2407.21783)."""
+
+    id: ClassVar[str] = "llama3"
 
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0

@@ -19,7 +19,8 @@ from longctx_bench.plan import PlannedCell, RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import NATURAL, Request
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import plain
 from longctx_bench.untrusted import read_object
 
 if TYPE_CHECKING:
@@ -85,12 +86,12 @@ def certify(
         # What the report compares with a cell's, and what two measurements must share to be one certificate.
         certificate = {
             "contestant": name,
-            "model": cell.spec["model"],
-            "method": cell.spec["method"],
-            "weights": cell.spec["weights"],
-            "digests": cell.spec["digests"],
+            "model": plain(cell.spec.model),
+            "method": plain(cell.spec.method),
+            "weights": cell.spec.weights,
+            "digests": cell.spec.digests,
             # As in a cell: there where the method is a plug-in.
-            **({"code": cell.spec["code"]} if "code" in cell.spec else {}),
+            **({"code": cell.spec.code} if cell.spec.code else {}),
             "task": spec.tasks[0].name,
             "seed": spec.seed,
             "dtype": hf.dtype,

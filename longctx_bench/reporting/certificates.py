@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.records import NATURAL
+from longctx_bench.store.schema import CellResult, plain, upgraded_certificate
 from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _SAME = {
     "model": ("spec.model", "model"),
-    "method's parameters": ("spec.method", "method"),
+    "method": ("spec.method.id", "method.id"),
+    "version of the method": ("spec.method.version", "method.version"),
+    "method's parameters": ("spec.method.params", "method.params"),
     "method's code": ("spec.code.method", "code.method"),
     "weights": ("spec.weights", "weights"),
     "digest of the weights": ("spec.digests.weights", "digests.weights"),
@@ -48,26 +51,26 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
         except (FileNotFoundError, Unreadable):
             continue
         if isinstance(certificate.get("lengths"), dict):
-            found.append(certificate)
+            found.append(upgraded_certificate(certificate))
     return found
 
 
-def standing(details: dict[str, Any], certificates: Sequence[dict[str, Any]]) -> Standing | None:
+def standing(result: CellResult, certificates: Sequence[dict[str, Any]]) -> Standing | None:
     """Tell whether a cell's number is certified: by its own weights, parameters, length, precision and versions.
 
     Args:
-        details: the whole ``cell.json``.
+        result: of the cell.
         certificates: of the same folder.
 
     Returns:
         None where another engine than vLLM made the number: there is nothing to certify.
     """
-    if _at(details, "spec.engine") != "vllm":
+    if result.spec.engine != "vllm":
         return None
-    cell = details["cell"]
-    if cell["length"] == NATURAL:
+    cell, details = result.cell, plain(result)
+    if cell.length == NATURAL:
         return Standing(False, "whole documents have no certificate")
-    name = f"{cell['method']}-{cell['model']}"
+    name = f"{cell.method}-{cell.model}"
     own = [certificate for certificate in certificates if certificate.get("contestant") == name]
     if not own:
         return Standing(False, "no certificate")
@@ -75,7 +78,7 @@ def standing(details: dict[str, Any], certificates: Sequence[dict[str, Any]]) ->
     differing, nearest = min(((_differing(details, other), other) for other in own), key=lambda found: len(found[0]))
     if differing:
         return Standing(False, f"the certificate has another {' and another '.join(differing)}")
-    section = nearest["lengths"].get(str(cell["length"]))
+    section = nearest["lengths"].get(str(cell.length))
     if section is None:
         return Standing(False, "the certificate lacks this length")
     passed = isinstance(section, dict) and section.get("passed") is True

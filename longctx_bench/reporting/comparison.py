@@ -153,15 +153,15 @@ def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]
 
 def _why(a: CellSummary, b: CellSummary) -> str:
     """Say what differs between two cells that should have had the same examples."""
-    left, right = a.details.get("spec", {}), b.details.get("spec", {})
+    left, right = a.result.spec, b.result.spec
     reasons = []
-    if left.get("seed") != right.get("seed"):
-        reasons.append(f"different seeds ({left.get('seed')} and {right.get('seed')})")
+    if left.seed != right.seed:
+        reasons.append(f"different seeds ({left.seed} and {right.seed})")
     if a.cell.model != b.cell.model:
         reasons.append(f"different base models ({a.cell.model} and {b.cell.model}), perhaps with different tokenizers")
-    if left.get("task") != right.get("task"):
+    if left.task != right.task:
         reasons.append("different versions of the task")
-    if left.get("chat_template") != right.get("chat_template"):
+    if left.chat_template != right.chat_template:
         reasons.append("a chat template for one of them only")
     if len(a.scores) != len(b.scores):
         reasons.append(f"different --limit ({len(a.scores)} and {len(b.scores)} examples)")

@@ -23,23 +23,21 @@ def cost_tables(cells: Sequence[CellSummary]) -> list[Table]:
 
 def examples_a_second(summary: CellSummary) -> float | None:
     """Return the speed; None where no time was kept."""
-    seconds = float(summary.details.get("seconds") or 0)
+    seconds = summary.result.seconds
     return summary.n / seconds if seconds > 0 else None
 
 
 def peak_memory(summary: CellSummary) -> int | None:
     """Return the peak memory in bytes; None where the cell does not say."""
-    found = summary.details.get("peak_memory")
-    return int(found) if found else None
+    return summary.result.peak_memory or None
 
 
 def training_tokens(summary: CellSummary) -> int | None:
     """Return how many tokens the run that made the checkpoint saw; None where neither cell nor model card says."""
-    found = summary.details.get("training_tokens")
-    if found:
-        return int(found)
-    spec = summary.details["spec"]
-    weights = spec.get("weights") or (spec.get("model") or {}).get("source") or {}
+    if summary.result.training_tokens:
+        return summary.result.training_tokens
+    spec = summary.result.spec
+    weights = spec.weights or spec.model.source or {}
     return _on_card(str(weights["embedded"])) if weights.get("embedded") else None
 
 
@@ -51,16 +49,15 @@ def _on_card(name: str) -> int | None:
 
 
 def _device(summary: CellSummary) -> str:
-    return str((summary.details.get("engine") or {}).get("device", ""))
+    return str((summary.result.engine or {}).get("device", ""))
 
 
 def _seconds(summary: CellSummary) -> float | None:
-    found = summary.details.get("seconds")
-    return None if found is None else float(found)
+    return summary.result.seconds
 
 
 def _tokens(kind: str) -> Callable[[CellSummary], int | None]:
-    return lambda summary: summary.details.get(kind)
+    return lambda summary: getattr(summary.result, kind)
 
 
 def _three_digits(value: float) -> str:
@@ -101,7 +98,7 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
     if len(devices) > 1:
         notes.append("speed and time compare only rows of one device")
     notes.append("wall time: of the examples' batches over all runs of a cell, without the loading of weights")
-    if any(summary.details.get("lm_eval") for summary in cells):
+    if any(summary.result.lm_eval for summary in cells):
         notes[-1] += "; of lm-eval's tasks, all that it does"
     if any(column[1] == "peak_memory" for column in shown):
         notes.append("peak memory: on a GPU that of its tensors, on a CPU that of the whole process so far")

@@ -40,28 +40,28 @@ def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
 
 def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
     """Return a cell as a line of the CSV: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
-    cell, details, spec = summary.cell, summary.details, summary.details["spec"]
+    cell, result, spec = summary.cell, summary.result, summary.result.spec
     return {
         "model": cell.model,
         "method": cell.method,
         "task": cell.task,
         "length": cell.length,
         "scale": summary.scale,
-        "factor": details["factor"],
-        "factor_source": details["factor_source"],
+        "factor": result.factor,
+        "factor_source": result.factor_source,
         "metric": summary.metric,
         "score": summary.score,
         "low": summary.low,
         "high": summary.high,
         "n": summary.n,
-        "spec_hash": details["spec_hash"],
+        "spec_hash": result.spec_hash,
         "detectable_difference": detectable_difference(summary.values, summary.percent),
         "mark": verdict.mark.value,
         "p_against_best": verdict.p,
-        "protocol": spec["task"].get("protocol"),
-        "seed": spec.get("seed"),
-        "dtype": spec.get("dtype"),
-        "engine": spec.get("engine"),
+        "protocol": spec.task.protocol,
+        "seed": spec.seed,
+        "dtype": spec.dtype,
+        "engine": spec.engine,
         "parity": None if summary.parity is None else str(summary.parity),
     }
 

@@ -23,6 +23,7 @@ from longctx_bench.reporting.table_parts import (
     tokens_name,
     unit_of,
 )
+from longctx_bench.store.schema import TaskRecord, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,7 @@ _RUN = ("seed", "dtype", "engine", "chat_template")
 
 def method_notes(cells: Sequence[CellSummary]) -> list[str]:
     """Say which extension factors were used, and what a tuned scalar was at each length."""
-    fixed = sorted({f"{s.contestant}: factor fixed at {s.details['factor']:g}" for s in cells if _is_fixed(s)})
+    fixed = sorted({f"{s.contestant}: factor fixed at {s.result.factor:g}" for s in cells if _is_fixed(s)})
     notes = []
     if not all(map(_is_fixed, cells)):
         derived = "factors derived from the length: s = max(1, length / training context)"
@@ -90,8 +91,8 @@ def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
     """
     notes = []
     for key in _RUN:
-        notes += _differing(cells, key.replace("_", " "), [summary.details["spec"].get(key) for summary in cells])
-    notes += _differing(cells, "protocol", [s.details["spec"]["task"].get("protocol") for s in cells])
+        notes += _differing(cells, key.replace("_", " "), [getattr(summary.result.spec, key) for summary in cells])
+    notes += _differing(cells, "protocol", [s.result.spec.task.protocol for s in cells])
     for task in tasks_of(cells):
         notes += _versions([summary for summary in cells if summary.cell.task == task])
     return notes + _parity(cells)
@@ -134,7 +135,7 @@ def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]
 def _versions(cells: Sequence[CellSummary]) -> list[str]:
     """Name the cells of one task that another version of its spec or other data made."""
     notes = []
-    specs = [_canonical(summary.details["spec"]["task"]) for summary in cells]
+    specs = [_canonical(_as_measured(summary.result.spec.task)) for summary in cells]
     found = Counter(specs)
     usual = found.most_common(1)[0][0]
     for other in sorted(set(found) - {usual}):
@@ -142,7 +143,7 @@ def _versions(cells: Sequence[CellSummary]) -> list[str]:
         own = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
         verb = "differs" if len(keys) == 1 else "differ"
         notes.append(f"another version of {cells[0].cell.task} ({listed(keys)} {verb}) in {where(own, cells)}")
-    digests = [(s.details["spec"].get("digests") or {}).get("data") for s in cells]
+    digests = [s.result.spec.digests.get("data") for s in cells]
     return notes + _differing(cells, f"the digest of {cells[0].cell.task}'s data", digests)
 
 
@@ -160,12 +161,17 @@ def _parity(cells: Sequence[CellSummary]) -> list[str]:
     lengths = sorted({summary.cell.length for summary in lacking} - {NATURAL})
     if lengths:
         names = ",".join(sorted({summary.contestant for summary in lacking}))
-        dtypes = sorted({summary.details["spec"]["dtype"] for summary in lacking})
+        dtypes = sorted({summary.result.spec.dtype for summary in lacking})
         commands = [
             f"`longctx-bench parity {names} --length {','.join(map(str, lengths))} --dtype {dtype}`" for dtype in dtypes
         ]
         notes.append(f"to certify them: {listed(commands)}, --out being this folder")
     return notes
+
+
+def _as_measured(task: TaskRecord) -> dict[str, Any]:
+    """Return a task without what may differ between two versions of the code that measure the same."""
+    return {name: value for name, value in plain(task).items() if name != "use"}
 
 
 def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:
@@ -203,10 +209,10 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
     """Say, by contestant, what a tuned scalar was at each length and where it came from."""
     found: dict[str, dict[int, set[float]]] = {}
     for summary in cells:
-        tuning = summary.details.get("tuning")  # older cells do not say
+        tuning = summary.result.tuning  # older cells do not say
         if tuning:
-            what = f"{summary.contestant}: {tuning['scalar'].replace('_', ' ')} by {tuning['source']}"
-            found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning["value"])
+            what = f"{summary.contestant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
+            found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning.value)
     return [
         f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
         for what, values in sorted(found.items())
@@ -220,4 +226,4 @@ def _tuned(length: int, values: set[float]) -> str:
 
 
 def _is_fixed(summary: CellSummary) -> bool:
-    return bool(summary.details["factor_source"] == "fixed")
+    return summary.result.factor_source == "fixed"

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import astuple, replace
 from numpy.typing import NDArray
 
-from longctx_bench.cell_folders import leads_to
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
-from longctx_bench.reporting.cell_files import Columns, DamagedError, count_records, read_columns, read_summary
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
 from longctx_bench.reporting.intervals import mean_interval
-from longctx_bench.store import ResultStore
+from longctx_bench.store.cell_folders import leads_to
+from longctx_bench.store.reader import Columns, DamagedError, count_records, read_columns, read_result
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import CellResult, plain
 from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
@@ -41,7 +43,7 @@ class CellSummary:
     n: int
     by_depth: dict[float, float]
     """Mean score by needle depth in percent, for tasks with one needle on a grid of depths; else empty."""
-    details: dict[str, Any]
+    result: CellResult
     """The whole ``cell.json``."""
     scores: NDArray[np.float64] = field(compare=False, repr=False)
     """[n], in the order of examples."""
@@ -65,9 +67,7 @@ class CellSummary:
     def higher_is_better(self) -> bool:
         """The score's direction."""
         known = METRICS.get(self.metric)
-        return (
-            known.higher_is_better if known else bool((self.details.get("lm_eval") or {}).get("higher_is_better", True))
-        )
+        return known.higher_is_better if known else bool((self.result.lm_eval or {}).get("higher_is_better", True))
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -134,11 +134,11 @@ def read_cells(folder: Path) -> Results:
     for path in store.folders():
         name = "/".join(path.parts[-4:])
         try:
-            details = read_summary(path)
-            if details is None:
+            result = read_result(path)
+            if result is None:
                 results.unfinished.append(f"{name}: {_how_far(path)}")
             else:
-                results.finished.append(_summary(path, _shared(details, known), certificates))
+                results.finished.append(_summary(path, _shared(result, known), certificates))
         except DamagedError as error:
             results.damaged.append(f"{name}: {error}; delete its folder and run again")
     if not results.finished and not results.unfinished:
@@ -153,15 +153,16 @@ def read_cells(folder: Path) -> Results:
     return results
 
 
-def _shared(details: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """Return a cell's details; objects in them that other cells have as well, engine and environment, are theirs."""
-    shared = dict(details)
-    for name, value in details.items():
-        if name == "spec":
-            shared[name] = _shared(value, known)
-        elif isinstance(value, dict):
-            shared[name] = known.setdefault(json.dumps(value), value)
-    return shared
+def _shared(result: CellResult, known: dict[str, Any]) -> CellResult:
+    """Return a cell's result; parts of it that other cells have as well, engine and environment, are theirs."""
+    spec = {name: _first_of(getattr(result.spec, name), known) for name in ("model", "weights", "method", "task")}
+    own = {name: _first_of(getattr(result, name), known) for name in ("applied", "engine", "environment")}
+    return replace(result, spec=replace(result.spec, **spec), **own)
+
+
+def _first_of(value: Any, known: dict[str, Any]) -> Any:
+    """Return the first value that was seen with the same content and type."""
+    return known.setdefault(f"{type(value).__name__} {json.dumps(plain(value))}", value)
 
 
 def _how_far(path: Path) -> str:
@@ -175,33 +176,33 @@ def _how_far(path: Path) -> str:
     return f"not finished{failed}, {examples}; the same run command completes it"
 
 
-def _summary(path: Path, details: dict[str, Any], certificates: Sequence[dict[str, Any]]) -> CellSummary:
-    cell = Cell(**details["cell"])
+def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, Any]]) -> CellSummary:
+    cell = Cell(*astuple(result.cell))
     if not leads_to(path, cell):
         raise DamagedError(f"its cell.json is that of {cell}")
-    columns, metric = read_columns(path), details["metric"]
-    if len(columns.scores) != details["n"]:
-        raise DamagedError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {details['n']}")
+    columns, metric = read_columns(path), result.metric
+    if len(columns.scores) != result.n:
+        raise DamagedError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {result.n}")
     if in_percent(metric) and ((columns.scores < 0) | (columns.scores > 1)).any():
         raise DamagedError(f"records.jsonl: a score of {metric} is not in [0, 1]")
     low, high = mean_interval(contributions(columns.scores, columns.scored), in_percent(metric))
     return CellSummary(
         cell=cell,
-        original_length=details["original_length"],
+        original_length=result.original_length,
         metric=metric,
-        score=details["score"],
+        score=result.score,
         low=low,
         high=high,
-        n=details["n"],
-        by_depth=_by_depth(columns) if (details["spec"]["task"]["params"] or {}).get("depth_grid") else {},
-        details=details,
+        n=result.n,
+        by_depth=_by_depth(columns) if (result.spec.task.params or {}).get("depth_grid") else {},
+        result=result,
         scores=columns.scores,
         hashes=columns.hashes,
         # Of all but losses it is 1, which need not be said a hundred thousand times.
         scored=np.broadcast_to(np.int64(1), columns.scored.shape) if (columns.scored == 1).all() else columns.scored,
         points=_points(columns) if buckets_of(cell.task, cell.length) else (),
         depths=columns.depths if (columns.needles == 1).all() else np.empty(0),
-        parity=standing(details, certificates),
+        parity=standing(result, certificates),
     )
 
 

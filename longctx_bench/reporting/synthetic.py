@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx_bench.records import Cell
-from longctx_bench.store import ResultStore, spec_hash
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SCHEMA_VERSION, parse_spec, plain
 
 _CONTEXT = 512
 _METHODS = ("rope", "crop", "drope", "longrope", "ntk", "nope", "pi", "rnope-swa", "yarn", "yarn-retrieval")
@@ -129,12 +130,12 @@ def _text(rng: np.random.Generator, words: int) -> str:
 def _cell(cell: Cell, kind: _Kind, scores: NDArray[np.float64]) -> dict[str, Any]:
     """Return a ``cell.json`` with the keys and about the size of a run's."""
     n, factor = len(scores), cell.length / _CONTEXT
-    spec: dict[str, Any] = {
+    described: dict[str, Any] = {
         "model": {"name": cell.model, "source": {"embedded": cell.model}, "original_length": _CONTEXT,
                   "licence": "Apache-2.0", "native_method": "rope"},
         "weights": {"embedded": cell.model},
-        "method": {"name": cell.method, "use": "longctx_bench.methods.rope:Rope", "params": {"factor": None}},
-        "task": {"name": cell.task, "use": "longctx_bench.benchmarks.needles:Needles", "metric": kind.metric,
+        "method": {"name": cell.method, "id": "rope", "params": {"factor": None}},
+        "task": {"name": cell.task, "benchmark": "needle-in-a-haystack", "metric": kind.metric,
                  "max_new_tokens": 128, "protocol": "longctx-bench",
                  "params": {"haystack": "essay", "keys": 1, "depth_grid": 11 if kind.needles == 1 else None}},
         "digests": {"weights": "0" * 16},
@@ -144,7 +145,9 @@ def _cell(cell: Cell, kind: _Kind, scores: NDArray[np.float64]) -> dict[str, Any
         "engine": "synthetic",
         "dtype": "none",
     }  # fmt: skip
+    spec = parse_spec({"schema_version": SCHEMA_VERSION, "spec": described})
     return {
+        "schema_version": SCHEMA_VERSION,
         "cell": {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length},
         "original_length": _CONTEXT,
         "metric": kind.metric,
@@ -158,8 +161,8 @@ def _cell(cell: Cell, kind: _Kind, scores: NDArray[np.float64]) -> dict[str, Any
         "factor_source": "derived",
         "applied": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         "tuning": None,
-        "spec_hash": spec_hash(spec),
-        "spec": spec,
+        "spec_hash": spec.hash,
+        "spec": plain(spec),
         "engine": {"engine": "synthetic", "device": "none", "dtype": "none", "batch_tokens": 16384},
         "environment": {"longctx_bench": "synthetic", "git": None, "python": "3", "packages": {}},
         "finished": "2026-01-01T00:00:00+00:00",

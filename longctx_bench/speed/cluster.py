@@ -13,7 +13,7 @@ from longctx_bench.plan import RunSpec, plan
 from longctx_bench.registry import Registry
 from longctx_bench.runner import Runner
 from longctx_bench.speed.ratios import keep
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 
 def measure(executor: RayExecutor, registry: Registry, spec: RunSpec, folder: Path) -> tuple[float, int]:

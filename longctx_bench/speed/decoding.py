@@ -20,7 +20,7 @@ from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
 from longctx_bench.speed.ratios import keep
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 _NEEDLE = re.compile(r"One of the special magic numbers for (\S+) is: (\d+)\.")
 _QUESTIONS = 8

@@ -21,7 +21,7 @@ from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
 from longctx_bench.speed.ratios import keep
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 NEW_TOKENS = 128
 """RULER's budget for an answer."""

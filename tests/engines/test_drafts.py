@@ -27,7 +27,7 @@ from longctx_bench.plan import RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Generation, Request
 from longctx_bench.registry import Registry
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 NEW = 14
 

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from longctx_bench.engines.servers import Server
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 
 def records(folder: Path) -> dict[str, bytes]:

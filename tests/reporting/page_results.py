@@ -9,7 +9,7 @@ from typing import Any
 from longctx_bench.records import Cell
 from longctx_bench.reporting.page import html_page
 from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 HOSTILE = (
     "<script>alert(1)</script></script><!-- \"double\" 'single' & <img src=x onerror=alert(2)> "

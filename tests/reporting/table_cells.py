@@ -11,6 +11,7 @@ from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point
 from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.reporting.summaries import CellSummary, contributions
+from longctx_bench.store.schema import parse_result
 
 
 def cell(
@@ -41,6 +42,12 @@ def cell(
     )
     whole_spec["task"] = {"name": task, "metric": metric, "protocol": "longctx-bench", "params": {}} | (task_spec or {})
     known = {
+        "cell": {"model": model, "method": name, "task": task, "length": length},
+        "original_length": context,
+        "metric": metric,
+        "score": float(counted.mean()),
+        "n": max(1, len(values)),
+        "finished": "2026-01-01T00:00:00+00:00",
         "factor": length / context,
         "factor_source": "derived",
         "spec_hash": f"{name}-{length}",
@@ -60,7 +67,7 @@ def cell(
         high=high,
         n=len(values),
         by_depth={float(depth): float(values[places == depth].mean()) for depth in np.unique(places)},
-        details=known | (details or {}),
+        result=parse_result(known | (details or {})),
         scores=values,
         hashes=np.array([f"{prompts}{task}{length}{place:04d}" for place in range(len(values))], dtype="S32"),
         scored=tokens,

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import convert
 from page_results import hash_of, needle_record, write_cell
+from stores import result_of, spec_of
 
 from longctx_bench.records import NATURAL, Cell
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
 from longctx_bench.reporting.length_tables import length_tables
 from longctx_bench.reporting.page.provenance import provenance
 from longctx_bench.reporting.summaries import read_cells
+from longctx_bench.store.schema import CellResult, ModelRecord, plain, upgraded_method
 
 MODEL = {"name": "tiny", "source": {"embedded": "rope-tiny"}, "original_length": 512}
 METHOD = {"name": "drope", "use": "somewhere:DroPE", "params": {"factor": None, "temperature": {"c": 0.4}}}
@@ -44,11 +47,17 @@ def details(length: int = 1024, engine: str = "vllm") -> dict[str, Any]:
     }
 
 
+def result(length: int = 1024, engine: str = "vllm") -> CellResult:
+    """The cell as the report has it."""
+    cell, said = Cell("tiny", "drope", "niah", length), details(length, engine)
+    return result_of(cell, spec_of(cell, said["spec"]), engine=said["engine"], environment=said["environment"])
+
+
 def certificate(**changed: Any) -> dict[str, Any]:
     return {
         "contestant": "drope-tiny",
-        "model": MODEL,
-        "method": METHOD,
+        "model": plain(convert(MODEL, ModelRecord)),
+        "method": upgraded_method(METHOD),
         "weights": WEIGHTS,
         "digests": {"weights": "b2b3"},
         "dtype": "float32",
@@ -59,11 +68,11 @@ def certificate(**changed: Any) -> dict[str, Any]:
 
 
 def told(length: int = 1024, **changed: Any) -> str:
-    return str(standing(details(length), [certificate(**changed)]))
+    return str(standing(result(length), [certificate(**changed)]))
 
 
 def test_a_length_that_passed_is_certified_and_no_other() -> None:
-    assert standing(details(), [certificate()]) == Standing(True)
+    assert standing(result(), [certificate()]) == Standing(True)
     assert told(512) == CERTIFIED
     assert told(2048) == "not certified (failed at this length)"
     assert told(4096) == "not certified (the certificate lacks this length)"
@@ -71,14 +80,14 @@ def test_a_length_that_passed_is_certified_and_no_other() -> None:
 
 
 def test_only_vllm_has_something_to_certify() -> None:
-    assert standing(details(engine="hf"), [certificate()]) is None
+    assert standing(result(engine="hf"), [certificate()]) is None
 
 
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
         ({"model": MODEL | {"original_length": 1024}}, "model"),
-        ({"method": METHOD | {"params": {"factor": 4}}}, "method's parameters"),
+        ({"method": upgraded_method(METHOD | {"params": {"factor": 4}})}, "method's parameters"),
         ({"weights": {"path": "elsewhere"}}, "weights"),
         ({"digests": {"weights": "ffff"}}, "digest of the weights"),
         ({"digests": None}, "digest of the weights"),
@@ -102,8 +111,8 @@ def test_packages_that_no_number_depends_on_may_differ() -> None:
 
 def test_the_nearest_of_several_certificates_counts() -> None:
     others = [certificate(dtype="bfloat16", weights={}), certificate(contestant="yarn-tiny")]
-    assert str(standing(details(), [*others, certificate()])) == CERTIFIED
-    assert str(standing(details(), others[1:])) == "not certified (no certificate)"
+    assert str(standing(result(), [*others, certificate()])) == CERTIFIED
+    assert str(standing(result(), others[1:])) == "not certified (no certificate)"
 
 
 def test_what_is_no_certificate_is_passed_over(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_what_is_no_certificate_is_passed_over(tmp_path: Path) -> None:
     (folder / "d.json").write_text(json.dumps(certificate(lengths={"1024": float("inf")})))
     found = read_certificates(tmp_path)
     assert [item["contestant"] for item in found] == ["drope-tiny"]
-    assert standing(details(), found) == Standing(False, "failed at this length")
+    assert standing(result(), found) == Standing(False, "failed at this length")
 
 
 @pytest.fixture

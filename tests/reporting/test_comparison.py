@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from reporting.table_cells import cell as table_cell
+from stores import result_of, spec_of
 
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL, Cell, Finished
@@ -18,7 +19,7 @@ from longctx_bench.reporting.comparison import compare, matched
 from longctx_bench.reporting.comparison_tables import comparison_tables
 from longctx_bench.reporting.paired import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
 from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 Call = Callable[..., tuple[int, str, str]]
 YARN = [1.0] * 30 + [0.0] * 2
@@ -39,7 +40,7 @@ def add(
 ) -> None:
     """Write one cell; example i of a task, length and seed is the same for all methods unless ``prompts`` says else."""
     cell = Cell(model, method, task, length)
-    spec: dict[str, Any] = {
+    described: dict[str, Any] = {
         "model": {"name": model},
         "method": {"name": method},
         "task": {"name": task, "metric": metric, "params": {}},
@@ -48,6 +49,7 @@ def add(
         "engine": "echo",
         "chat_template": False,
     }
+    spec = spec_of(cell, described)
     store = ResultStore(folder)
     store.start(cell, spec)
     numbers = range(len(scores)) if prompts is None else prompts
@@ -68,26 +70,11 @@ def add(
     ]
     store.append(cell, [Finished(record, 0.1) for record in records])
     if finish:
-        summary = {
-            "cell": {"model": model, "method": method, "task": task, "length": length},
-            "original_length": 512,
-            "metric": metric,
-            "score": sum(scores) / len(scores),
-            "n": len(scores),
-            "prompt_tokens": 100 * len(scores),
-            "new_tokens": 5 * len(scores),
-            "seconds": 1.0,
-            "factor": 2.0,
-            "factor_source": "derived",
-            "applied": {},
-            "tuning": None,
-            "spec_hash": "0" * 16,
-            "spec": spec,
-            "engine": {"engine": "echo", "device": "cpu", "dtype": "float32"},
-            "environment": {},
-            "finished": "2026-01-01T00:00:00+00:00",
-        }
-        store.finish(cell, summary)
+        result = result_of(
+            cell, spec, metric=metric, score=sum(scores) / len(scores), n=len(scores), factor=2.0,
+            engine={"engine": "echo", "device": "cpu", "dtype": "float32"},
+        )  # fmt: skip
+        store.finish(cell, result)
 
 
 def comparison(folder: Path) -> Any:

@@ -23,15 +23,16 @@ from page_results import needle_record, page_of, write_cell, write_prompts, writ
 
 from longctx_bench import untrusted
 from longctx_bench.errors import UserError
-from longctx_bench.excerpts import read_excerpts
 from longctx_bench.plain import plain, printable
 from longctx_bench.records import Cell
-from longctx_bench.reporting.cell_files import DamagedError, Record, read_columns, read_records, read_summary
 from longctx_bench.reporting.certificates import read_certificates
 from longctx_bench.reporting.rendering import csv_text
 from longctx_bench.reporting.summaries import read_cells
 from longctx_bench.reporting.tables import Table
-from longctx_bench.store import ResultStore
+from longctx_bench.store.prompt_excerpts import read_excerpts
+from longctx_bench.store.reader import DamagedError, read_columns, read_records, read_result
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SampleRecord
 from longctx_bench.untrusted import Unreadable, lines, parse_json, parse_object, read_content
 
 Call = Callable[..., tuple[int, str, str]]
@@ -437,7 +438,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = list(Record.__struct_fields__)
+_FIELDS = list(SampleRecord.__struct_fields__)
 _lines = st.one_of(
     st.binary(max_size=60),
     _values.map(lambda value: json.dumps(value).encode()),
@@ -538,6 +539,6 @@ def test_an_excerpt_is_found_without_reading_the_others_into_memory(folder: Path
 
 
 def test_a_missing_summary_is_none(tmp_path: Path) -> None:
-    assert read_summary(tmp_path) is None
+    assert read_result(tmp_path) is None
     with pytest.raises(UserError, match="holds no results"):
         read_cells(tmp_path)

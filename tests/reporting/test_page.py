@@ -13,7 +13,7 @@ from page_results import EVIL_METHOD, EXAMPLES, HOSTILE, hash_of, needle_record,
 from longctx_bench.errors import UserError
 from longctx_bench.records import Cell
 from longctx_bench.reporting.page.opening import browser, opened
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 Page = Any
 

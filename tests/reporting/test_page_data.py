@@ -17,7 +17,7 @@ from longctx_bench.reporting.page.examples import example_columns
 from longctx_bench.reporting.page.overview import in_order, overview, task_tables
 from longctx_bench.reporting.page.provenance import provenance
 from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 TEXTS = [
     HOSTILE,

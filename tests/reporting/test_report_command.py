@@ -8,17 +8,17 @@ import json
 from pathlib import Path
 
 import pytest
+from stores import result_of, spec_of
 from table_cells import hits
 
 from longctx_bench.records import Cell, Finished
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 
 def write(folder: Path, method: str, score: int, task: str = "niah", length: int = 512, seed: int = 42) -> Path:
     """Leave a finished cell of 20 examples, ``score`` of them right."""
     store, cell = ResultStore(folder), Cell("tiny", method, task, length)
-    spec = {"seed": seed, "dtype": "float32", "engine": "hf", "chat_template": False}
-    spec |= {"task": {"name": task, "params": {}, "protocol": "longctx-bench"}}
+    spec = spec_of(cell, {"seed": seed, "task": {"name": task, "params": {}, "protocol": "longctx-bench"}})
     store.start(cell, spec)
     store.append(
         cell,
@@ -31,10 +31,11 @@ def write(folder: Path, method: str, score: int, task: str = "niah", length: int
             for i, value in enumerate(hits(score, 20))
         ],
     )  # fmt: skip
-    summary = {"cell": {"model": "tiny", "method": method, "task": task, "length": length}, "original_length": 512}
-    summary |= {"metric": "string_match_all", "score": score / 20, "n": 20, "prompt_tokens": 10_000, "new_tokens": 60}
-    summary |= {"seconds": 2.0, "factor": length / 512, "factor_source": "derived", "spec_hash": "0", "spec": spec}
-    store.finish(cell, summary | {"engine": {"device": "cpu"}, "finished": "2026-01-01T00:00:00+00:00"})
+    result = result_of(
+        cell, spec, score=score / 20, n=20, prompt_tokens=10_000, new_tokens=60, seconds=2.0, factor=length / 512,
+        engine={"device": "cpu"},
+    )  # fmt: skip
+    store.finish(cell, result)
     return store.path(cell)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reporting.table_cells import cell
+from stores import spec_of
 
 from longctx_bench import run
 from longctx_bench.engines.echo import EchoEngine
@@ -21,7 +22,7 @@ from longctx_bench.records import Cell
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.comparison import compare
 from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 REFERENCE = Path(__file__).parents[2] / "results/reference"
 HURT = Path("runs/tiny/rope/niah/512")
@@ -276,10 +277,11 @@ def test_a_run_with_a_failed_example_says_why_until_it_is_completed(
 
 def test_a_failure_is_noted_for_the_same_spec_alone(tmp_path: Path) -> None:
     store, cell = ResultStore(tmp_path), Cell("m", "rope", "niah", 512)
-    store.fail(cell, {"seed": 1}, "refused before it began")
+    one, other = (spec_of(cell, {"seed": seed}) for seed in (1, 2))
+    store.fail(cell, one, "refused before it began")
     assert not store.path(cell).exists(), "what is refused leaves no trace"
-    store.start(cell, {"seed": 1})
-    store.fail(cell, {"seed": 2}, "another seed")
+    store.start(cell, one)
+    store.fail(cell, other, "another seed")
     assert "failed" not in json.loads((store.path(cell) / "started.json").read_text())
 
 

@@ -20,6 +20,7 @@ from longctx_bench.reporting.summary_tables import summary_tables
 from longctx_bench.reporting.table_parts import number
 from longctx_bench.reporting.tables import Entry, Mark, Table
 from longctx_bench.reporting.task_tables import task_tables
+from longctx_bench.store.schema import plain
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -265,7 +266,7 @@ def test_cost_has_speed_tokens_and_what_else_is_known() -> None:
         ["rope-tiny", "1,024 (2x)", "100", "50", "2", "12,345", "678"],
     ]
     assert "device: cpu" in table.notes
-    embedded = {"spec": cells[0].details["spec"] | {"weights": {"embedded": "drope-tiny"}}}
+    embedded = {"spec": plain(cells[0].result.spec) | {"weights": {"embedded": "drope-tiny"}}}
     more = {"engine": {"device": "gpu"}, "peak_memory": 3 * 2**30, "seconds": 0} | embedded
     [table] = cost_tables([*cells, cell("drope", hits(5), details=more)])
     assert table.header[-3:] == ("peak memory (GiB)", "training tokens (M)", "device")

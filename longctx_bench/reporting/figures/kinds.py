@@ -146,8 +146,8 @@ def _curves(material: Material) -> Figures:
         raise UserError(f"--checkpoints {missing[0]}: no such folder")
     folders = [material.folder, *material.checkpoints]
     if material.shipped_curves and not material.checkpoints:
-        weights = [s.details["spec"].get("weights") for s in material.results.finished]
-        embedded = {w["embedded"] for w in weights if isinstance(w, dict) and "embedded" in w}
+        weights = [s.result.spec.weights or {} for s in material.results.finished]
+        embedded = {name for name in (source.get("embedded") for source in weights) if name}
         folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]
     return {"curves": curve_sheet(read_curves(folders))}
 

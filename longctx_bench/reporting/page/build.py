@@ -12,7 +12,7 @@ from longctx_bench.reporting.page.escaping import inert_json, source_hash
 from longctx_bench.reporting.page.examples import PAGE_BYTES, example_columns
 from longctx_bench.reporting.page.overview import in_order, overview, task_tables
 from longctx_bench.reporting.summaries import Results
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 if TYPE_CHECKING:
     from jinja2 import Template

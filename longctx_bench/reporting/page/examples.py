@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from longctx_bench.excerpts import Excerpt, read_excerpts
 from longctx_bench.records import ending
-from longctx_bench.reporting.cell_files import Record, read_records
 from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.store import ResultStore
+from longctx_bench.store.prompt_excerpts import Excerpt, read_excerpts
+from longctx_bench.store.reader import read_records
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import SampleRecord
 
 PAGE_BYTES = 16_000_000
 """Examples are left out before their text makes a page larger than this (bytes of JSON)."""
@@ -77,7 +78,7 @@ def example_columns(
     }
 
 
-def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[Record]]:
+def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[SampleRecord]]:
     """Return the first records of each cell, without reading further."""
     return [
         # A finished file is in order; what an interrupted larger run left beyond n is no part of the cell.
@@ -86,12 +87,12 @@ def _first(cells: Sequence[CellSummary], store: ResultStore, number: int) -> lis
     ]
 
 
-def _row_size(record: Record) -> int:
+def _row_size(record: SampleRecord) -> int:
     return _ROW_BYTES + _size(record.text or "") + 12 * len(record.curve or ())
 
 
 def _excerpts(
-    cells: Sequence[CellSummary], records: Sequence[Sequence[Record]], store: ResultStore
+    cells: Sequence[CellSummary], records: Sequence[Sequence[SampleRecord]], store: ResultStore
 ) -> list[dict[str, Excerpt]]:
     """Return each cell's excerpts by hash, those of its records only; the methods of one base share them."""
     found: dict[tuple[str, str, int], dict[str, Excerpt]] = {}
@@ -104,7 +105,7 @@ def _excerpts(
     return made
 
 
-def _fitting(records: Sequence[Sequence[Record]], excerpts: Sequence[dict[str, Excerpt]], budget: int) -> int:
+def _fitting(records: Sequence[Sequence[SampleRecord]], excerpts: Sequence[dict[str, Excerpt]], budget: int) -> int:
     """Return how many examples of each cell fit the budget, at least one."""
     spent, seen = 0, set()
     most = max(map(len, records), default=0)
@@ -142,7 +143,7 @@ class _Columns:
         }
         self._prompt_places: dict[tuple[str, tuple[str, ...]], int] = {}
 
-    def add(self, cell: int, record: Record, excerpts: dict[str, Excerpt]) -> None:
+    def add(self, cell: int, record: SampleRecord, excerpts: dict[str, Excerpt]) -> None:
         """Add one example of a cell."""
         values = {
             "cell": cell,
@@ -158,7 +159,7 @@ class _Columns:
         for name, value in values.items():
             self.rows[name].append(value)
 
-    def _prompt(self, record: Record, excerpts: dict[str, Excerpt]) -> int:
+    def _prompt(self, record: SampleRecord, excerpts: dict[str, Excerpt]) -> int:
         key = (record.hash, tuple(record.references))
         place = self._prompt_places.setdefault(key, len(self.prompts))
         if place == len(self.prompts):

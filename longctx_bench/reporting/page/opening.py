@@ -18,7 +18,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.records import Cell
 from longctx_bench.reporting.page.build import html_page
 from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.store import ResultStore
+from longctx_bench.store.run_store import ResultStore
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

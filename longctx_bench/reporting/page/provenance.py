@@ -5,32 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.store.schema import Tuning
 
 
 def provenance(summary: CellSummary) -> dict[str, str]:
     """Return what ``cell.json`` says of where a cell's numbers come from; what it does not say is left out."""
-    details = summary.details
-    spec, engine = _object(details, "spec"), _object(details, "engine")
-    environment = _object(details, "environment")
+    result, spec = summary.result, summary.result.spec
+    engine, environment = result.engine or {}, result.environment or {}
     found = {
-        "factor": _factor(details),
-        "calibration": _tuning(details),
-        "dtype": engine.get("dtype", spec.get("dtype")),
+        "factor": f"{result.factor:g} ({result.factor_source})",
+        "calibration": _tuning(result.tuning),
+        "dtype": engine.get("dtype", spec.dtype),
         "device": engine.get("device"),
-        "engine": _listed(engine.get("engine", spec.get("engine")), engine.get("attention")),
+        "engine": _listed(engine.get("engine", spec.engine), engine.get("attention")),
         "parity": summary.parity,
-        "seed": spec.get("seed"),
-        "chat template": "yes" if spec.get("chat_template") else None,
-        "protocol": _object(spec, "task").get("protocol"),
-        "weights": ", ".join(
-            filter(None, (_commit_on_hub(_object(spec, "weights")), _digests(_object(spec, "digests"))))
-        ),
+        "seed": spec.seed,
+        "chat template": "yes" if spec.chat_template else None,
+        "protocol": spec.task.protocol,
+        "weights": ", ".join(filter(None, (_commit_on_hub(spec.weights or {}), _digests(spec.digests)))),
         "commit": _commit(_object(environment, "git")),
         "versions": _versions(environment),
-        "tokens": _tokens(details),
-        "time": f"{details['seconds']:,.1f} s" if details.get("seconds") is not None else None,
-        "finished": details.get("finished"),
-        "spec": details.get("spec_hash"),
+        "tokens": f"{result.prompt_tokens:,} read, {result.new_tokens:,} written",
+        "time": f"{result.seconds:,.1f} s",
+        "finished": result.finished,
+        "spec": result.spec_hash,
     }
     return {label: str(value) for label, value in found.items() if value not in (None, "")}
 
@@ -40,17 +38,10 @@ def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _factor(details: dict[str, Any]) -> str:
-    if details.get("factor") is None:
-        return ""
-    return f"{details['factor']:g} ({details.get('factor_source', 'unknown')})"
-
-
-def _tuning(details: dict[str, Any]) -> str:
-    tuning = _object(details, "tuning")
-    if not tuning:
+def _tuning(tuning: Tuning | None) -> str:
+    if tuning is None:
         return "none"
-    return f"{tuning['scalar'].replace('_', ' ')} {tuning['value']:.4g} by {tuning['source']}"
+    return f"{tuning.scalar.replace('_', ' ')} {tuning.value:.4g} by {tuning.source}"
 
 
 def _commit(git: dict[str, Any]) -> str:
@@ -73,12 +64,6 @@ def _commit_on_hub(weights: dict[str, Any]) -> str:
 
 def _digests(digests: dict[str, Any]) -> str:
     return ", ".join(str(value) if name == "weights" else f"{name} {value}" for name, value in digests.items())
-
-
-def _tokens(details: dict[str, Any]) -> str:
-    if details.get("prompt_tokens") is None:
-        return ""
-    return f"{details['prompt_tokens']:,} read, {details.get('new_tokens', 0):,} written"
 
 
 def _listed(*values: Any) -> str:

@@ -17,7 +17,6 @@ written through a symbolic link below the output folder.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,10 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx_bench.by_example import NumbersById
-from longctx_bench.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
 from longctx_bench.errors import UserError
-from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
 from longctx_bench.files import (
     append,
     drop_cut_line,
@@ -43,16 +39,14 @@ from longctx_bench.files import (
     write_json,
 )
 from longctx_bench.records import Cell, Example, Finished
-from longctx_bench.stored_lines import RecordLine, TimingLine, put_aside, sound
+from longctx_bench.store.by_example import NumbersById
+from longctx_bench.store.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
+from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
+from longctx_bench.store.record_lines import RecordLine, TimingLine, put_aside, sound
+from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, UnsupportedVersionError, plain, upgraded
 from longctx_bench.untrusted import objects_at, placed_objects, read_object, read_objects
 
 _KEPT = "what was measured before is kept, run the same command again"
-
-
-def spec_hash(spec: dict[str, Any]) -> str:
-    """Identify everything that a cell's numbers depend on."""
-    canonical = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class ResultStore:
@@ -93,7 +87,7 @@ class ResultStore:
         return cell_folder(self.runs, cell)
 
     def start(
-        self, cell: Cell, spec: dict[str, Any], rerun: bool = False, note: Callable[[str], None] = lambda line: None
+        self, cell: Cell, spec: CellSpec, rerun: bool = False, note: Callable[[str], None] = lambda line: None
     ) -> Mapping[str, str]:
         """Open a cell for writing and return what it has already under the same spec: hashes by example id.
 
@@ -111,13 +105,13 @@ class ResultStore:
         """
         folder = self.path(cell)
         refuse_links(self.folder, folder)
-        wanted = spec_hash(spec)
         found = self._existing_hash(folder)
-        if folder.exists() and (rerun or found != wanted) and any(folder.iterdir()):
+        if folder.exists() and (rerun or found != spec.hash) and any(folder.iterdir()):
             where = self._supersede(folder, found or "unknown")
             folder = self.path(cell)
             note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
-        write_json(folder / "started.json", {"spec_hash": wanted, "spec": spec})
+        begun = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": plain(spec)}
+        write_json(folder / "started.json", begun)
         if (folder / "cell.json").exists():
             # Until it is finished again, a cell that is being extended is not done, whatever happens.
             (folder / "cell.json").unlink()
@@ -128,7 +122,7 @@ class ResultStore:
         put_aside(timings, TimingLine, note)
         return put_aside(records, RecordLine, note)
 
-    def done(self, cell: Cell, spec: dict[str, Any], n: int) -> bool:
+    def done(self, cell: Cell, spec: CellSpec, n: int) -> bool:
         """Tell whether a cell is complete under this spec, with at least ``n`` examples.
 
         One whose ``cell.json`` is damaged is not; what is to be done about it, :meth:`start` says.
@@ -137,7 +131,7 @@ class ResultStore:
             summary = self.summary(cell)
         except UserError:
             return False
-        if summary is None or summary.get("spec_hash") != spec_hash(spec):
+        if summary is None or summary.get("spec_hash") != spec.hash:
             return False
         have = summary.get("n")
         if not isinstance(have, int) or have >= n:
@@ -145,9 +139,13 @@ class ResultStore:
         # Versions before this one took a record that was there twice for the end of the data.
         return bool(summary.get("exhausted")) and _count_lines(self.path(cell) / "records.jsonl") == have
 
-    def summary(self, cell: Cell) -> dict[str, Any] | None:
-        """Return a finished cell's ``cell.json``; None when the cell is not finished."""
-        return read_object(self.path(cell) / "cell.json")
+    def summary(self, cell: Cell) -> Mapping[str, Any] | None:
+        """Return a finished cell's ``cell.json`` as this version writes it; None when the cell is not finished.
+
+        Raises:
+            UserError: it is damaged, or a later version wrote it.
+        """
+        return _read(self.path(cell) / "cell.json")
 
     def append(self, cell: Cell, finished: Sequence[Finished]) -> None:
         """Add one batch's examples in a single write, so that a kill leaves whole batches.
@@ -161,26 +159,26 @@ class ResultStore:
         append(folder / "timings.jsonl", timings.encode(), _KEPT)
         append(folder / "records.jsonl", records.encode(), _KEPT)
 
-    def finish(self, cell: Cell, summary: dict[str, Any]) -> None:
+    def finish(self, cell: Cell, result: CellResult) -> None:
         """Order a cell's records by example, one after the other, and write ``cell.json``, last and atomically."""
         folder = self.path(cell)
         path = folder / "records.jsonl"
         places = _places(path)
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, _records_at(path, places.values())))
-        write_json(folder / "cell.json", summary)
+        write_json(folder / "cell.json", plain(result))
         (folder / "started.json").unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, spec: dict[str, Any], reason: str) -> None:
+    def fail(self, cell: Cell, spec: CellSpec, reason: str) -> None:
         """Note why a cell that was begun was not finished; the next start forgets it.
 
         Raises:
             UserError: the folder cannot be written.
         """
         path = self.path(cell) / "started.json"
-        started = read_object(path)
-        if started is not None and started.get("spec_hash") == spec_hash(spec):
-            write_json(path, started | {"failed": reason})
+        started = _read(path)
+        if started is not None and started.get("spec_hash") == spec.hash:
+            write_json(path, {**started, "failed": reason})
 
     def keep_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
         """Keep what readers want to see of a cell's prompts; what is there already is left alone.
@@ -241,7 +239,7 @@ class ResultStore:
 
     def _existing_hash(self, folder: Path) -> str | None:
         for name in ("cell.json", "started.json"):
-            found = read_object(folder / name)
+            found = _read(folder / name)
             if found is not None:
                 return str(found.get("spec_hash"))
         return None
@@ -262,6 +260,15 @@ class ResultStore:
         except OSError as error:
             raise not_written(target, error, "choose another folder with --out") from error
         return target
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    """Return what ``cell.json`` or ``started.json`` says, as this version writes it; None when there is none."""
+    values = read_object(path)
+    try:
+        return None if values is None else upgraded(values)
+    except UnsupportedVersionError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def before_gap(ids: Collection[str]) -> int:

@@ -11,15 +11,15 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
-from longctx_bench.by_example import digest_of
-from longctx_bench.store import before_gap
+from longctx_bench.store.by_example import digest_of
+from longctx_bench.store.run_store import before_gap
+from longctx_bench.store.schema import CellResult, SampleRecord, UnsupportedVersionError, parse_result
 from longctx_bench.untrusted import DEEPEST, Unreadable, line_blocks, parse_json, read_content
 
 
@@ -27,117 +27,24 @@ class DamagedError(Exception):
     """A cell that cannot be shown; the message says which of its files and why."""
 
 
-_Count = Annotated[int, Meta(ge=0, le=2**53)]
-_Positive = Annotated[int, Meta(ge=1, le=2**53)]
-_Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
-"""Printable ASCII."""
+_decoder = msgspec.json.Decoder(SampleRecord)
 
 
-class Record(msgspec.Struct, gc=False):
-    """One line of ``records.jsonl``; whatever else it holds is passed over."""
-
-    id: _Name
-    hash: _Name
-    score: float
-    metric: _Name = ""
-    text: str | None = None
-    """What the model wrote; None where it was not to write."""
-    references: list[str] = []
-    depths: list[Annotated[float, Meta(ge=0, le=100)]] = []
-    prompt_tokens: _Count = 0
-    new_tokens: _Count = 0
-    finish_reason: _Name | None = None
-    document_tokens: _Count | None = None
-    words: _Count | None = None
-    scored: _Positive = 1
-    curve: list[tuple[_Count | float, float]] | None = None
-
-
-class _Cell(msgspec.Struct):
-    model: str
-    method: str
-    task: str
-    length: _Count
-
-
-class _Task(msgspec.Struct):
-    name: str
-    params: dict[str, Any] | None
-    protocol: str | None = None
-
-
-class _Source(msgspec.Struct):
-    embedded: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-
-
-class _Model(msgspec.Struct):
-    source: _Source | None = None
-
-
-class _Spec(msgspec.Struct):
-    task: _Task
-    seed: int
-    dtype: str
-    engine: str
-    chat_template: bool
-    weights: _Source | None = None
-    digests: dict[str, Any] | None = None
-    model: _Model | None = None
-
-
-class _Tuning(msgspec.Struct):
-    scalar: str
-    value: float
-    source: str
-
-
-class _Summary(msgspec.Struct):
-    """What every report may rely on in a ``cell.json``."""
-
-    cell: _Cell
-    original_length: _Positive
-    metric: str
-    score: float
-    n: _Positive
-    prompt_tokens: _Count
-    new_tokens: _Count
-    seconds: float
-    factor: float
-    factor_source: str
-    spec_hash: str
-    spec: _Spec
-    finished: str
-    tuning: _Tuning | None = None
-    peak_memory: _Count | None = None
-    training_tokens: _Count | None = None
-    engine: dict[str, Any] | None = None
-    environment: dict[str, Any] | None = None
-    lm_eval: dict[str, Any] | None = None
-
-
-_decoder = msgspec.json.Decoder(Record)
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return a cell's ``cell.json``, checked for what reports need; None when there is none.
+def read_result(folder: Path) -> CellResult | None:
+    """Return a finished cell's ``cell.json``; None when there is none.
 
     Raises:
-        DamagedError: not JSON, too large or too deep, or keys are missing or of another type.
+        DamagedError: not JSON, too large or too deep, keys are missing or of another type, or a later version wrote it.
     """
     try:
         # Plain strings: with ten thousand cells, making paths takes longer than reading files.
-        details = parse_json(read_content(f"{folder}/cell.json"))
+        return parse_result(parse_json(read_content(f"{folder}/cell.json")))
     except FileNotFoundError:
         return None
-    except Unreadable as error:
+    except (Unreadable, UnsupportedVersionError) as error:
         raise DamagedError(f"cell.json {error}") from error
-    try:
-        msgspec.convert(details, _Summary)
     except msgspec.ValidationError as error:
         raise DamagedError(f"cell.json is damaged or another version's ({error})") from error
-    return dict(details)
 
 
 class Columns(NamedTuple):
@@ -170,7 +77,7 @@ class Columns(NamedTuple):
 
 
 def read_columns(folder: Path) -> Columns:
-    """Return a cell's records as :meth:`longctx_bench.store.ResultStore.records` has them: up to the first gap.
+    """Return a cell's records up to the first gap, as :meth:`.ResultStore.records` has them.
 
     Raises:
         DamagedError: the file is missing, a line is not a record.
@@ -204,7 +111,7 @@ def _joined(parts: list[Columns]) -> Columns:
     return Columns(*(np.concatenate(pieces.pop(0)) for _ in Columns._fields))
 
 
-def read_records(folder: Path) -> Iterator[Record]:
+def read_records(folder: Path) -> Iterator[SampleRecord]:
     """Yield a cell's records as they stand in their file: of a finished cell in order.
 
     Raises:
@@ -228,7 +135,7 @@ def count_records(folder: Path) -> int:
         raise DamagedError(f"records.jsonl {error}") from error
 
 
-def _columns(records: Sequence[Record]) -> Columns:
+def _columns(records: Sequence[SampleRecord]) -> Columns:
     return Columns(
         np.array([record.score for record in records], np.float64),
         np.array(list(map(_digest, records)), "S16"),
@@ -240,16 +147,16 @@ def _columns(records: Sequence[Record]) -> Columns:
     )
 
 
-def _digest(record: Record) -> bytes:
+def _digest(record: SampleRecord) -> bytes:
     """Return 16 bytes that are equal where the hashes are, whatever somebody has for hashes."""
     return digest_of(record.hash) or hashlib.sha256(record.hash.encode()).digest()[:16]
 
 
-def _tokens(record: Record) -> int:
+def _tokens(record: SampleRecord) -> int:
     return record.prompt_tokens if record.document_tokens is None else record.document_tokens
 
 
-def _blocks(folder: Path) -> Iterator[Sequence[Record]]:
+def _blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
     """Yield the records of a file, some thousand at a time."""
     number = 0
     try:
@@ -266,12 +173,12 @@ def _blocks(folder: Path) -> Iterator[Sequence[Record]]:
         raise DamagedError(f"records.jsonl {error}") from error
 
 
-def _one_by_one(block: bytes, before: int) -> list[Record]:
+def _one_by_one(block: bytes, before: int) -> list[SampleRecord]:
     """Read what msgspec refused with Python's ``json``, which knows NaN, and name the line that is no record."""
     records = []
     for number, line in enumerate(block.removesuffix(b"\n").split(b"\n"), before + 1):
         try:
-            records.append(msgspec.convert(json.loads(line), Record))
+            records.append(msgspec.convert(json.loads(line), SampleRecord))
         except msgspec.ValidationError as error:
             raise DamagedError(f"records.jsonl: line {number} is not a record ({error})") from error
         except ValueError as error:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from longctx_bench.by_example import HashesById
 from longctx_bench.errors import UserError
 from longctx_bench.files import append, replacing
+from longctx_bench.store.by_example import HashesById
 from longctx_bench.untrusted import object_of_line
 
 
