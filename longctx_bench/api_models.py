@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx_bench.asked import Scales, dtype_of, names, parse_lengths, parse_scales, path_of, seed_of, whole
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import require_writable
+from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.notebook import Calibration
 from longctx_bench.records import NATURAL
 from longctx_bench.registry import Registry
@@ -46,7 +46,6 @@ def load(
         UserError: an unknown name, weights that cannot be had, or a method that depends on each prompt's
             length (dynamic-ntk) and so cannot be applied once for all prompts.
     """
-    from longctx_bench.engines.base import Contestant
     from longctx_bench.engines.hf import HFEngine, load_model, prepared
 
     variant = (registry or Registry()).variant(names(name, "name"))
@@ -54,17 +53,16 @@ def load(
         raise UserError(
             f"{name}: {variant.method_name} follows each prompt's length and cannot be loaded for all; use run()"
         )
-    folder = checkpoint_folder(variant.source)
-    base = variant.base(read_config(folder))
+    resolved = variant.resolve()
     engine = HFEngine(str(device), dtype_of(dtype))
-    model = load_model(folder, engine.dtype, engine.device)
+    model = load_model(resolved.folder, engine.dtype, engine.device)
     length = whole(length, "length") or variant.model.original_length
     # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
     # which would be undone if it were collected.
-    applied: Any = prepared(model, Contestant(base, variant.method, length), length)
+    applied: Any = prepared(model, resolved.at(length), length)
     applied.__enter__()
     object.__setattr__(model, "_longctx_bench_applied", applied)
-    return model, load_tokenizer(folder)
+    return model, load_tokenizer(resolved.folder)
 
 
 def export(
@@ -95,7 +93,6 @@ def export(
     Raises:
         UserError: the method cannot be exported, or the folder is there already.
     """
-    from longctx_bench.engines.base import Contestant
     from longctx_bench.engines.exporting import export as write_checkpoint
     from longctx_bench.engines.exporting import refuse
 
@@ -108,9 +105,10 @@ def export(
     if dtype not in (known := ("auto", "float32", "bfloat16")) and (dtype := dtype_of(dtype)) not in known:
         raise UserError(f"dtype {dtype}: choose {', '.join(known)}")
     refuse(variant.method, variant.method_name)
-    source = checkpoint_folder(variant.source)
-    contestant = Contestant(variant.base(read_config(source)), variant.method, tokens[0])
-    return write_checkpoint(contestant, variant.method_name, source, path_of(folder, "folder"), dtype)
+    resolved = variant.resolve()
+    return write_checkpoint(
+        resolved.at(tokens[0]), variant.method_name, resolved.folder, path_of(folder, "folder"), dtype
+    )
 
 
 def calibrate(
@@ -169,20 +167,19 @@ def calibrate(
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
     examples = whole(limit, "limit") or 1
-    folder = checkpoint_folder(variant.source)
+    resolved = variant.resolve()
     # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
     own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
-    target = path_of(out, "out") if out else variant.source.path if own else folder  # type: ignore[union-attr]
+    target = path_of(out, "out") if out else variant.source.path if own else resolved.folder  # type: ignore[union-attr]
     require_writable(target)
     engine = HFEngine(str(device), dtype_of(dtype), whole(batch_tokens, "batch_tokens"))
-    engine.load(folder)
-    encoder = PromptEncoder(load_tokenizer(folder))
+    engine.load(resolved.folder)
+    encoder = PromptEncoder(load_tokenizer(resolved.folder))
     goal: Objective = (
         Retrieval(engine, encoder, registry, seed_of(seed))
         if text is None or objective == "retrieval"
         else Perplexity(engine, encoder, path_of(text, "text"))
     )
-    base = variant.base(read_config(folder))
-    fit = sweeps.calibrate(variant.method, base, goal, scales, examples, tell or (lambda point: None))
+    fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
     path = sweeps.write(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)

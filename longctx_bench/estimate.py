@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longctx_bench.data import fetch
 from longctx_bench.engines.base import EngineFacts, Footprint
-from longctx_bench.engines.checkpoints import checkpoint_folder
+from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.plan import PlannedCell
 from longctx_bench.records import NATURAL
 from longctx_bench.specs import HubSource, Source

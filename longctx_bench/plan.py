@@ -12,8 +12,9 @@ from longctx_bench.data import digest, is_local, pinned
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import METRICS, metric
+from longctx_bench.models.variant import ModelVariant
 from longctx_bench.records import NATURAL, Cell
-from longctx_bench.registry import Registry, Variant
+from longctx_bench.registry import Registry
 from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
@@ -23,7 +24,7 @@ from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, Task
 class RunSpec:
     """Everything that a run was asked for."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[ModelVariant, ...]
     tasks: tuple[TaskSpec, ...]
     scales: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -44,7 +45,7 @@ class RunSpec:
         if min(sizes) <= 0 or self.limit == 0:
             raise UserError("scales, lengths and limit must be above 0")
 
-    def cell_lengths(self, variant: Variant) -> list[int]:
+    def cell_lengths(self, variant: ModelVariant) -> list[int]:
         """Return the lengths for one model: multiples of its training context, or the absolute ones."""
         scaled = [round(scale * variant.model.original_length) for scale in self.scales]
         return sorted({*scaled, *self.lengths})
@@ -55,7 +56,7 @@ class PlannedCell:
     """One cell of a run with all that it takes to run it."""
 
     cell: Cell
-    variant: Variant
+    variant: ModelVariant
     task: TaskSpec
     kind: str
     """The benchmark's: ``generate``, ``loss`` or ``lm_eval``."""
@@ -127,7 +128,7 @@ def _params(benchmark: Benchmark) -> dict[str, Any]:
 
 def _cell_spec(
     spec: RunSpec,
-    variant: Variant,
+    variant: ModelVariant,
     task: TaskSpec,
     benchmark: Benchmark,
     code: Code | None,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.methods.base import Base
+from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.provenance import usable_cores
 from longctx_bench.records import Example, Request

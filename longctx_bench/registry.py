@@ -10,12 +10,14 @@ from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval import PREFIX
-from longctx_bench.beside_weights import fits
 from longctx_bench.code_identity import Code
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import shipped_folder
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import Method
 from longctx_bench.methods.exported import Exported
+from longctx_bench.models.metadata import fits
+from longctx_bench.models.unregistered import unlisted
+from longctx_bench.models.variant import ModelVariant
 from longctx_bench.plugins import Loaded, load
 from longctx_bench.specs import (
     DataSpec,
@@ -29,37 +31,9 @@ from longctx_bench.specs import (
     read_yaml,
     validate,
 )
-from longctx_bench.unlisted import unlisted
 
 ALL = 1_000_000_000
 """Examples asked for where a task's own data decide how many there are."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One contestant: a method on a base model, and the weights that it runs on."""
-
-    model: ModelSpec
-    spec: MethodSpec
-    method: Method
-    source: Source
-    """The base's own weights, or the checkpoint that the method needs."""
-    code: Code | None = None
-    """The source of a method that is not this package's own."""
-
-    @property
-    def name(self) -> str:
-        """``METHOD-BASE``, the form that ``--model`` takes."""
-        return f"{self.method_name}-{self.model.name}"
-
-    @property
-    def method_name(self) -> str:
-        """The method's name in results and tables."""
-        return self.spec.name
-
-    def base(self, config: dict[str, Any]) -> Base:
-        """Return what a method computes with, given the ``config.json`` of the weights."""
-        return Base(self.model.name, self.model.original_length, config)
 
 
 @dataclass
@@ -97,13 +71,13 @@ class Registry:
 
     # -- models -------------------------------------------------------------------------------------------------
 
-    def variants(self, names: str) -> tuple[Variant, ...]:
+    def variants(self, names: str) -> tuple[ModelVariant, ...]:
         """Resolve comma-separated names, each contestant once.
 
         Raises:
             UserError: as :meth:`variant`, or no name at all.
         """
-        found: dict[str, Variant] = {}
+        found: dict[str, ModelVariant] = {}
         for part in filter(None, (part.strip() for part in names.split(","))):
             variant = self.variant(part)
             if found.setdefault(variant.name, variant).source != variant.source:
@@ -115,7 +89,7 @@ class Registry:
             raise UserError("--model: names no model")
         return tuple(found.values())
 
-    def variant(self, text: str) -> Variant:
+    def variant(self, text: str) -> ModelVariant:
         """Resolve ``METHOD-BASE``, ``BASE``, ``METHOD:HUB_ID_OR_PATH`` or ``HUB_ID_OR_PATH``.
 
         Raises:
@@ -141,7 +115,7 @@ class Registry:
             f"METHOD:HUB_ID_OR_PATH takes any other)"
         )
 
-    def _variant(self, method_name: str, model: ModelSpec) -> Variant:
+    def _variant(self, method_name: str, model: ModelSpec) -> ModelVariant:
         spec, (kind, code) = self.methods[method_name], self._loaded(method_name)
         own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
@@ -157,24 +131,24 @@ class Registry:
         method = validate(kind, params, f"method {method_name}")
         source = own.source if own else model.source
         try:
-            return Variant(model, spec, method.calibrated(fits(source, kind.tunable)), source, code)
+            return ModelVariant(model, spec, method.calibrated(fits(source, kind.tunable)), source, code)
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
-    def rebuilt(self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source) -> Variant:
+    def rebuilt(self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source) -> ModelVariant:
         """Return a variant from the parts that another registry of the same names resolved.
 
         Raises:
             UserError: the method's class cannot be loaded here.
         """
         kind, code = self._loaded(spec.name)
-        return Variant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
+        return ModelVariant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
 
     def _loaded(self, method: str) -> Loaded[Method]:
         where, folder = f"baselines/{method}", self._folders.get(method)
         return load(self.methods[method].use, Method, where, folder)  # type: ignore[type-abstract]
 
-    def _other(self, name: str, method: str | None = None) -> Variant:
+    def _other(self, name: str, method: str | None = None) -> ModelVariant:
         """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
         kind = self._loaded(method)[0] if method is not None else None
         model, mark = unlisted(name, kind.checkpoint if kind is not None else None)
@@ -192,7 +166,7 @@ class Registry:
                 f"alone, without a method and without --set {mark.method}"
             )
         spec = MethodSpec(name=mark.method, use="longctx_bench.methods.exported:Exported", description="exported")
-        return Variant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
+        return ModelVariant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
 
     # -- tasks --------------------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     """
     # Heavy, and not needed for what a run has kept.
     from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
+    from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 
     cell, spec = summary.cell, plain(summary.result.spec)
     again = f"{cell}: its prompts were not kept, and cannot be written again"

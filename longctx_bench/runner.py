@@ -14,12 +14,9 @@ from msgspec.structs import replace
 
 from longctx_bench import provenance
 from longctx_bench.benchmarks.base import example_id
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.errors import DiskFull, DoesNotFit, UserError
 from longctx_bench.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
-from longctx_bench.methods.base import Method
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import Part, PromptCache
 from longctx_bench.records import NATURAL, Cell
@@ -156,18 +153,15 @@ class Runner:
             self.store.fail(planned.cell, planned.spec, reason)
 
     def _open(self, planned: PlannedCell) -> OpenCell:
-        folder = checkpoint_folder(planned.variant.source)
-        base = planned.variant.base(read_config(folder))
+        resolved = planned.variant.resolve()
         # Refuses a method that this base cannot take before anything heavy is loaded.
-        overrides = planned.variant.method.model_overrides(base, planned.cell.length)
-        return OpenCell(
-            planned, folder, Contestant(base, planned.variant.method, planned.cell.length), overrides=overrides
-        )
+        overrides = planned.variant.method.model_overrides(resolved.base, planned.cell.length)
+        return OpenCell(planned, resolved.folder, resolved.at(planned.cell.length), overrides=overrides)
 
     def _parts(self, cell: OpenCell, cache: PromptCache, outcome: Outcome) -> Iterator[Work]:
         """Yield the parts of a cell that have something to run."""
         planned = cell.planned
-        if type(planned.variant.method).prompt is Method.prompt:
+        if "prompt" not in planned.variant.method.capabilities:
             self._refuse_impossible(planned, cell.folder, planned.cell.length)
         # No part is referred to here while the next one is written.
         for work in map(partial(self._work, cell, cache), cache.parts(planned, cell.folder)):

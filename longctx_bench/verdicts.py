@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
-from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.engines.base import Engine
 from longctx_bench.metrics import Metric
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Finished, Generation, Losses, Request
 
 _BINS = 32
@@ -15,7 +16,11 @@ _BINS = 32
 
 
 def continued(
-    engine: Engine, batch: Sequence[Request], contestant: Contestant, measure: Metric, examples: Mapping[str, Example]
+    engine: Engine,
+    batch: Sequence[Request],
+    contestant: ModelUnderTest,
+    measure: Metric,
+    examples: Mapping[str, Example],
 ) -> list[Finished]:
     """Let the engine go on writing, and score what it wrote."""
 
@@ -31,7 +36,11 @@ def continued(
 
 
 def predicted(
-    engine: Engine, batch: Sequence[Request], contestant: Contestant, measure: Metric, examples: Mapping[str, Example]
+    engine: Engine,
+    batch: Sequence[Request],
+    contestant: ModelUnderTest,
+    measure: Metric,
+    examples: Mapping[str, Example],
 ) -> list[Finished]:
     """Let the engine predict the text itself; the score is the mean loss of a token in nats."""
     return [

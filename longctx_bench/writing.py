@@ -14,8 +14,8 @@ from typing import TypeGuard
 
 from longctx_bench.benchmarks.base import Benchmark, IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.checkpoints import prompt_tokenizer
-from longctx_bench.engines.tokenizer_file import FileTokenizer
+from longctx_bench.models.checkpoint import prompt_tokenizer
+from longctx_bench.models.fast_tokenizer import FileTokenizer
 from longctx_bench.provenance import usable_cores
 from longctx_bench.records import Example
 from longctx_bench.scratch import ScratchFolder

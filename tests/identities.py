@@ -20,9 +20,9 @@ from typing import Any
 from longctx_bench.benchmarks.base import DoesNotFit
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.data import digest
-from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.records import NATURAL, Example
 from longctx_bench.registry import Registry

@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import LongRoPE
 from longctx_bench.methods.tuning import Law
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.plugins import load
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
@@ -192,7 +192,7 @@ def prompts() -> list[Request]:
     return [Request(f"{index:06d}", each, NEW) for index, each in enumerate(ids)]
 
 
-def answers(engine: HFEngine, who: Contestant, asked: Sequence[Request], together: bool) -> list[tuple[str, int]]:
+def answers(engine: HFEngine, who: ModelUnderTest, asked: Sequence[Request], together: bool) -> list[tuple[str, int]]:
     """Return text and new tokens that an engine gives to each prompt, in batches or one by one."""
     asked = [replace(each, input_ids=tuple(who.method.prompt(who.base, each.input_ids, NEW))) for each in asked]
     batches = engine.batches(asked, who.method.per_prompt) if together else [[request] for request in asked]

@@ -84,7 +84,7 @@ def test_a_cached_hub_repository_loads_offline(
     """huggingface_hub's own cache layout: refs, snapshots, files."""
     from huggingface_hub import constants
 
-    from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer
+    from longctx_bench.models.checkpoint import checkpoint_folder, load_tokenizer
     from longctx_bench.registry import Registry
 
     commit = "a" * 40

@@ -16,9 +16,9 @@ from hub_stand_in import publish
 from safetensors.torch import load_file, save_file
 
 from longctx_bench import run
-from longctx_bench.beside_weights import end_ids, model_config
-from longctx_bench.engines.checkpoints import ADAPTER, DIFFERENCE, checkpoint_folder, load_tokenizer
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import ADAPTER, DIFFERENCE, checkpoint_folder, load_tokenizer
+from longctx_bench.models.metadata import end_ids, model_config
 from longctx_bench.registry import Registry
 from longctx_bench.specs import HubSource, PathSource, Source
 from longctx_bench.training.pack import pack
@@ -132,7 +132,7 @@ def test_a_base_that_the_user_named_is_merged_and_on_another_machine_it_must_be_
 
 def test_what_ships_with_this_project_is_known() -> None:
     from longctx_bench.data import embedded_folder
-    from longctx_bench.engines.differences import read_origin
+    from longctx_bench.models.delta_weights import read_origin
     from longctx_bench.named_sources import is_known
 
     for name in ("control-smollm", "drope-smollm"):
@@ -150,7 +150,7 @@ def test_weights_and_code_beside_a_difference_are_left_behind(packed: Path) -> N
 
 
 def test_parts_of_a_difference_that_would_fill_the_memory_are_refused(packed: Path) -> None:
-    from longctx_bench.engines.differences import SCALE, digest
+    from longctx_bench.models.delta_weights import SCALE, digest
 
     tensors = load_file(packed / DIFFERENCE)
     from safetensors import safe_open
@@ -190,7 +190,7 @@ def test_merged_weights_in_a_cache_that_cannot_be_written_are_used(
 
     for name in ("mkdir", "touch", "replace", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    monkeypatch.setattr("longctx_bench.engines.checkpoints.FileLock", refuse)
+    monkeypatch.setattr("longctx_bench.models.checkpoint.FileLock", refuse)
     assert checkpoint_folder(PathSource(path=packed)) == folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="set LONGCTX_BENCH_CACHE"):
@@ -204,7 +204,7 @@ def test_gguf_files_of_one_name_are_two_models(tmp_path: Path, monkeypatch: pyte
         made.append(gguf)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr("longctx_bench.engines.checkpoints._convert", convert)
+    monkeypatch.setattr("longctx_bench.models.checkpoint._convert", convert)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.gguf").write_text(name)

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from longctx_bench.beside_weights import end_ids, model_config
-from longctx_bench.engines.differences import read_origin
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
+from longctx_bench.models.delta_weights import read_origin
+from longctx_bench.models.metadata import end_ids, model_config
 from longctx_bench.named_sources import is_known
 from longctx_bench.specs import HubSource, WheelSource, read_yaml, validate
 from longctx_bench.yaml_values import yaml_value

@@ -11,7 +11,7 @@ from identities import MIB, PINNED, big_file, found
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.data import digest
-from longctx_bench.engines.checkpoints import checkpoint_folder, prompt_tokenizer
+from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 from longctx_bench.records import Cell
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource

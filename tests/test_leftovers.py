@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from longctx_bench.engines import checkpoints
 from longctx_bench.files import replacing, write_text
+from longctx_bench.models import checkpoint as checkpoints
 from longctx_bench.scratch import ScratchFolder
 
 HOLDS = """

@@ -10,11 +10,11 @@ from typing import Any
 
 from longctx_bench import provenance
 from longctx_bench.calibration.objectives import Objective
-from longctx_bench.engines.base import Contestant
 from longctx_bench.errors import UserError
 from longctx_bench.files import replacing, write_json
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.tuning import fit_law
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.untrusted import read_object
 
 COARSE, FINE = 0.1, 0.025
@@ -75,7 +75,7 @@ def calibrate(
         length = round(scale * base.original_length)
 
         def measure(value: float, examples: int, scale: float = scale, length: int = length) -> Point:
-            score = objective.score(Contestant(base, method.tuned(value), length), examples)
+            score = objective.score(ModelUnderTest(base, method.tuned(value), length), examples)
             point = Point(scale, value, score, examples)
             tell(point)
             return point

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.documents import documents_of_file
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import Metric, metric
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
 
@@ -29,7 +29,7 @@ class Objective(Protocol):
     data: str
     """What it was measured on, in a phrase."""
 
-    def score(self, contestant: Contestant, n: int) -> float:
+    def score(self, contestant: ModelUnderTest, n: int) -> float:
         """Return the mean score over n examples of each kind at the contestant's length."""
 
 
@@ -46,7 +46,7 @@ class Retrieval:
         self._made: dict[tuple[str, int], tuple[int, list[Example], list[Request]]] = {}
         self.data = f"{' and '.join(_TASKS)}, seed {self._seed}"
 
-    def score(self, contestant: Contestant, n: int) -> float:
+    def score(self, contestant: ModelUnderTest, n: int) -> float:
         """Return the mean over n examples of each task."""
         scores: list[float] = []
         for name in _TASKS:
@@ -94,7 +94,7 @@ class Perplexity:
         self._ids: list[int] = []
         self.data = f"text {text.name}"
 
-    def score(self, contestant: Contestant, n: int) -> float:
+    def score(self, contestant: ModelUnderTest, n: int) -> float:
         """Return minus the mean loss in nats over at most n windows."""
         windows = self._windows(contestant.length, n)
         requests = [Request(str(place), ids, 0, scored=len(ids) - 1) for place, ids in enumerate(windows)]

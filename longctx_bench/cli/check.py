@@ -16,7 +16,8 @@ from longctx_bench.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from longctx_bench.probes.contract import Checked
-    from longctx_bench.registry import Registry, Variant
+    from longctx_bench.registry import Registry
+from longctx_bench.models.variant import ModelVariant
 
 
 @click.command("check")
@@ -60,7 +61,7 @@ def check_command(
     sys.exit(0 if found.passed else 1)
 
 
-def _variant(registry: Registry, method: str, base: str) -> Variant:
+def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     if method not in registry.methods:
         raise UserError(f"{method}: unknown method{near_miss(method, registry.methods)}")
     if base in registry.models or "/" in base or Path(base).is_dir():

@@ -39,7 +39,7 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
                 if ":" in name or "unknown model" not in str(error)
                 else f"data pull: unknown name '{name}'{near_miss(name, known)}"
             ) from error
-        from longctx_bench.engines.checkpoints import checkpoint_folder
+        from longctx_bench.models.checkpoint import checkpoint_folder
         from longctx_bench.named_sources import remember
 
         remember(variant.source)
@@ -71,7 +71,7 @@ def examples_command(
     if len(lengths) != 1:
         raise UserError("name one length: --length 4096 or --scale 2x")
 
-    from longctx_bench.engines.checkpoints import checkpoint_folder
+    from longctx_bench.models.checkpoint import checkpoint_folder
     from longctx_bench.writing import Order, lines
 
     orders = [

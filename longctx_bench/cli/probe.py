@@ -13,7 +13,8 @@ from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
-    from longctx_bench.registry import Registry, Variant
+    from longctx_bench.registry import Registry
+from longctx_bench.models.variant import ModelVariant
 
 _OUT = click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
@@ -113,7 +114,6 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
     MODEL is a base such as tiny (then pi, ntk, yarn, llama3 and, where its lists are given, longrope) or METHOD-BASE
     names with commas.
     """
-    from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
     from longctx_bench.probes.factors import scaling_factors, write_factors
 
     registry = make_registry(**options)  # type: ignore[arg-type]
@@ -123,14 +123,14 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
     variants = registry.variants(model)
     if len({variant.model.name for variant in variants}) > 1:
         raise UserError(f"{model}: names more than one base; probe them one by one")
-    base = variants[0].base(read_config(checkpoint_folder(variants[0].source)))
+    base = variants[0].resolve().base
     methods = _methods(registry, model, variants, base)
     for value in scales:
         say(f"wrote {write_factors(out, scaling_factors(base, methods, value))}")
     say(f"`longctx-bench figures {out} --kind factors` draws it")
 
 
-def _methods(registry: Registry, text: str, variants: tuple[Variant, ...], base: Any) -> dict[str, Method]:
+def _methods(registry: Registry, text: str, variants: tuple[ModelVariant, ...], base: Any) -> dict[str, Method]:
     """Return the methods that were named, or all that change frequencies where a base was."""
     from longctx_bench.probes.factors import METHODS
 

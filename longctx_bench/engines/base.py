@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import Capability
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
 
 Settled = Callable[[str, str], bool]
 """(example id, text so far) -> True when decoding on cannot change the score."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A method on a base, at one length; at :data:`~longctx_bench.records.NATURAL`, at each prompt's own."""
-
-    base: Base
-    method: Method
-    length: int
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,15 @@ class EngineFacts(Protocol):
         """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
 
 
+ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
+"""Of an engine that runs whatever a method is."""
+
+
 class Engine(EngineFacts, Protocol):
-    """Runs one checkpoint. ``load`` first; then any number of contestants on it."""
+    """Runs one checkpoint. ``load`` first; then any number of methods on it, at any lengths."""
+
+    supports: frozenset[Capability]
+    """What methods may ask of it; it refuses all others."""
 
     def load(self, folder: Any) -> None:
         """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""
@@ -73,14 +72,14 @@ class Engine(EngineFacts, Protocol):
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group requests into batches; a function of the requests and the batch budget alone."""
 
-    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
         """Continue every request of a batch greedily, in the batch's order.
 
         Raises:
             UserError: one request alone does not fit in memory.
         """
 
-    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
 
         Raises:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.base import ALL_CAPABILITIES, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
-from longctx_bench.engines.checkpoints import prompt_tokenizer
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import prompt_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
 
 
@@ -17,6 +18,7 @@ class EchoEngine:
     """Answers with the tokens in the middle of the prompt, so that a needle at half depth is found."""
 
     name = "echo"
+    supports = ALL_CAPABILITIES
     dtype = "none"
     device = "none"
 
@@ -40,7 +42,7 @@ class EchoEngine:
         """Group by token budget."""
         return by_tokens(requests, self._batch_tokens, per_prompt)
 
-    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
         """Yield the ``max_new_tokens`` tokens around the middle of each prompt."""
         for request in batch:
             start = max(0, (len(request.input_ids) - request.max_new_tokens) // 2)
@@ -49,7 +51,7 @@ class EchoEngine:
             reason = "settled" if settled(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
 
-    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Refuse: nothing is predicted here."""
         raise UserError("--engine echo gives no losses; use --engine hf")
 

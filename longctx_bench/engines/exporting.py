@@ -18,15 +18,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.files import write_text
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import Base, Capability, Method
 from longctx_bench.methods.exported import MARK, Mark
-from longctx_bench.methods.nope import NoPE, turning_nothing
+from longctx_bench.methods.nope import turning_nothing
 from longctx_bench.methods.positions import unrotated
+from longctx_bench.models.variant import ModelUnderTest
 
 TOLERANCE = 1e-3
 """Largest difference of logits, in standard deviations of them, where weights are written as they were computed."""
@@ -65,6 +65,13 @@ class Written:
     """The class that a server must know."""
 
 
+_NOT_EXPORTED: dict[Capability, str] = {
+    "per_prompt": "follows each prompt's own length, and a checkpoint has one set of frequencies",
+    "prompt": "changes the prompts, not the model",
+    "model_patch": "computes its attention by code of its own, which no config can name",
+}
+
+
 def refuse(method: Method, name: str) -> None:
     """Refuse methods that no config and no weights can say.
 
@@ -75,18 +82,11 @@ def refuse(method: Method, name: str) -> None:
     Raises:
         UserError: with the reason.
     """
-    why = None
-    if method.per_prompt:
-        why = "follows each prompt's own length, and a checkpoint has one set of frequencies"
-    elif type(method).prompt is not Method.prompt:
-        why = "changes the prompts, not the model"
-    elif type(method).applied not in {Method.applied, NoPE.applied}:
-        why = "computes its attention by code of its own, which no config can name"
-    if why is not None:
-        raise UserError(f"export: {name} {why}; run it with --engine hf")
+    for capability in sorted(method.capabilities & _NOT_EXPORTED.keys()):
+        raise UserError(f"export: {name} {_NOT_EXPORTED[capability]}; run it with --engine hf")
 
 
-def export(contestant: Contestant, name: str, source: Path, folder: Path, dtype: str = "auto") -> Written:
+def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dtype: str = "auto") -> Written:
     """Write a contestant as a plain Hugging Face checkpoint and check that it reproduces the method's logits.
 
     Models without positions get the llama3 rotation with an endless factor, which turns nothing and which stock
@@ -109,8 +109,7 @@ def export(contestant: Contestant, name: str, source: Path, folder: Path, dtype:
     refuse(method, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new folder")
-    tuning = method.tuning(base, length) if isinstance(method, NoPE) else None
-    beta = tuning.value if tuning is not None else 1.0
+    beta = method.attention_temperature(base, length)
     mark = Mark(
         model=base.name, method=name, length=length, original_length=base.original_length,
         factor=method.scale(base, length), temperature=beta,

@@ -16,11 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
-from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.base import ALL_CAPABILITIES, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config, reason, refuse_unknown_quantisation
 from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
@@ -31,6 +29,9 @@ from longctx_bench.engines.rotation import rotation_at_once
 from longctx_bench.errors import UserError
 from longctx_bench.methods.attending import refuse_unmasked
 from longctx_bench.methods.positions import pinned
+from longctx_bench.models.checkpoint import load_tokenizer, read_config, reason, refuse_unknown_quantisation
+from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
 _POOLS = {"cpu": 1, "cuda": 4}
@@ -44,6 +45,7 @@ class HFEngine:
     """Runs any causal language model of transformers; methods are applied in place and undone."""
 
     name = "hf"
+    supports = ALL_CAPABILITIES
 
     def __init__(
         self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, compiled: bool = False
@@ -105,7 +107,7 @@ class HFEngine:
         times = _POOLS.get(self.device.partition(":")[0], 1) if decoded else 1
         return by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(begin_alike=True))
 
-    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
         """Continue each request greedily; out of memory, the batch is halved until it fits.
 
         Raises:
@@ -121,7 +123,7 @@ class HFEngine:
         with self._ready(contestant, length):
             yield from self._halving(list(batch), settled, self._budget())
 
-    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
 
         Raises:
@@ -173,7 +175,7 @@ class HFEngine:
         return memory.peak(self.device)
 
     @contextmanager
-    def _ready(self, contestant: Contestant, length: int) -> Iterator[None]:
+    def _ready(self, contestant: ModelUnderTest, length: int) -> Iterator[None]:
         """Have the model with a method applied, its kernels as they were asked for."""
         assert self._model is not None
         with prepared(self._model, contestant, length), rotation_at_once(self._model, self._compiled):
@@ -272,7 +274,7 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
 
 
 @contextmanager
-def prepared(model: PreTrainedModel, contestant: Contestant, length: int) -> Iterator[None]:
+def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) -> Iterator[None]:
     """Apply a method to a loaded model for the duration of a block; the model is as before afterwards.
 
     Frequencies that transformers would let follow the longest prompt of a pass (``longrope``, ``dynamic``) are those

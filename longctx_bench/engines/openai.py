@@ -20,13 +20,14 @@ from typing import Any
 from longctx_bench.engines import completions
 from longctx_bench.engines.ahead import Ahead
 from longctx_bench.engines.asking import Asker, GaveUp, Rejected
-from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.base import Footprint, Settled
 from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.engines.completions import Completion
 from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
-from longctx_bench.methods.base import Method
+from longctx_bench.methods.base import Capability
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
 
 _CONTACT_ATTEMPTS = 3
@@ -40,6 +41,7 @@ class OpenAIEngine:
     """Asks a server for greedy continuations and for the likelihood of prompts."""
 
     name = "openai"
+    supports: frozenset[Capability] = frozenset({"prompt"})
     dtype = "server"
     device = "server"
 
@@ -94,7 +96,7 @@ class OpenAIEngine:
         self._ahead = Ahead(order, self._server.concurrency)
         return [[request] for request in order]
 
-    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
         """Continue each request greedily, with the requests that follow it already under way.
 
         Raises:
@@ -107,7 +109,7 @@ class OpenAIEngine:
             yield generation
             began = perf_counter()
 
-    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict each request's end, from the log-probabilities that the server echoes with a prompt.
 
         Raises:
@@ -277,7 +279,7 @@ class OpenAIEngine:
         return UserError(f"{self._server.base_url}: {why}")
 
 
-def refuse_changes(contestant: Contestant) -> None:
+def refuse_changes(contestant: ModelUnderTest) -> None:
     """Refuse methods that a server would have to apply.
 
     Raises:
@@ -285,8 +287,9 @@ def refuse_changes(contestant: Contestant) -> None:
     """
     method, base = contestant.method, contestant.base
     entries = method.model_overrides(base, contestant.length)
-    plain = type(method).applied is Method.applied and not method.per_prompt
-    if not plain or any(entries[key] != base.config.get(key) for key in entries if key not in _UNSAID):
+    if not method.capabilities <= OpenAIEngine.supports or any(
+        entries[key] != base.config.get(key) for key in entries if key not in _UNSAID
+    ):
         raise UserError(
             f"{base.name}: a server runs its model as it stands and cannot apply {type(method).__name__}; write it "
             f"into a checkpoint with `longctx-bench export`, serve that, and name its folder as --model"

@@ -15,14 +15,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Contestant, Footprint, Settled
+from longctx_bench.engines.base import Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.rows import Row
-from longctx_bench.engines.vllm_overrides import vllm_overrides
+from longctx_bench.engines.vllm_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import load_tokenizer, read_config
+from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import NATURAL, Generation, Losses, Request
 
 _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
@@ -39,6 +40,7 @@ class VLLMEngine:
     """Runs Llama-like models by vLLM, every method that it runs as transformers does and no other."""
 
     name = "vllm"
+    supports = SUPPORTED
 
     def __init__(
         self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, tensor_parallel: int = 1
@@ -99,7 +101,7 @@ class VLLMEngine:
         self._longest = max(map(total_tokens, requests), default=0)
         return by_tokens(requests, self._batch_tokens)
 
-    def generate(self, batch: Sequence[Request], contestant: Contestant, settled: Settled) -> Iterator[Generation]:
+    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
         """Continue every request greedily; each leaves vLLM as soon as its score is settled.
 
         Raises:
@@ -124,7 +126,7 @@ class VLLMEngine:
             request, reason = row.request, row.reason or "length"
             yield Generation(request.example_id, row.text, len(request.input_ids), len(row.tokens), reason, seconds)
 
-    def losses(self, batch: Sequence[Request], contestant: Contestant) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Refuse: losses are the transformers engine's."""
         raise UserError("--engine vllm gives no losses; use --engine hf for this task")
 
@@ -152,7 +154,7 @@ class VLLMEngine:
         return self._llm.collective_rpc(question, args=arguments)[0]
 
     def answers(
-        self, batch: Sequence[Request], contestant: Contestant, top: int
+        self, batch: Sequence[Request], contestant: ModelUnderTest, top: int
     ) -> list[tuple[list[int], list[dict[int, float]]]]:
         """Return each request's greedy tokens, and at each of them the ``top`` largest log-probabilities, in order.
 
@@ -169,7 +171,7 @@ class VLLMEngine:
             for best in found
         ]
 
-    def prepare(self, batch: Sequence[Request], contestant: Contestant) -> None:
+    def prepare(self, batch: Sequence[Request], contestant: ModelUnderTest) -> None:
         """Have a vLLM engine with the contestant's positions, the one there is if it has them.
 
         Raises:

@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 from longctx_bench.errors import UserError
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.nope import NoPE, turning_nothing
+from longctx_bench.methods.base import Base, Capability, Method
+from longctx_bench.methods.nope import turning_nothing
 from longctx_bench.methods.positions import unrotated
 
 ARCHITECTURES = {
@@ -20,6 +20,13 @@ ARCHITECTURES = {
     "qwen2_drope": "Qwen2DropeForCausalLM",
 }
 """model_type -> the plug-in's class for it, which has no positions and any softmax scale."""
+
+SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature"})
+"""The plug-in's classes have any softmax scale."""
+_WHY_NOT: dict[Capability, str] = {
+    "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
+    "model_patch": "this method changes a loaded model of transformers, beyond its config",
+}
 
 _FROM_CONFIG = frozenset(("rope_parameters", "max_position_embeddings"))
 """The config entries whose meaning in vLLM is known to be that in transformers."""
@@ -54,8 +61,7 @@ def _without_positions(base: Base, method: Method, length: int, room: int) -> di
     # Every frequency divided by 1e30: no position below 2^64 turns anything by as much as one unit of fp32.
     rope = turning_nothing(10000.0)
     overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": room}
-    tuning = method.tuning(base, length) if isinstance(method, NoPE) else None
-    beta = tuning.value if tuning else 1.0
+    beta = method.attention_temperature(base, length)
     kind = base.config["model_type"]
     if beta != 1.0 or kind.endswith("_drope"):
         scale = base.config.get("softmax_scale") or base.head_dim**-0.5
@@ -102,10 +108,8 @@ def _refuse_base(base: Base) -> None:
 
 
 def _refuse_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
-    if method.per_prompt:
-        raise _refused(base, method, "its positions are set once for all prompts, and this method's by each prompt")
-    if type(method).applied not in (Method.applied, NoPE.applied):
-        raise _refused(base, method, "this method changes a loaded model of transformers, beyond its config")
+    for capability in sorted(method.capabilities - SUPPORTED):
+        raise _refused(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
     if unknown:
         raise _refused(base, method, f"what it makes of the method's '{unknown[0]}' is not known")

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from longctx_bench.engines.base import Contestant, EngineFacts
+from longctx_bench.engines.base import EngineFacts
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.plan import PlannedCell
 from longctx_bench.records import NATURAL, Example, Finished, Request
 
@@ -33,7 +34,7 @@ class OpenCell:
     planned: PlannedCell
     folder: Path
     """Of the checkpoint, on this machine."""
-    contestant: Contestant
+    contestant: ModelUnderTest
     have: Mapping[str, str] = field(default_factory=dict)
     """Hashes of the examples that are measured already, by id."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +80,7 @@ class Work:
         return self.cell.folder
 
     @property
-    def contestant(self) -> Contestant:
+    def contestant(self) -> ModelUnderTest:
         """Base, method and length."""
         return self.cell.contestant
 

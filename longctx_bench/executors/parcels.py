@@ -13,7 +13,8 @@ from typing import Any
 from longctx_bench.code_identity import Code
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
-from longctx_bench.registry import Registry, Variant
+from longctx_bench.models.variant import ModelVariant
+from longctx_bench.registry import Registry
 from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import MethodSpec, ModelSpec, PathSource, Source
 
@@ -70,7 +71,7 @@ def unpack(parcel: Parcel) -> tuple[Registry, AbstractContextManager[Any]]:
     return Registry(baselines=folders[0], task_folders=folders[1]), scratch
 
 
-def parts(variant: Variant, base: Base, digest: str | None) -> VariantParts:
+def parts(variant: ModelVariant, base: Base, digest: str | None) -> VariantParts:
     """Take a variant apart; a relative path of its weights becomes absolute."""
     source = variant.source
     if isinstance(source, PathSource):

@@ -8,11 +8,12 @@ from time import perf_counter
 
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval import LMEval
-from longctx_bench.engines.base import Contestant, Engine
-from longctx_bench.engines.checkpoints import load_tokenizer
+from longctx_bench.engines.base import Engine
 from longctx_bench.executors.base import Answer, HarnessSettings, Whole
 from longctx_bench.harness.tasks import run_task
 from longctx_bench.metrics import metric
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Request
 from longctx_bench.verdicts import continued, predicted
 
@@ -32,7 +33,7 @@ def answer(
     engine: Engine,
     kind: str,
     measure: str,
-    contestant: Contestant,
+    contestant: ModelUnderTest,
     batch: Sequence[Request],
     examples: Mapping[str, Example],
 ) -> Answer:
@@ -55,7 +56,7 @@ def answer(
 
 
 def whole(
-    engine: Engine, folder: Path, contestant: Contestant, benchmark: Benchmark, settings: HarnessSettings
+    engine: Engine, folder: Path, contestant: ModelUnderTest, benchmark: Benchmark, settings: HarnessSettings
 ) -> Answer:
     """Let lm-eval run a task whole: it cannot be taken up in its middle.
 

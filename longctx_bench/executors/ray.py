@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from longctx_bench.engines.base import Footprint
-from longctx_bench.engines.checkpoints import read_config
 from longctx_bench.errors import UserError
 from longctx_bench.executors.base import Note, Result, Work
 from longctx_bench.executors.parcels import pack, parts
@@ -18,6 +17,7 @@ from longctx_bench.executors.ray_cluster import connect, layout
 from longctx_bench.executors.ray_pool import Member, Pool
 from longctx_bench.executors.ray_worker import Failure, Order
 from longctx_bench.executors.shards import Batch, shards
+from longctx_bench.models.checkpoint import read_config
 from longctx_bench.registry import Registry
 
 _DEPTH = 2

@@ -157,7 +157,7 @@ class Worker:
     def _folder(self, variant: VariantParts) -> Path:
         """Return the checkpoint on this machine, and see to it that it is the driver's."""
         from longctx_bench.data import digest
-        from longctx_bench.engines.checkpoints import checkpoint_folder
+        from longctx_bench.models.checkpoint import checkpoint_folder
 
         folder = checkpoint_folder(variant.source)
         if variant.digest is not None and (folder, variant.digest) not in self._checked:
@@ -169,7 +169,7 @@ class Worker:
         return folder
 
     def _contestant(self, order: Order) -> Any:
-        from longctx_bench.engines.base import Contestant
+        from longctx_bench.models.variant import ModelUnderTest
 
         given = order.variant
         variant = self._registry.rebuilt(given.model, given.spec, given.params, given.source)
@@ -178,7 +178,7 @@ class Worker:
                 f"method {given.spec.name}: {given.spec.use} is other code than on the machine of the run; install "
                 f"the same version on all nodes"
             )
-        return Contestant(given.base, variant.method, order.length)
+        return ModelUnderTest(given.base, variant.method, order.length)
 
     def _guarded(self, work: Callable[[], T]) -> T | Failure:
         try:

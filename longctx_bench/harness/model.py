@@ -15,12 +15,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from longctx_bench.benchmarks.chat_templates import ChatTemplate
-from longctx_bench.engines.base import Contestant, Engine
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.engines.base import Engine
 from longctx_bench.engines.devices import checked_device
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.likelihood import SHARED_FROM
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Losses, Request
 from longctx_bench.registry import Registry
 
@@ -37,7 +38,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
     a question) share one reading of it. Tokens are those of lm-eval's own ``hf`` model.
     """
 
-    def __init__(self, engine: Engine, contestant: Contestant, tokenizer: Any) -> None:
+    def __init__(self, engine: Engine, contestant: ModelUnderTest, tokenizer: Any) -> None:
         """Wrap an engine that has loaded the contestant's weights."""
         super().__init__()
         self._engine = engine
@@ -71,13 +72,12 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
             raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{near_miss(unknown[0], known)}")
         method, base = given.get("method"), given.get("base", "tiny")
         variant = Registry().variant(given.get("model") or (f"{method}:{base}" if method else base))
-        folder = checkpoint_folder(variant.source)
-        facts = variant.base(read_config(folder))
+        resolved = variant.resolve()
         length = _positive(given.get("max_length"), "max_length") or variant.model.original_length
         budget = _positive(given.get("batch_tokens"), "batch_tokens")
         engine = HFEngine(given.get("device") or "auto", given.get("dtype") or "auto", budget)
-        engine.load(folder)
-        return cls(engine, Contestant(facts, variant.method, length), load_tokenizer(folder))
+        engine.load(resolved.folder)
+        return cls(engine, resolved.at(length), load_tokenizer(resolved.folder))
 
     @property
     def max_length(self) -> int:

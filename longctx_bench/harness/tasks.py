@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.lm_eval import LMEval
-from longctx_bench.engines.base import Contestant, Engine
+from longctx_bench.engines.base import Engine
 from longctx_bench.errors import UserError
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Finished
 
 _PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
@@ -33,7 +34,7 @@ class HarnessResult:
 
 def run_task(
     engine: Engine,
-    contestant: Contestant,
+    contestant: ModelUnderTest,
     tokenizer: Any,
     benchmark: LMEval,
     limit: int | None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -18,6 +18,11 @@ from longctx_bench.specs import Component
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Capability = Literal["prompt", "per_prompt", "attention_temperature", "model_patch"]
+"""What a method may ask of an engine besides taking config entries: other token ids than the prompt's, a factor of
+each prompt's own, a softmax temperature in all attention layers, Python code on transformers' loaded model."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class Method(Component, ABC):
     tunable_reach: ClassVar[float] = 0.0
     """to 1 + reach at least."""
 
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    """What the method asks of an engine; one that does not support all of it refuses the method. A class that overrides
+    :meth:`prompt` or :meth:`applied` and does not name its own has ``prompt`` or ``model_patch`` added."""
+
     changes: ClassVar[frozenset[keeping.Change]] = frozenset()
     """What of a base's positions the method changes on purpose; any other change of them is refused. Rotary pairs,
     theta, the length before scaling and a scaling of the base's own are compared."""
@@ -116,6 +125,10 @@ class Method(Component, ABC):
         """Return the tunable scalar's value at a length and where it comes from; None where none is applied."""
         return None
 
+    def attention_temperature(self, base: Base, length: int) -> float:
+        """Return what attention logits are multiplied by in all layers, beyond what the config says; 1 for most."""
+        return 1.0
+
     def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
         """Return the token ids that the model is given in place of a prompt's; all of them unless a method cuts.
 
@@ -129,6 +142,11 @@ class Method(Component, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have what every method returns completed and checked, whoever wrote it and whoever calls it."""
         super().__init_subclass__(**kwargs)
+        if "capabilities" not in cls.__dict__:
+            implied: tuple[tuple[str, Capability], ...] = (("prompt", "prompt"), ("applied", "model_patch"))
+            cls.capabilities = cls.capabilities | {what for name, what in implied if name in cls.__dict__}
+        if cls.per_prompt:
+            cls.capabilities = cls.capabilities | {"per_prompt"}
         own = cls.__dict__.get("model_overrides")
         if own is not None:
             cls.model_overrides = _keeping(own)  # type: ignore[method-assign, assignment]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.errors import UserError
-from longctx_bench.methods.base import Base, Method, Tuning
+from longctx_bench.methods.base import Base, Capability, Method, Tuning
 from longctx_bench.methods.keeping import Change
 from longctx_bench.methods.tuning import Calibration, Law, fitted_law
 
@@ -74,6 +74,7 @@ class NoPE(Method):
     """
 
     id: ClassVar[str] = "nope"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"attention_temperature"})
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "nope"
     needs_checkpoint: ClassVar[bool] = False
@@ -105,6 +106,10 @@ class NoPE(Method):
         law = self.temperature
         return None if law is None else Tuning("temperature", law.at(self.scale(base, length)), law.source)
 
+    def attention_temperature(self, base: Base, length: int) -> float:
+        tuning = self.tuning(base, length)
+        return 1.0 if tuning is None else tuning.value
+
     def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
         # No frequency is used: the theta is there because every rope type must name one.
         rope = no_positions(10000.0)
@@ -117,6 +122,5 @@ class NoPE(Method):
 
     @contextmanager
     def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        tuning = self.tuning(base, length)
-        with sharpened(model, tuning.value if tuning else 1.0):
+        with sharpened(model, self.attention_temperature(base, length)):
             yield

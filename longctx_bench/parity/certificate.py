@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx_bench import provenance
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name, write_json
 from longctx_bench.metrics import metric
+from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.parity.comparison import FREQUENCY, Answer, Tolerance, compare, rotation_of
 from longctx_bench.parity.reference import TOP, reference
 from longctx_bench.plan import PlannedCell, RunSpec, plan
@@ -65,13 +64,15 @@ def certify(
     # vLLM takes a fixed share of the memory, so transformers goes first and leaves.
     references = {}
     for cell in cells:
-        folder = checkpoint_folder(cell.variant.source)
-        references[cell.cell] = reference(folder, _contestant(cell), asked[cell.cell], hf.dtype, hf.device, in_fp64)
+        resolved = cell.variant.resolve()
+        model = resolved.at(cell.cell.length)
+        references[cell.cell] = reference(resolved.folder, model, asked[cell.cell], hf.dtype, hf.device, in_fp64)
     gc.collect()
     sections: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        vllm.load(checkpoint_folder(cell.variant.source))
-        found = vllm.answers(asked[cell.cell], _contestant(cell), TOP)
+        resolved = cell.variant.resolve()
+        vllm.load(resolved.folder)
+        found = vllm.answers(asked[cell.cell], resolved.at(cell.cell.length), TOP)
         answers = [Answer(tokens, steps) for tokens, steps in found]
         rotation = rotation_of(vllm.ask_workers("rotary_table", [1]))
         own = references[cell.cell]
@@ -124,8 +125,8 @@ def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
 
 
 def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[Request]:
-    folder = checkpoint_folder(cell.variant.source)
-    found = prompts.requests(cell, folder, cell.variant.base(read_config(folder)))
+    resolved = cell.variant.resolve()
+    found = prompts.requests(cell, resolved.folder, resolved.base)
     return [
         Request(item.example_id, item.input_ids, min(new_tokens, item.max_new_tokens), item.stop_ids) for item in found
     ]
@@ -134,7 +135,7 @@ def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[
 def _scores(
     prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
 ) -> dict[str, float]:
-    folder = checkpoint_folder(cell.variant.source)
+    folder = cell.variant.resolve().folder
     tokenizer, measure = load_tokenizer(folder), metric(cell.task.metric)
     examples = prompts.examples(cell, folder)
     means = {}
@@ -143,11 +144,6 @@ def _scores(
         pairs = zip(texts, examples, strict=True)
         means[name] = sum(measure.score(text, item.references, item.classes) for text, item in pairs) / len(texts)
     return means
-
-
-def _contestant(cell: PlannedCell) -> Contestant:
-    folder = checkpoint_folder(cell.variant.source)
-    return Contestant(cell.variant.base(read_config(folder)), cell.variant.method, cell.cell.length)
 
 
 def _name(cell: PlannedCell) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longctx_bench.beside_weights import end_ids
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Contestant
+from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.parity.comparison import Answer, Rotation, first_difference
 from longctx_bench.records import Request
 
@@ -26,7 +26,7 @@ class Reference(NamedTuple):
 
 
 def reference(
-    folder: Path, contestant: Contestant, asked: Sequence[Request], dtype: str, device: str, in_fp64: int
+    folder: Path, contestant: ModelUnderTest, asked: Sequence[Request], dtype: str, device: str, in_fp64: int
 ) -> Reference:
     """Let transformers' own ``generate`` answer, prompt by prompt, and read its rotation.
 

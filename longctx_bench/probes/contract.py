@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.engines.devices import checked_device
 from longctx_bench.engines.hf import load_model
 from longctx_bench.errors import UserError
+from longctx_bench.models.variant import ModelVariant
 from longctx_bench.probes.trial import COMPARED, NEW, Check, Trial
-from longctx_bench.registry import Variant
 
 _SHARES = (1.0, 0.72, 0.43, 0.2)
 """Lengths of the prompts, of the longest."""
@@ -41,7 +39,7 @@ class Checked:
         return all(check.result != "failed" for check in self.checks)
 
 
-def check_method(variant: Variant, device: str = "auto", prompt_tokens: int = 1024) -> Checked:
+def check_method(variant: ModelVariant, device: str = "auto", prompt_tokens: int = 1024) -> Checked:
     """Try a method on its model, at twice the training context and (``1x``) at it.
 
     Args:
@@ -52,8 +50,8 @@ def check_method(variant: Variant, device: str = "auto", prompt_tokens: int = 10
     Raises:
         UserError: the model cannot be loaded, the method refuses it, or it reads too few tokens.
     """
-    folder = checkpoint_folder(variant.source)
-    base = variant.base(read_config(folder))
+    resolved = variant.resolve()
+    folder, base = resolved.folder, resolved.base
     length = 2 * base.original_length
     longest = min(prompt_tokens, length) - NEW
     if longest < _LEAST:
@@ -64,7 +62,7 @@ def check_method(variant: Variant, device: str = "auto", prompt_tokens: int = 10
     model = load_model(folder, "float32", checked_device(device))
     sizes = tuple(max(COMPARED + 1, round(share * longest)) for share in _SHARES)
     own_weights = variant.source != variant.model.source
-    trial = Trial(model, Contestant(base, variant.method, length), _prompts(model, sizes), own_weights)
+    trial = Trial(model, resolved.at(length), _prompts(model, sizes), own_weights)
     checks = tuple(trial.checks())
     return Checked(variant.method_name, variant.model.name, str(model.device), length, sizes, checks)
 

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.engines.last_token import last_token_attention
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Method
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest, ModelVariant
 from longctx_bench.probes.attention import attention_by_length, prompts, write_attention
-from longctx_bench.registry import Registry, Variant
+from longctx_bench.registry import Registry
 
 
 def probe_attention(
-    variant: Variant, registry: Registry, scales: Sequence[float], n: int, depth: float, seed: int, dtype: str,
+    variant: ModelVariant, registry: Registry, scales: Sequence[float], n: int, depth: float, seed: int, dtype: str,
     device: str, out: Path,
 ) -> Path:  # fmt: skip
     """Measure what the last token of niah prompts attends to, and write it below a run's folder.
@@ -44,8 +44,8 @@ def probe_attention(
         UserError: the method cuts prompts, the model's attention is no plain softmax over the whole prompt, weights
             or data cannot be had, or the depth is not on the grid.
     """
-    folder = checkpoint_folder(variant.source)
-    base = variant.base(read_config(folder))
+    resolved = variant.resolve()
+    folder, base = resolved.folder, resolved.base
     context = base.original_length
     lengths = sorted({context, *(round(scale * context) for scale in scales)})
     whole = list(range(lengths[-1]))
@@ -61,7 +61,7 @@ def probe_attention(
 
     def rows(method: Method, length: int, ids: Sequence[int]) -> NDArray[np.float32]:
         own = len(ids) + 32 if method.per_prompt else length
-        with prepared(model, Contestant(base, method, own), own):
+        with prepared(model, ModelUnderTest(base, method, own), own):
             return last_token_attention(model, ids)
 
     found = attention_by_length(rows, base, variant.method, made)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.hf import prepared
 from longctx_bench.engines.prefill import Piece, can_merge, keys_are_final, merged
 from longctx_bench.engines.token_ids import padded
 from longctx_bench.methods.attending import UnmaskedError
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.probes.model_state import ModelState
 from longctx_bench.records import Request
 
@@ -59,7 +59,7 @@ class Trial:
     """A model, a method, prompts, and what each of them is with nothing else beside it."""
 
     def __init__(
-        self, model: PreTrainedModel, contestant: Contestant, prompts: list[list[int]], own_weights: bool
+        self, model: PreTrainedModel, contestant: ModelUnderTest, prompts: list[list[int]], own_weights: bool
     ) -> None:
         """Take the model as it is without a method.
 

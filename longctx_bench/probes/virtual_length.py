@@ -19,13 +19,14 @@ import torch
 from longctx_bench import provenance
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.devices import checked_device
 from longctx_bench.engines.hf import load_model
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name, write_json
 from longctx_bench.methods.nope import NoPE
-from longctx_bench.registry import Registry, Variant
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelVariant
+from longctx_bench.registry import Registry
 from longctx_bench.training.attention import use_training_attention
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def agreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], factor: 
 
 
 def probe_virtual_length(
-    variant: Variant, registry: Registry, factors: Sequence[int], n: int, seed: int, device: str, out: Path
+    variant: ModelVariant, registry: Registry, factors: Sequence[int], n: int, seed: int, device: str, out: Path
 ) -> tuple[Path, list[Agreement]]:
     """Measure :func:`agreement` on niah prompts of the training context, and write it below a run's folder.
 
@@ -106,8 +107,8 @@ def probe_virtual_length(
     """
     if not isinstance(variant.method, NoPE) or variant.method.checkpoint not in variant.model.checkpoints:
         raise UserError(f"{variant.name}: virtual length is for models trained without positions, such as drope-tiny")
-    folder = checkpoint_folder(variant.source)
-    base = variant.base(read_config(folder))
+    resolved = variant.resolve()
+    folder, base = resolved.folder, resolved.base
     if base.original_length <= FIRST + LAST + 32:
         raise UserError(f"{variant.name}: a training context of {base.original_length} tokens is too short")
     encoder = PromptEncoder(load_tokenizer(folder))

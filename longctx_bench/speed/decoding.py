@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.metrics import metric
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Example, Request
@@ -48,16 +48,16 @@ def measure(model: str, length: int, examples: int, device: str, dtype: str) -> 
     variant = registry.variant(model)
     tasks = registry.select_tasks("niah,niah_multikey_2")
     spec = RunSpec((variant,), tasks, lengths=(length,), limit=examples)
-    folder = checkpoint_folder(variant.source)
+    resolved = variant.resolve()
+    folder = resolved.folder
     engine = HFEngine(device, dtype)
     engine.load(folder)
-    base = variant.base(read_config(folder))
     cache = PromptCache(registry, spec)
     with TemporaryDirectory() as nowhere:
         cells = plan(spec, engine, ResultStore(Path(nowhere)), registry)
     for planned in cells:
-        contestant = Contestant(base, variant.method, length)
-        known, asked = cache.examples(planned, folder), cache.requests(planned, folder, base)
+        contestant = resolved.at(length)
+        known, asked = cache.examples(planned, folder), cache.requests(planned, folder, resolved.base)
         what = f"{planned.task.name}, one question a context"
         if planned.task.name == "niah_multikey_2":
             encoder = PromptEncoder(load_tokenizer(folder))
@@ -68,7 +68,9 @@ def measure(model: str, length: int, examples: int, device: str, dtype: str) -> 
         yield f"{named}: {_compared(engine, contestant, known, asked, named)}"
 
 
-def _compared(engine: HFEngine, contestant: Contestant, known: list[Example], asked: list[Request], what: str) -> str:
+def _compared(
+    engine: HFEngine, contestant: ModelUnderTest, known: list[Example], asked: list[Request], what: str
+) -> str:
     references = {example.id: example.references for example in known}
     rule = metric("string_match_all")
 

@@ -18,8 +18,6 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from longctx_bench.engines import make_engine
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import read_config
 from longctx_bench.errors import UserError
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
@@ -60,16 +58,15 @@ def measure(
     """Return examples a second by length, after other prompts of that length."""
     runs = make_engine(engine, **made)  # type: ignore[arg-type]
     runs.load(folder)
-    variant = Registry().variant(f"rope:{folder}")
-    config = read_config(folder)
+    resolved = Registry().variant(f"rope:{folder}").resolve()
     # One contestant for all lengths: vLLM would be built anew for each.
-    contestant = Contestant(variant.base(config), variant.method, max(lengths) + new_tokens)
+    contestant = resolved.at(max(lengths) + new_tokens)
     found = {}
     for length in lengths:
         count = max(1, tokens // length)
         for seed in range(2):
             # Other prompts each time, none of which vLLM has in its cache.
-            asked = prompts(count, length, new_tokens, right, int(config["vocab_size"]), seed)
+            asked = prompts(count, length, new_tokens, right, int(resolved.base.config["vocab_size"]), seed)
             began = perf_counter()
             done = [
                 item

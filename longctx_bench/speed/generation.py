@@ -22,8 +22,8 @@ from time import perf_counter
 
 from longctx_bench.cache import cache_dir
 from longctx_bench.data import fetch
-from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.files import safe_name
+from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.registry import Registry
 from longctx_bench.specs import WheelSource
 from longctx_bench.speed.ratios import keep

@@ -12,8 +12,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.metrics import metric
 from longctx_bench.plan import RunSpec, plan
@@ -38,16 +36,16 @@ class Grid:
         params = {**task.params, "depth_grid": depths}
         task = task.model_copy(update={"max_new_tokens": NEW_TOKENS, "params": params})
         spec = RunSpec((variant,), (task,), lengths=(length,), limit=depths * trials)
-        self.folder = checkpoint_folder(variant.source)
+        resolved = variant.resolve()
+        self.folder = resolved.folder
         self.engine = HFEngine(device, dtype)
         self.engine.load(self.folder)
-        base = variant.base(read_config(self.folder))
-        self.contestant = Contestant(base, variant.method, length)
+        self.contestant = resolved.at(length)
         cache = PromptCache(registry, spec)
         with TemporaryDirectory() as nowhere:
             [planned] = plan(spec, self.engine, ResultStore(Path(nowhere)), registry)
         self.examples: list[Example] = cache.examples(planned, self.folder)
-        self.requests: list[Request] = cache.requests(planned, self.folder, base)
+        self.requests: list[Request] = cache.requests(planned, self.folder, resolved.base)
         self._rule = metric("string_match_all")
 
     def score(self, texts: Mapping[str, str]) -> float:

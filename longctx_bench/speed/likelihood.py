@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from longctx_bench.benchmarks.vocabulary import all_words
-from longctx_bench.engines.checkpoints import checkpoint_folder
 from longctx_bench.harness.model import LongCtxLM
+from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.registry import Registry
 from longctx_bench.speed.ratios import keep
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from longctx_bench.documents import documents_of_file
-from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.engines.hf import load_model
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import load_tokenizer
 
 _DAMPING = 0.01
 """Of the mean square of an input, added to each: the moments of a few thousand tokens are no more exact."""

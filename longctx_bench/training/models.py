@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
 
 from longctx_bench.data import embedded_folder
-from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder
 from longctx_bench.errors import UserError
 from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import no_positions
+from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder
 from longctx_bench.registry import Registry
 from longctx_bench.specs import PathSource
 from longctx_bench.training.recipe import Recipe, Shape

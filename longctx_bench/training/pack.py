@@ -1,6 +1,6 @@
 """``python -m longctx_bench.training.pack FOLDER --base NAME --out DIR``: a trained model as a small difference.
 
-What it writes, :mod:`longctx_bench.engines.differences` merges with the base again.
+What it writes, :mod:`longctx_bench.models.delta_weights` merges with the base again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from longctx_bench.data import fetch, pinned
-from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder, tokenizer_files
-from longctx_bench.engines.differences import (
+from longctx_bench.errors import UserError
+from longctx_bench.files import replacing
+from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, tokenizer_files
+from longctx_bench.models.delta_weights import (
     CODES,
     LARGEST,
     SCALE,
@@ -32,8 +34,6 @@ from longctx_bench.engines.differences import (
     restored,
     write,
 )
-from longctx_bench.errors import UserError
-from longctx_bench.files import replacing
 from longctx_bench.named_sources import remember
 from longctx_bench.provenance import usable_cores
 from longctx_bench.registry import Registry

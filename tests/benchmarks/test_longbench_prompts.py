@@ -20,8 +20,8 @@ from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.longbench import LongBench, truncated
 from longctx_bench.benchmarks.longbench_rows import read_rows
 from longctx_bench.data import embedded_folder
-from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.records import NATURAL
 from longctx_bench.registry import ALL, Registry
 

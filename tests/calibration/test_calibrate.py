@@ -13,13 +13,13 @@ import torch
 
 from longctx_bench.calibration.calibrate import Point, best, calibrate, write
 from longctx_bench.cli import main
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.likelihood import branches, tails
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 
@@ -32,7 +32,7 @@ class Peak:
     name = "retrieval"
     data = "made up"
 
-    def score(self, contestant: Contestant, n: int) -> float:
+    def score(self, contestant: ModelUnderTest, n: int) -> float:
         assert isinstance(contestant.method, DroPE)
         assert contestant.method.temperature is not None
         scale = contestant.length / 256
@@ -123,7 +123,7 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
         False,
     ]
     requests = [Request(str(row), ids[row].tolist(), 0, scored=1499) for row in range(len(ids))]
-    found = [item.losses for item in engine.losses(requests, Contestant(BASE, RoPE(), 1500))]
+    found = [item.losses for item in engine.losses(requests, ModelUnderTest(BASE, RoPE(), 1500))]
     mean = sum(map(sum, found)) / sum(map(len, found))
     assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
@@ -148,7 +148,7 @@ class Flat(Peak):
         self._scores = scores
         """Of the coarse sweep and of the fine one."""
 
-    def score(self, contestant: Contestant, n: int) -> float:
+    def score(self, contestant: ModelUnderTest, n: int) -> float:
         return self._scores[0] if n < 10 else self._scores[-1]
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_chosen_among_equals(scores: tuple[float, ...]) -> None:
 
 def test_what_only_the_coarse_sweep_saw_is_nothing() -> None:
     class Lucky(Peak):
-        def score(self, contestant: Contestant, n: int) -> float:
+        def score(self, contestant: ModelUnderTest, n: int) -> float:
             return float(n < 10 and super().score(contestant, n) > 0.9)
 
     with pytest.raises(UserError, match="nothing found at any value"):
@@ -169,7 +169,7 @@ def test_what_only_the_coarse_sweep_saw_is_nothing() -> None:
 
 def test_a_plateau_of_the_fine_sweep_is_a_result() -> None:
     class Plateau(Peak):
-        def score(self, contestant: Contestant, n: int) -> float:
+        def score(self, contestant: ModelUnderTest, n: int) -> float:
             return float(super().score(contestant, n) > 0.3)
 
     fit = calibrate(DroPE(), BASE, Plateau(), [8.0], 5, lambda point: None)
@@ -271,7 +271,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
             read.append([request.example_id for request in requests])
             return [requests]
 
-        def generate(self, batch: list[Request], contestant: Contestant, settled: object) -> list[SimpleNamespace]:
+        def generate(self, batch: list[Request], contestant: ModelUnderTest, settled: object) -> list[SimpleNamespace]:
             return [SimpleNamespace(example_id=request.example_id, text=request.example_id) for request in batch]
 
     tasks = Registry().tasks
@@ -279,8 +279,8 @@ def test_a_sweep_writes_its_examples_once() -> None:
     encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
     goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]
     for n in (3, 3, 6, 6):
-        assert goal.score(Contestant(BASE, DroPE(), 512), n) == 1
+        assert goal.score(ModelUnderTest(BASE, DroPE(), 512), n) == 1
     assert written == [3, 3, 6, 6]  # each of the two tasks once for 3 and once for 6
     assert read[0] == read[4][:3] == ["0", "1", "2"]
-    goal.score(Contestant(BASE, DroPE(), 1024), 3)
+    goal.score(ModelUnderTest(BASE, DroPE(), 1024), 3)
     assert written[4:] == [3, 3]

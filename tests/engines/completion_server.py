@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import read_config
 from longctx_bench.engines.hf import HFEngine, load_model
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.rope import RoPE
+from longctx_bench.models.checkpoint import read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Request
 
 VLLM = {"stop_token_ids", "min_tokens", "include_stop_str_in_output", "repetition_penalty"}
@@ -30,7 +30,7 @@ class Served:
         self.engine = HFEngine("cpu", "float32")
         self.engine.load(folder)
         self.tokenizer: Any = self.engine._decoder.reader.tokenizer  # type: ignore[union-attr]
-        self.contestant = Contestant(Base("served", 256, read_config(folder)), RoPE(), 256)
+        self.contestant = ModelUnderTest(Base("served", 256, read_config(folder)), RoPE(), 256)
         self.model = load_model(folder, "float32", "cpu")
         self.lock = threading.Lock()
         self.takes_ids = self.takes_extras = True

@@ -14,8 +14,6 @@ import torch
 
 from longctx_bench import run
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, load_tokenizer, read_config
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.engines.lookup import Lookup
@@ -23,6 +21,8 @@ from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope import RoPE, YaRN
+from longctx_bench.models.checkpoint import checkpoint_folder, load_tokenizer, read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.prompts import PromptCache
 from longctx_bench.records import Generation, Request
@@ -38,11 +38,11 @@ def engine(folder: Path, **settings: Any) -> HFEngine:
     return made
 
 
-def contestant(folder: Path, method: Method) -> Contestant:
-    return Contestant(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
+def contestant(folder: Path, method: Method) -> ModelUnderTest:
+    return ModelUnderTest(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
 
 
-def plain(folder: Path, who: Contestant, sizes: Sequence[int]) -> list[tuple[Request, list[int]]]:
+def plain(folder: Path, who: ModelUnderTest, sizes: Sequence[int]) -> list[tuple[Request, list[int]]]:
     """Return random prompts and what ``model.generate`` writes after each."""
     generator = torch.Generator().manual_seed(7)
     model = load_model(folder, "float32", "cpu")
@@ -55,7 +55,7 @@ def plain(folder: Path, who: Contestant, sizes: Sequence[int]) -> list[tuple[Req
     return made
 
 
-def told(made: HFEngine, asked: Sequence[Request], who: Contestant, settled: Any = lambda *_: False) -> list[Any]:
+def told(made: HFEngine, asked: Sequence[Request], who: ModelUnderTest, settled: Any = lambda *_: False) -> list[Any]:
     found: list[Generation] = []
     for batch in made.batches(asked, False):
         found += made.generate(batch, who, settled)

@@ -11,23 +11,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.engines.exporting import Written
 from longctx_bench.engines.exporting import export as export_contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import DoesNotFit, UserError
 from longctx_bench.methods.checkpoint_format import LlamaDropeConfig, LlamaDropeForCausalLM
+from longctx_bench.models.checkpoint import checkpoint_folder, read_config
+from longctx_bench.models.variant import ModelUnderTest, ModelVariant
 from longctx_bench.records import Request
-from longctx_bench.registry import Registry, Variant
+from longctx_bench.registry import Registry
 
 LENGTH = 2048
 IDS = torch.randint(26, 5000, (700,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-def export(variant: Variant, folder: Path, length: int) -> Written:
+def export(variant: ModelVariant, folder: Path, length: int) -> Written:
     source = checkpoint_folder(variant.source)
-    contestant = Contestant(variant.base(read_config(source)), variant.method, length)
+    contestant = ModelUnderTest(variant.base(read_config(source)), variant.method, length)
     return export_contestant(contestant, variant.method_name, source, folder)
 
 
@@ -37,7 +37,7 @@ def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:
     folder = checkpoint_folder(variant.source)
     engine = HFEngine("cpu", "float32")
     engine.load(folder)
-    contestant = Contestant(variant.base(read_config(folder)), variant.method, length)
+    contestant = ModelUnderTest(variant.base(read_config(folder)), variant.method, length)
     [found] = engine.generate([Request("0", ids, 24)], contestant, lambda *_: False)
     return found.text
 

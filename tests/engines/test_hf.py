@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope import DynamicNTK, RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Request
 
 
@@ -39,11 +39,11 @@ def engine(folder: Path, **settings: Any) -> HFEngine:
     return made
 
 
-def contestant(folder: Path, method: Method, length: int = 512) -> Contestant:
-    return Contestant(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, length)
+def contestant(folder: Path, method: Method, length: int = 512) -> ModelUnderTest:
+    return ModelUnderTest(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, length)
 
 
-def generate(made: HFEngine, asked: list[Request], who: Contestant) -> dict[str, Generation]:
+def generate(made: HFEngine, asked: list[Request], who: ModelUnderTest) -> dict[str, Generation]:
     batches = made.batches(asked, who.method.per_prompt)
     return {item.example_id: item for batch in batches for item in made.generate(batch, who, never)}
 

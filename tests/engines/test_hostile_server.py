@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from longctx_bench.engines import completions
 from longctx_bench.engines.api_key import ApiKey
 from longctx_bench.engines.asking import Asker, GaveUp
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.openai import OpenAIEngine
 from longctx_bench.engines.servers import KEY_VARIABLES, Server
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.rope import RoPE
+from longctx_bench.models.checkpoint import load_tokenizer, read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
 
 SECRET = "sk-live/3f9a+77e0c1d2"  # noqa: S105 (made up)
@@ -117,7 +117,7 @@ def ask(hostile: Hostile, tiny_folder: Path) -> Callable[..., list[Generation]]:
         engine = OpenAIEngine(Server(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
         engine.load(tiny_folder)
         requests = [Request(str(place), [3 + place, 5, 7], budget) for place in range(count)]
-        contestant = Contestant(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+        contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
         batches = engine.batches(requests, False)
         found = [item for batch in batches for item in engine.generate(batch, contestant, lambda *_: False)]
         return sorted(found, key=lambda item: int(item.example_id))
@@ -241,7 +241,7 @@ def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) ->
     engine = OpenAIEngine(Server(hostile.url, attempts=1))
     engine.load(tiny_folder)
     request = Request("0", [3, 5, 7], 0, scored=2)
-    contestant = Contestant(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+    contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
 
     def losses() -> Losses:
         [found] = engine.losses([request], contestant)

@@ -14,8 +14,6 @@ from completion_server import Served, serving
 
 from longctx_bench import run
 from longctx_bench.engines import make_engine
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import read_config
 from longctx_bench.engines.exporting import export
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.engines.openai import OpenAIEngine
@@ -23,6 +21,8 @@ from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.rope import NTK, PI, Crop, DynamicNTK, RoPE, YaRN
+from longctx_bench.models.checkpoint import read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 
@@ -60,8 +60,8 @@ def loaded(served: Served, folder: Path, **settings: Any) -> OpenAIEngine:
     return engine
 
 
-def contestant(folder: Path, method: Any = None) -> Contestant:
-    return Contestant(Base("tiny", 256, read_config(folder)), method or RoPE(), 512)
+def contestant(folder: Path, method: Any = None) -> ModelUnderTest:
+    return ModelUnderTest(Base("tiny", 256, read_config(folder)), method or RoPE(), 512)
 
 
 def written(engine: Any, folder: Path, requests: list[Request] = REQUESTS) -> dict[str, tuple[str, int, str]]:
@@ -287,7 +287,7 @@ def test_an_exported_method_behind_a_server_gives_its_own_tokens(
     tiny_folder: Path, tmp_path: Path, essays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    yarn = Contestant(Base("tiny", 256, read_config(tiny_folder)), YaRN(), 512)
+    yarn = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), YaRN(), 512)
     export(yarn, "yarn", tiny_folder, tmp_path / "served")
     with serving(Served(tmp_path / "served")) as served:
         run_niah(served, tmp_path / "served", tmp_path / "out", essays)

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.checkpoints import load_tokenizer
 from longctx_bench.engines.decoding import Decoder
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.engines.prefixes import alike, common
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.rope import DynamicNTK, YaRN
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Request
 
 NEW = 10
@@ -94,7 +94,7 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
 ) -> None:
     requests = asked(3, 4, equal=equal)
     base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
-    who = Contestant(base, method, 512)
+    who = ModelUnderTest(base, method, 512)
     model, tokenizer = load_model(tiny_folder, "float32", "cpu"), load_tokenizer(tiny_folder)
     expected, drafts = {}, {}
     for request in requests:
@@ -138,7 +138,7 @@ def loaded(folder: Path, at_once: int, idle: float = 0.0) -> tuple[HFEngine, Dec
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, input_ids=r.input_ids[place:]) for place, r in enumerate(asked(7, 1, stem=20))]
     base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
-    who = Contestant(base, YaRN(), 512)
+    who = ModelUnderTest(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
         made, decoder = loaded(tiny_folder, at_once)
@@ -169,7 +169,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
 def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, max_new_tokens=3 + 2 * place) for place, r in enumerate(asked(4, 1, stem=20))]
     base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
-    who = Contestant(base, YaRN(), 512)
+    who = ModelUnderTest(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):
         made, decoder = loaded(tiny_folder, 10_000, idle)

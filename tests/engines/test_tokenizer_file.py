@@ -17,9 +17,9 @@ from made_models import make_tokenizer
 from transformers import AddedToken, AutoTokenizer
 
 from longctx_bench.data import embedded_folder
-from longctx_bench.engines.checkpoints import load_tokenizer, prompt_tokenizer
-from longctx_bench.engines.tokenizer_file import _CLASSES, _MODELS, FileTokenizer
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import load_tokenizer, prompt_tokenizer
+from longctx_bench.models.fast_tokenizer import _CLASSES, _MODELS, FileTokenizer
 
 TINY = ("rope-tiny", "drope-tiny", "nope-tiny", "alibi-tiny", "rnope-swa-tiny")
 SIGNS = (
@@ -206,7 +206,7 @@ def test_prompts_are_written_without(heavy: str, tmp_path: Path) -> None:
 def test_the_tokenizer_of_a_drope_checkpoint_comes_without_a_warning() -> None:
     # In a process of its own: once any other test has registered the configs, nothing warns any more.
     program = (
-        "from longctx_bench.data import embedded_folder; from longctx_bench.engines.checkpoints import load_tokenizer;"
+        "from longctx_bench.data import embedded_folder; from longctx_bench.models.checkpoint import load_tokenizer;"
         "load_tokenizer(embedded_folder('drope-tiny'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from made_models import make_model, make_tokenizer
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
@@ -19,6 +18,7 @@ from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope import NTK, PI, Llama3, RoPE, YaRN
 from longctx_bench.methods.tuning import Law
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import NATURAL, Generation, Request
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
@@ -79,8 +79,8 @@ def never(example_id: str, text: str) -> bool:
     return False
 
 
-def contestant(folder: Path, method: Method, length: int = 512) -> Contestant:
-    return Contestant(Base("small", 256, json.loads((folder / "config.json").read_text())), method, length)
+def contestant(folder: Path, method: Method, length: int = 512) -> ModelUnderTest:
+    return ModelUnderTest(Base("small", 256, json.loads((folder / "config.json").read_text())), method, length)
 
 
 def answers(engine: Any, folder: Path, method: Method, asked: list[Request], settled: Any = never) -> list[Generation]:

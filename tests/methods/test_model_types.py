@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from model_types import CONTEXT, OTHERS, UNLOADED, answers, build, cells, documented, outcomes, prompts, section, types
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import HFEngine, load_model, prepared
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.positions import FULL_UNROTATED
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope import RoPE
+from longctx_bench.models.variant import ModelUnderTest
 
 README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
 HEADING = "## Which method runs on which model type\n"
@@ -36,16 +36,16 @@ def checked(engine: HFEngine, base: Base, method: Method) -> None:
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, Contestant(base, method, CONTEXT), CONTEXT):
+        with prepared(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
             at_context = model(ids).logits
         assert torch.equal(model(ids).logits, plain), "a method must be undone"
-        with prepared(model, Contestant(base, method, 2 * CONTEXT), 2 * CONTEXT):
+        with prepared(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
             beyond = model(ids).logits
     positions = NoPE.changes & method.changes
     assert torch.equal(at_context, plain) == (not positions), type(method).__name__
     if not isinstance(method, RoPE | RNoPESWA):
         assert not torch.equal(beyond, plain), f"{type(method).__name__} does nothing"
-    who, asked = Contestant(base, method, 2 * CONTEXT), prompts()
+    who, asked = ModelUnderTest(base, method, 2 * CONTEXT), prompts()
     alone = answers(engine, who, asked, together=False)
     # A guess that is right, and one that is wrong after two tokens.
     ids_of = engine._decoder.reader.tokenizer  # type: ignore[union-attr]
@@ -77,7 +77,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, Contestant(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
+        with prepared(model, ModelUnderTest(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
             rotates = not torch.equal(model(ids).logits, plain)
     assert rotates == (kind not in FULL_UNROTATED)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.exporting import export
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
@@ -22,6 +21,7 @@ from longctx_bench.methods.nope import NoPE, attention_layers
 from longctx_bench.methods.positions import unrotated
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope import NTK, PI, Crop, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
 LISTS = LongRoPE(short_factor=(1.0,) * 32, long_factor=(2.0,) * 32)
@@ -265,7 +265,7 @@ def test_an_exported_checkpoint_keeps_the_rotated_part(method: Method, tiny_fold
     config = GPTNeoXConfig(**shape, vocab_size=300, max_position_embeddings=64, initializer_range=0.2)
     base = save(tmp_path / "neox", config, tiny_folder)
     name = type(method).__name__.lower()
-    export(Contestant(base, method, 128), name, tmp_path / "neox", tmp_path / "out")
+    export(ModelUnderTest(base, method, 128), name, tmp_path / "neox", tmp_path / "out")
     rope = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     assert rope["partial_rotary_factor"] == 0.25
     assert unrotated(rope) == isinstance(method, NoPE)
@@ -296,5 +296,5 @@ def test_a_temperature_reaches_every_layer_or_is_refused(tiny_folder: Path, tmp_
     assert not unrotated(model.config.rope_parameters), "what was begun is undone"
 
 
-def _sharp(base: Base) -> Contestant:
-    return Contestant(base, NoPE().tuned(1.5), 128)
+def _sharp(base: Base) -> ModelUnderTest:
+    return ModelUnderTest(base, NoPE().tuned(1.5), 128)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base, Method
@@ -19,14 +18,15 @@ from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope import NTK, PI, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.methods.tuning import Law, fit_law
+from longctx_bench.models.variant import ModelUnderTest
 
 LENGTH = 1024  # four times the tiny model's training context
 HALF = 6  # head_dim / 2 of the tiny model
 
 
-def contestant(folder: Path, method: Method, length: int = LENGTH) -> Contestant:
+def contestant(folder: Path, method: Method, length: int = LENGTH) -> ModelUnderTest:
     config = json.loads((folder / "config.json").read_text())
-    return Contestant(Base("tiny", 256, config), method, length)
+    return ModelUnderTest(Base("tiny", 256, config), method, length)
 
 
 REFERENCES: list[tuple[Method, dict[str, Any]]] = [

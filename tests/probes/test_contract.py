@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import checkpoint_folder, read_config
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.attending import UnmaskedError
+from longctx_bench.models.checkpoint import checkpoint_folder, read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.probes.contract import check_method
 from longctx_bench.registry import Registry
 
@@ -218,7 +218,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
 
     variant = Registry().variant("rope-tiny")
     folder = checkpoint_folder(variant.source)
-    contestant = Contestant(variant.base(read_config(folder)), variant.method, 512)
+    contestant = ModelUnderTest(variant.base(read_config(folder)), variant.method, 512)
     model = load_model(folder, "float32", "cpu")
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", lambda *_, **__: None)
     with pytest.raises(UnmaskedError, match="in the place of 'sdpa'"), prepared(model, contestant, 512):

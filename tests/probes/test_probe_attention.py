@@ -12,11 +12,11 @@ import torch
 
 from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.data import embedded_folder
-from longctx_bench.engines.base import Contestant
-from longctx_bench.engines.checkpoints import load_tokenizer, read_config
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.engines.last_token import last_token_attention
 from longctx_bench.errors import UserError
+from longctx_bench.models.checkpoint import load_tokenizer, read_config
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.probes.attention import (
     BINS,
     NEAR,
@@ -68,7 +68,7 @@ def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     folder = embedded_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
     base = variant.base(read_config(folder))
     model = load_model(folder, "float32", "cpu")
-    with prepared(model, Contestant(base, variant.method, 2048), 2048):
+    with prepared(model, ModelUnderTest(base, variant.method, 2048), 2048):
         changed = last_token_attention(model, IDS)
         np.testing.assert_allclose(changed, eager(model, IDS), atol=ROUNDING)
     assert np.abs(changed - last_token_attention(model, IDS)).max() > 0.01

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from longctx_bench.engines.base import Contestant
 from longctx_bench.engines.hf import load_model, prepared
 from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.frequencies import inverse_frequencies
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope import NTK, PI, Llama3, LongRoPE, RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.probes.factors import scaling_factors
 
 BASE = Base("tiny", 512, {"head_dim": 64, "hidden_size": 320, "num_attention_heads": 5, "rope_theta": 10000.0})
@@ -71,7 +71,7 @@ def test_longrope_divides_by_the_users_list() -> None:
 def test_frequencies_are_those_of_a_loaded_model(tiny_folder: Path, method: Any) -> None:
     base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     model = load_model(tiny_folder, "float32", "cpu")
-    with prepared(model, Contestant(base, method, 1024), 1024):
+    with prepared(model, ModelUnderTest(base, method, 1024), 1024):
         rotary = model.model.rotary_emb
         found, attention = inverse_frequencies(base, method, 1024)
         assert torch.equal(torch.tensor(found), rotary.inv_freq)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longctx_bench.engines import differences
-from longctx_bench.engines.checkpoints import DIFFERENCE, checkpoint_folder, load_tokenizer
-from longctx_bench.engines.differences import STEPS, compressed, expanded
 from longctx_bench.engines.hf import load_model
 from longctx_bench.errors import UserError
+from longctx_bench.models import delta_weights
+from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, load_tokenizer
+from longctx_bench.models.delta_weights import STEPS, compressed, expanded
 from longctx_bench.specs import PathSource
 from longctx_bench.training.models import base_location
 from longctx_bench.training.pack import main, pack
@@ -123,14 +123,14 @@ def test_another_config_is_another_model(packed: Path) -> None:
 
 
 def test_runs_that_start_together_merge_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merge, calls = differences.merge, []
+    merge, calls = delta_weights.merge, []
 
     def slow(*arguments: Path) -> None:
         calls.append(arguments)
         time.sleep(0.3)
         merge(*arguments)
 
-    monkeypatch.setattr(differences, "merge", slow)
+    monkeypatch.setattr(delta_weights, "merge", slow)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(merged, [packed] * 4))) == 1
     assert len(calls) == 1

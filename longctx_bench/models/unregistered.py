@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longctx_bench.beside_weights import model_config
 from longctx_bench.data import fetch
 from longctx_bench.errors import UserError
 from longctx_bench.files import plain_name
 from longctx_bench.methods.exported import Mark, mark_of
 from longctx_bench.methods.positions import readable_length, unrotated
+from longctx_bench.models.metadata import model_config
 from longctx_bench.named_sources import remember
 from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
 

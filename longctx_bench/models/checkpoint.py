@@ -9,18 +9,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from longctx_bench.beside_weights import model_config
 from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
 from longctx_bench.data import describe, digest, fetch
-from longctx_bench.engines.tokenizer_file import FileTokenizer
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
+from longctx_bench.models.fast_tokenizer import FileTokenizer
+from longctx_bench.models.metadata import model_config
 from longctx_bench.named_sources import is_known
 from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import PathSource, Source, WheelSource
 
 DIFFERENCE = "difference.safetensors"
-"""In place of a folder's weights: what :mod:`longctx_bench.engines.differences` merges with a base's."""
+"""In place of a folder's weights: what :mod:`longctx_bench.models.delta_weights` merges with a base's."""
 ADAPTER = "adapter_config.json"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py", ".index.json")
 """Files beside a difference that would stand for other weights, or for code."""
@@ -162,7 +162,7 @@ def _once(name: str, make: Callable[[Path], None]) -> Path:
 
 def _merged(folder: Path) -> Path:
     """Merge a difference with its base. What lies beside it comes along; a tokenizer it may take from the base."""
-    from longctx_bench.engines.differences import merge, read_origin
+    from longctx_bench.models.delta_weights import merge, read_origin
 
     file = folder / DIFFERENCE
     origin = read_origin(file)

@@ -1,0 +1,72 @@
+"""What ``--model`` names: a method on a base model, and its way to weights on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.code_identity import Code
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.models.checkpoint import checkpoint_folder, read_config
+from longctx_bench.specs import MethodSpec, ModelSpec, Source
+
+
+@dataclass(frozen=True)
+class ModelVariant:
+    """A method on a base model, and the weights that it runs on."""
+
+    model: ModelSpec
+    spec: MethodSpec
+    method: Method
+    source: Source
+    """The base's own weights, or the checkpoint that the method needs."""
+    code: Code | None = None
+    """The source of a method that is not this package's own."""
+
+    @property
+    def name(self) -> str:
+        """``METHOD-BASE``, the form that ``--model`` takes."""
+        return f"{self.method_name}-{self.model.name}"
+
+    @property
+    def method_name(self) -> str:
+        """The method's name in results and tables."""
+        return self.spec.name
+
+    def base(self, config: dict[str, Any]) -> Base:
+        """Return what a method computes with, given the ``config.json`` of the weights."""
+        return Base(self.model.name, self.model.original_length, config)
+
+    def resolve(self) -> ResolvedVariant:
+        """Bring the weights to this machine: fetched, converted and merged once.
+
+        Raises:
+            UserError: as :func:`longctx_bench.models.checkpoint.checkpoint_folder`.
+        """
+        folder = checkpoint_folder(self.source)
+        return ResolvedVariant(self, folder, self.base(read_config(folder)))
+
+
+@dataclass(frozen=True)
+class ResolvedVariant:
+    """A variant whose weights lie on this machine."""
+
+    variant: ModelVariant
+    folder: Path
+    """In Hugging Face format."""
+    base: Base
+    """What a method computes with."""
+
+    def at(self, length: int) -> ModelUnderTest:
+        """Return the model that an engine runs for prompts and answers of ``length`` tokens together."""
+        return ModelUnderTest(self.base, self.variant.method, length)
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A method on a base, at one length; at :data:`~longctx_bench.records.NATURAL`, at each prompt's own."""
+
+    base: Base
+    method: Method
+    length: int
