@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import inspect
 import json
 import sys
 import sysconfig
@@ -70,6 +71,27 @@ def code_of_module(module: str) -> Code:
     own = {*distributions.get(top, ())}
     beside = {name for name, others in distributions.items() if own & {*others}}
     return _Search(folder=path.parent, names=beside).code(module, package, path)
+
+
+def code_of_object(value: Any) -> Code | None:
+    """Return the code of a class or function: that of its module, or of it alone where it was typed into a notebook.
+
+    None where it is this package's own.
+
+    Raises:
+        UserError: there is no source that could be read.
+    """
+    name = getattr(value, "__module__", None) or type(value).__module__
+    if is_own(name):
+        return None
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is not None:
+        return code_of_file(Path(file)) if name == "__main__" else code_of_module(name)
+    try:
+        source = inspect.getsource(value)
+    except (OSError, TypeError) as error:
+        raise UserError(f"{value!r:.80}: its source cannot be read, and results name it; put it into a file") from error
+    return Code(hashlib.sha256(source.encode()).hexdigest(), ("<typed in>",))
 
 
 def _origin(module: str) -> Path:

@@ -11,10 +11,9 @@ from longctx_bench.code_identity import Code
 from longctx_bench.data import digest, is_local, pinned
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.errors import UserError
-from longctx_bench.metrics import METRICS, metric
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.records import NATURAL, Cell
-from longctx_bench.registry import Registry
+from longctx_bench.registry import Registry, Scoring
 from longctx_bench.specs import Source, TaskSpec
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
@@ -75,9 +74,12 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
     # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
+    scorings: dict[str, Scoring] = {}
     for task in spec.tasks:
         kind = benchmarks[task.name].kind
-        if kind != "lm_eval" and (metric(task.metric).name == "token_loss") != (kind == "loss"):
+        if kind != "lm_eval":
+            scorings[task.name] = registry.metric(task)
+        if kind != "lm_eval" and (scorings[task.name].metric.name == "token_loss") != (kind == "loss"):
             raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
             raise UserError(
@@ -97,7 +99,15 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
                         described = _cell_spec(
-                            spec, variant, task, benchmarks[task.name], codes[task.name], length, engine, digests
+                            spec,
+                            variant,
+                            task,
+                            benchmarks[task.name],
+                            scorings.get(task.name),
+                            {"method": variant.code, "task": codes[task.name]},
+                            length,
+                            engine,
+                            digests,
                         )
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
@@ -131,7 +141,8 @@ def _cell_spec(
     variant: ModelVariant,
     task: TaskSpec,
     benchmark: Benchmark,
-    code: Code | None,
+    scoring: Scoring | None,
+    plugins: Mapping[str, Code | None],
     length: int,
     engine: EngineFacts,
     digests: Mapping[Source, str | None],
@@ -140,8 +151,8 @@ def _cell_spec(
     method, model = variant.method, variant.model
     local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}
     # lm-eval's tasks bring metrics of their own.
-    metric_version = METRICS[task.metric].version if task.metric in METRICS else 1
-    plugins = {"method": variant.code, "task": code}
+    metric_name, metric_version = (scoring.metric.name, scoring.metric.version) if scoring else (task.metric, 1)
+    plugins = {**plugins, "metric": scoring.code if scoring else None}
     return CellSpec(
         model=ModelRecord(
             name=model.name,
@@ -163,13 +174,14 @@ def _cell_spec(
             benchmark=benchmark.component_id(),
             benchmark_version=benchmark.version,
             use=task.use,
-            metric=task.metric,
+            metric=metric_name,
             metric_version=metric_version,
             max_new_tokens=task.max_new_tokens,
             min_new_tokens=task.min_new_tokens,
             stop=list(task.stop),
             chat_template=task.chat_template,
             protocol=task.protocol,
+            grid=benchmark.grid,
             params=_params(benchmark),
         ),
         digests={name: digests[source] for name, source in local.items() if source in digests},

@@ -11,12 +11,20 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from longctx_bench.code_identity import Code, code_of_file, code_of_module, is_own
 from longctx_bench.errors import UserError
 
 C = TypeVar("C")
+
+
+class LoadedObject(NamedTuple):
+    """Whatever a spec points at."""
+
+    value: Any
+    code: Code | None
+    """Its source; None for what is this package's own."""
 
 
 class Loaded(NamedTuple, Generic[C]):
@@ -46,19 +54,24 @@ def load(use: str, kind: type[C], where: str, folder: Path | None) -> Loaded[C]:
     Raises:
         UserError: it cannot be imported, whatever the code raises, or is no subclass of ``kind``.
     """
-    module_name, _, class_name = use.partition(":")
+    loaded = load_object(use, f"{where}: use", folder)
+    if not (isinstance(loaded.value, type) and issubclass(loaded.value, kind)):
+        raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
+    return Loaded(loaded.value, loaded.code)
+
+
+def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
+    """Return what ``package.module:name`` or ``./file.py:name`` is; arguments and errors as :func:`load`."""
+    module_name, _, name = use.partition(":")
     try:
         named_by_file = module_name.endswith(".py")
         module, code = _module_from_file(module_name, where, folder) if named_by_file else _module_by_name(module_name)
-        loaded = getattr(module, class_name)
+        return LoadedObject(getattr(module, name), code)
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}{_hint(error, module_name, folder)}"
-        raise UserError(f"{where}: use: {use}: cannot be loaded ({reason})") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, kind)):
-        raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-    return Loaded(loaded, code)
+        raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
 
 
 def _module_by_name(name: str) -> tuple[ModuleType, Code | None]:
@@ -71,7 +84,7 @@ def _module_by_name(name: str) -> tuple[ModuleType, Code | None]:
 
 def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[ModuleType, Code]:
     if folder is None:
-        raise UserError(f"{where}: use: {name}: names a file, which only a YAML file with a folder can")
+        raise UserError(f"{where}: {name}: names a file, which only a YAML file with a folder can")
     path = folder / name
     if not path.exists():
         raise UserError(f"{path}: no such file")

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.code_identity import Code
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.extensions import Extensions
 from longctx_bench.files import shipped_folder
+from longctx_bench.methods import METHODS
 from longctx_bench.methods.base import Method
 from longctx_bench.methods.exported import Exported
+from longctx_bench.metrics import METRICS, Metric, as_metric
 from longctx_bench.models.metadata import fits
 from longctx_bench.models.unregistered import unlisted
 from longctx_bench.models.variant import ModelVariant
-from longctx_bench.plugins import Loaded, load
+from longctx_bench.plugins import Loaded, load, load_object
 from longctx_bench.specs import (
     DataSpec,
     Groups,
@@ -32,8 +37,18 @@ from longctx_bench.specs import (
     validate,
 )
 
+C = TypeVar("C", Method, Benchmark)
+
 ALL = 1_000_000_000
 """Examples asked for where a task's own data decide how many there are."""
+
+
+class Scoring(NamedTuple):
+    """How a task is scored."""
+
+    metric: Metric
+    code: Code | None
+    """The source of a metric that is not this package's own."""
 
 
 @dataclass
@@ -60,7 +75,7 @@ class Registry:
         for folder in (shipped_folder("baselines"), *self.baselines):
             self._read_baselines(_existing(folder, "--baselines"))
         self._read_plugins()
-        for folder in (shipped_folder("tasks"), *self.task_folders):
+        for folder in (shipped_folder("tasks"), *_installed_tasks(), *self.task_folders):
             self._read_tasks(_existing(folder, "--task-folder"))
         for name in self.settings:
             if name not in self.methods:
@@ -145,8 +160,8 @@ class Registry:
         return ModelVariant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
 
     def _loaded(self, method: str) -> Loaded[Method]:
-        where, folder = f"baselines/{method}", self._folders.get(method)
-        return load(self.methods[method].use, Method, where, folder)  # type: ignore[type-abstract]
+        use, where = self.methods[method].use, f"baselines/{method}"
+        return _component(METHODS, use, Method, where, self._folders.get(method))  # type: ignore[type-abstract]
 
     def _other(self, name: str, method: str | None = None) -> ModelVariant:
         """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
@@ -165,7 +180,7 @@ class Registry:
                 f"{name}: was exported as {mark.method} for {mark.length} tokens, which stands in its weights; name it "
                 f"alone, without a method and without --set {mark.method}"
             )
-        spec = MethodSpec(name=mark.method, use="longctx_bench.methods.exported:Exported", description="exported")
+        spec = MethodSpec(name=mark.method, use="exported", description="exported")
         return ModelVariant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
 
     # -- tasks --------------------------------------------------------------------------------------------------
@@ -207,7 +222,7 @@ class Registry:
         own = [folder / "lm_eval" for folder in self.task_folders if (folder / "lm_eval" / f"{task}.yaml").is_file()]
         return TaskSpec(
             name=name,
-            use="longctx_bench.benchmarks.lm_eval:LMEval",
+            use="lm-eval",
             metric="lm_eval",
             max_new_tokens=0,
             samples=ALL,
@@ -232,9 +247,22 @@ class Registry:
         Raises:
             UserError: the class cannot be loaded.
         """
-        loaded = load(task.use, Benchmark, f"task {task.name}", self._folders.get(f"task:{task.name}"))  # type: ignore[type-abstract]
+        where, folder = f"task {task.name}", self._folders.get(f"task:{task.name}")
+        loaded = _component(BENCHMARKS, task.use, Benchmark, where, folder)  # type: ignore[type-abstract]
         self._benchmarks[task.name] = loaded
         return loaded.code
+
+    def metric(self, task: TaskSpec) -> Scoring:
+        """Return a task's metric: a registered one, or a function in a file beside its YAML or in a package.
+
+        Raises:
+            UserError: there is none of that name, or it cannot be loaded.
+        """
+        if ":" not in task.metric:
+            found = METRICS.find(task.metric)
+            return Scoring(as_metric(found.value, task.metric), found.code)
+        loaded = load_object(task.metric, f"task {task.name}: metric", self._folders.get(f"task:{task.name}"))
+        return Scoring(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -252,8 +280,9 @@ class Registry:
                 self._folders[spec.name] = folder
 
     def _read_plugins(self) -> None:
-        for plugin in entry_points(group="longctx_bench.methods"):
-            self.methods.setdefault(plugin.name, MethodSpec(name=plugin.name, use=plugin.value))
+        for name in METHODS.names():
+            if name not in METHODS.shipped:
+                self.methods.setdefault(name, MethodSpec(name=name, use=name))
 
     def _read_tasks(self, folder: Path) -> None:
         sources = folder / "sources.yaml"
@@ -276,6 +305,39 @@ class Registry:
                     continue
                 self.tasks[name] = validate(TaskSpec, {"name": name, **mapping(entry, where)}, where)
                 self._folders[f"task:{name}"] = folder
+
+
+def _component(known: Extensions[type[C]], use: str, kind: type[C], where: str, folder: Path | None) -> Loaded[C]:
+    """Return the class that a YAML names under ``use``: by a registered name, or by where it stands.
+
+    Raises:
+        UserError: there is none, or it is no subclass of ``kind``.
+    """
+    if ":" in use:
+        return load(use, kind, where, folder)
+    try:
+        found = known.find(use)
+    except UserError as error:
+        raise UserError(f"{where}: use: {error}") from error
+    if not (isinstance(found.value, type) and issubclass(found.value, kind)):
+        raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
+    return Loaded(found.value, found.code)
+
+
+def _installed_tasks() -> list[Path]:
+    """Return the folders of installed packages that bring tasks: the entry points of ``longctx_bench.tasks``."""
+    folders = []
+    for point in sorted(entry_points(group="longctx_bench.tasks"), key=lambda point: point.name):
+        # The package is found, not imported: its YAML is all that is needed of it.
+        try:
+            spec = find_spec(point.value)
+        except ImportError:
+            spec = None
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        if not places:
+            raise UserError(f"tasks of '{point.name}': {point.value} is no package that is installed here")
+        folders.append(Path(places[0]))
+    return folders
 
 
 def _existing(folder: Path, option: str) -> Path:

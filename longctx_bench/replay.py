@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.data import describe
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.metrics import METRICS
+from longctx_bench.metrics import shipped_metric
 from longctx_bench.named_sources import is_known
 from longctx_bench.plain import printable
 from longctx_bench.records import Cell, Example, ending, length_name
@@ -182,5 +182,5 @@ def _needles(record: SampleRecord) -> str:
 
 
 def _shown(record: SampleRecord) -> str:
-    known = METRICS.get(record.metric)
+    known = shipped_metric(record.metric)
     return f"{100 * record.score:g} %" if known is None or known.percent else f"{record.score:.4f}"

@@ -17,6 +17,7 @@ from longctx_bench.benchmarks.base import example_id
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.errors import DiskFull, DoesNotFit, UserError
 from longctx_bench.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
+from longctx_bench.metrics import shipped_metric
 from longctx_bench.plan import PlannedCell, RunSpec
 from longctx_bench.prompts import Part, PromptCache
 from longctx_bench.records import NATURAL, Cell
@@ -141,9 +142,9 @@ class Runner:
         if isinstance(error, MemoryError):
             reason = f"the memory of this machine is full{f' ({reason})' if reason else ''}; choose a smaller --length"
         elif not isinstance(error, UserError):
-            uses = (planned.variant.spec.use, planned.task.use)
-            if all(use.startswith("longctx_bench.") for use in uses):
+            if not planned.spec.code:
                 raise error
+            uses = (planned.variant.spec.use, planned.task.use, planned.task.metric)
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
             reason = f"{kind}{error} (raised by {' or '.join(uses)})"
         outcome.failed.append((planned.cell, reason))
@@ -262,13 +263,16 @@ class Runner:
                 f"the first that is missing; run again with --rerun"
             )
         method = planned.variant.method
+        # Whoever reads results knows what ships, and imports nothing.
+        own = planned.kind != "lm_eval" and shipped_metric(planned.spec.task.metric) is None
+        measure = self.registry.metric(planned.task).metric if own else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
         tuning = method.tuning(open_cell.contestant.base, longest)
         return CellResult(
             schema_version=SCHEMA_VERSION,
             cell=CellKey(cell.model, cell.method, cell.task, cell.length),
             original_length=planned.variant.model.original_length,
-            metric=planned.task.metric,
+            metric=planned.spec.task.metric,
             score=totals.score,
             n=totals.n,
             # The data holds no more, whatever number is asked for.
@@ -286,6 +290,8 @@ class Runner:
             environment=provenance.environment(),
             executor=self.executor.describe(),
             peak_memory=open_cell.peak,
+            percent=None if measure is None else measure.percent,
+            higher_is_better=None if measure is None else measure.higher_is_better,
             finished=provenance.now(),
         )
 

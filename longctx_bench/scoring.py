@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.metrics import Metric, metric
+from longctx_bench.metrics import Metric
 from longctx_bench.registry import Registry
 from longctx_bench.specs import mapping
 from longctx_bench.untrusted import read_objects
@@ -39,7 +39,7 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
             raise UserError(f"{where} names no 'task'; add one or use --task")
         if name not in registry.tasks:
             raise UserError(f"{where}: unknown task '{name}'{near_miss(name, registry.tasks)}")
-        scores[name].append(_score(metric(registry.tasks[name].metric), mapping(line, where), where))
+        scores[name].append(_score(registry.metric(registry.tasks[name]).metric, mapping(line, where), where))
     if not scores:
         raise UserError(f"{path}: holds no lines")
     return {name: (sum(values) / len(values), len(values)) for name, values in scores.items()}

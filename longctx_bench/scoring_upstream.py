@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.metrics import metric
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.buckets import BY_WORDS
 from longctx_bench.specs import mapping
@@ -45,7 +44,7 @@ def score_folder(folder: Path, form: str, registry: Registry) -> Scored:
         if task not in known:
             raise UserError(f"{file}: '{task}' is no task of {form}{near_miss(task, known)}")
         name = task if file.parent == folder else f"{file.parent.name}/{task}"
-        measure = metric(registry.tasks[task].metric)
+        measure = registry.metric(registry.tasks[task]).metric
         for key, value in _READERS[form](file, measure.score):
             scores.setdefault(f"{name}{key}", []).append(value)
     return {name: (sum(values) / len(values), len(values)) for name, values in scores.items()}

@@ -189,7 +189,7 @@ class MethodSpec(Spec):
 
     name: str
     use: str
-    """``package.module:Class`` or ``./file.py:Class`` beside the YAML."""
+    """A registered name, ``package.module:Class``, or ``./file.py:Class`` beside the YAML."""
     description: str = ""
     paper: str = ""
     params: dict[str, Any] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ from math import fsum
 from typing import Any
 
 from longctx_bench.engines.base import Engine
+from longctx_bench.errors import UserError
 from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Finished, Generation, Losses, Request
@@ -31,6 +32,11 @@ def continued(
     for generation in engine.generate(batch, contestant, settled):
         example = examples[generation.example_id]
         value = measure.score(generation.text, example.references, example.classes)
+        if measure.percent and not 0 <= value <= 1:
+            raise UserError(
+                f"metric '{measure.name}': gave {value:g} for an answer, and rates lie in [0, 1]; make it a "
+                f"Metric(..., percent=False) if it is none"
+            )
         finished.append(Finished(_written(example, generation, measure.name, value), generation.seconds))
     return finished
 

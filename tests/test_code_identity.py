@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.code_identity import code_of_file, code_of_module
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
@@ -163,7 +164,7 @@ def test_a_benchmark_too(run: Callable[..., str], tmp_path: Path) -> None:
     folder, out = tmp_path / "tasks", tmp_path / "out"
     folder.mkdir()
     shipped = Registry().tasks["niah"]
-    source = f"from {shipped.use.replace(':', ' import ')} as Own\n"
+    source = f"from {BENCHMARKS.location(shipped.use).replace(':', ' import ')} as Own\n"
     (folder / "own.py").write_text(source)
     spec = {"use": "./own.py:Own", "metric": shipped.metric, "max_new_tokens": 8, "samples": 2}
     (folder / "own.yaml").write_text(json.dumps({"own": spec | {"params": shipped.params}}))

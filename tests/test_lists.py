@@ -28,7 +28,7 @@ def test_in_a_pipe_each_task_is_one_line_with_its_suite(call: Any, monkeypatch: 
     suites = {line.split()[1]: line.split()[0] for line in lines[1:] if line.strip()}
     assert suites["narrativeqa"] == "longbench"
     assert suites["hotpotqa_e"] == "longbench_e"
-    assert suites["niah"] == suites["niah_multikey"] == "needles"
+    assert suites["niah"] == suites["niah_multikey"] == "needle-in-a-haystack"
     assert suites["niah_multiquery"] == "ruler"
     assert suites["vt@paper"] == "ruler@paper"
     assert "\x1b" not in shown
@@ -92,7 +92,7 @@ def test_a_method_of_an_entry_point_is_described_by_its_docstring(
         EntryPoint("theirs", "their_package.methods:Theirs", "longctx_bench.methods"),
         EntryPoint("gone", "no_such_package:Gone", "longctx_bench.methods"),
     ]
-    monkeypatch.setattr("longctx_bench.registry.entry_points", lambda group: plugins)
+    monkeypatch.setattr("longctx_bench.extensions.entry_points", lambda group: plugins)
     code, shown, _ = call("list", "methods")
     assert code == 0
     rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in shown.splitlines() if line.strip()}

@@ -22,6 +22,9 @@ class Benchmark(Component, ABC):
     natural: ClassVar[bool] = False
     """True when the task has documents of its own, which length :data:`~longctx_bench.records.NATURAL` keeps whole."""
 
+    grid: ClassVar[str | None] = None
+    """The parameter that is the number of depths, if a task may put one needle in turn at each of them: heatmaps."""
+
     @abstractmethod
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int

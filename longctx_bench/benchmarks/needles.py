@@ -29,6 +29,7 @@ class Needles(IndexedBenchmark):
     """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
 
     id: ClassVar[str] = "needle-in-a-haystack"
+    grid: ClassVar[str | None] = "depth_grid"
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
     essays: Source | None = None

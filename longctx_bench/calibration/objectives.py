@@ -10,7 +10,7 @@ from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.documents import documents_of_file
 from longctx_bench.engines.hf import HFEngine
 from longctx_bench.errors import UserError
-from longctx_bench.metrics import Metric, metric
+from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Request
 from longctx_bench.registry import Registry
@@ -51,7 +51,7 @@ class Retrieval:
         scores: list[float] = []
         for name in _TASKS:
             task = self._registry.tasks[name]
-            measure = metric(task.metric)
+            measure = self._registry.metric(task).metric
             made, requests = self._examples(name, contestant.length, n)
             references = {example.id: example.references for example in made}
 

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 import click
 
 from longctx_bench.cli.options import added, engine_options
+from longctx_bench.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CHOICE = (
     click.option("--engine", "name", default="hf", show_default=True,
-                 type=click.Choice(["hf", "vllm", "openai", "echo"]), help="What runs the model."),
+                 metavar="NAME", help="What runs the model: hf, vllm, openai, echo, or one of an installed package."),
+    click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE",
+                 help="An option of the engine's own; may be repeated."),
     engine_options,
     click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(min=1), metavar="GPUS",
                  help="GPUs that share each layer, with --engine vllm."),
@@ -58,15 +61,23 @@ def engine_arguments(
     concurrency: int,
     request_timeout: float,
     unencrypted_key: bool,
+    engine_args: tuple[str, ...],
     **engine: Any,
 ) -> dict[str, Any]:
     """Return the arguments of :func:`longctx_bench.engines.make_engine` from the shared options.
 
     Raises:
-        UserError: the URL is none.
+        UserError: the URL is none, or an argument of the engine has no value.
     """
     from longctx_bench.engines.servers import Server
 
+    arguments = {}
+    for text in engine_args:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--engine-arg {text}: expected KEY=VALUE")
+        arguments[key] = value
+    engine |= {"arguments": arguments}
     if base_url is None:
         return {**engine, "server": None}
     server = Server(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)

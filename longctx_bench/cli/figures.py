@@ -13,7 +13,6 @@ from longctx_bench.cli.paper import write_paper
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
 
-_KINDS = ("heatmap", "length", "bars", "tasks", "in-context", "curves", "factors", "attention")
 _FORMATS = ("png", "pdf", "svg")
 
 
@@ -25,7 +24,8 @@ _FORMATS = ("png", "pdf", "svg")
     show_default=True,
     metavar="KINDS",
     help="With commas, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks (scores at one "
-    "scale), in-context (lm-eval's tasks), curves (training losses), factors, attention (of `longctx-bench probe`).",
+    "scale), in-context (lm-eval's tasks), curves (training losses), factors, attention (of `longctx-bench probe`), or "
+    "one that an installed package brings.",
 )
 @click.option("--task", help="The tasks to draw, with commas; all of the folder by default.")
 @click.option(
@@ -60,7 +60,7 @@ def figures_command(
     With --kind all, everything that the folder has data for; a line says what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.kinds import Material, draw
+    from longctx_bench.reporting.figures.kinds import KINDS, Material, draw
 
     if paper is not None:
         _refuse_beside_paper(out)
@@ -71,7 +71,7 @@ def figures_command(
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
-    kinds = _chosen("--kind", "all" if kind == "all" else kind, _KINDS)
+    kinds = _chosen("--kind", kind, tuple(KINDS))
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")

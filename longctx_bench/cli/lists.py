@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import put_list, put_records, rows_option, say
+from longctx_bench.methods import METHODS
 
 if TYPE_CHECKING:
     from longctx_bench.specs import MethodSpec
 
 _long_option = click.option("--long", is_flag=True, help="All that is known of each, and the data sources.")
-_OURS = "longctx_bench.benchmarks."
 
 
 @click.group("list")
@@ -100,8 +101,7 @@ def _suites(registry: Any) -> dict[str, str]:
         if group and 2 * own[group] > len(registry.groups[group]):
             found[name] = group
         else:
-            module = spec.use.partition(":")[0]
-            found[name] = module.removeprefix(_OURS) if module.startswith(_OURS) else "your own"
+            found[name] = spec.use if spec.use in BENCHMARKS.shipped else "your own"
     return found
 
 
@@ -167,7 +167,8 @@ def _docstring(spec: MethodSpec) -> str:
 
     An installed package's entry point names a class and has no place for a description.
     """
-    module, _, name = spec.use.partition(":")
+    location = METHODS.location(spec.use)
+    module, _, name = location.partition(":")
     try:
         found = importlib.util.find_spec(module)
         tree = (
@@ -176,7 +177,7 @@ def _docstring(spec: MethodSpec) -> str:
         [text] = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     except Exception:  # noqa: BLE001 (a package of someone's own may raise anything when it is looked for)
         text = None
-    return (text or f"{spec.use} (no description)").partition("\n")[0].rstrip(".")
+    return (text or f"{location} (no description)").partition("\n")[0].rstrip(".")
 
 
 @list_group.command("results")

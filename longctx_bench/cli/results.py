@@ -29,8 +29,9 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
 @click.option(
     "--table",
     "kind",
-    type=click.Choice(["lengths", "tasks", "summary", "cost", "all"]),
-    help="Which tables: scores by length (the default), by task; reach, retention and position bias; cost; or all. "
+    metavar="KIND",
+    help="Which tables: lengths (scores by length, the default), tasks, summary (reach, retention and position bias), "
+    "cost, all, or one that an installed package brings. "
     "With html, plain tables in place of the page.",
 )
 @out_option

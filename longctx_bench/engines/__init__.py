@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from longctx_bench.engines.base import Engine, EngineFacts
 from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError
+from longctx_bench.extensions import Extensions
+from longctx_bench.specs import Spec, validate
+
+ENGINES: Extensions[type[Engine]] = Extensions(
+    "engine",
+    {
+        "hf": "longctx_bench.engines.hf:HFEngine",
+        "vllm": "longctx_bench.engines.vllm:VLLMEngine",
+        "openai": "longctx_bench.engines.openai:OpenAIEngine",
+        "echo": "longctx_bench.engines.echo:EchoEngine",
+    },
+)
+"""Classes with :attr:`~longctx_bench.engines.base.Engine.Options`, made from them as keyword arguments."""
+
+_UNSET = {"device": "auto", "dtype": "auto", "batch_tokens": None, "server": None, "tensor_parallel": 1,
+          "compiled": False}  # fmt: skip
+"""Values of the shared options that say nothing."""
+_FLAGS = {"compiled": "--compile", "server": "--base-url"}
 
 
-def make_engine(
-    name: str,
-    device: str = "auto",
-    dtype: str = "auto",
-    batch_tokens: int | None = None,
-    server: Server | None = None,
-    tensor_parallel: int = 1,
-    compiled: bool = False,
-) -> Engine:
+def make_engine(name: str, arguments: Mapping[str, Any] | None = None, **options: Any) -> Engine:
     """Return an engine ready to load checkpoints.
 
     Args:
-        name: ``hf``, ``vllm``, ``openai`` or ``echo``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``auto``, ``float32`` or ``bfloat16``.
-        batch_tokens: tokens a batch; from the free memory when None.
-        server: what ``openai`` asks.
-        tensor_parallel: devices that share each layer; vllm alone.
-        compiled: fuse what lies between matrix products; hf alone.
+        name: ``hf``, ``vllm``, ``openai``, ``echo``, or one that was registered.
+        arguments: of this engine's :attr:`~longctx_bench.engines.base.Engine.Options`, as ``--engine-arg`` gives them.
+        options: the same, of the options that several engines share; at their defaults they say nothing.
 
     Raises:
-        UserError: no such engine, or it cannot run here.
+        UserError: no such engine or option, or the engine cannot run here.
     """
-    if tensor_parallel != 1 and name != "vllm":
-        raise UserError(f"--tensor-parallel: --engine {name} runs on one device; use --engine vllm")
-    if compiled and name != "hf":
-        raise UserError(f"--compile: goes with --engine hf; {name} has kernels of its own")
-    if name == "openai":
-        from longctx_bench.engines.openai import OpenAIEngine
-
-        if server is None:
-            raise UserError("--engine openai needs --base-url, such as http://localhost:8000")
-        if (device, dtype, batch_tokens) != ("auto", "auto", None):
-            raise UserError("--engine openai: device, dtype and batches are the server's; set them there")
-        return OpenAIEngine(server)
-    if server is not None:
-        raise UserError(f"--base-url: goes with --engine openai, not with {name}")
-    if name == "echo":
-        from longctx_bench.engines.echo import EchoEngine
-
-        return EchoEngine(batch_tokens)
-    if name == "hf":
-        from longctx_bench.engines.hf import HFEngine
-
-        return HFEngine(device, dtype, batch_tokens, compiled)
-    if name == "vllm":
-        from longctx_bench.engines.vllm import VLLMEngine
-
-        return VLLMEngine(device, dtype, batch_tokens, tensor_parallel)
-    raise UserError(f"--engine {name}: choose hf, vllm, openai or echo")
+    if name not in ENGINES:
+        raise UserError(f"--engine {name}: choose {', '.join(ENGINES.names())}")
+    kind = ENGINES[name]
+    given = {key: value for key, value in options.items() if value != _UNSET.get(key)}
+    for key in given.keys() - kind.Options.model_fields.keys():
+        owners = [other for other in ENGINES.shipped if key in ENGINES[other].Options.model_fields]
+        flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
+        raise UserError(f"{flag}: goes with --engine {' or '.join(owners)}, not with {name}")
+    checked: Spec = validate(kind.Options, {**given, **(arguments or {})}, f"--engine {name}: --engine-arg")
+    return kind(**{key: getattr(checked, key) for key in kind.Options.model_fields})
 
 
 def require_server(engine: EngineFacts) -> None:
@@ -65,8 +57,9 @@ def require_server(engine: EngineFacts) -> None:
     Raises:
         UserError: it cannot be reached, or does not have the model.
     """
-    if engine.name == "openai":
-        from longctx_bench.engines.openai import OpenAIEngine
+    contact = getattr(engine, "contact", None)
+    if contact is not None:
+        contact()
 
-        assert isinstance(engine, OpenAIEngine)
-        engine.contact()
+
+__all__ = ["ENGINES", "Engine", "EngineFacts", "Server", "make_engine", "require_server"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from pydantic import Field
 
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
+from longctx_bench.specs import Spec
 
 Settled = Callable[[str, str], bool]
 """(example id, text so far) -> True when decoding on cannot change the score."""
@@ -60,11 +63,23 @@ ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
 """Of an engine that runs whatever a method is."""
 
 
+class DeviceOptions(Spec):
+    """Options of an engine that computes on a device of this machine."""
+
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a batch; from the free memory when None."""
+
+
 class Engine(EngineFacts, Protocol):
     """Runs one checkpoint. ``load`` first; then any number of methods on it, at any lengths."""
 
     supports: frozenset[Capability]
     """What methods may ask of it; it refuses all others."""
+    Options: ClassVar[type[Spec]]
+    """Its options, which are the keyword arguments that it is made with."""
 
     def load(self, folder: Any) -> None:
         """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from longctx_bench.engines.base import ALL_CAPABILITIES, Footprint, Settled
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.errors import UserError
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
+from longctx_bench.specs import Spec
 
 
 class EchoEngine:
@@ -19,10 +20,12 @@ class EchoEngine:
 
     name = "echo"
     supports = ALL_CAPABILITIES
+    Options: ClassVar[type[Spec]] = DeviceOptions
     dtype = "none"
     device = "none"
 
-    def __init__(self, batch_tokens: int | None = None) -> None:
+    def __init__(self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None) -> None:
+        """Take the options of other engines, so that one can be tried in place of them; nothing is computed."""
         self._batch_tokens = batch_tokens or 16384
         self._tokenizer: Any = None
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import ALL_CAPABILITIES, Footprint, Settled
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.compiling import compile_layers
 from longctx_bench.engines.decoding import Decoder
@@ -33,6 +33,7 @@ from longctx_bench.models.checkpoint import load_tokenizer, read_config, reason,
 from longctx_bench.models.metadata import end_ids
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import NATURAL, Generation, Losses, Request
+from longctx_bench.specs import Spec
 
 _POOLS = {"cpu": 1, "cuda": 4}
 """Batches are so many times the tokens that are decoded beside each other, unless a user chose their size.
@@ -41,11 +42,19 @@ On a CPU decoding more examples at once gains nothing, and a smaller batch is so
 """
 
 
+class HFOptions(DeviceOptions):
+    """Options of :class:`HFEngine`."""
+
+    compiled: bool = False
+    """Fuse what a model does between its matrix products."""
+
+
 class HFEngine:
     """Runs any causal language model of transformers; methods are applied in place and undone."""
 
     name = "hf"
     supports = ALL_CAPABILITIES
+    Options: ClassVar[type[Spec]] = HFOptions
 
     def __init__(
         self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, compiled: bool = False

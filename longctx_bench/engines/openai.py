@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 from longctx_bench.engines import completions
 from longctx_bench.engines.ahead import Ahead
@@ -29,6 +29,7 @@ from longctx_bench.methods.base import Capability
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Generation, Losses, Request
+from longctx_bench.specs import Spec
 
 _CONTACT_ATTEMPTS = 3
 _LONGEST_TOKEN = 1024
@@ -37,15 +38,29 @@ _UNSAID = ("max_position_embeddings",)
 """Config entries that change no number: the server has a length of its own."""
 
 
+class OpenAIOptions(Spec):
+    """Options of :class:`OpenAIEngine`: device, dtype and batches are the server's."""
+
+    server: Server | None = None
+
+
 class OpenAIEngine:
     """Asks a server for greedy continuations and for the likelihood of prompts."""
 
     name = "openai"
     supports: frozenset[Capability] = frozenset({"prompt"})
+    Options: ClassVar[type[Spec]] = OpenAIOptions
     dtype = "server"
     device = "server"
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server | None) -> None:
+        """Take a server; nothing is asked of it yet.
+
+        Raises:
+            UserError: none is named.
+        """
+        if server is None:
+            raise UserError("--engine openai needs --base-url, such as http://localhost:8000")
         self._server = server
         self._asker = Asker(server)
         self._tokenizer: Any = None

@@ -13,10 +13,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Footprint, Settled
+from longctx_bench.engines.base import DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.rows import Row
 from longctx_bench.engines.vllm_overrides import SUPPORTED, vllm_overrides
@@ -25,6 +27,7 @@ from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.metadata import end_ids
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import NATURAL, Generation, Losses, Request
+from longctx_bench.specs import Spec
 
 _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
 """Tokens a batch, the unit of resuming; vLLM itself schedules as many of them at a time as its memory holds."""
@@ -36,11 +39,19 @@ _BLOCK = 128
 """Tokens that vLLM's CPU cache gives out at a time."""
 
 
+class VLLMOptions(DeviceOptions):
+    """Options of :class:`VLLMEngine`."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share each layer."""
+
+
 class VLLMEngine:
     """Runs Llama-like models by vLLM, every method that it runs as transformers does and no other."""
 
     name = "vllm"
     supports = SUPPORTED
+    Options: ClassVar[type[Spec]] = VLLMOptions
 
     def __init__(
         self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, tensor_parallel: int = 1

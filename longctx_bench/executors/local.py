@@ -41,11 +41,10 @@ class LocalExecutor:
             answer = perform.whole(self._engine, work.folder, work.contestant, benchmark, work.harness)
             yield Result(work, answer, last=True)
             return
+        measure = self._registry.metric(planned.task).metric
         batches = work.unfinished(perform.batches(self._engine, work.folder, work.requests, work.per_prompt))
         for place, batch in enumerate(batches, 1):
-            answer = perform.answer(
-                self._engine, planned.kind, planned.task.metric, work.contestant, batch, work.examples
-            )
+            answer = perform.answer(self._engine, planned.kind, measure, work.contestant, batch, work.examples)
             yield Result(work, answer, last=place == len(batches))
             if work.closed:
                 return

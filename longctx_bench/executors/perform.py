@@ -11,7 +11,7 @@ from longctx_bench.benchmarks.lm_eval import LMEval
 from longctx_bench.engines.base import Engine
 from longctx_bench.executors.base import Answer, HarnessSettings, Whole
 from longctx_bench.harness.tasks import run_task
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import Metric
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Example, Request
@@ -32,7 +32,7 @@ def batches(engine: Engine, folder: Path, requests: Sequence[Request], per_promp
 def answer(
     engine: Engine,
     kind: str,
-    measure: str,
+    measure: Metric,
     contestant: ModelUnderTest,
     batch: Sequence[Request],
     examples: Mapping[str, Example],
@@ -42,7 +42,7 @@ def answer(
     Args:
         engine: that has loaded the contestant's weights.
         kind: the benchmark's: ``generate`` or ``loss``.
-        measure: the metric's name.
+        measure: the task's metric.
         contestant: method, base and length.
         batch: one of those that :func:`batches` returned.
         examples: of the batch, by id.
@@ -51,7 +51,7 @@ def answer(
         UserError: a request does not fit in memory.
     """
     judge = predicted if kind == "loss" else continued
-    finished = judge(engine, batch, contestant, metric(measure), examples)
+    finished = judge(engine, batch, contestant, measure, examples)
     return Answer(finished, engine.peak_memory(), engine.describe())
 
 

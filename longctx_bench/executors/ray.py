@@ -46,7 +46,8 @@ class _OpenPart:
         given = parts(planned.variant, work.contestant.base, planned.spec.digests.get("weights"))
         task = planned.task
         self.work = work
-        self.order = Order(given, planned.cell.length, task.name, task.metric, planned.kind, work.per_prompt)
+        code = planned.spec.code.get("metric")
+        self.order = Order(given, planned.cell.length, task.name, code, planned.kind, work.per_prompt)
         self.left: int | None = None if work.harness is None else 1
         """Batches that have not come back; None until they are made."""
 

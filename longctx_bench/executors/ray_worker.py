@@ -15,6 +15,7 @@ from longctx_bench.errors import DoesNotFit, UserError
 from longctx_bench.executors.base import Answer, HarnessSettings, RemoteError
 from longctx_bench.executors.parcels import Parcel, VariantParts
 from longctx_bench.files import write_json
+from longctx_bench.metrics import Metric
 from longctx_bench.records import Example, Request
 
 T = TypeVar("T")
@@ -58,7 +59,8 @@ class Order:
     variant: VariantParts
     length: int
     task: str
-    metric: str
+    metric_code: Mapping[str, Any] | None
+    """Digest of a metric that is not longctx-bench's own; the other machine must have the same."""
     kind: str
     per_prompt: bool
 
@@ -119,7 +121,7 @@ class Worker:
         def ran() -> Answer:
             self._load(order.variant)
             contestant = self._contestant(order)
-            return perform.answer(self._engine, order.kind, order.metric, contestant, batch, examples)
+            return perform.answer(self._engine, order.kind, self._metric(order), contestant, batch, examples)
 
         return self._guarded(ran)
 
@@ -179,6 +181,16 @@ class Worker:
                 f"the same version on all nodes"
             )
         return ModelUnderTest(given.base, variant.method, order.length)
+
+    def _metric(self, order: Order) -> Metric:
+        (task,) = self._registry.select_tasks(order.task)
+        measure, code = self._registry.metric(task)
+        if (None if code is None else code.record()) != order.metric_code:
+            raise UserError(
+                f"metric of task {order.task}: is other code than on the machine of the run; install the same version "
+                f"on all nodes"
+            )
+        return measure
 
     def _guarded(self, work: Callable[[], T]) -> T | Failure:
         try:

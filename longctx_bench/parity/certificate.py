@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from longctx_bench import provenance
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name, write_json
-from longctx_bench.metrics import metric
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.parity.comparison import FREQUENCY, Answer, Tolerance, compare, rotation_of
 from longctx_bench.parity.reference import TOP, reference
@@ -79,7 +78,7 @@ def certify(
         section = compare((own.answers, own.rotation), (answers, rotation), tolerance, hf.dtype)
         if own.rounding is not None:
             section["first_token"] |= {"hf_against_fp64": own.rounding, "fp64_prompts": min(in_fp64, len(answers))}
-        section["scores"] = _scores(prompts, cell, own.answers, answers)
+        section["scores"] = _scores(registry, prompts, cell, own.answers, answers)
         sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
     written = {}
     for name, measured in sections.items():
@@ -133,10 +132,10 @@ def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[
 
 
 def _scores(
-    prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
+    registry: Registry, prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
 ) -> dict[str, float]:
     folder = cell.variant.resolve().folder
-    tokenizer, measure = load_tokenizer(folder), metric(cell.task.metric)
+    tokenizer, measure = load_tokenizer(folder), registry.metric(cell.task).metric
     examples = prompts.examples(cell, folder)
     means = {}
     for name, answers in (("hf", mine), ("vllm", theirs)):

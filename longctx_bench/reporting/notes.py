@@ -171,7 +171,7 @@ def _parity(cells: Sequence[CellSummary]) -> list[str]:
 
 def _as_measured(task: TaskRecord) -> dict[str, Any]:
     """Return a task without what may differ between two versions of the code that measure the same."""
-    return {name: value for name, value in plain(task).items() if name != "use"}
+    return {name: value for name, value in plain(task).items() if name not in {"use", "grid"}}
 
 
 def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:

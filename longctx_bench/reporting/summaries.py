@@ -13,7 +13,7 @@ from msgspec.structs import astuple, replace
 from numpy.typing import NDArray
 
 from longctx_bench.errors import UserError
-from longctx_bench.metrics import METRICS
+from longctx_bench.metrics import shipped_metric
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
@@ -21,7 +21,7 @@ from longctx_bench.reporting.intervals import mean_interval
 from longctx_bench.store.cell_folders import leads_to
 from longctx_bench.store.reader import Columns, DamagedError, count_records, read_columns, read_result
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import CellResult, plain
+from longctx_bench.store.schema import CellResult, TaskRecord, plain
 from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
@@ -61,13 +61,17 @@ class CellSummary:
     @property
     def percent(self) -> bool:
         """Whether the score is shown as per cent; a loss is not."""
-        return in_percent(self.metric)
+        return in_percent(self.result)
 
     @property
     def higher_is_better(self) -> bool:
         """The score's direction."""
-        known = METRICS.get(self.metric)
-        return known.higher_is_better if known else bool((self.result.lm_eval or {}).get("higher_is_better", True))
+        known = shipped_metric(self.metric)
+        if known is not None:
+            return known.higher_is_better
+        if self.result.higher_is_better is not None:
+            return self.result.higher_is_better
+        return bool((self.result.lm_eval or {}).get("higher_is_better", True))
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -85,10 +89,12 @@ class CellSummary:
         return self.cell.length / self.original_length
 
 
-def in_percent(metric: str) -> bool:
+def in_percent(result: CellResult) -> bool:
     """Tell whether a metric's scores lie in [0, 1] and are shown in per cent: by its name, the same for all cells."""
-    known = METRICS.get(metric)
-    return known.percent if known else metric in _RATES
+    known = shipped_metric(result.metric)
+    if known is not None:
+        return known.percent
+    return result.metric in _RATES if result.percent is None else result.percent
 
 
 def contributions(scores: NDArray[np.float64], scored: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -183,9 +189,9 @@ def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, An
     columns, metric = read_columns(path), result.metric
     if len(columns.scores) != result.n:
         raise DamagedError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {result.n}")
-    if in_percent(metric) and ((columns.scores < 0) | (columns.scores > 1)).any():
+    if in_percent(result) and ((columns.scores < 0) | (columns.scores > 1)).any():
         raise DamagedError(f"records.jsonl: a score of {metric} is not in [0, 1]")
-    low, high = mean_interval(contributions(columns.scores, columns.scored), in_percent(metric))
+    low, high = mean_interval(contributions(columns.scores, columns.scored), in_percent(result))
     return CellSummary(
         cell=cell,
         original_length=result.original_length,
@@ -194,7 +200,7 @@ def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, An
         low=low,
         high=high,
         n=result.n,
-        by_depth=_by_depth(columns) if (result.spec.task.params or {}).get("depth_grid") else {},
+        by_depth=_by_depth(columns) if _has_grid(result.spec.task) else {},
         result=result,
         scores=columns.scores,
         hashes=columns.hashes,
@@ -204,6 +210,10 @@ def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, An
         depths=columns.depths if (columns.needles == 1).all() else np.empty(0),
         parity=standing(result, certificates),
     )
+
+
+def _has_grid(task: TaskRecord) -> bool:
+    return task.grid is not None and bool((task.params or {}).get(task.grid))
 
 
 def _points(columns: Columns) -> tuple[Point, ...]:

@@ -135,7 +135,7 @@ def _cell(cell: Cell, kind: _Kind, scores: NDArray[np.float64]) -> dict[str, Any
                   "licence": "Apache-2.0", "native_method": "rope"},
         "weights": {"embedded": cell.model},
         "method": {"name": cell.method, "id": "rope", "params": {"factor": None}},
-        "task": {"name": cell.task, "benchmark": "needle-in-a-haystack", "metric": kind.metric,
+        "task": {"name": cell.task, "benchmark": "needle-in-a-haystack", "grid": "depth_grid", "metric": kind.metric,
                  "max_new_tokens": 128, "protocol": "longctx-bench",
                  "params": {"haystack": "essay", "keys": 1, "depth_grid": 11 if kind.needles == 1 else None}},
         "digests": {"weights": "0" * 16},

@@ -74,6 +74,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop: list[str] = []
     chat_template: bool = True
     protocol: str | None = None
+    grid: str | None = None
+    """The parameter that says how many depths the needle takes in turn, where the benchmark has one."""
     params: dict[str, Any] | None = {}
 
 
@@ -165,6 +167,10 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     peak_memory: Count | None = None
     """Bytes."""
     training_tokens: Count | None = None
+    percent: bool | None = None
+    """Of a metric that is not this package's own: whether scores lie in [0, 1] and are shown as per cent."""
+    higher_is_better: bool | None = None
+    """Of such a metric: its direction."""
     lm_eval: dict[str, Any] | None = None
     """What lm-eval says of a task of its own."""
     finished: str
@@ -262,7 +268,15 @@ def _upgraded_spec(values: Mapping[str, Any]) -> dict[str, Any]:
     task = spec["task"]
     benchmark = _id_of(task.get("use", "")) or task["name"]
     metric = values.get("metric", "")
-    spec["task"] = {"benchmark": benchmark, "benchmark_version": 1, "metric": metric, "metric_version": 1, **task}
+    grid = "depth_grid" if "depth_grid" in (task.get("params") or {}) else None
+    spec["task"] = {
+        "grid": grid,
+        "benchmark": benchmark,
+        "benchmark_version": 1,
+        "metric": metric,
+        "metric_version": 1,
+        **task,
+    }
     spec.setdefault("length", cell.get("length", 0))
     if spec.get("digests") is None:
         spec["digests"] = {}

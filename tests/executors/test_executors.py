@@ -95,7 +95,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     facts = worker.start()
     assert isinstance(facts, WorkerFacts)
     assert facts.engine == "echo"
-    order = Order(parts(variant, variant.base({}), digest(variant.source)), 64, "niah", "ruler_all", "generate", False)
+    order = Order(parts(variant, variant.base({}), digest(variant.source)), 64, "niah", None, "generate", False)
     requests = [Request("0", [5] * 40, 8), Request("1", [5] * 50, 8)]
     assert worker.batches(order, requests) == [["0", "1"]]
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")

@@ -72,7 +72,7 @@ def test_what_a_class_overrides_is_what_it_asks_for(kind: type[Method], capabili
 
 def test_engines_say_what_they_support() -> None:
     assert HFEngine.supports == EchoEngine.supports == ALL_CAPABILITIES
-    assert SUPPORTED == {"prompt", "attention_temperature"}
+    assert {"prompt", "attention_temperature"} == SUPPORTED
     assert OpenAIEngine.supports == {"prompt"}
 
 

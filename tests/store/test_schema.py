@@ -15,13 +15,14 @@ import pytest
 from stores import result_of, spec_of
 
 from longctx_bench import run
+from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.benchmarks.needles import Needles
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
+from longctx_bench.methods import METHODS
 from longctx_bench.methods.rope import YaRN
-from longctx_bench.metrics import METRICS
+from longctx_bench.metrics import METRICS, metric
 from longctx_bench.plan import RunSpec, plan
-from longctx_bench.plugins import load
 from longctx_bench.records import Cell, Finished
 from longctx_bench.registry import Registry
 from longctx_bench.specs import Component
@@ -44,9 +45,7 @@ SPEC = spec_of(CELL, {"weights": {"embedded": "rope-tiny"}, "digests": {"weights
 
 
 def components() -> list[type[Component]]:
-    registry = Registry()
-    uses = {task.use for task in registry.tasks.values()} | {method.use for method in registry.methods.values()}
-    return [load(use, Component, use, None).kind for use in sorted(uses)]
+    return [kinds[name] for kinds in (BENCHMARKS, METHODS) for name in kinds.shipped]  # type: ignore[attr-defined]
 
 
 def test_each_shipped_class_has_an_id_of_its_own() -> None:
@@ -54,6 +53,10 @@ def test_each_shipped_class_has_an_id_of_its_own() -> None:
     assert len(kinds) > 20
     assert all("id" in kind.__dict__ for kind in kinds)
     assert len({kind.component_id() for kind in kinds}) == len(kinds)
+    assert [kind.component_id() for kind in kinds] == [*BENCHMARKS.shipped, *METHODS.shipped]
+    registry = Registry()
+    assert {task.use for task in registry.tasks.values()} <= BENCHMARKS.shipped.keys()
+    assert {method.use for method in registry.methods.values()} <= METHODS.shipped.keys()
 
 
 def planned(out: Path) -> CellSpec:
@@ -91,7 +94,8 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
 def test_a_raised_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = planned(tmp_path)
     if part == "metric":
-        monkeypatch.setitem(METRICS, "string_match_all", replace(METRICS["string_match_all"], version=2))
+        shipped = dict(METRICS.shipped) | {"string_match_all": replace(metric("string_match_all"), version=2)}
+        monkeypatch.setattr(METRICS, "shipped", shipped)
     else:
         monkeypatch.setattr(YaRN if part == "method" else Needles, "version", 2)
     after = planned(tmp_path)
@@ -159,8 +163,9 @@ def test_cells_of_version_1_are_read(values: dict[str, Any]) -> None:
     )  # fmt: skip
     registry = Registry()
     method, task = registry.methods[result.cell.method], registry.tasks[result.cell.task]
-    assert result.spec.method.id == load(method.use, Component, "", None).kind.component_id()
-    assert result.spec.task.benchmark == load(task.use, Component, "", None).kind.component_id()
+    assert result.spec.method.id == method.use
+    assert result.spec.task.benchmark == task.use
+    assert result.spec.task.grid == ("depth_grid" if task.use == "needle-in-a-haystack" else None)
     assert result.spec_hash == result.spec.hash != values["spec_hash"]
     again = upgraded(values)
     assert upgraded(again) is again

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.extensions import Extensions
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.reporting.figures.selection import at_scale, scale_name
 from longctx_bench.reporting.summaries import CellSummary, Results, read_cells
@@ -185,17 +186,20 @@ def _probe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}; run the probe again") from error
 
 
-KINDS: dict[str, Callable[[Material], Figures]] = {
-    "heatmap": _heatmaps,
-    "length": _length,
-    "bars": _bars,
-    "tasks": _tasks,
-    "in-context": _in_context,
-    "curves": _curves,
-    "factors": _factors,
-    "attention": _attention,
-}
-"""Each raises UserError where the folder has nothing for it, with what to do."""
+KINDS: Extensions[Callable[[Material], Figures]] = Extensions(
+    "figure",
+    {
+        "heatmap": _heatmaps,
+        "length": _length,
+        "bars": _bars,
+        "tasks": _tasks,
+        "in-context": _in_context,
+        "curves": _curves,
+        "factors": _factors,
+        "attention": _attention,
+    },
+)
+"""Functions from a folder's material to figures; UserError where it has nothing for them, with what to do."""
 
 
 def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) -> Figures:
