@@ -1,0 +1,38 @@
+"""A method: attention logits multiplied by ln L / ln C beyond the training context C (Su's log-n attention)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import log
+from typing import TYPE_CHECKING, Any
+
+from longctx_bench.methods.base import Base, Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LogN(Method):
+    """RoPE with log-n attention: a sharper softmax for longer prompts."""
+
+    strength: float = 1.0
+    """1 is Su's rule, 0 the base itself."""
+
+    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        """Let the model read as many tokens; nothing else of its config changes."""
+        return {"max_position_embeddings": max(length, base.original_length)}
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
+        """Scale the attention of all layers, and take that back."""
+        ratio = log(max(length, base.original_length)) / log(base.original_length)
+        layers = [module for module in model.modules() if hasattr(module, "scaling") and hasattr(module, "q_proj")]
+        before = [layer.scaling for layer in layers]
+        try:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling = scaling * ratio**self.strength
+            yield
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling = scaling

@@ -1,0 +1,1 @@
+"""Tasks of one's own: the YAML files beside this one."""
