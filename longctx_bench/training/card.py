@@ -36,10 +36,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
             f"one for each {recipe.temperatures_by}"
         )
     if recipe.virtual_length:
+        virtual = recipe.virtual_length
         retrieval += (
-            f"; virtual length: {recipe.virtual_length.share:.0%} of the sequences raise the attention logits of some "
-            f"keys by a number drawn between 0 and ln {recipe.virtual_length.factor:g}, which stands for a context up "
-            f"to {recipe.virtual_length.factor:g} times as long; this is not part of the DroPE paper's recipe"
+            f"; virtual length: {virtual.share:.0%} of the sequences raise the attention logits of some keys (by "
+            f"{virtual.by}) by a number drawn between 0 and ln {virtual.factor:g}, which stands for a context up to "
+            f"{virtual.factor:g} times as long; this is not part of the DroPE paper's recipe"
         )
     measured = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
     # Folders of this machine mean nothing to a reader: their last part names the model.

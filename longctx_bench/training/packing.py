@@ -106,10 +106,10 @@ class Batches:
     def key_bias(
         self, index: int, virtual: VirtualLength, first: int = 0, count: int | None = None
     ) -> NDArray[np.float32]:
-        """Return what step ``index`` adds to the attention logits of its keys: ``[count, length]``, 0 or ln r.
+        """Return what step ``index`` adds to the attention logits of its keys: ``[count, length]``, nats, at least 0.
 
-        A sequence draws ln r uniformly from [0, ln factor] with probability ``share``. In an exercise the haystack has
-        it, in ordinary text one to three spans between uniformly drawn ends.
+        A sequence draws ln r uniformly from [0, ln factor] with probability ``share``; which of its keys are raised,
+        and by how much, :class:`longctx_bench.training.recipe.VirtualLength` says.
         """
         exercise, chosen = self._drawn(index)
         count = self.batch - first if count is None else count
@@ -121,8 +121,11 @@ class Batches:
         bias = np.zeros((count, length), dtype=np.float32)
         for place in range(first, first + count):
             row = bias[place - first]
-            if exercise[place] and self.pool is not None:
-                row[self.pool.haystack[chosen[place], :length]] = logits[place]
+            haystack = self.pool.haystack[chosen[place], :length] if exercise[place] and self.pool is not None else None
+            if virtual.by == "distance":
+                row[:] = _bias_by_distance(float(logits[place]), length, haystack)
+            elif haystack is not None:
+                row[haystack] = logits[place]
             else:
                 for start, end in ends[place, : spans[place]]:
                     row[start:end] = logits[place]
@@ -151,3 +154,26 @@ class Batches:
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.text))
+
+
+_SLOPES = np.linspace(1e-6, 12.0, 4096)
+_LOG_FACTORS = np.log(np.expm1(_SLOPES) / _SLOPES)
+
+
+def _bias_by_distance(log_factor: float, length: int, haystack: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """Return a row's bias, [length]: see :class:`longctx_bench.training.recipe.VirtualLength`, by distance.
+
+    Args:
+        log_factor: ln r.
+        length: tokens.
+        haystack: [length], of an exercise; None of ordinary text.
+    """
+    if log_factor <= 0:
+        return np.zeros(length)
+    slope = float(np.interp(log_factor, _LOG_FACTORS, _SLOPES))
+    bias = slope * (1 - np.arange(length) / length)
+    if haystack is not None and haystack.any():
+        questions = int(np.flatnonzero(haystack)[-1]) + 1
+        # Needles and instruction stand once for whoever asks.
+        bias[:questions][~haystack[:questions]] = bias[min(questions, length - 1)]
+    return bias

@@ -69,15 +69,25 @@ class VirtualLength(Spec):
     """Longer contexts simulated within the training context, for models without positions.
 
     To attention without positions, a key that stands r times in the context is one key whose logit is ln r higher:
-    the softmax gives both the weight r e^z. So a sequence draws ln r and adds it to the logits of some of its keys, in
-    all layers and heads: in a retrieval exercise those of the haystack (not of needles, instruction, questions and
-    answers), in ordinary text those of one to three random spans. Nothing is added when validating, nor at test time.
+    the softmax gives both the weight r e^z. So a sequence draws ln r and raises the logits of some of its keys, in all
+    layers and heads. Nothing is raised when validating, nor at test time.
+
+    By ``spans``, ln r is added to some keys and to no others: in a retrieval exercise to those of the haystack (not of
+    needles, instruction, questions and answers), in ordinary text to those of one to three random spans. Inside such a
+    span near and far keys keep their proportions, which a longer context changes.
+
+    By ``distance``, a key d tokens before its query stands for e^(b d / L) keys, so that a query sees its neighbours
+    once and a whole row of L tokens as r L: b solves (e^b - 1) / b = r. As the softmax takes no notice of what is added
+    to all keys of a query, that is a bias of the keys alone, -b k / L at place k. In an exercise, needles and
+    instruction have the bias of the place where the questions begin: those see each of them once.
     """
 
     factor: float = Field(default=16.0, gt=1)
     """Largest r: ln r is uniform in [0, ln factor]."""
     share: float = Field(default=0.75, gt=0, le=1)
     """Of the sequences that draw one; the others have r = 1."""
+    by: Literal["spans", "distance"] = "spans"
+    """Which keys stand for several."""
 
 
 class Recipe(Spec):
@@ -213,6 +223,8 @@ class Recipe(Spec):
                 del values[name]
         if self.softmax_temperatures is None:
             del values["temperatures_by"]
+        if self.virtual_length is not None and self.virtual_length.by == "spans":
+            del values["virtual_length"]["by"]
         return values
 
 

@@ -200,3 +200,46 @@ def test_runs_from_before_these_options_resume(small: Any) -> None:
     assert now["virtual_length"] == {"factor": 4.0, "share": 0.75}
     assert now["crops"] == "random"
     json.dumps(now)
+
+
+def test_by_distance_a_row_stands_for_r_times_its_length_and_neighbours_for_themselves() -> None:
+    batches = Batches(PackedText([np.arange(90_000) % 65_536], 2048), 40, 7)
+    virtual = VirtualLength(factor=16, share=0.75, by="distance")
+    bias = batches.key_bias(3, virtual)
+    assert np.array_equal(bias, batches.key_bias(3, virtual))
+    assert np.array_equal(bias[10:20], batches.key_bias(3, virtual, 10, 10))
+    logits = np.log(np.exp(bias - bias[:, -1:]).mean(axis=1, dtype=np.float64))
+    assert (bias >= 0).all()
+    assert 0.5 < (logits > 1e-3).mean() < 0.95
+    assert logits.max() <= math.log(16) + 2e-3
+    spans = batches.key_bias(3, VirtualLength(factor=16, share=0.75))
+    drawn = spans.max(axis=1)
+    # The same draws: what a query at the end sees is r times the row.
+    np.testing.assert_allclose(logits[drawn > 0], drawn[drawn > 0], atol=5e-3)
+    row = bias[int(logits.argmax())]
+    steps = np.diff(row)
+    np.testing.assert_allclose(steps, steps[0], atol=1e-5, err_msg="of the distance alone, whatever the query's place")
+    assert np.exp(-steps[0]) < 1.01, "neighbours stand for themselves"
+
+
+def test_by_distance_an_exercises_needles_stand_once_for_its_questions() -> None:
+    haystack = np.zeros((1, 21), dtype=np.bool_)
+    haystack[0, 2:12] = True
+    haystack[0, 5:7] = False
+    pool = RetrievalPool(np.full((1, 21), 1, dtype=np.uint16), haystack)
+    bias = _batches(pool, 1.0, 50).key_bias(1, VirtualLength(factor=16, share=1.0, by="distance"))
+    assert (bias[:, 0] > 0).all()
+    for row in bias:
+        needles, questions = row[[0, 1, 5, 6]], row[12]
+        np.testing.assert_allclose(needles, questions, rtol=1e-6)
+        assert (row[[2, 3, 4, 7, 8, 9, 10, 11]] > questions).all()
+        assert (np.diff(row[12:]) < 0).all(), "what follows is ordinary text"
+
+
+def test_runs_by_spans_resume_as_before_there_was_another_way(small: Any) -> None:
+    spans = read_recipe(small(positions="nope", virtual_length={"factor": 4, "by": "spans"}))
+    distance = read_recipe(small(positions="nope", virtual_length={"factor": 4, "by": "distance"}))
+    assert spans.identity()["virtual_length"] == {"factor": 4.0, "share": 0.75}
+    assert distance.identity()["virtual_length"]["by"] == "distance"
+    with pytest.raises(UserError, match="'spans' or 'distance'"):
+        read_recipe(small(positions="nope", virtual_length={"by": "chance"}))
