@@ -62,7 +62,7 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
                 axis.set_axis_off()
             handles: dict[str, Any] = {}
             for axis, (task, cells_of_task) in zip(axes, panels.items(), strict=False):
-                _describe(axis, task, cells_of_task)
+                _describe(axis, task, cells_of_task, narrow=columns == _COLUMNS)
                 for place, name in enumerate(names):
                     line = [s for s in cells_of_task if s.contestant == name]
                     if line:
@@ -112,21 +112,21 @@ def _line(axis: Axes, cells: Sequence[CellSummary], look: Look, shift: float, la
     return axis.plot(places, means, label=label, **look.line(), clip_on=False, zorder=3)[0]
 
 
-def _describe(axis: Axes, task: str, cells: Sequence[CellSummary]) -> None:
+def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool) -> None:
     scales = sorted({summary.scale for summary in cells})
     contexts = {summary.original_length for summary in cells}
     context = next(iter(contexts)) if len(contexts) == 1 else None
     ticks = [scale_name(scale) + (f"\n{style.tokens(round(context * scale))}" if context else "") for scale in scales]
     axis.set_xscale("log", base=2)
     # Six ticks of a panel that is a third of a page wide run into each other at full size.
-    axis.set_xticks(scales, ticks, fontsize=5 if len(scales) > _TICKS and not context else None)
+    axis.set_xticks(scales, ticks, fontsize=5 if narrow and len(scales) > _TICKS else None)
     axis.minorticks_off()
     axis.set_xlabel("scale and length (tokens)" if context else "length / training context")
     axis.set_ylabel(measure(cells))
     if cells[0].percent:
         axis.set_ylim(0, top(cells))
     title = f"{task} ({sizes(cells)})"
-    axis.set_title(title, fontsize=7 if len(title) > _TITLE else None)
+    axis.set_title(title, fontsize=7 if narrow and len(title) > _TITLE else None)
     axis.grid(visible=True, axis="y")
     if scales[0] <= 1 < scales[-1]:
         # Right of this line lies what the model was never trained on.
