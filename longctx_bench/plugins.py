@@ -14,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Generic, NamedTuple, TypeVar
 
 from longctx_bench.code_identity import Code, code_of_file, code_of_module, is_own
-from longctx_bench.errors import UserError
+from longctx_bench.errors import UserError, near_miss
 
 C = TypeVar("C")
 
@@ -50,12 +50,20 @@ def load(use: str, kind: type[C], where: str, folder: Path | None) -> Loaded[C]:
     try:
         named_by_file = module_name.endswith(".py")
         module, code = _module_from_file(module_name, where, folder) if named_by_file else _module_by_name(module_name)
-        loaded = getattr(module, class_name)
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}{_hint(error, module_name, folder)}"
         raise UserError(f"{where}: use: {use}: cannot be loaded ({reason})") from error
+    loaded = getattr(module, class_name, None) if class_name else None
+    if loaded is None:
+        own = sorted(
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__
+        )
+        wrong = f"has no class '{class_name}'" if class_name else "names no class"
+        raise UserError(f"{where}: use: {use}: {wrong}; expected {module_name}:CLASS{near_miss(class_name, own)}")
     if not (isinstance(loaded, type) and issubclass(loaded, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
     return Loaded(loaded, code)
