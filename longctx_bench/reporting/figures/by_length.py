@@ -112,6 +112,11 @@ def _line(axis: Axes, cells: Sequence[CellSummary], look: Look, shift: float, la
     return axis.plot(places, means, label=label, **look.line(), clip_on=False, zorder=3)[0]
 
 
+def _size(points: float, smaller: bool) -> dict[str, Any]:
+    """Return a font size to pass on, or none: matplotlib takes a size of None for another one than the style's."""
+    return {"fontsize": points} if smaller else {}
+
+
 def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool) -> None:
     scales = sorted({summary.scale for summary in cells})
     contexts = {summary.original_length for summary in cells}
@@ -119,14 +124,14 @@ def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool)
     ticks = [scale_name(scale) + (f"\n{style.tokens(round(context * scale))}" if context else "") for scale in scales]
     axis.set_xscale("log", base=2)
     # Six ticks of a panel that is a third of a page wide run into each other at full size.
-    axis.set_xticks(scales, ticks, fontsize=5 if narrow and len(scales) > _TICKS else None)
+    axis.set_xticks(scales, ticks, **_size(5, narrow and len(scales) > _TICKS))
     axis.minorticks_off()
     axis.set_xlabel("scale and length (tokens)" if context else "length / training context")
     axis.set_ylabel(measure(cells))
     if cells[0].percent:
         axis.set_ylim(0, top(cells))
     title = f"{task} ({sizes(cells)})"
-    axis.set_title(title, fontsize=7 if narrow and len(title) > _TITLE else None)
+    axis.set_title(title, **_size(7, narrow and len(title) > _TITLE))
     axis.grid(visible=True, axis="y")
     if scales[0] <= 1 < scales[-1]:
         # Right of this line lies what the model was never trained on.

@@ -128,6 +128,18 @@ def test_lines_go_through_the_means_and_bands_are_the_intervals(cells: Cells) ->
     assert list(loss.lines[-1].get_ydata()) == [3.0, 5.5]
 
 
+def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) -> None:
+    def sizes(names: list[str], lengths: int) -> tuple[float, float]:
+        scores = {("rope", name, 256 * 2**place): HIT for name in names for place in range(lengths)}
+        axis = drawn(length_sheet(cells(scores)))[0]
+        return axis.title.get_fontsize(), axis.get_xticklabels()[0].get_fontsize()
+
+    long = ["passage_retrieval_en", "passage_retrieval_zh", "multifieldqa_en_e"]
+    wide, narrow, short = sizes(long[:2], 6), sizes(long, 6), sizes(["vt", "cwe", "fwe"], 5)
+    assert wide == short, "the style's own sizes"
+    assert (narrow[0] < wide[0], narrow[1] < wide[1]) == (True, True)
+
+
 def test_fifteen_lines_are_divided_into_rows_with_the_untouched_model_in_each(cells: Cells) -> None:
     summaries = cells({(name, "niah", length): HALF for name in FIFTEEN for length in (512, 1024)})
     found = looks(summaries)
