@@ -25,19 +25,21 @@ from longctx_bench.engines.servers import Server
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.executors import make_executor
 from longctx_bench.notebook import FigureSet, ResultFrame, result_frame
+from longctx_bench.plain import counted
 from longctx_bench.plan import RunSpec, plan
 from longctx_bench.records import NATURAL, length_name
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.length_tables import length_tables
 from longctx_bench.reporting.summaries import CellSummary, read_cells
+from longctx_bench.reporting.table_parts import cell_columns
 from longctx_bench.runner import Runner
 from longctx_bench.store.run_store import ResultStore
 
 COLUMNS = [
-    "cell", "model", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low", "high",
-    "n", "seconds",
+    "cell", "model", "base", "method", "task", "length", "scale", "factor", "factor_source", "metric", "score", "low",
+    "high", "n", "seconds",
 ]  # fmt: skip
-"""Of the frames that :func:`run` and :func:`report` return."""
+"""Of the frames that :func:`run` and :func:`report` return; ``model`` is the name that ``--model`` takes."""
 
 
 def run(
@@ -119,7 +121,8 @@ def run(
         outcome = Runner(runs_on, store, registry, spec).run(cells)
     if outcome.failed:
         cell, reason = outcome.failed[0]
-        raise UserError(f"{len(outcome.failed)} cells failed; the first is {cell}: {reason}")
+        first = "" if len(outcome.failed) == 1 else "the first is "
+        raise UserError(f"{counted(len(outcome.failed), 'cell')} failed: {first}{cell}: {reason}")
     finished = set(outcome.finished)
     summaries = [s for s in read_cells(Path(out)).finished if s.cell in finished] if finished else []
     frame = _frame(summaries, [f"skipped: {cell}: {reason}" for cell, reason in outcome.skipped])
@@ -193,10 +196,12 @@ def compare(
 
 def figures(
     folder: str | Path = "results",
-    kind: Names = "heatmap",
+    kind: Names | None = None,
     task: Names | None = None,
     scale: float | str | None = None,
     checkpoints: str | Path | Sequence[str | Path] = (),
+    paper: str | Path | None = None,
+    base: Names | None = None,
 ) -> FigureSet:
     """Draw a run's folder, as ``longctx-bench figures`` does, without writing anything.
 
@@ -207,21 +212,32 @@ def figures(
 
     Args:
         folder: the run's.
-        kind: ``heatmap``, ``length``, ``bars``, ``tasks``, ``in-context``, ``curves``, ``factors``, ``attention``, with
-            commas or as a list, or ``all`` for what the folder has data for.
+        kind: ``heatmap`` (when None), ``length``, ``bars``, ``tasks``, ``in-context``, ``curves``, ``factors``,
+            ``attention``, with commas or as a list, or ``all`` for what the folder has data for.
         task: the tasks to draw, with commas or as a list; all when None.
         scale: of bars, tasks and in-context: ``"4x"``, 4 or ``"natural"``.
-        checkpoints: folders with ``loss.csv`` files, for curves.
+        checkpoints: folders with ``loss.csv`` files, for curves. Without them, ``kind="curves"`` draws those of the
+            shipped checkpoints that were measured.
+        paper: instead, all figures of a paper that the folder has data for: ``drope``, or a YAML file of yours. It says
+            what is drawn, so that kind, task, scale and checkpoints do not go with it.
+        base: with a paper, the measured models to show, with commas or as a list; all when None.
 
     Returns:
-        Matplotlib figures by name; :meth:`~longctx_bench.notebook.FigureSet.save` writes them.
+        Matplotlib figures by name; :meth:`~longctx_bench.notebook.FigureSet.save` writes them. ``left_out`` has a line
+        for each that the folder has no data for.
 
     Raises:
-        UserError: an unknown kind or task, or the folder has no data for it.
+        UserError: an unknown kind, task or paper, or the folder has no data for it.
     """
     from longctx_bench.reporting.figures.kinds import KINDS, Material, draw
 
-    asked = parts(names(kind, "kind"))
+    if paper is not None:
+        if not (kind is None and task is None and scale is None and checkpoints == ()):
+            raise UserError("paper: its YAML says what is drawn; kind, task, scale and checkpoints do not go with it")
+        return _paper_figures(paper, path_of(folder, "folder"), parts(names(base, "base")))
+    if base is not None:
+        raise UserError("base goes with paper")
+    asked = parts(names("heatmap" if kind is None else kind, "kind"))
     kinds = list(KINDS) if asked == ["all"] else asked
     for name in kinds:
         if name not in KINDS:
@@ -234,18 +250,39 @@ def figures(
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
     runs = tuple(Path(part) for part in parts(names(checkpoints, "checkpoints")))
     chosen = tuple(parts(names(task, "task")))
-    material = Material(path_of(folder, "folder"), chosen, scales[0] if scales else None, checkpoints=runs)
-    return FigureSet(draw(material, kinds, lambda _: None))
+    material = Material(
+        path_of(folder, "folder"),
+        chosen,
+        scales[0] if scales else None,
+        checkpoints=runs,
+        shipped_curves=asked != ["all"],  # they are of other runs than the folder's
+    )
+    left_out: list[str] = []
+    drawn = FigureSet(draw(material, kinds, left_out.append))
+    drawn.left_out = tuple(left_out)
+    return drawn
+
+
+def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> FigureSet:
+    from longctx_bench.reporting.figures.kinds import Material
+    from longctx_bench.reporting.papers.measured import require_models
+    from longctx_bench.reporting.papers.paper_figures import paper_figures
+    from longctx_bench.reporting.papers.published import read_paper
+
+    material = Material(folder, models=tuple(models))
+    layout = read_paper(names(paper, "paper"))
+    require_models(material.results.finished, models)
+    made = dict(paper_figures(layout, material))
+    drawn = FigureSet({name: figure for name, figure in made.items() if not isinstance(figure, str)})
+    drawn.left_out = tuple(f"{name}, {figure}" for name, figure in made.items() if isinstance(figure, str))
+    return drawn
 
 
 def _frame(summaries: Sequence[CellSummary], notes: Sequence[str]) -> ResultFrame:
     rows = [
         {
             "cell": str(summary.cell),
-            "model": summary.cell.model,
-            "method": summary.cell.method,
-            "task": summary.cell.task,
-            "length": summary.cell.length,
+            **cell_columns(summary),
             "scale": summary.scale,
             "factor": summary.result.factor,
             "factor_source": summary.result.factor_source,

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str, length: int | None = None, dtype: str = "auto", device: str = "auto", registry: Registry | None = None
+    name: str,
+    length: int | str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    registry: Registry | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with a method applied for good, ready for any loop of your own.
 
@@ -33,7 +37,7 @@ def load(
 
     Args:
         name: as ``--model`` takes it: ``yarn-smollm2-135m``, ``pi:org/name``, a folder.
-        length: tokens that the model is to read; its training context when None.
+        length: tokens that the model is to read, such as ``4096`` or ``"4k"``; its training context when None.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         registry: knows the names; the built-in one when None.
@@ -56,10 +60,13 @@ def load(
     resolved = variant.resolve()
     engine = HFEngine(str(device), dtype_of(dtype))
     model = load_model(resolved.folder, engine.dtype, engine.device)
-    length = whole(length, "length") or variant.model.original_length
+    lengths = parse_lengths(length, "length") or (variant.model.original_length,)
+    if len(lengths) > 1 or NATURAL in lengths:
+        raise UserError(f"length {length}: a model is loaded for one length, in tokens")
+    tokens = lengths[0]
     # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
     # which would be undone if it were collected.
-    applied: Any = prepared(model, resolved.at(length), length)
+    applied: Any = prepared(model, resolved.at(tokens), tokens)
     applied.__enter__()
     object.__setattr__(model, "_longctx_bench_applied", applied)
     return model, load_tokenizer(resolved.folder)

@@ -70,6 +70,9 @@ def result_frame(
 class FigureSet(dict[str, "Figure"]):
     """Matplotlib figures by name; a notebook shows them one below the other."""
 
+    left_out: tuple[str, ...] = ()
+    """A line for each figure that the folder has no data for."""
+
     def save(self, folder: str | Path, formats: str | Sequence[str] = "png") -> list[Path]:
         """Write each figure to ``folder/NAME.FORMAT``.
 

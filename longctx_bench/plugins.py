@@ -14,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from longctx_bench.code_identity import Code, code_of_file, code_of_module, is_own
-from longctx_bench.errors import UserError
+from longctx_bench.errors import UserError, near_miss
 
 C = TypeVar("C")
 
@@ -66,12 +66,21 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
     try:
         named_by_file = module_name.endswith(".py")
         module, code = _module_from_file(module_name, where, folder) if named_by_file else _module_by_name(module_name)
-        return LoadedObject(getattr(module, name), code)
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}{_hint(error, module_name, folder)}"
         raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
+    value = getattr(module, name, None) if name else None
+    if value is None:
+        own = sorted(
+            known
+            for known, each in vars(module).items()
+            if callable(each) and getattr(each, "__module__", None) == module.__name__
+        )
+        wrong = f"has no '{name}'" if name else "names nothing in it"
+        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{near_miss(name, own)}")
+    return LoadedObject(value, code)
 
 
 def _module_by_name(name: str) -> tuple[ModuleType, Code | None]:

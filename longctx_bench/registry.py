@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -217,9 +218,9 @@ class Registry:
         return tuple(chosen.values())
 
     def _lm_eval(self, name: str) -> TaskSpec:
-        """Describe a task of lm-eval: one of its own, or ``lm_eval/NAME.yaml`` in a ``--task-folder``."""
+        """Describe a task of lm-eval: one of its own, or of a YAML file in ``lm_eval/`` of a ``--task-folder``."""
         task = name.removeprefix(PREFIX)
-        own = [folder / "lm_eval" for folder in self.task_folders if (folder / "lm_eval" / f"{task}.yaml").is_file()]
+        own = [folder / "lm_eval" for folder in self.task_folders if _holds_lm_eval(folder / "lm_eval", task)]
         return TaskSpec(
             name=name,
             use="lm-eval",
@@ -338,6 +339,16 @@ def _installed_tasks() -> list[Path]:
             raise UserError(f"tasks of '{point.name}': {point.value} is no package that is installed here")
         folders.append(Path(places[0]))
     return folders
+
+
+def _holds_lm_eval(folder: Path, task: str) -> bool:
+    """Tell whether a folder has a task of lm-eval by its file's name or, as lm-eval reads it, by its ``task`` entry."""
+    if (folder / f"{task}.yaml").is_file():
+        return True
+    # Not parsed: lm-eval's YAML has tags of its own, such as !function.
+    named = re.compile(rf"""^task:[ \t]*(["']?){re.escape(task)}\1[ \t]*(#.*)?$""", re.MULTILINE)
+    files = sorted(folder.rglob("*.yaml"))
+    return any(named.search(file.read_text(encoding="utf-8", errors="replace")) for file in files if file.is_file())
 
 
 def _existing(folder: Path, option: str) -> Path:

@@ -111,6 +111,7 @@ def test_frames_are_numbers_in_python_and_tables_in_a_notebook(folder: Path) -> 
     assert "<table" in html
     assert "yarn-tiny" in html
     assert "[34, 100]" in html  # Wilson's interval of 2 of 2
+    assert frame["model"].tolist() == (frame["method"] + "-" + frame["base"]).tolist()
     part = frame[frame["method"] == "yarn"]
     assert type(part) is pd.DataFrame
     assert part["score"].tolist() == [1.0, 1.0]
@@ -128,6 +129,36 @@ def test_figures_show_themselves_and_refuse_what_is_unknown(folder: Path) -> Non
     for given in ({"kind": "heatmpa"}, {"task": "nia"}, {"scale": "1x,2x"}, {"kind": ""}):
         with pytest.raises(UserError):
             longctx_bench.figures(folder, **given)  # type: ignore[arg-type]
+
+
+def test_everything_of_a_folder_is_drawn_without_the_training_curves_of_what_ships(folder: Path) -> None:
+    drawn = longctx_bench.figures(folder, "all")
+    assert "curves" not in drawn
+    assert {"all-length", "all-bars-2x"} <= set(drawn)
+    assert any(line.startswith("curves: ") for line in drawn.left_out)
+
+
+def test_a_papers_figures_are_drawn_as_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    drawn = longctx_bench.figures(folder, paper="drope", base="tiny")
+    assert "figure-1" in drawn
+    assert any(line.startswith("figure-9, ") for line in drawn.left_out)
+    assert drawn.save(tmp_path)[0].is_file()
+    for given in (
+        {"paper": "drope", "kind": "heatmap"},
+        {"paper": "drope", "base": "tinny"},
+        {"paper": "drop"},
+        {"base": "tiny"},
+    ):
+        with pytest.raises(UserError):
+            longctx_bench.figures(folder, **given)  # type: ignore[arg-type]
+
+
+def test_a_model_is_loaded_for_a_length_as_the_command_line_writes_it() -> None:
+    model, _ = longctx_bench.load("pi-tiny", length="1k", device="cpu")
+    assert model.config.rope_parameters["factor"] == 2
+    for length in ("natural", "1k,2k", "long"):
+        with pytest.raises(UserError, match="length"):
+            longctx_bench.load("pi-tiny", length=length)
 
 
 def test_a_calibration_is_written_and_shown(tmp_path: Path) -> None:

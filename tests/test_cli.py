@@ -50,7 +50,7 @@ def test_report_formats(call, done: Path, tmp_path: Path) -> None:  # type: igno
     code, latex, _ = call("report", done, "--format", "latex")
     assert r"\toprule" in latex
     code, csv, _ = call("report", done, "--format", "csv")
-    assert csv.splitlines()[0].startswith("model,method,task,length,scale,factor,factor_source,metric,score")
+    assert csv.splitlines()[0].startswith("model,base,method,task,length,scale,factor,factor_source,metric,score")
     assert len(csv.splitlines()) == 5
     code, _, _ = call("report", done, "--format", "html", "--out", tmp_path / "page.html")
     assert "<table" in (tmp_path / "page.html").read_text()
@@ -188,6 +188,9 @@ def test_dry_run_writes_nothing(call, tiny_folder: Path, tmp_path: Path, essays:
     )  # fmt: skip
     assert code == 0, error
     assert "4 cells, about" in shown
+    cells = [line.split()[0] for line in shown.splitlines()[1:-1]]
+    context = json.loads((tiny_folder / "config.json").read_text())["max_position_embeddings"]
+    assert cells == [f"rope-{tiny_folder.name}/{t}/{s * context}" for t in ("niah", "vt") for s in (2, 4)]
     assert not (tmp_path / "none").exists()
 
 

@@ -160,6 +160,22 @@ def test_a_module_beside_that_is_not_found_is_explained(tmp_path: Path) -> None:
         load("./mine.py:Mine", Method, "mine", tmp_path)  # type: ignore[type-abstract]
 
 
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ("./mine.py:Mien", "has no class 'Mien'.*did you mean 'Mine'"),
+        ("./mine.py", r"names no class.*\./mine\.py:CLASS.*Mine"),
+    ],
+)
+def test_a_class_that_a_file_does_not_have_is_named_without_our_module_names(
+    tmp_path: Path, use: str, said: str
+) -> None:
+    (tmp_path / "mine.py").write_text("from longctx_bench.methods.rope import PI\nclass Mine(PI):\n    pass\n")
+    with pytest.raises(UserError, match=said) as raised:
+        load(use, Method, "mine", tmp_path)  # type: ignore[type-abstract]
+    assert "longctx_bench_plugin" not in str(raised.value)
+
+
 def test_a_benchmark_too(run: Callable[..., str], tmp_path: Path) -> None:
     folder, out = tmp_path / "tasks", tmp_path / "out"
     folder.mkdir()

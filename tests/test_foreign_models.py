@@ -308,6 +308,14 @@ def test_a_config_that_is_no_config_is_one_line(content: str, tmp_path: Path, ca
     assert (code, len(error.splitlines())) == (2, 1)
 
 
+def test_a_model_with_a_state_is_refused_before_it_is_sent_to_a_list(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "hidden_size": 64}))
+    code, _, err = call("run", "--model", tmp_path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "keeps a state" in err
+    assert "models.yaml" not in err
+
+
 def test_a_config_is_a_file_of_a_limited_size(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 30)

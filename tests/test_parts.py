@@ -217,7 +217,7 @@ def test_a_part_that_fails_ends_its_cell_once(
     asked: list[str] = []
     with monkeypatch.context() as patched:
         broken_at(patched, "000005", UserError("broken"), asked)
-        with pytest.raises(UserError, match=r"1 cells failed; the first is .*/512: broken"):
+        with pytest.raises(UserError, match=r"1 cell failed: .*/512: broken"):
             echo("out", length=[512], tasks="niah")
     assert not {"000008", "000009"} & set(asked), "no part behind it is run"
     started = json.loads(next(tmp_path.rglob("started.json")).read_text())

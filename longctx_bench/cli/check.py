@@ -64,6 +64,8 @@ def check_command(
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     if method not in registry.methods:
         raise UserError(f"{method}: unknown method{near_miss(method, registry.methods)}")
+    if ":" in base and base.partition(":")[0] in registry.methods:
+        raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():
         return registry.variant(f"{method}:{base}")
     # A contestant's name, such as rope-tiny, says which base is meant.

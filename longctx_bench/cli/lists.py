@@ -186,7 +186,7 @@ def _docstring(spec: MethodSpec) -> str:
 def results_command(folder: Path, form: str) -> None:
     """List the cells of a run's FOLDER."""
     from longctx_bench.reporting.summaries import read_cells
-    from longctx_bench.reporting.table_parts import score_entry, unit_of
+    from longctx_bench.reporting.table_parts import cell_columns, score_entry, unit_of
 
     results = read_cells(folder)
     if form == "terminal":
@@ -201,8 +201,8 @@ def results_command(folder: Path, form: str) -> None:
     else:
         records = [
             {
-                "cell": str(s.cell), "model": s.cell.model, "method": s.cell.method, "task": s.cell.task,
-                "length": s.cell.length, "metric": s.metric, "score": s.score, "low": s.low, "high": s.high, "n": s.n,
+                "cell": str(s.cell), **cell_columns(s), "metric": s.metric,
+                "score": s.score, "low": s.low, "high": s.high, "n": s.n,
                 "dtype": s.result.spec.dtype, "finished": s.result.finished,
             }
             for s in results.finished

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from longctx_bench.plain import plain
+from longctx_bench.plain import counted, plain
 
 if TYPE_CHECKING:
     from longctx_bench.plan import PlannedCell
@@ -59,7 +59,7 @@ class Bars:
         self._progress.advance(self._examples, planned.n - examples)
         self._progress.update(self._examples, description=escape(plain(str(planned.cell))))
         if not self._console.is_terminal:
-            count = f"{examples} examples" if planned.kind != "lm_eval" else "lm-eval's documents"
+            count = counted(examples, "example") if planned.kind != "lm_eval" else "lm-eval's documents"
             self._console.print(plain(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:

@@ -10,6 +10,7 @@ import click
 
 from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_options
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
+from longctx_bench.cli.output import put_list, say
 from longctx_bench.errors import UserError, near_miss
 from longctx_bench.files import require_writable
 from longctx_bench.plain import counted, plain
@@ -97,14 +98,10 @@ def run_command(
 
 
 def _print_plan(cells: list[Any], engine: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from longctx_bench.estimate import estimate
     from longctx_bench.registry import ALL
 
-    table = Table("cell", "examples", "tokens", "time", "memory", "state", title="plan (time: at most, estimated)")
+    rows = []
     total = 0.0
     for item in estimate(cells, engine):
         total += item.seconds or 0.0
@@ -113,10 +110,9 @@ def _print_plan(cells: list[Any], engine: Any) -> None:
         state = "done" if item.planned.done else "to run"
         examples = "all" if item.planned.n == ALL else str(item.planned.n)
         tokens = "-" if item.tokens is None else f"{item.tokens:,}"
-        table.add_row(escape(plain(str(item.planned.cell))), examples, tokens, time, memory, state)
-    console = Console()
-    console.print(table)
-    console.print(f"{counted(len(cells), 'cell')}, about {_duration(total)} on {engine.device} in {engine.dtype}")
+        rows.append((str(item.planned.cell), examples, tokens, time, memory, state))
+    put_list(("cell", "examples", "tokens", "time", "memory", "state"), rows)
+    say(f"{counted(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
 
 
 def _duration(seconds: float) -> str:
@@ -148,4 +144,4 @@ def _print_summary(outcome: Any, out: Path, said: set[str]) -> None:
         number = len(outcome.finished)
         what = "it" if number == 1 else "them"
         line = f"{counted(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
-        Console().print(plain(line), markup=False)
+        say(line)

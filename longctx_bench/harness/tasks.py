@@ -115,7 +115,10 @@ def _manager(benchmark: LMEval) -> Any:
     if benchmark.task not in manager.all_tasks:
         manager = lm_eval.tasks.TaskManager(include_path=[str(folder) for folder in folders])
     if benchmark.task not in manager.all_tasks:
-        raise UserError(f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them)")
+        raise UserError(
+            f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them), and "
+            f"no YAML file in lm_eval/ of a --task-folder has `task: {benchmark.task}`"
+        )
     if benchmark.task in {*manager.all_groups, *manager.all_tags}:
         raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
     return manager

@@ -174,7 +174,10 @@ def _keeping(own: Callable[[Any, Base, int], dict[str, Any]]) -> Callable[[Any, 
 
     @wraps(own)
     def model_overrides(self: Method, base: Base, length: int) -> dict[str, Any]:
-        entries, method = dict(own(self, base, length)), type(self).__name__
+        given, method = own(self, base, length), type(self).__name__
+        if not isinstance(given, Mapping):
+            raise UserError(f"{method}.model_overrides must return a dict of config entries (got {given!r:.60})")
+        entries = dict(given)
         keeping.refuse_names_of_before(method, base.name, entries)
         if "rope_parameters" in entries:
             returned = entries["rope_parameters"]

@@ -14,6 +14,8 @@ from longctx_bench.named_sources import remember
 from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
+_STATEFUL = ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")
+"""Model types whose config names no training context, and which the engine would refuse whatever a YAML said."""
 
 
 def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark | None]:
@@ -37,6 +39,11 @@ def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark 
     remember(source)
     mark = mark_of(config, name)
     length = mark.original_length if mark is not None else readable_length(name, config)
+    if length is None and config.get("model_type") in _STATEFUL:
+        raise UserError(
+            f"{name}: a {config['model_type']} keeps a state that cannot be cut back to an earlier token, as is done "
+            f"here with keys and values; only models of attention alone can be run"
+        )
     if length is None:
         raise UserError(
             f"{name}: config.json names no max_position_embeddings, and nothing else says what its training context "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from longctx_bench.plain import counted
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
-from longctx_bench.reporting.paired import LEVEL
+from longctx_bench.reporting.paired import FEWEST, LEVEL
 from longctx_bench.reporting.table_parts import digits_of, number, rounded, tokens_name
 from longctx_bench.reporting.tables import Table
 
@@ -112,5 +112,15 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
         f"p (Holm): corrected for the {counted(len(comparison.cells), 'cell')} of this table",
+        *_too_few(comparison.cells),
         *comparison.notes,
     )
+
+
+def _too_few(cells: Sequence[ComparedCell]) -> list[str]:
+    """Say which rows have fewer examples than any difference could be significant with."""
+    small = sorted({cell.result.n for cell in cells if cell.result.n < FEWEST})
+    if not small:
+        return []
+    span = f"n = {small[0]}" if len(small) == 1 else f"n = {small[0]} to {small[-1]}"
+    return [f"{span} is too small to show anything at {100 * LEVEL:g} %"]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.reporting.table_parts import contexts_of, heading, row_of, rows_of, tasks_of
+from longctx_bench.reporting.table_parts import cell_columns, contexts_of, heading, row_of, rows_of, tasks_of
 from longctx_bench.reporting.tables import Table
 
 _SEEN = re.compile(r"^\| tokens seen \| ([\d,]+) \|$", re.MULTILINE)
@@ -89,9 +89,7 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
         found = [(show, values[key][place]) for _, key, _, show in shown]
         row += ["" if value is None else show(value) for show, value in found]
         rows.append((*row, *([_device(summary)] if len(devices) > 1 else [])))
-        cell = summary.cell
-        record: dict[str, object] = {"model": cell.model, "method": cell.method, "task": task, "length": cell.length}
-        record |= {"n": summary.n} | {key: values[key][place] for _, key, _, _ in shown}
+        record = cell_columns(summary) | {"n": summary.n} | {key: values[key][place] for _, key, _, _ in shown}
         records.append(record | {"device": _device(summary)})
     heads = ["model", "length", "n", *(title for title, *_ in shown), *(["device"] if len(devices) > 1 else [])]
     notes = [f"device: {devices[0]}"] if len(devices) == 1 else []

@@ -13,6 +13,7 @@ from longctx_bench.reporting.paired import detectable_difference
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
     EMPTY,
+    cell_columns,
     contexts_of,
     heading,
     measure,
@@ -40,12 +41,9 @@ def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
 
 def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
     """Return a cell as a line of the CSV: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
-    cell, result, spec = summary.cell, summary.result, summary.result.spec
+    result, spec = summary.result, summary.result.spec
     return {
-        "model": cell.model,
-        "method": cell.method,
-        "task": cell.task,
-        "length": cell.length,
+        **cell_columns(summary),
         "scale": summary.scale,
         "factor": result.factor,
         "factor_source": result.factor_source,
@@ -119,13 +117,7 @@ def _mean(scores: Sequence[float], percent: bool) -> Entry:
 def _bucket_record(
     summary: CellSummary, buckets: Sequence[Bucket], scores: Mapping[str, Sequence[float]]
 ) -> dict[str, object]:
-    cell = summary.cell
-    record: dict[str, object] = {
-        "model": cell.model,
-        "method": cell.method,
-        "task": cell.task,
-        "length": cell.length,
-    }
+    record = cell_columns(summary)
     for bucket in buckets:
         own = scores[bucket.name]
         record[f"score {bucket.name}"] = sum(own) / len(own) if own else None

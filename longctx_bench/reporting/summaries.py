@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from longctx_bench.errors import UserError
 from longctx_bench.metrics import shipped_metric
+from longctx_bench.plain import counted
 from longctx_bench.records import Cell
 from longctx_bench.reporting.buckets import Point, buckets_of
 from longctx_bench.reporting.certificates import Standing, read_certificates, standing
@@ -173,13 +174,14 @@ def _first_of(value: Any, known: dict[str, Any]) -> Any:
 
 def _how_far(path: Path) -> str:
     """Say what there is of a cell that is not finished."""
-    examples = f"{count_records(path)} examples so far"
+    examples = f"{counted(count_records(path), 'example')} so far"
     try:
         reason = parse_object(read_content(path / "started.json")).get("failed")
     except (FileNotFoundError, Unreadable):
         reason = None
-    failed = f", failed ({reason})" if reason else ""
-    return f"not finished{failed}, {examples}; the same run command completes it"
+    if reason:
+        return f"failed ({reason}), {examples}; the same run command tries it again"
+    return f"not finished, {examples}; the same run command completes it"
 
 
 def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, Any]]) -> CellSummary:

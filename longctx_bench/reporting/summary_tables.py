@@ -15,6 +15,7 @@ from longctx_bench.reporting.paired import Paired, paired
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import (
     EMPTY,
+    cell_columns,
     contexts_of,
     digits_of,
     heading,
@@ -70,7 +71,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     entries: dict[Row, dict[str, Entry]] = {}
     records = []
     for row in names:
-        record: dict[str, object] = {"model": row[0], "method": row[1], "task": task}
+        record: dict[str, object] = {"model": names[row], "base": row[0], "method": row[1], "task": task}
         entries[row] = _lengths(by_row[row], record)
         entries[row] |= _kept(retention(by_row[row], by_row.get((row[0], "rope"), {})), cells[0].percent, record)
         records.append(record)
@@ -184,9 +185,7 @@ def _bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 
 def _slope(summary: CellSummary) -> tuple[Entry, dict[str, object]]:
     bias = depth_bias(summary.depths, summary.scores)
-    cell = summary.cell
-    record: dict[str, object] = {"model": cell.model, "method": cell.method, "task": cell.task, "length": cell.length}
-    record |= {"slope": bias.slope, "slope_low": bias.low, "slope_high": bias.high}
+    record = cell_columns(summary) | {"slope": bias.slope, "slope_low": bias.low, "slope_high": bias.high}
     record |= {"worst_depth": bias.worst_depth, "worst_score": bias.worst_score}
     if len(set(summary.by_depth.values())) == 1:
         return Entry("0"), record

@@ -19,6 +19,21 @@ def row_of(summary: CellSummary) -> Row:
     return summary.cell.model, summary.cell.method
 
 
+def cell_columns(summary: CellSummary) -> dict[str, object]:
+    """Return the columns of CSV and JSON that say which cell a line is about, the same in all of them.
+
+    ``model`` is what ``--model`` takes and tables show (``yarn-tiny``); ``base`` and ``method`` are its parts.
+    """
+    cell = summary.cell
+    return {
+        "model": summary.contestant,
+        "base": cell.model,
+        "method": cell.method,
+        "task": cell.task,
+        "length": cell.length,
+    }
+
+
 def rows_of(cells: Iterable[CellSummary]) -> dict[Row, str]:
     """Return the rows with their names, sorted by base; the untouched model first, the other methods by name."""
     found = {row_of(summary): summary.contestant for summary in cells}

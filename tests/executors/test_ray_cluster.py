@@ -95,7 +95,7 @@ def test_own_methods_reach_the_workers_and_errors_come_back(
     }  # fmt: skip
     run(f"half:{tiny_folder}", "niah", out=tmp_path / "here", **arguments)
     remote = {"executor": "ray", "workers": 2, "ray_address": cluster.address}
-    with pytest.raises(UserError, match=r"1 cells failed.*Oops: no luck \(raised by ./breaks.py:Breaks"):
+    with pytest.raises(UserError, match=r"1 cell failed.*Oops: no luck \(raised by ./breaks.py:Breaks"):
         run(f"breaks:{tiny_folder},half:{tiny_folder}", "niah", out=tmp_path / "there", **arguments, **remote)
     there = records(tmp_path / "there")
     assert there == records(tmp_path / "here"), "the cell beside the one that failed is whole"

@@ -17,11 +17,13 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 import longctx_bench
+from longctx_bench.benchmarks.lm_eval import LMEval
 from longctx_bench.cli import main
 from longctx_bench.data import embedded_folder
 from longctx_bench.errors import UserError
 from longctx_bench.harness.model import LongCtxLM
 from longctx_bench.harness.register import is_lm_eval
+from longctx_bench.harness.tasks import _manager
 from longctx_bench.registry import Registry
 
 WORDS = (
@@ -146,6 +148,18 @@ def test_its_tasks_run_in_our_store(
         main()
     assert (folder / "records.jsonl").stat().st_mtime_ns == written
     assert "not a git repository" not in capfd.readouterr().err
+
+
+def test_a_task_of_ones_own_is_known_by_its_entry_whatever_its_file_is_called(tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tasks/lm_eval/mine"
+    folder.mkdir(parents=True)
+    text = (tasks / "lm_eval/words_local.yaml").read_text()
+    (folder / "questions.yaml").write_text(text.replace("words_local", "'words_mine'  # by another name"))
+    [task] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_mine")
+    assert task.params["include"] == {"path": str(tmp_path / "tasks/lm_eval")}
+    assert _manager(LMEval(**task.params)).all_tasks == ["words_mine"]
+    [unknown] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_min")
+    assert unknown.params["include"] is None
 
 
 def test_unknown_tasks_and_data_that_cannot_be_had_are_one_line(tasks: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_training_context_is_what_a_base_can_read(tmp_path: Path, config: di
 
 def test_a_model_whose_context_nothing_names_must_be_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="original_length"):
-        Registry().variant(written(tmp_path / "mamba", model_type="mamba"))
+        Registry().variant(written(tmp_path / "bloom", model_type="bloom"))
 
 
 def test_a_checkpoint_is_believed_where_its_config_bears_it_out(tmp_path: Path) -> None:
@@ -298,3 +298,14 @@ def test_a_temperature_reaches_every_layer_or_is_refused(tiny_folder: Path, tmp_
 
 def _sharp(base: Base) -> ModelUnderTest:
     return ModelUnderTest(base, NoPE().tuned(1.5), 128)
+
+
+def test_a_method_that_returns_no_dict_is_told_so() -> None:
+    class Forgets(Method):
+        """Returns nothing."""
+
+        def model_overrides(self, base: Base, length: int) -> Any:
+            return None
+
+    with pytest.raises(UserError, match=r"Forgets\.model_overrides must return a dict"):
+        Forgets().model_overrides(Base("tiny", 512, {}), 1024)

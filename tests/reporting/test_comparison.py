@@ -305,3 +305,10 @@ def test_cells_that_are_not_finished_are_named(results: Path, call: Call) -> Non
     assert code == 0
     assert err.startswith("missing: tiny/yarn/niah/8192: not finished")
     assert err.count("\n") == 1
+
+
+def test_too_few_examples_to_show_anything_are_said(tmp_path: Path) -> None:
+    for method in ("yarn", "pi"):
+        add(tmp_path, method, [1.0] * 4)
+    [table, _] = comparison_tables(comparison(tmp_path))
+    assert any("n = 4 is too small" in note for note in table.notes)

@@ -246,3 +246,15 @@ def test_report_writes_the_page(run: Path, tmp_path: Path, call) -> None:  # typ
     code, _, err = call("report", run, "--examples", "1")
     assert code == 2
     assert "--examples goes with --format html" in err
+
+
+def test_a_note_of_several_tables_stands_once_with_references(tmp_path: Path) -> None:
+    text = page_of(write_run(tmp_path))
+    note = "factors derived from the length"
+    shown = [part.partition("<")[0] for part in text.split("<bdi>")[1:]]
+    assert len([part for part in shown if part.startswith(note)]) == 1
+    assert text.count('title="' + note) >= 2, "each table that it belongs to refers to it"
+    assert text.index('id="shared-notes"') > text.rindex('class="references"')
+    # What one table alone says stays under it.
+    own = next(part for part in shown if part.startswith("smallest difference"))
+    assert own not in text[text.index('id="shared-notes"') : text.index('id="heatmaps"')]

@@ -203,15 +203,18 @@ def test_csv_of_nasty_names_reads_back() -> None:
     cells = [cell(name, hits(50), model="m,\"'\n") for name in NASTY]
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](report_tables(cells)))))
     assert sorted(line["method"] for line in lines) == sorted(name.replace("=1+1", "'=1+1") for name in NASTY)
-    assert {line["model"] for line in lines} == {"m,\"'\n"}
+    assert {line["base"] for line in lines} == {"m,\"'\n"}
 
 
 def test_csv_has_one_unrounded_line_a_cell() -> None:
     cells = [cell(name, hits(n, 9), task=task) for name, n in (("rope", 3), ("yarn", 6)) for task in ("niah", "vt")]
     lengths, everything = FORMATS["csv"](report_tables(cells)), FORMATS["csv"](report_tables(cells, "all"))
-    assert lengths.startswith("model,method,task,length,scale,factor,factor_source,metric,score,low,high,n,spec_hash")
+    assert lengths.startswith(
+        "model,base,method,task,length,scale,factor,factor_source,metric,score,low,high,n,spec_hash"
+    )
     lines = list(csv.DictReader(io.StringIO(lengths)))
     assert len(lines) == 4
+    assert {(line["model"], line["base"]) for line in lines} == {(f"{name}-tiny", "tiny") for name in ("rope", "yarn")}
     assert {line["method"]: float(line["score"]) for line in lines} == {"rope": 1 / 3, "yarn": 2 / 3}
     assert {line["method"]: line["mark"] for line in lines} == {"rope": "not significantly worse", "yarn": "best"}
     assert {line["method"]: line["p_against_best"] for line in lines} == {"rope": "0.25", "yarn": ""}

@@ -263,13 +263,13 @@ def test_a_run_with_a_failed_example_says_why_until_it_is_completed(
 
     with monkeypatch.context() as patched:
         patched.setattr(EchoEngine, "generate", breaks)
-        with pytest.raises(UserError, match="1 cells failed"):
+        with pytest.raises(UserError, match="1 cell failed: "):
             run(f"{tiny_folder},yarn:{tiny_folder}", "niah", **arguments)
     results = read_cells(tmp_path)
     assert [str(summary.cell) for summary in results.finished] == ["yarn-tiny/niah/512"]
     assert results.unfinished == [
-        "tiny/rope/niah/512: not finished, failed (a prompt of 512 tokens does not fit), 2 examples so far; "
-        "the same run command completes it"
+        "tiny/rope/niah/512: failed (a prompt of 512 tokens does not fit), 2 examples so far; "
+        "the same run command tries it again"
     ]
     run(f"{tiny_folder},yarn:{tiny_folder}", "niah", **arguments)
     assert (len(read_cells(tmp_path).finished), read_cells(tmp_path).missing) == (2, [])

@@ -9,7 +9,7 @@ from longctx_bench.benchmarks.lm_eval import PREFIX
 from longctx_bench.errors import UserError
 from longctx_bench.reporting.figures import style
 from longctx_bench.reporting.figures.looks import Look, base_title, labels, looks
-from longctx_bench.reporting.figures.selection import at_scale, scale_name, shown, task_order, top
+from longctx_bench.reporting.figures.selection import at_scale, scale_name, shown, sizes, task_order, top
 from longctx_bench.reporting.summaries import CellSummary
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     tasks = _tasks(cells)
     rows, columns = style.grid_of(len(tasks), max(1, _BARS_A_ROW // (len(found) + 1)))
     width = min(style.PAGE, max(style.COLUMN, 0.19 * columns * (len(found) + 1) + 1.6))
-    figure = style.new_figure(width, 1.75 * rows + 0.35)
+    figure = style.new_figure(width, 1.85 * rows + 0.35)
     axes = figure.subplots(rows, 1, squeeze=False, sharey=True)[:, 0]
     wide = 0.84 / len(found)
     for row, axis in enumerate(axes):
@@ -60,11 +60,11 @@ def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
             drawn = [(index, mine[task]) for index, task in enumerate(own) if task in mine]
             _bars(axis, [index + wide * (place - (len(found) - 1) / 2) for index, _ in drawn],
                   [s for _, s in drawn], look, wide, labels(cells)[name])  # fmt: skip
-        axis.set_xticks(range(len(own)), [_short(task) for task in own])
+        axis.set_xticks(range(len(own)), [f"{_short(task)}\n{_sizes(task, cells)}" for task in own])
         axis.tick_params(axis="x", length=0)
         axis.set_xlim(-0.55, columns - 0.45)
         _percent(axis, "y", cells)
-    figure.supylabel(f"score at {_where(cells)} (%)", size=8)
+    figure.supylabel(f"score at {_where(cells)} (%)\nwith 95 % intervals", size=8)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", title=base_title(cells) or None, alignment="left")
     return figure
@@ -75,7 +75,7 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     rows, columns = style.grid_of(len(tasks), 4)
     names = list(found)
     width = min(style.PAGE, 1.2 + 2.2 * columns)
-    figure = style.new_figure(width, (0.14 * len(names) + 0.35) * rows + 0.3)
+    figure = style.new_figure(width, (0.14 * len(names) + 0.48) * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(tasks) :]:
         axis.set_axis_off()
@@ -84,13 +84,18 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
         for summary in (s for s in cells if s.cell.task == task):
             place = float(names.index(summary.contestant))
             _bars(axis, [place], [summary], found[summary.contestant], 0.74, "", upright=False)
+        absent = set(names) - {s.contestant for s in cells if s.cell.task == task}
+        for name in absent:
+            # A bar of zero is as short.
+            axis.annotate("not measured", (0, names.index(name)), (2, 0), textcoords="offset points",
+                          va="center", fontsize=5, color=style.FAINT)  # fmt: skip
         axis.set_yticks(range(len(names)), [labels(cells)[name] for name in names])
         axis.tick_params(axis="y", length=0)
         axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_title(task.removeprefix(PREFIX))
+        axis.set_title(f"{task.removeprefix(PREFIX)}\n{_sizes(task, cells)}")
         _percent(axis, "x", cells)
     base = base_title(cells)
-    figure.supxlabel(f"score at {_where(cells)}{f' on {base}' if base else ''} (%)", size=8)
+    figure.supxlabel(f"score at {_where(cells)}{f' on {base}' if base else ''} (%), with 95 % intervals", size=8)
     return figure
 
 
@@ -130,6 +135,10 @@ def _short(task: str) -> str:
     """Return a task's name in lines that fit under its bars."""
     name = task.removeprefix(PREFIX)
     return name if len(name) <= 12 else name.replace("_", "_\n", 1)
+
+
+def _sizes(task: str, cells: Sequence[CellSummary]) -> str:
+    return sizes(s for s in cells if s.cell.task == task)
 
 
 def _where(cells: Sequence[CellSummary]) -> str:

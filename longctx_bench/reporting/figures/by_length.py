@@ -10,7 +10,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL
 from longctx_bench.reporting.figures import style
 from longctx_bench.reporting.figures.looks import Look, base_title, labels, looks
-from longctx_bench.reporting.figures.selection import measure, scale_name, shown, task_order, top
+from longctx_bench.reporting.figures.selection import measure, scale_name, shown, sizes, task_order, top
 from longctx_bench.reporting.summaries import CellSummary
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _TOGETHER = 9
 """Lines in one panel that can still be told apart."""
 _COLUMNS = 3
+_TICKS = 5
+"""Of a narrow panel that fit at full size."""
+_TITLE = 24
+"""Characters of a panel's title that fit at full size."""
 _APART = 0.035
 """Octaves between the markers of neighbours, so that equal scores do not hide each other."""
 
@@ -40,6 +44,8 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
     Raises:
         UserError: no task was measured at two lengths.
     """
+    from matplotlib.patches import Patch
+
     panels = _panels(cells)
     if not panels:
         raise UserError("no task was measured at two lengths; run one with --scale 1x,2x,4x")
@@ -56,14 +62,16 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
                 axis.set_axis_off()
             handles: dict[str, Any] = {}
             for axis, (task, cells_of_task) in zip(axes, panels.items(), strict=False):
-                _describe(axis, task, cells_of_task)
+                _describe(axis, task, cells_of_task, narrow=columns == _COLUMNS)
                 for place, name in enumerate(names):
                     line = [s for s in cells_of_task if s.contestant == name]
                     if line:
                         shift = _APART * (place - (len(names) - 1) / 2)
                         handles[name] = _line(axis, line, found[name], shift, labels(drawn)[name])
+            interval = Patch(color=style.FAINT, alpha=0.3, linewidth=0, label="95 % interval")
             part.legend(
-                handles=[handles[name] for name in names], loc="outside right center",
+                handles=[*(handles[name] for name in names), interval],
+                loc="outside right upper" if rows > 2 else "outside right center",
                 title=base_title(drawn) or None, alignment="left", handlelength=3.2,
             )  # fmt: skip
     return figure
@@ -104,19 +112,26 @@ def _line(axis: Axes, cells: Sequence[CellSummary], look: Look, shift: float, la
     return axis.plot(places, means, label=label, **look.line(), clip_on=False, zorder=3)[0]
 
 
-def _describe(axis: Axes, task: str, cells: Sequence[CellSummary]) -> None:
+def _size(points: float, smaller: bool) -> dict[str, Any]:
+    """Return a font size to pass on, or none: matplotlib takes a size of None for another one than the style's."""
+    return {"fontsize": points} if smaller else {}
+
+
+def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool) -> None:
     scales = sorted({summary.scale for summary in cells})
     contexts = {summary.original_length for summary in cells}
     context = next(iter(contexts)) if len(contexts) == 1 else None
     ticks = [scale_name(scale) + (f"\n{style.tokens(round(context * scale))}" if context else "") for scale in scales]
     axis.set_xscale("log", base=2)
-    axis.set_xticks(scales, ticks)
+    # Six ticks of a panel that is a third of a page wide run into each other at full size.
+    axis.set_xticks(scales, ticks, **_size(5, narrow and len(scales) > _TICKS))
     axis.minorticks_off()
     axis.set_xlabel("scale and length (tokens)" if context else "length / training context")
     axis.set_ylabel(measure(cells))
     if cells[0].percent:
         axis.set_ylim(0, top(cells))
-    axis.set_title(task)
+    title = f"{task} ({sizes(cells)})"
+    axis.set_title(title, **_size(7, narrow and len(title) > _TITLE))
     axis.grid(visible=True, axis="y")
     if scales[0] <= 1 < scales[-1]:
         # Right of this line lies what the model was never trained on.

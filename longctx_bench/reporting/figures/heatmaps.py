@@ -78,12 +78,12 @@ def _size(characters: float, inches: float, most: float) -> float:
 
 
 def _sizes(cells: Sequence[CellSummary]) -> str:
-    """Return how many examples stand behind a square, or the range."""
+    """Return how many examples stand behind a cell of the grid, or the range."""
     counts = {int((s.depths == depth).sum()) for s in cells for depth in s.by_depth} - {0}
     if not counts:
-        return f"n = {min(s.n for s in cells):,} a length"
+        return f"n = {min(s.n for s in cells):,} per length"
     span = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
-    return f"n = {span} a square"
+    return f"n = {span} per cell"
 
 
 def _on(cells: Sequence[CellSummary]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from longctx_bench.errors import UserError
 from longctx_bench.reporting.figures import style
 from longctx_bench.reporting.figures.looks import base_title, labels, looks
-from longctx_bench.reporting.figures.selection import at_scale, scale_name, task_order
+from longctx_bench.reporting.figures.selection import at_scale, scale_name, sizes, task_order
 from longctx_bench.reporting.summaries import CellSummary
 
 if TYPE_CHECKING:
@@ -56,6 +56,6 @@ def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figu
         where = scale_name(chosen[0].scale)
         base = base_title(chosen)
         bar = figure.colorbar(image, ax=axis, fraction=0.05, aspect=18, pad=0.02)
-        bar.set_label(f"score at {where}{f' on {base}' if base else ''} (%)")
+        bar.set_label(f"score at {where}{f' on {base}' if base else ''} (%)\n{sizes(chosen)} per cell", fontsize=7)
         bar.outline.set_linewidth(0.5)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from longctx_bench.errors import UserError
 from longctx_bench.records import NATURAL
@@ -41,6 +41,12 @@ def at_scale(cells: Sequence[CellSummary], wanted: float | None, preferred: floa
         known = ", ".join(map(scale_name, scales))
         raise UserError(f"--scale {scale_name(chosen)}: nothing was measured there; there is {known}")
     return [summary for summary in cells if summary.scale == chosen]
+
+
+def sizes(cells: Iterable[CellSummary]) -> str:
+    """Return how many examples stand behind each score, or the range."""
+    counts = sorted({summary.n for summary in cells})
+    return "n = " + " to ".join(f"{count:,}" for count in sorted({counts[0], counts[-1]}))
 
 
 def scale_name(scale: float) -> str:

@@ -10,7 +10,7 @@ from longctx_bench.provenance import now, package_version
 from longctx_bench.reporting.page import assets
 from longctx_bench.reporting.page.escaping import inert_json, source_hash
 from longctx_bench.reporting.page.examples import PAGE_BYTES, example_columns
-from longctx_bench.reporting.page.overview import in_order, overview, task_tables
+from longctx_bench.reporting.page.overview import in_order, overview, shared_notes, task_tables
 from longctx_bench.reporting.summaries import Results
 from longctx_bench.store.run_store import ResultStore
 
@@ -37,6 +37,7 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
     template = _template()
     cells = in_order(results.finished)
     columns = example_columns(cells, store, examples, budget)
+    tables = task_tables(cells)
     style, library, script = assets.own_style(), assets.grid_library(), assets.own_script()
     shown, measured = sum(columns["shown"]), sum(summary.n for summary in cells)
     return template.render(
@@ -44,7 +45,8 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
         folder=_named(store.folder),
         made=now()[:10],
         version=package_version(),
-        tables=task_tables(cells),
+        tables=tables,
+        shared=shared_notes(tables),
         number=len(cells),
         unfinished=results.missing,
         shown=shown,

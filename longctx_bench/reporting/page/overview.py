@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,13 @@ def task_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
         notes = (*_contexts([s for _, s in own], columns, context), *main.legend("bold", "underlined"), *main.notes)
         made.append(TaskTable(task, main.title, columns, rows, notes, tuple(others)))
     return made
+
+
+def shared_notes(tables: Sequence[TaskTable]) -> dict[str, int]:
+    """Number the notes that stand under several tables, from 1 in the order met: the page has each of them once."""
+    under = [notes for table in tables for notes in (table.notes, *(other.notes for other in table.others))]
+    count = Counter(note for notes in under for note in dict.fromkeys(notes))
+    return {note: number for number, note in enumerate((n for n, times in count.items() if times > 1), start=1)}
 
 
 def _columns(lengths: Sequence[int], context: int | None) -> tuple[Column, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import NATURAL, length_name
 from longctx_bench.reporting.buckets import BY_CONTEXT, sorted_into
 from longctx_bench.reporting.intervals import mean_interval
@@ -13,6 +14,18 @@ from longctx_bench.reporting.table_parts import EMPTY, number
 from longctx_bench.reporting.tables import Entry
 
 _BUCKETS = {bucket.name: bucket for bucket in BY_CONTEXT}
+
+
+def require_models(cells: Iterable[CellSummary], models: Iterable[str]) -> None:
+    """Refuse models that nothing was measured on.
+
+    Raises:
+        UserError: there is one.
+    """
+    known = sorted({summary.cell.model for summary in cells})
+    for model in models:
+        if model not in known:
+            raise UserError(f"--base {model}: nothing was measured on it{near_miss(model, known)}")
 
 
 class Measured:

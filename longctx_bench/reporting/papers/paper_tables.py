@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from longctx_bench.errors import UserError, near_miss
 from longctx_bench.records import Cell
 from longctx_bench.reporting.notes import difference_notes, method_notes
-from longctx_bench.reporting.papers.measured import Measured
+from longctx_bench.reporting.papers.measured import Measured, require_models
 from longctx_bench.reporting.papers.published import AVERAGE, Number, Paper
 from longctx_bench.reporting.summaries import CellSummary
 from longctx_bench.reporting.table_parts import EMPTY
@@ -34,11 +33,8 @@ def paper_tables(paper: Paper, cells: Sequence[CellSummary], models: Sequence[st
     Raises:
         UserError: one of ``models`` was not measured.
     """
-    known = sorted({summary.cell.model for summary in cells})
-    for model in models:
-        if model not in known:
-            raise UserError(f"--base {model}: nothing was measured on it{near_miss(model, known)}")
-    shown = list(models) or known
+    require_models(cells, models)
+    shown = list(models) or sorted({summary.cell.model for summary in cells})
     return {
         table: [_table(paper, table, base, cells, shown) for base in paper.bases_of(table)]
         for table in paper.layout.tables

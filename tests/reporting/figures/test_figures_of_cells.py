@@ -57,7 +57,7 @@ def test_a_heatmap_has_a_panel_a_contestant_with_its_scores_by_depth_and_length(
     assert [label.get_text() for label in yarn.get_xticklabels()] == ["512\n1x", "1,024\n2x", "2,048\n4x"]
     assert {image.get_clim() for axis in (rope, yarn) for image in axis.images} == {(0.0, 100.0)}
     assert {tuple(line.get_xdata()) for line in yarn.lines} == {(0.5, 0.5)}, "the training context ends after 512"
-    assert figure.axes[-1].get_ylabel() == "niah on tiny: score (%)\nn = 2 a square"
+    assert figure.axes[-1].get_ylabel() == "niah on tiny: score (%)\nn = 2 per cell"
 
 
 def test_many_methods_stay_apart_on_a_heatmap_sheet(cells: Cells) -> None:
@@ -107,7 +107,9 @@ def test_lines_go_through_the_means_and_bands_are_the_intervals(cells: Cells) ->
         ("rope", "perplexity", 1024): [5.0, 6.0], ("rope", "vt", 512): HIT,
     })  # fmt: skip
     niah, loss = drawn(length_sheet(summaries))
-    assert [niah.get_title(), loss.get_title()] == ["niah", "perplexity"], "vt has one length: no line"
+    assert [niah.get_title(), loss.get_title()] == ["niah (n = 22)", "perplexity (n = 2)"], "vt has one length: no line"
+    legend = [text.get_text() for text in niah.figure.legends[0].get_texts()]
+    assert legend == ["rope", "drope", "95 % interval"]
     assert (niah.get_ylabel(), loss.get_ylabel()) == ("string match all (%)", "token loss (nats a token)")
     lines = {line.get_label(): line for line in niah.lines}
     assert list(lines["drope"].get_ydata()) == [100.0, 50.0]
@@ -124,6 +126,18 @@ def test_lines_go_through_the_means_and_bands_are_the_intervals(cells: Cells) ->
     assert {round(100 * half.low, 6), round(100 * half.high, 6)} <= heights
     assert [label.get_text() for label in niah.get_xticklabels()] == ["1x\n512", "2x\n1,024"]
     assert list(loss.lines[-1].get_ydata()) == [3.0, 5.5]
+
+
+def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) -> None:
+    def sizes(names: list[str], lengths: int) -> tuple[float, float]:
+        scores = {("rope", name, 256 * 2**place): HIT for name in names for place in range(lengths)}
+        axis = drawn(length_sheet(cells(scores)))[0]
+        return axis.title.get_fontsize(), axis.get_xticklabels()[0].get_fontsize()
+
+    long = ["passage_retrieval_en", "passage_retrieval_zh", "multifieldqa_en_e"]
+    wide, narrow, short = sizes(long[:2], 6), sizes(long, 6), sizes(["vt", "cwe", "fwe"], 5)
+    assert wide == short, "the style's own sizes"
+    assert (narrow[0] < wide[0], narrow[1] < wide[1]) == (True, True)
 
 
 def test_fifteen_lines_are_divided_into_rows_with_the_untouched_model_in_each(cells: Cells) -> None:
@@ -164,7 +178,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
     [axis] = drawn(bar_sheet(summaries))
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in axis.containers if hasattr(c, "patches")}
     assert heights == {"rope": [0.0, 100.0], "yarn": [50.0]}
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["niah", "vt"], "without the loss"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["niah\nn = 22", "vt\nn = 22"], "without the loss"
     half = next(s for s in summaries if s.cell.method == "yarn" and s.cell.task == "niah" and s.cell.length == 1024)
     spans = [segment[:, 1].tolist() for c in axis.collections for segment in c.get_segments()]
     assert [pytest.approx([100 * half.low, 100 * half.high])] == [span for span in spans if 20 < span[0] < 40]
@@ -175,7 +189,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
 def test_many_contestants_get_a_panel_a_task_with_their_names(cells: Cells) -> None:
     summaries = cells({(name, task, 1024): HALF for name in FIFTEEN for task in ("niah", "niah_multikey")})
     panels = drawn(bar_sheet(summaries))
-    assert [axis.get_title() for axis in panels] == ["niah", "niah_multikey"]
+    assert [axis.get_title() for axis in panels] == ["niah\nn = 22", "niah_multikey\nn = 22"]
     assert {bar.get_width() for axis in panels for bar in axis.patches} == {50.0}
     assert [label.get_text() for label in panels[0].get_yticklabels()] == FIFTEEN
 
@@ -191,7 +205,7 @@ def test_in_context_takes_lm_evals_tasks_at_the_training_context(cells: Cells) -
         ("rope", "lm_eval:arc_easy", 512): HALF, ("rope", "niah", 512): HIT,
     })  # fmt: skip
     [axis] = drawn(in_context_sheet(summaries))
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["arc_easy", "piqa"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["arc_easy\nn = 22", "piqa\nn = 22"]
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in axis.containers if hasattr(c, "patches")}
     assert heights == {"rope": [50.0, 100.0], "drope": [50.0]}
 
@@ -207,10 +221,17 @@ def test_a_heat_table_has_a_row_a_method_and_rulers_order_of_tasks(cells: Cells)
     grid = np.ma.filled(axis.images[0].get_array(), math.nan)
     assert np.array_equal(grid, [[100, 50, math.nan, 100], [math.nan, math.nan, 0, math.nan]], equal_nan=True)
     assert texts(axis) == ["100", "50", "100", "0"]
+    assert axis.figure.axes[-1].get_ylabel().endswith("\nn = 22 per cell")
+
+
+def test_a_panel_of_bars_says_what_was_not_measured(cells: Cells) -> None:
+    scores = {(name, "niah", 1024): MISS for name in FIFTEEN} | {(name, "vt", 1024): HIT for name in FIFTEEN[2:]}
+    niah, vt = drawn(bar_sheet(cells(scores)))
+    assert (texts(niah), texts(vt)) == ([], ["not measured"] * 2)
 
 
 def test_whole_documents_have_a_scale_of_their_own(cells: Cells) -> None:
     summaries = cells({("rope", "multi_news", 0): HALF})
     [axis] = drawn(bar_sheet(summaries))
     assert [bar.get_height() for bar in axis.patches] == [50.0]
-    assert axis.figure.get_supylabel() == "score at natural length (%)"
+    assert axis.figure.get_supylabel() == "score at natural length (%)\nwith 95 % intervals"
