@@ -23,7 +23,7 @@ from longctx_bench.training.card import model_card
 from longctx_bench.training.curve import draw, write_csv
 from longctx_bench.training.export import export
 from longctx_bench.training.lora import add_adapters
-from longctx_bench.training.models import starting_model
+from longctx_bench.training.models import base_config, starting_model
 from longctx_bench.training.objective import NextTokenLoss, learning_rate, optimiser
 from longctx_bench.training.recipe import Recipe
 from longctx_bench.training.sources import prepare
@@ -53,6 +53,9 @@ class Run:
         if recipe.batch % processes:
             raise UserError(f"{recipe.name}: {recipe.batch} sequences a step do not divide over {processes} processes")
         with self.accelerator.main_process_first():
+            if recipe.base is not None:
+                # Said before the data is tokenised, which may take hours.
+                base_config(recipe)
             run_state.begin(out, recipe)
             self.data = prepare(recipe, out)
         self.model = starting_model(recipe, self.data.tokenizer)

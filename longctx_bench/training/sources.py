@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.documents import documents_of_file
+from longctx_bench.engines.checkpoints import stored_tokenizer
 from longctx_bench.errors import UserError
 from longctx_bench.training.corpus import files, hub_documents
-from longctx_bench.training.models import base_location, load_tokenizer
+from longctx_bench.training.models import recipe_tokenizer
 from longctx_bench.training.packing import Batches, PackedText
 from longctx_bench.training.recipe import Recipe
 from longctx_bench.training.retrieval_pool import retrieval_pool
@@ -85,13 +86,11 @@ def _digits(tokenizer: Any) -> list[int]:
 
 
 def _tokenizer(recipe: Recipe, out: Path) -> Any:
-    if recipe.tokenizer is not None:
-        return load_tokenizer(base_location(recipe.tokenizer))
-    if recipe.base is not None:
-        return load_tokenizer(base_location(recipe.base), recipe.base_revision)
+    if recipe.tokenizer is not None or recipe.base is not None:
+        return recipe_tokenizer(recipe)
     assert recipe.shape is not None
     if (out / "tokenizer.json").is_file():
-        return load_tokenizer(str(out))
+        return stored_tokenizer(out)
     streams = [
         hub_documents(source)
         if source.hub is not None
