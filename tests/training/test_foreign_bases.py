@@ -58,9 +58,7 @@ def test_an_absurd_config_is_one_line(name: str, base: Path, recipe: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", HF_ONLY)
-def test_what_transformers_refuses_is_one_line(
-    name: str, base: Path, recipe: Path, tmp_path: Path, call: Call
-) -> None:
+def test_what_transformers_refuses_is_one_line(name: str, base: Path, recipe: Path, tmp_path: Path, call: Call) -> None:
     edit(base, HF_ONLY[name])
     code, _, error = call("train", recipe, "--out", tmp_path / "out")
     assert (code, len(error.splitlines()), str(base) in error) == (2, 1, True), error
@@ -96,7 +94,7 @@ def test_a_quantised_base_is_refused(
 
 def test_code_that_a_base_brings_is_never_run(base: Path, recipe: Path, tmp_path: Path, call: Call) -> None:
     (base / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
-    code = {"auto_map": {name: "evil.X" for name in ("AutoConfig", "AutoModelForCausalLM")}}
+    code = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.X")}
     edit(base, code | {"model_type": "evil"})
     assert "never run" in refused(call, recipe, tmp_path / "out")
     edit(base, {"model_type": "llama"})
