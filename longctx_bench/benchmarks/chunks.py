@@ -16,12 +16,16 @@ _SENTENCE = 32
 """Characters of a sentence below which a line is no prose but a list, whose items come in ever new orders."""
 _WORD = 64
 """Characters of the longest word that is remembered."""
+_SHORT = 4
+"""Characters below which a piece is a digit or a mark, and no key."""
 _MOST = 1 << 16
 """Words that are remembered, and pieces of words; random ones, as uuids are, would fill the memory."""
 _MOST_TEXT = 1 << 22
 """Characters of all sentences that are remembered."""
 
 _CUT = re.compile(r"(?<=\S) ")
+_PASSING = re.compile("[0-9-]").search
+"""Finds what keys and values are made of, and little else: numbers, uuids and pairs of words, new in every example."""
 
 Tokens = tuple[int, ...]
 
@@ -74,7 +78,11 @@ class Chunks:
                 ids += fresh[sentence]
             else:
                 ids.append(known[sentence])
-        kept = {sentence: _joined(words) for sentence, words in fresh.items() if len(sentence) <= _LINE}
+        kept = {
+            sentence: _joined(words)
+            for sentence, words in fresh.items()
+            if len(sentence) <= _LINE and not _PASSING(sentence)
+        }
         self._held += sum(map(len, kept))
         if self._held > _MOST_TEXT:
             self._sentences, self._held = {}, 0
@@ -97,7 +105,7 @@ class Chunks:
         read = iter(self._by_pieces([*(f" {word}" for word in missing), *begin]))
         fresh = dict(zip(missing, read, strict=False))
         begun = dict(zip(begin, read, strict=True))
-        self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _whole(word)))
+        self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _lasting(word)))
         found = _found(rows, known, fresh)
         return [[begun[opening], *words] for opening, words in zip(openings, found, strict=True)]
 
@@ -110,7 +118,10 @@ class Chunks:
         if missing:
             read = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
             fresh = dict(zip(missing, map(tuple, read["input_ids"]), strict=True))
-            self._pieces = _with(known, fresh.items())
+            # A word that cannot be cut is a piece itself.
+            self._pieces = _with(
+                known, ((piece, ids) for piece, ids in fresh.items() if len(piece) < _SHORT or not _PASSING(piece))
+            )
         return list(map(_joined, _found(cut, known, fresh)))
 
 
@@ -138,6 +149,11 @@ def _sentences(text: str) -> Iterator[str]:
 def _whole(text: str) -> bool:
     """Tell whether white space behind a text is a place to cut."""
     return bool(text) and not text[-1].isspace()
+
+
+def _lasting(word: str) -> bool:
+    """Tell whether a word is worth to be remembered, and is one wherever it stands."""
+    return _whole(word) and not _PASSING(word)
 
 
 def _joined(parts: Iterable[Tokens]) -> Tokens:
