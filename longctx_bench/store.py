@@ -35,6 +35,7 @@ from longctx_bench.excerpts import Excerpt, add_excerpts, read_excerpts
 from longctx_bench.files import (
     append,
     drop_cut_line,
+    is_temporary,
     make_folder,
     not_written,
     plain_name,
@@ -113,7 +114,8 @@ class ResultStore:
         refuse_links(self.folder, folder)
         wanted = spec_hash(spec)
         found = self._existing_hash(folder)
-        if folder.exists() and (rerun or found != wanted) and any(folder.iterdir()):
+        # A start that was cut off may have left a temporary file, and nothing that was measured.
+        if folder.exists() and (rerun or found != wanted) and not all(is_temporary(f.name) for f in folder.iterdir()):
             where = self._supersede(folder, found or "unknown")
             folder = self.path(cell)
             note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")

@@ -89,6 +89,8 @@ class Run:
     def finish(self) -> None:
         """Take the remaining steps, then save model, tokenizer, curve and card."""
         if (self.out / "config.json").is_file() and self.step == 0:
+            if self.accelerator.is_main_process:
+                run_state.forget(self.out)
             self.say(f"{self.out}: this run is finished already")
             return
         if self.accelerator.num_processes == 1:
@@ -102,9 +104,10 @@ class Run:
         final = self._validate()
         if self.accelerator.is_main_process:
             self._record(final)
-            export(self.model, self.data.tokenizer, self.out)
             draw(self.out, self.curve, self.recipe.name)
             write_text(self.out / "README.md", model_card(self.recipe, self._facts(final)))
+            # Last: by its config.json a later start sees that the run is finished.
+            export(self.model, self.data.tokenizer, self.out)
             run_state.forget(self.out)
         self.say(f"done: validation loss {final:.4f}, {self._summary()}")
 

@@ -12,6 +12,8 @@ import numpy as np
 from longctx_bench.documents import documents_of_file
 from longctx_bench.engines.checkpoints import stored_tokenizer
 from longctx_bench.errors import UserError
+from longctx_bench.files import move_files
+from longctx_bench.scratch import ScratchFolder
 from longctx_bench.training.corpus import files, hub_documents
 from longctx_bench.training.models import recipe_tokenizer
 from longctx_bench.training.packing import Batches, PackedText
@@ -99,5 +101,9 @@ def _tokenizer(recipe: Recipe, out: Path) -> Any:
     ]
     documents = islice(chain.from_iterable(streams), _TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(documents, recipe.shape.vocab_size, recipe.sequence_length)
-    tokenizer.save_pretrained(out)
+    # By its tokenizer.json a later start sees that there is one: that comes last, and whole.
+    with ScratchFolder(".tokenizer-", out) as scratch:
+        made = scratch / "made"
+        tokenizer.save_pretrained(made)
+        move_files(made, out, last="tokenizer.json")
     return tokenizer
