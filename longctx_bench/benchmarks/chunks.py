@@ -16,8 +16,6 @@ _SENTENCE = 32
 """Characters of a sentence below which a line is no prose but a list, whose items come in ever new orders."""
 _WORD = 64
 """Characters of the longest word that is remembered."""
-_SHORT = 4
-"""Characters below which a piece is a digit or a mark, and no key."""
 _MOST = 1 << 16
 """Words that are remembered, and pieces of words; random ones, as uuids are, would fill the memory."""
 _MOST_TEXT = 1 << 22
@@ -118,10 +116,7 @@ class Chunks:
         if missing:
             read = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
             fresh = dict(zip(missing, map(tuple, read["input_ids"]), strict=True))
-            # A word that cannot be cut is a piece itself.
-            self._pieces = _with(
-                known, ((piece, ids) for piece, ids in fresh.items() if len(piece) < _SHORT or not _PASSING(piece))
-            )
+            self._pieces = _with(known, fresh.items())
         return list(map(_joined, _found(cut, known, fresh)))
 
 

@@ -169,6 +169,6 @@ def test_keys_and_values_are_not_remembered(tiny_encoder: Any) -> None:
     tracemalloc.start()
     try:
         before = held(10_000)
-        assert held(20_000) - before < 50_000, "what comes once is let go"
+        assert held(20_000) - before < 200_000, "what comes once is let go"
     finally:
         tracemalloc.stop()
