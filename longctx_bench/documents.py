@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.errors import UserError
+from longctx_bench.parquet_rows import parquet_rows
 from longctx_bench.unpacking import limited_lines, unpacked_text
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -106,23 +107,9 @@ def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:
 
 
 def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file}: .parquet needs the package 'pyarrow': pip install pyarrow") from error
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a parquet file: {error}") from error
-    if text_field not in table.schema_arrow.names:
-        raise UserError(f"{file}: no column '{text_field}'; set text_field to one of {table.schema_arrow.names}")
-    try:
-        values = (value for batch in table.iter_batches(64, columns=[text_field]) for value in batch[0].to_pylist())
-        for number, value in enumerate(values, start=1):
-            if value:
-                yield text_of({text_field: value}, text_field, f"{file} row {number}")
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{file}: not a readable parquet file: {error}") from error
+    for number, row in enumerate(parquet_rows(file, [text_field], needed=[text_field]), start=1):
+        if row[text_field]:
+            yield text_of(row, text_field, f"{file} row {number}")
 
 
 def text_of(row: Any, name: str, where: str) -> str:

@@ -83,6 +83,46 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def move_files(made: Path, folder: Path, last: str) -> None:
+    """Move the files of a folder into another one, all of them on the disk before the last.
+
+    Where the last one is, all are: a kill or power that fails leaves the others without it.
+
+    Args:
+        made: holds the files.
+        folder: gets them; it is made where there is none.
+        last: the name of the last.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    make_folder(folder)
+    files = sorted(made.iterdir(), key=lambda file: (file.name == last, file.name))
+    for file in files:
+        (sync_folder if file.is_dir() else sync_file)(file)
+    for file in files:
+        if file.name == last:
+            _sync_both(made, folder)
+        file.replace(folder / file.name)
+    _sync_both(made, folder)
+
+
+def _sync_both(before: Path, after: Path) -> None:
+    """Make sure that what was moved from one folder to another is in that one alone, and stays there."""
+    sync_folder(after)
+    sync_folder(before)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's content is on the disk.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
 def append(path: Path, content: bytes, advice: str = "choose another folder with --out") -> None:
     """Add to the end of a file, all of it or nothing, and wait until it is on the disk.
 
@@ -174,8 +214,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -201,6 +240,11 @@ def _reserved(path: Path) -> tuple[Path, int]:
             if os.path.samestat(temporary.stat(), os.fstat(handle)):
                 return temporary, handle
         os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file's name is one that :func:`replacing` gives, until what is in it has its own."""
+    return re.fullmatch(r"\..*-[0-9a-f]{8}\.partial(\..*)?", name) is not None
 
 
 def _remove_left(path: Path) -> None:

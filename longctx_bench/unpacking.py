@@ -20,6 +20,11 @@ _RATIO = 200
 """How many times smaller than itself text can be packed: prose 3 to 5, rows that repeat each other 50."""
 
 
+def most_unpacked(packed: int) -> int:
+    """Return how many bytes text may have that was packed into so many."""
+    return max(_UNSUSPICIOUS, _RATIO * packed)
+
+
 class _Bytes(Protocol):
     """What can be read from."""
 
@@ -43,7 +48,7 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, content: _Bytes, packed: int, where: str) -> None:
         self._content = content
-        self._most = max(_UNSUSPICIOUS, _RATIO * packed)
+        self._most = most_unpacked(packed)
         self._where = where
         self._size = 0
 

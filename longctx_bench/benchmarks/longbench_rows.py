@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longctx_bench.errors import UserError, near_miss
+from longctx_bench.parquet_rows import parquet_rows
 from longctx_bench.unpacking import limited_lines, unpacked_text
+
+_COLUMNS = ("context", "input", "answers", "length", "all_classes")
+"""What is read of a row."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +124,9 @@ def _jsonl(lines: TextIO, file: str) -> Iterator[Row]:
 
 
 def _parquet(file: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{file}: .parquet needs the package 'pyarrow': pip install pyarrow") from error
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        for number, row in enumerate((row for batch in table.iter_batches(64) for row in batch.to_pylist()), 1):
+    with _readable(file):
+        for number, row in enumerate(parquet_rows(file, _COLUMNS), 1):
             yield _row(row, f"{file}: row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({error}); fetch it again") from error
 
 
 def _row(loaded: Any, where: str) -> Row:

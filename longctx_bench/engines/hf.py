@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 import longctx_bench.methods.checkpoint_format  # noqa: F401  (registers the DroPE model types)
@@ -230,21 +230,33 @@ class HFEngine:
         yield from self._halving(batch[middle:], settled, pool // 2)
 
 
-def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
-    """Load a causal language model from safetensors alone, in evaluation mode.
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return a checkpoint's config as transformers' class of its model.
 
     Raises:
-        UserError: weights missing, truncated, or of another shape than the config says.
+        UserError: no model can have it, it names code to fetch, or its quantisation is none that transformers knows.
     """
-    from safetensors import SafetensorError
-
     end_ids(folder)  # transformers takes anything for them, and stops at nothing
     refuse_unknown_quantisation(folder)
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _transformers_errors(folder):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return config
+
+
+def load_model(folder: Path, dtype: str, device: str, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Load a causal language model from safetensors alone, in evaluation mode.
+
+    Args:
+        folder: a checkpoint.
+        dtype: ``float32`` or ``bfloat16``.
+        device: where its weights go.
+        config: in place of the folder's; one of :func:`load_config`, changed.
+
+    Raises:
+        UserError: as :func:`load_config`; weights missing, truncated, or of another shape than the config says.
+    """
+    config = load_config(folder) if config is None else config
+    with _transformers_errors(folder):
         refuse_state(folder, config)
         # sdpa leaves the cap on the logits out, without a word (Gemma 2).
         capped = getattr(config, "attn_logit_softcapping", None)
@@ -257,17 +269,6 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
-        ) from error
-    except (MemoryError, UserError):
-        raise
-    # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
-    except Exception as error:
-        raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
-    finally:
-        logging.set_verbosity(verbosity)
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -280,6 +281,29 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
         if not memory.is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: its weights do not fit in the memory of {device}; try --dtype bfloat16") from error
+
+
+@contextmanager
+def _transformers_errors(folder: Path) -> Iterator[None]:
+    """Have transformers load something of a folder without a word, and say on one line why it could not."""
+    from safetensors import SafetensorError
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"{folder}: model.safetensors is truncated or damaged ({error}); fetch the model again"
+        ) from error
+    except (MemoryError, UserError):
+        raise
+    # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
+    except Exception as error:
+        raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager

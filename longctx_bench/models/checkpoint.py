@@ -94,25 +94,43 @@ def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a checkpoint folder.
 
     Raises:
+        UserError: as :func:`stored_tokenizer`.
+    """
+    tokenizer = stored_tokenizer(folder)
+    # Prompts are longer than the training context by design: no warning about it.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def stored_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder with the limit of length that its files name, as it is saved again.
+
+    Raises:
         UserError: the folder has none, or it is broken.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in _ANY_TOKENIZER):
         raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     if (folder / "config.json").is_file() and str(read_config(folder).get("model_type")).endswith("_drope"):
         # Registers these configs, without which transformers warns of "errors" when it looks for the tokenizer's class.
         import longctx_bench.methods.checkpoint_format  # noqa: F401
+    return transformers_tokenizer(folder)
+
+
+def transformers_tokenizer(place: Path | str, revision: str | None = None) -> Any:
+    """Return what transformers makes of the tokenizer in a folder or on the hub.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except BaseException as error:  # transformers raises many kinds for a missing or broken tokenizer
         # A panic of the library in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason(error)})") from error
-    # Prompts are longer than the training context by design: no warning about it.
-    tokenizer.model_max_length = int(1e30)
-    return tokenizer
+        raise UserError(f"{place}: its tokenizer cannot be loaded ({reason(error)})") from error
 
 
 def prompt_tokenizer(folder: Path) -> Any:

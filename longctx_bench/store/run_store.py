@@ -31,6 +31,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.files import (
     append,
     drop_cut_line,
+    is_temporary,
     make_folder,
     not_written,
     plain_name,
@@ -106,7 +107,9 @@ class ResultStore:
         folder = self.path(cell)
         refuse_links(self.folder, folder)
         found = self._existing_hash(folder)
-        if folder.exists() and (rerun or found != spec.hash) and any(folder.iterdir()):
+        # A start that was cut off may have left a temporary file, and nothing that was measured.
+        replaced = rerun or found != spec.hash
+        if replaced and folder.exists() and not all(is_temporary(file.name) for file in folder.iterdir()):
             where = self._supersede(folder, found or "unknown")
             folder = self.path(cell)
             note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")

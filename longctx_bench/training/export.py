@@ -11,14 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longctx_bench.errors import UserError
+from longctx_bench.files import move_files
 from longctx_bench.training.lora import merge_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CONFIG = "config.json"
+
 
 def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Save a copy of ``model`` in bf16, adapters merged, with its tokenizer. The model itself is not changed.
+
+    Where its config.json is, all of it is, on the disk.
 
     Raises:
         UserError: no space on the disk.
@@ -34,10 +39,11 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         made.mkdir(parents=True)
         plain.save_pretrained(made)
         tokenizer.save_pretrained(made)
-        folder.mkdir(parents=True, exist_ok=True)
         for file in made.iterdir():
             file.chmod(0o644)
-            file.replace(folder / file.name)
+        # An earlier export's would stand for this one.
+        (folder / _CONFIG).unlink(missing_ok=True)
+        move_files(made, folder, last=_CONFIG)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free
         raise UserError(

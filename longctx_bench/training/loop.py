@@ -23,7 +23,7 @@ from longctx_bench.training.card import model_card
 from longctx_bench.training.curve import draw, write_csv
 from longctx_bench.training.export import export
 from longctx_bench.training.lora import add_adapters
-from longctx_bench.training.models import starting_model
+from longctx_bench.training.models import base_config, starting_model
 from longctx_bench.training.objective import NextTokenLoss, learning_rate, optimiser
 from longctx_bench.training.recipe import Recipe
 from longctx_bench.training.sources import prepare
@@ -53,6 +53,9 @@ class Run:
         if recipe.batch % processes:
             raise UserError(f"{recipe.name}: {recipe.batch} sequences a step do not divide over {processes} processes")
         with self.accelerator.main_process_first():
+            if recipe.base is not None:
+                # Said before the data is tokenised, which may take hours.
+                base_config(recipe)
             run_state.begin(out, recipe)
             self.data = prepare(recipe, out)
         self.model = starting_model(recipe, self.data.tokenizer)
@@ -86,6 +89,8 @@ class Run:
     def finish(self) -> None:
         """Take the remaining steps, then save model, tokenizer, curve and card."""
         if (self.out / "config.json").is_file() and self.step == 0:
+            if self.accelerator.is_main_process:
+                run_state.forget(self.out)
             self.say(f"{self.out}: this run is finished already")
             return
         if self.accelerator.num_processes == 1:
@@ -99,9 +104,10 @@ class Run:
         final = self._validate()
         if self.accelerator.is_main_process:
             self._record(final)
-            export(self.model, self.data.tokenizer, self.out)
             draw(self.out, self.curve, self.recipe.name)
             write_text(self.out / "README.md", model_card(self.recipe, self._facts(final)))
+            # Last: by its config.json a later start sees that the run is finished.
+            export(self.model, self.data.tokenizer, self.out)
             run_state.forget(self.out)
         self.say(f"done: validation loss {final:.4f}, {self._summary()}")
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SmolLM3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.data import embedded_folder
+from longctx_bench.engines.hf import load_config, load_model
 from longctx_bench.errors import UserError
 from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import no_positions
-from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder
+from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
 from longctx_bench.registry import Registry
-from longctx_bench.specs import PathSource
+from longctx_bench.specs import HubSource, PathSource, Source, validate
 from longctx_bench.training.recipe import Recipe, Shape
 
 if TYPE_CHECKING:
@@ -85,40 +85,51 @@ def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
     return model
 
 
-def base_location(base: str) -> str:
-    """Return the folder of a base given as folder, embedded name or name of a listed model; a hub id stays as it is.
+def base_source(name: str, revision: str | None = None) -> Source:
+    """Return where a base or a tokenizer comes from.
+
+    Args:
+        name: a folder, an embedded name, the name of a listed model or a hub id.
+        revision: of a hub id.
 
     Raises:
-        UserError: it is none of the four, or a listed model cannot be brought here.
+        UserError: it is none of the four.
     """
-    for folder in (Path(base).expanduser(), embedded_folder(base)):
+    for folder in (Path(name).expanduser(), embedded_folder(name)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
-            return str(checkpoint_folder(PathSource(path=folder)) if (folder / DIFFERENCE).is_file() else folder)
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
-        return base
-    listed = Registry().models.get(base)
+            return PathSource(path=folder)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return validate(HubSource, {"hub": name, "revision": revision}, f"base '{name}'")
+    listed = Registry().models.get(name)
     if listed is None:
         raise UserError(
-            f"base '{base}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
+            f"base '{name}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
         )
-    return str(checkpoint_folder(listed.source))
+    return listed.source
 
 
-def load_base(recipe: Recipe) -> PreTrainedModel:
-    """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
-
-    A recalibration goes on also from one whose positions were dropped before. The config names the recipe's sequence
-    length as training context, and a control's own rotary base.
+def base_folder(name: str, revision: str | None = None) -> Path:
+    """Return a local folder with the checkpoint of a base; arguments as :func:`base_source`.
 
     Raises:
-        UserError: it cannot be loaded, is not Llama- or Qwen2-like, or has no rotary positions.
+        UserError: it cannot be brought here, or holds something else than a model's whole weights.
+    """
+    return checkpoint_folder(base_source(name, revision))
+
+
+def base_config(recipe: Recipe) -> PreTrainedConfig:
+    """Return the config of the checkpoint that a recipe continues, as training changes it.
+
+    It names the recipe's sequence length as training context, and a control's own rotary base.
+
+    Raises:
+        UserError: no model can have it, or the base is not Llama- or Qwen2-like, is quantised, has no rotary positions
+            or a shorter context than the recipe's.
     """
     assert recipe.base is not None
-    location = base_location(recipe.base)
-    try:
-        config = AutoConfig.from_pretrained(location, revision=recipe.base_revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"base '{recipe.base}': {str(error).splitlines()[0]}") from error
+    config: Any = load_config(base_folder(recipe.base, recipe.base_revision))
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"base '{recipe.base}' is quantised, which cannot be trained: name its full weights")
     if config.model_type in DROPE_MODEL_TYPES and recipe.positions == "drope":
         if config.attention_type != _attention_type(recipe.qk_norm):
             raise UserError(f"base '{recipe.base}' has attention '{config.attention_type}': set qk_norm accordingly")
@@ -136,15 +147,19 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     config.max_position_embeddings = recipe.sequence_length
     if recipe.rope_theta is not None:
         config.rope_parameters = {"rope_type": "default", "rope_theta": recipe.rope_theta}
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        location,
-        revision=recipe.base_revision,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    return model
+    return config  # type: ignore[no-any-return]
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
+
+    A recalibration goes on also from one whose positions were dropped before.
+
+    Raises:
+        UserError: as :func:`base_config`, or its weights are missing or damaged.
+    """
+    assert recipe.base is not None
+    return load_model(base_folder(recipe.base, recipe.base_revision), "float32", "cpu", base_config(recipe))
 
 
 def _attention_type(qk_norm: bool) -> str:
@@ -173,13 +188,19 @@ def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
     return dropped
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """Load a tokenizer from a folder or the hub.
+def recipe_tokenizer(recipe: Recipe) -> Any:
+    """Load the tokenizer that a recipe names, or its base's.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is broken.
     """
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"tokenizer '{name}': {str(error).splitlines()[0]}") from error
+    if recipe.tokenizer is None:
+        assert recipe.base is not None
+        return stored_tokenizer(base_folder(recipe.base, recipe.base_revision))
+    source = base_source(recipe.tokenizer)
+    if isinstance(source, HubSource):
+        # Its weights are not wanted: transformers fetches the tokenizer's files alone.
+        return transformers_tokenizer(source.hub, source.revision)
+    if isinstance(source, PathSource) and not (source.path / DIFFERENCE).is_file():
+        return stored_tokenizer(source.path)
+    return stored_tokenizer(checkpoint_folder(source))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longctx_bench.errors import UserError
-from longctx_bench.files import require_writable, sync_folder, write_text
+from longctx_bench.files import make_folder, require_writable, sync_file, sync_folder, write_text
 from longctx_bench.training.recipe import Recipe
 
 _FOLDER = "state"
@@ -42,12 +42,11 @@ def begin(out: Path, recipe: Recipe) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and not a training run; give another --out")
     require_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
     write_text(claim, json.dumps(recipe.identity(), indent=1, sort_keys=True) + "\n")
 
 
 def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer, log: dict[str, Any]) -> None:
-    """Write a state; the older ones go only when the new one is complete.
+    """Write a state; the older ones go only when the new one is complete. One of the same step stays as it is.
 
     Raises:
         UserError: no space on the disk.
@@ -55,17 +54,18 @@ def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Op
     folder = out / _FOLDER
     made = folder / f"new-{step:08d}"
     final = folder / f"step-{step:08d}"
+    if final.exists():
+        # A run that was stopped right after it had gone on from there.
+        return
     try:
         shutil.rmtree(made, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)
-        made.mkdir(parents=True)
+        make_folder(made)
         save_file(_trained(model), made / "weights.safetensors")
         torch.save(optimiser.state_dict(), made / "optimiser.pt")
         write_text(made / "progress.json", json.dumps({"step": step, **log}))
         # On the disk before the older ones go: power may fail at any moment.
         for file in made.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            sync_file(file)
         sync_folder(made)
         made.replace(final)
         sync_folder(folder)
@@ -79,6 +79,9 @@ def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Op
     for other in folder.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
+    with suppress(OSError):
+        # Or half of an older one might come back once this one is forgotten.
+        sync_folder(folder)
 
 
 def load(out: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -106,7 +109,13 @@ def load(out: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) ->
 
 
 def forget(out: Path) -> None:
-    """Remove the states of a finished run."""
+    """Remove the states of a finished run; whatever ends this in the middle, none is taken for one again."""
+    states = list((out / _FOLDER).glob("step-*"))
+    with suppress(OSError):
+        for state in states:
+            state.replace(state.with_name(state.name.replace("step", "old")))
+        if states:
+            sync_folder(out / _FOLDER)
     shutil.rmtree(out / _FOLDER, ignore_errors=True)
 
 

@@ -11,8 +11,11 @@ import numpy as np
 
 from longctx_bench.documents import documents_of_file
 from longctx_bench.errors import UserError
+from longctx_bench.files import move_files
+from longctx_bench.models.checkpoint import stored_tokenizer
+from longctx_bench.scratch import ScratchFolder
 from longctx_bench.training.corpus import files, hub_documents
-from longctx_bench.training.models import base_location, load_tokenizer
+from longctx_bench.training.models import recipe_tokenizer
 from longctx_bench.training.packing import Batches, PackedText
 from longctx_bench.training.recipe import Recipe
 from longctx_bench.training.retrieval_pool import retrieval_pool
@@ -85,13 +88,11 @@ def _digits(tokenizer: Any) -> list[int]:
 
 
 def _tokenizer(recipe: Recipe, out: Path) -> Any:
-    if recipe.tokenizer is not None:
-        return load_tokenizer(base_location(recipe.tokenizer))
-    if recipe.base is not None:
-        return load_tokenizer(base_location(recipe.base), recipe.base_revision)
+    if recipe.tokenizer is not None or recipe.base is not None:
+        return recipe_tokenizer(recipe)
     assert recipe.shape is not None
     if (out / "tokenizer.json").is_file():
-        return load_tokenizer(str(out))
+        return stored_tokenizer(out)
     streams = [
         hub_documents(source)
         if source.hub is not None
@@ -100,5 +101,9 @@ def _tokenizer(recipe: Recipe, out: Path) -> Any:
     ]
     documents = islice(chain.from_iterable(streams), _TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(documents, recipe.shape.vocab_size, recipe.sequence_length)
-    tokenizer.save_pretrained(out)
+    # By its tokenizer.json a later start sees that there is one: that comes last, and whole.
+    with ScratchFolder(".tokenizer-", out) as scratch:
+        made = scratch / "made"
+        tokenizer.save_pretrained(made)
+        move_files(made, out, last="tokenizer.json")
     return tokenizer

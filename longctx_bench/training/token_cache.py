@@ -13,6 +13,7 @@ import numpy as np
 
 from longctx_bench.documents import documents_of_file
 from longctx_bench.errors import UserError
+from longctx_bench.files import sync_file, sync_folder
 from longctx_bench.training.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
@@ -95,7 +96,10 @@ def _write(path: Path, documents: Iterable[str], tokenizer: Any, limit: int | No
         array = np.memmap(raw, dtype=kind, mode="r", shape=(total,))
         with made.open("wb") as stream:
             np.save(stream, array)
+        # A file that lost its end with the power would be believed.
+        sync_file(made)
         made.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free
         raise UserError(

@@ -17,7 +17,7 @@ from longctx_bench.models import delta_weights
 from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, load_tokenizer
 from longctx_bench.models.delta_weights import STEPS, compressed, expanded
 from longctx_bench.specs import PathSource
-from longctx_bench.training.models import base_location
+from longctx_bench.training.models import base_folder
 from longctx_bench.training.pack import main, pack
 
 SHARE = 0.04
@@ -137,7 +137,7 @@ def test_runs_that_start_together_merge_once(packed: Path, monkeypatch: pytest.M
 
 
 def test_training_takes_it_as_base(packed: Path) -> None:
-    assert Path(base_location(str(packed))) == merged(packed)
+    assert base_folder(str(packed)) == merged(packed)
 
 
 def test_another_base_is_refused(packed: Path, base: Path, cache: Path) -> None:

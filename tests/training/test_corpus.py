@@ -45,7 +45,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
         ("program.txt", bytes(range(1, 7)) * 100, "binary file"),
         ("row.jsonl", b'{"body": "x"}\n', "no text under 'text'"),
         ("row2.jsonl", b"{\n", "line 1: not JSON"),
-        ("table.parquet", b"no", "not a parquet file"),
+        ("table.parquet", b"no", "not a readable parquet file"),
         ("damaged.txt.xz", b"no", "damaged .xz"),
         ("picture.png", b"x", "not a known kind of text"),
     ],

@@ -13,7 +13,7 @@ from longctx_bench.methods.base import Base
 from longctx_bench.training.attention import use_training_attention
 from longctx_bench.training.export import average, export
 from longctx_bench.training.lora import add_adapters, merge_adapters
-from longctx_bench.training.models import base_location, fresh_model, starting_model, without_positions
+from longctx_bench.training.models import base_folder, fresh_model, starting_model, without_positions
 from longctx_bench.training.objective import NextTokenLoss
 from longctx_bench.training.recipe import Lora, Shape, read_recipe
 from longctx_bench.training.throughput import flops_per_token
@@ -167,9 +167,9 @@ def test_what_continues_a_base_reads_as_far_as_it_was_trained(
         assert frequencies[1].item() == pytest.approx(500.0 ** (-2 / 8))
 
 
-def test_a_base_may_be_a_listed_model(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_may_be_a_listed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longctx_bench.training.models.checkpoint_folder", lambda source: tmp_path / source.member)
-    assert base_location("smollm2-135m").endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert base_folder("smollm2-135m").name == "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_a_base_that_is_nowhere_is_one_clear_line(small: Any, tokenizer: Any) -> None:
