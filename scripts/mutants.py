@@ -1,9 +1,11 @@
 """``python scripts/mutants.py --count 150 --seed 18``: change the code a little, and see whether a test notices.
 
 Mutants are drawn over ``longctx_bench/``, more of them where a mistake would lose or falsify results (``WEIGHTS``).
-Each is tried in a copy of the checkout, one after the other: the tests that belong to its module (``TESTS``) must fail,
-or run into their time limit. What survives is printed with its place and kept as JSON: each survivor wants a test, or
-the reason why it changes nothing that anybody could see.
+Each is tried in a copy of the checkout, one after the other: a test must fail, or run into its time limit. Which tests
+are run, ``--record`` finds out first: it runs all of them once and keeps, for each line, those that reach it, the quickest
+first. Without it, and for lines that only other processes reach, they are those of the module (``TESTS``). What survives
+is printed with its place and kept as JSON: each survivor wants a test, or the reason why it changes nothing that anybody
+could see.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "longctx_bench"
@@ -203,11 +206,52 @@ def draw(count: int, seed: int, only: Sequence[str]) -> list[Mutant]:
     return [mutant for _, mutant in places[:count]]
 
 
+class Reached:
+    """Which tests reach which lines, as one run of all of them under coverage found it."""
+
+    def __init__(self, folder: Path) -> None:
+        from coverage import CoverageData
+
+        self._data = CoverageData(str(folder / "coverage"))
+        self._data.read()
+        seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
+        self._seconds: dict[str, float] = {name: float(spent) for name, spent in seconds.items()}
+
+    def tests(self, mutant: Mutant) -> tuple[str, ...]:
+        """Return the tests that reach a mutant's line, the quickest first."""
+        file = next((name for name in self._data.measured_files() if name.endswith(f"/{mutant.file}")), None)
+        contexts = self._data.contexts_by_lineno(file).get(mutant.line, []) if file else []
+        names = {context.partition("|")[0] for context in contexts if "::" in context}
+        return tuple(sorted(names, key=lambda name: self._seconds.get(name, 1e9)))
+
+    def seconds(self, test: str) -> float:
+        """Return what a test took."""
+        return self._seconds.get(test, 10.0)
+
+
+def record(folder: Path, marks: str) -> None:
+    """Run all tests under coverage and keep what each reached, and how long it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-m", marks, f"--cov={PACKAGE}",
+               "--cov-context=test", "--cov-report=", f"--junit-xml={report}", "-o", "junit_family=xunit1"]  # fmt: skip
+    environment = {**os.environ, "COVERAGE_FILE": str(folder / "coverage"), "PYTHONPATH": str(ROOT)}
+    if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode != 0:
+        sys.exit("not all tests pass without any change")
+    seconds = {}
+    # Written a moment ago, by pytest.
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314
+        name = f"{case.get('file')}::{case.get('name')}"
+        seconds[name] = float(case.get("time") or 0)
+    (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
 class Copy:
     """A copy of the checkout whose code may be changed; what is only read is linked."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reached: Reached | None = None) -> None:
         self.folder = folder
+        self._reached = reached
         for path in ROOT.iterdir():
             if path.name in {PACKAGE, "tests"}:
                 shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -222,7 +266,11 @@ class Copy:
         Raises:
             SystemExit: the tests fail without any change.
         """
-        tests = chosen(TESTS, mutant.file)
+        tests = self._reached.tests(mutant) if self._reached is not None else ()
+        if self._reached is not None:
+            self._well |= {test: self._reached.seconds(test) for test in tests}
+        if not tests:
+            tests = chosen(TESTS, mutant.file)  # type: ignore[assignment]
         assert isinstance(tests, tuple)
         for test in tests:
             if test not in self._well:
@@ -241,7 +289,10 @@ class Copy:
         return Verdict(mutant, outcome, round(monotonic() - began, 1))
 
     def _outcome(self, tests: tuple[str, ...], marks: str, limit: float) -> str:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks, *tests]
+        # Thousands of tests are more than a command line takes.
+        names = self.folder / "tests-to-run.txt"
+        names.write_text("\n".join(tests) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks, f"@{names}"]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -265,8 +316,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="modules, comma-separated: store/*,executors/*")
     parser.add_argument("--marks", default="not cluster", help="as pytest's -m")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    parser.add_argument("--reached", type=Path, default=Path("mutants-reached"), help="folder of --record")
+    parser.add_argument("--record", action="store_true", help="run all tests once and keep what they reach")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many: to go on with a run")
     parser.add_argument("--list", action="store_true", help="print the mutants and try none")
     asked = parser.parse_args()
+    if asked.record:
+        record(asked.reached, asked.marks)
+        return
     mutants = draw(asked.count, asked.seed, list(filter(None, asked.only.split(","))))
     if asked.list:
         for mutant in mutants:
@@ -274,8 +331,8 @@ def main() -> None:
         return
     verdicts: list[Verdict] = []
     with TemporaryDirectory(prefix="mutants-") as scratch:
-        tried = Copy(Path(scratch))
-        for number, mutant in enumerate(mutants, 1):
+        tried = Copy(Path(scratch), Reached(asked.reached) if asked.reached.is_dir() else None)
+        for number, mutant in enumerate(mutants[asked.skip :], asked.skip + 1):
             verdicts.append(tried.try_out(mutant, asked.marks))
             last = verdicts[-1]
             print(f"{number}/{len(mutants)} {last.outcome} ({last.seconds:.0f} s): {_shown(mutant)}", flush=True)
