@@ -2,10 +2,10 @@
 
 Mutants are drawn over ``longctx_bench/``, more of them where a mistake would lose or falsify results (``WEIGHTS``).
 Each is tried in a copy of the checkout, one after the other: a test must fail, or run into its time limit. Which tests
-are run, ``--record`` finds out first: it runs all of them once and keeps, for each line, those that reach it, the quickest
-first. Without it, and for lines that only other processes reach, they are those of the module (``TESTS``). What survives
-is printed with its place and kept as JSON: each survivor wants a test, or the reason why it changes nothing that anybody
-could see.
+are run, ``--record`` finds out first: it runs all of them once and keeps, for each line, those that reach it, the
+quickest first. Without it, and for lines that only other processes reach, they are those of the module (``TESTS``).
+What survives is printed with its place and kept as JSON: each survivor wants a test, or the reason why it changes
+nothing that anybody could see.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from xml.etree import ElementTree
+
+from coverage import CoverageData
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "longctx_bench"
@@ -210,8 +212,6 @@ class Reached:
     """Which tests reach which lines, as one run of all of them under coverage found it."""
 
     def __init__(self, folder: Path) -> None:
-        from coverage import CoverageData
-
         self._data = CoverageData(str(folder / "coverage"))
         self._data.read()
         seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))

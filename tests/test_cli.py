@@ -220,7 +220,7 @@ MISTAKES = [
     (["--data", "ruler-essays=/no/such", "--engine", "echo", "--length", "512"], "/no/such: no such file or folder"),
     (["--device", "cuda:9"], "torch sees no CUDA device"),
     (["--dtype", "float16"], "'float16' is not one of"),
-    (["--engine", "llama.cpp"], "'llama.cpp' is not one of"),
+    (["--engine", "llama.cpp"], "llama.cpp: choose hf, vllm"),
     (["--out", "/proc/nowhere", "--engine", "echo"], "/proc/nowhere: cannot be written"),
     (["--modle", "x"], "No such option"),
 ]

@@ -163,8 +163,8 @@ def test_a_module_beside_that_is_not_found_is_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "said"),
     [
-        ("./mine.py:Mien", "has no class 'Mien'.*did you mean 'Mine'"),
-        ("./mine.py", r"names no class.*\./mine\.py:CLASS.*Mine"),
+        ("./mine.py:Mien", "has no 'Mien'.*did you mean 'Mine'"),
+        ("./mine.py", r"names nothing in it.*\./mine\.py:NAME.*Mine"),
     ],
 )
 def test_a_class_that_a_file_does_not_have_is_named_without_our_module_names(

@@ -19,6 +19,7 @@ from longctx_bench.errors import UserError
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope import RoPE, YaRN
+from longctx_bench.metrics import metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
@@ -275,7 +276,9 @@ def test_a_sweep_writes_its_examples_once() -> None:
             return [SimpleNamespace(example_id=request.example_id, text=request.example_id) for request in batch]
 
     tasks = Registry().tasks
-    registry = SimpleNamespace(tasks=tasks, benchmark=lambda task: Made())
+    registry = SimpleNamespace(
+        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=metric(task.metric))
+    )
     encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
     goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]
     for n in (3, 3, 6, 6):

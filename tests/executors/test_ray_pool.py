@@ -404,7 +404,7 @@ def test_a_part_that_fails_ends_its_cell_and_what_waits_of_it(
     with monkeypatch.context() as patched:
         patched.setattr(ray_worker.Worker, "batches", noted)
         patched.setattr(ray_worker.Worker, "answer", failing)
-        with pytest.raises(UserError, match="2 cells failed; the first is .*: broken"):
+        with pytest.raises(UserError, match="2 cells failed: the first is .*: broken"):
             there("there", workers=1)
     assert grouped.count("niah") < 4, "a part that waits is not begun"
     assert grouped.count("niah_single_1") == 4
