@@ -18,6 +18,7 @@ from longctx_bench.cli.data import data_group, examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
+from longctx_bench.cli.lm_eval import lm_eval_command
 from longctx_bench.cli.migrate import migrate_command
 from longctx_bench.cli.output import say
 from longctx_bench.cli.parity import parity_command
@@ -55,6 +56,7 @@ cli.add_command(probe_group)
 cli.add_command(parity_command)
 cli.add_command(check_command)
 cli.add_command(migrate_command)
+cli.add_command(lm_eval_command)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Our methods as an lm-eval model: ``lm_eval --model longctx --model_args method=drope,base=tiny``."""
+"""Our methods as an lm-eval model: ``longctx-bench lm-eval --model longctx --model_args method=drope,base=tiny``."""
 
 from __future__ import annotations
 
