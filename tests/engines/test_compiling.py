@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,13 @@ def test_only_the_transformers_engine_compiles(name: str) -> None:
     engine = make_engine("hf", device="cpu", compiled=True)
     assert isinstance(engine, HFEngine)
     assert engine.describe()["compiled"] is True
+
+
+def test_a_model_is_compiled_when_it_is_asked_for(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr("longctx_bench.engines.hf.compile_layers", compiled.append)
+    HFEngine("cpu", "float32").load(tiny_folder)
+    assert not compiled
+    engine = HFEngine("cpu", "float32", compiled=True)
+    engine.load(tiny_folder)
+    assert compiled == [engine._model]
