@@ -22,8 +22,6 @@ _MOST_TEXT = 1 << 22
 """Characters of all sentences that are remembered."""
 
 _CUT = re.compile(r"(?<=\S) ")
-_PASSING = re.compile("[0-9-]").search
-"""Finds what keys and values are made of, and little else: numbers, uuids and pairs of words, new in every example."""
 
 Tokens = tuple[int, ...]
 
@@ -76,11 +74,7 @@ class Chunks:
                 ids += fresh[sentence]
             else:
                 ids.append(known[sentence])
-        kept = {
-            sentence: _joined(words)
-            for sentence, words in fresh.items()
-            if len(sentence) <= _LINE and not _PASSING(sentence)
-        }
+        kept = {sentence: _joined(words) for sentence, words in fresh.items() if len(sentence) <= _LINE}
         self._held += sum(map(len, kept))
         if self._held > _MOST_TEXT:
             self._sentences, self._held = {}, 0
@@ -103,7 +97,7 @@ class Chunks:
         read = iter(self._by_pieces([*(f" {word}" for word in missing), *begin]))
         fresh = dict(zip(missing, read, strict=False))
         begun = dict(zip(begin, read, strict=True))
-        self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _lasting(word)))
+        self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _whole(word)))
         found = _found(rows, known, fresh)
         return [[begun[opening], *words] for opening, words in zip(openings, found, strict=True)]
 
@@ -144,11 +138,6 @@ def _sentences(text: str) -> Iterator[str]:
 def _whole(text: str) -> bool:
     """Tell whether white space behind a text is a place to cut."""
     return bool(text) and not text[-1].isspace()
-
-
-def _lasting(word: str) -> bool:
-    """Tell whether a word is worth to be remembered, and is one wherever it stands."""
-    return _whole(word) and not _PASSING(word)
 
 
 def _joined(parts: Iterable[Tokens]) -> Tokens:

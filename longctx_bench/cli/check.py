@@ -15,9 +15,9 @@ from longctx_bench.cli.output import say
 from longctx_bench.errors import UserError, near_miss
 
 if TYPE_CHECKING:
+    from longctx_bench.models.variant import ModelVariant
     from longctx_bench.probes.contract import Checked
     from longctx_bench.registry import Registry
-from longctx_bench.models.variant import ModelVariant
 
 
 @click.command("check")

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import put_list, put_records, rows_option, say
-from longctx_bench.methods import METHODS
 
 if TYPE_CHECKING:
     from longctx_bench.specs import MethodSpec
@@ -91,6 +89,8 @@ def _suites(registry: Any) -> dict[str, str]:
 
     A group that only picks from others (``longbench_en``, ``niah_multi``) is no suite.
     """
+    from longctx_bench.benchmarks import BENCHMARKS
+
     largest: dict[str, str] = {}
     for group, members in sorted(registry.groups.items(), key=lambda item: len(item[1])):
         largest |= dict.fromkeys((name for name in members if name in registry.tasks), group)
@@ -167,6 +167,8 @@ def _docstring(spec: MethodSpec) -> str:
 
     An installed package's entry point names a class and has no place for a description.
     """
+    from longctx_bench.methods import METHODS
+
     location = METHODS.location(spec.use)
     module, _, name = location.partition(":")
     try:

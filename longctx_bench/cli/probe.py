@@ -13,8 +13,8 @@ from longctx_bench.errors import UserError
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
+    from longctx_bench.models.variant import ModelVariant
     from longctx_bench.registry import Registry
-from longctx_bench.models.variant import ModelVariant
 
 _OUT = click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
