@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
 
-from longctx_bench.code_identity import Code, code_of_object
+from longctx_bench.code_identity import code_of_object
 from longctx_bench.errors import UserError, near_miss
-from longctx_bench.plugins import load_object
+from longctx_bench.plugins import LoadedObject, load_object
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class Found(NamedTuple):
-    """An object of a registry."""
-
-    value: Any
-    code: Code | None
-    """Its source; None for what ships."""
 
 
 class Extensions(Generic[T]):
@@ -66,7 +59,7 @@ class Extensions(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self.shipped or name in self._registered or name in self._installed
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> LoadedObject:
         """Return the object of a name and, unless it ships, its source.
 
         Raises:
@@ -74,13 +67,24 @@ class Extensions(Generic[T]):
         """
         if name in self.shipped:
             value = self.shipped[name]
-            return Found(load_object(value, self.kind, None).value if isinstance(value, str) else value, None)
+            return load_object(value, self.kind, None) if isinstance(value, str) else LoadedObject(value, None)
         if name in self._registered:
-            return Found(self._registered[name], code_of_object(self._registered[name]))
+            return LoadedObject(self._registered[name], code_of_object(self._registered[name]))
         if name in self._installed:
-            loaded = load_object(self._installed[name], f"{self.kind} '{name}'", None)
-            return Found(loaded.value, loaded.code)
+            return load_object(self._installed[name], f"{self.kind} '{name}'", None)
         raise UserError(f"unknown {self.kind} '{name}'{near_miss(name, self.names())}")
+
+    def resolve(self, use: str, where: str, folder: Path | None) -> LoadedObject:
+        """Return what a YAML names: a name that is known here, ``package.module:name`` or ``./file.py:name``.
+
+        Arguments and errors as :func:`longctx_bench.plugins.load_object`.
+        """
+        if ":" in use or use.endswith(".py"):
+            return load_object(use, where, folder)
+        try:
+            return self.find(use)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def location(self, name: str) -> str:
         """Return ``package.module:name`` of what ships or is installed under a name; anything else as it is."""

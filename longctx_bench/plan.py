@@ -78,7 +78,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
     for task in spec.tasks:
         kind = benchmarks[task.name].kind
         if kind != "lm_eval":
-            scorings[task.name] = registry.metric(task)
+            scorings[task.name] = registry.load_metric(task)
         if kind != "lm_eval" and (scorings[task.name].metric.name == "token_loss") != (kind == "loss"):
             raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:

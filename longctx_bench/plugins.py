@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from longctx_bench.code_identity import Code, code_of_file, code_of_module, is_own
 from longctx_bench.errors import UserError, near_miss
-
-C = TypeVar("C")
 
 
 class LoadedObject(NamedTuple):
@@ -27,41 +25,24 @@ class LoadedObject(NamedTuple):
     """Its source; None for what is this package's own."""
 
 
-class Loaded(NamedTuple, Generic[C]):
-    """A class that a spec points at."""
-
-    kind: type[C]
-    code: Code | None
-    """Its source; None for this package's own classes."""
-
-
 _CODE: dict[str, Code] = {}
 """By module name, of modules that Python keeps: an edit after they were imported is not what runs."""
 
 
-def load(use: str, kind: type[C], where: str, folder: Path | None) -> Loaded[C]:
-    """Return the class that a spec points at, and the source that it was made from.
+def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
+    """Return what a spec points at, and the source that it was made from.
 
     A file may import what lies beside it by ``from .other import name``; other folders' modules of the same name are
     other ones.
 
     Args:
-        use: ``package.module:Class``, or ``./file.py:Class`` relative to ``folder``.
-        kind: what it must be a subclass of.
+        use: ``package.module:name``, or ``./file.py:name`` relative to ``folder``.
         where: names the spec in the error.
         folder: of the YAML that holds the spec; without one, no file is loaded.
 
     Raises:
-        UserError: it cannot be imported, whatever the code raises, or is no subclass of ``kind``.
+        UserError: it cannot be imported, whatever the code raises, or has nothing of that name.
     """
-    loaded = load_object(use, f"{where}: use", folder)
-    if not (isinstance(loaded.value, type) and issubclass(loaded.value, kind)):
-        raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-    return Loaded(loaded.value, loaded.code)
-
-
-def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
-    """Return what ``package.module:name`` or ``./file.py:name`` is; arguments and errors as :func:`load`."""
     module_name, _, name = use.partition(":")
     try:
         named_by_file = module_name.endswith(".py")

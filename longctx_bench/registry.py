@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.benchmarks.base import Benchmark
@@ -24,7 +24,6 @@ from longctx_bench.metrics import METRICS, Metric, as_metric
 from longctx_bench.models.metadata import fits
 from longctx_bench.models.unregistered import unlisted
 from longctx_bench.models.variant import ModelVariant
-from longctx_bench.plugins import Loaded, load, load_object
 from longctx_bench.specs import (
     DataSpec,
     Groups,
@@ -42,6 +41,14 @@ C = TypeVar("C", Method, Benchmark)
 
 ALL = 1_000_000_000
 """Examples asked for where a task's own data decide how many there are."""
+
+
+class Loaded(NamedTuple, Generic[C]):
+    """A class that a spec names."""
+
+    kind: type[C]
+    code: Code | None
+    """Its source; None for this package's own classes."""
 
 
 class Scoring(NamedTuple):
@@ -73,6 +80,7 @@ class Registry:
         self.sources: dict[str, DataSpec] = {}
         self._folders: dict[str, Path] = {}
         self._benchmarks: dict[str, Loaded[Benchmark]] = {}
+        self._scorings: dict[str, Scoring] = {}
         for folder in (shipped_folder("baselines"), *self.baselines):
             self._read_baselines(_existing(folder, "--baselines"))
         self._read_plugins()
@@ -259,11 +267,16 @@ class Registry:
         Raises:
             UserError: there is none of that name, or it cannot be loaded.
         """
-        if ":" not in task.metric:
-            found = METRICS.find(task.metric)
-            return Scoring(as_metric(found.value, task.metric), found.code)
-        loaded = load_object(task.metric, f"task {task.name}: metric", self._folders.get(f"task:{task.name}"))
-        return Scoring(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
+        if task.name not in self._scorings:
+            self.load_metric(task)
+        return self._scorings[task.name]
+
+    def load_metric(self, task: TaskSpec) -> Scoring:
+        """Load a task's metric anew, for all that :meth:`metric` returns from then on; errors as there."""
+        where, folder = f"task {task.name}: metric", self._folders.get(f"task:{task.name}")
+        loaded = METRICS.resolve(task.metric, where, folder)
+        self._scorings[task.name] = Scoring(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
+        return self._scorings[task.name]
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -314,12 +327,7 @@ def _component(known: Extensions[type[C]], use: str, kind: type[C], where: str, 
     Raises:
         UserError: there is none, or it is no subclass of ``kind``.
     """
-    if ":" in use:
-        return load(use, kind, where, folder)
-    try:
-        found = known.find(use)
-    except UserError as error:
-        raise UserError(f"{where}: use: {error}") from error
+    found = known.resolve(use, f"{where}: use", folder)
     if not (isinstance(found.value, type) and issubclass(found.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
     return Loaded(found.value, found.code)

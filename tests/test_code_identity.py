@@ -16,9 +16,8 @@ from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.errors import UserError
 from longctx_bench.executors.parcels import pack, parts, unpack
 from longctx_bench.executors.ray_worker import Failure, Order, Worker
-from longctx_bench.methods.base import Method
 from longctx_bench.plan import PlannedCell, RunSpec, plan
-from longctx_bench.plugins import load
+from longctx_bench.plugins import load_object
 from longctx_bench.records import Request
 from longctx_bench.registry import Registry
 from longctx_bench.store.run_store import ResultStore
@@ -157,7 +156,7 @@ def test_a_module_beside_that_is_not_found_is_explained(tmp_path: Path) -> None:
     (tmp_path / "lies_beside.py").write_text("")
     (tmp_path / "mine.py").write_text("import lies_beside\n")
     with pytest.raises(UserError, match=r"from \.lies_beside import"):
-        load("./mine.py:Mine", Method, "mine", tmp_path)  # type: ignore[type-abstract]
+        load_object("./mine.py:Mine", "mine: use", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ def test_a_class_that_a_file_does_not_have_is_named_without_our_module_names(
 ) -> None:
     (tmp_path / "mine.py").write_text("from longctx_bench.methods.rope import PI\nclass Mine(PI):\n    pass\n")
     with pytest.raises(UserError, match=said) as raised:
-        load(use, Method, "mine", tmp_path)  # type: ignore[type-abstract]
+        load_object(use, "mine: use", tmp_path)
     assert "longctx_bench_plugin" not in str(raised.value)
 
 
@@ -251,7 +250,7 @@ def test_a_module_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_has_no_source_is_refused() -> None:
     with pytest.raises(UserError, match="has no source file"):
-        load("sys:Class", Method, "mine", None)  # type: ignore[type-abstract]
+        load_object("sys:Class", "mine: use", None)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,17 @@ def test_a_function_beside_a_tasks_yaml_is_its_metric(tmp_path: Path, essays: Pa
     assert list((tmp_path / "out" / "superseded").rglob("cell.json"))
 
 
+def test_a_run_is_scored_by_the_code_that_its_cells_name(tmp_path: Path, essays: Path) -> None:
+    folder = tasks_with(tmp_path / "tasks", "./scores.py:half", HALF)
+    registry = Registry(task_folders=[folder], local_data={"ruler-essays": essays})
+    task = registry.tasks["mine"]
+    planned = registry.load_metric(task)
+    (folder / "scores.py").write_text(HALF.replace("0.5", "0.25"))
+    assert registry.metric(task) is planned, "an edit while it runs is not what is measured"
+    assert registry.load_metric(task).code != planned.code
+    assert registry.metric(task).metric.score("", [""]) == 0.25
+
+
 def test_a_metric_that_is_no_rate_has_its_direction_and_unit(tmp_path: Path, essays: Path, call: Call) -> None:
     source = (
         "from longctx_bench.metrics import Metric\n\n"

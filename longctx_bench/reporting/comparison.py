@@ -159,7 +159,7 @@ def _why(a: CellSummary, b: CellSummary) -> str:
         reasons.append(f"different seeds ({left.seed} and {right.seed})")
     if a.cell.model != b.cell.model:
         reasons.append(f"different base models ({a.cell.model} and {b.cell.model}), perhaps with different tokenizers")
-    if left.task != right.task:
+    if left.task.as_measured() != right.task.as_measured():
         reasons.append("different versions of the task")
     if left.chat_template != right.chat_template:
         reasons.append("a chat template for one of them only")

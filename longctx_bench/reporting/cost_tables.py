@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 
 from longctx_bench.files import safe_name, shipped_folder
 from longctx_bench.records import NATURAL
@@ -52,14 +53,6 @@ def _device(summary: CellSummary) -> str:
     return str((summary.result.engine or {}).get("device", ""))
 
 
-def _seconds(summary: CellSummary) -> float | None:
-    return summary.result.seconds
-
-
-def _tokens(kind: str) -> Callable[[CellSummary], int | None]:
-    return lambda summary: getattr(summary.result, kind)
-
-
 def _three_digits(value: float) -> str:
     """Round to three digits, as timings repeat no better."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -67,9 +60,9 @@ def _three_digits(value: float) -> str:
 
 _COLUMNS: tuple[tuple[str, str, Callable[[CellSummary], float | None], Callable[[float], str]], ...] = (
     ("examples/s", "examples_per_second", examples_a_second, _three_digits),
-    ("wall time (s)", "seconds", _seconds, _three_digits),
-    ("prompt tokens", "prompt_tokens", _tokens("prompt_tokens"), lambda value: f"{value:,}"),
-    ("new tokens", "new_tokens", _tokens("new_tokens"), lambda value: f"{value:,}"),
+    ("wall time (s)", "seconds", attrgetter("result.seconds"), _three_digits),
+    ("prompt tokens", "prompt_tokens", attrgetter("result.prompt_tokens"), lambda value: f"{value:,}"),
+    ("new tokens", "new_tokens", attrgetter("result.new_tokens"), lambda value: f"{value:,}"),
     ("peak memory (GiB)", "peak_memory", peak_memory, lambda value: _three_digits(value / 2**30)),
     ("training tokens (M)", "training_tokens", training_tokens, lambda value: f"{value / 1e6:,.0f}"),
 )

@@ -23,7 +23,6 @@ from longctx_bench.reporting.table_parts import (
     tokens_name,
     unit_of,
 )
-from longctx_bench.store.schema import TaskRecord, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,7 +134,7 @@ def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]
 def _versions(cells: Sequence[CellSummary]) -> list[str]:
     """Name the cells of one task that another version of its spec or other data made."""
     notes = []
-    specs = [_canonical(_as_measured(summary.result.spec.task)) for summary in cells]
+    specs = [_canonical(summary.result.spec.task.as_measured()) for summary in cells]
     found = Counter(specs)
     usual = found.most_common(1)[0][0]
     for other in sorted(set(found) - {usual}):
@@ -167,11 +166,6 @@ def _parity(cells: Sequence[CellSummary]) -> list[str]:
         ]
         notes.append(f"to certify them: {listed(commands)}, --out being this folder")
     return notes
-
-
-def _as_measured(task: TaskRecord) -> dict[str, Any]:
-    """Return a task without what may differ between two versions of the code that measure the same."""
-    return {name: value for name, value in plain(task).items() if name not in {"use", "grid"}}
 
 
 def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:

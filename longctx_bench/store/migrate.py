@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -47,15 +48,9 @@ def migrate(folder: Path, note: Callable[[str], None]) -> Migration:
         store = ResultStore(run)
         with store.locked():
             for path in (cell / name for cell in store.folders() for name in ("cell.json", "started.json")):
-                refuse_links(run, path)
-                _migrate_file(path, done, note)
+                _rewrite(run, path, _upgraded_cell, done, note)
             for path in sorted((run / "parity").glob("*.json")):
-                refuse_links(run, path)
-                before = read_object(path) or {}
-                after = upgraded_certificate(before)
-                if after is not before:
-                    write_json(path, after)
-                _count(done, after is not before)
+                _rewrite(run, path, upgraded_certificate, done, note)
     if done == Migration():
         raise UserError(f"{folder}: holds no results; name the folder that a run wrote")
     return done
@@ -68,27 +63,35 @@ def _runs_below(folder: Path) -> list[Path]:
     return sorted(path for path in found if "superseded" not in path.relative_to(folder).parts)
 
 
-def _migrate_file(path: Path, done: Migration, note: Callable[[str], None]) -> None:
+def _upgraded_cell(values: dict[str, Any]) -> Mapping[str, Any]:
+    after = upgraded(values)
+    # What the types refuse is no cell of any version, and left alone.
+    parse_spec(after)
+    return after
+
+
+def _rewrite(
+    run: Path,
+    path: Path,
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]],
+    done: Migration,
+    note: Callable[[str], None],
+) -> None:
+    """Write a file as this version would, unless it is so already; ``upgrade`` then returns what it was given."""
+    refuse_links(run, path)
     try:
         before = read_object(path)
-        if before is None:
-            return
-        after = upgraded(before)
-        parse_spec(after)
+        after = None if before is None else upgrade(before)
     except UserError as error:
         note(str(error))
+        done.failed += 1
+        return
     except (UnsupportedVersionError, msgspec.ValidationError) as error:
         note(f"{path}: {error}")
-    else:
-        if after is not before:
-            write_json(path, after)
-        _count(done, after is not before)
+        done.failed += 1
         return
-    done.failed += 1
-
-
-def _count(done: Migration, rewritten: bool) -> None:
-    if rewritten:
-        done.rewritten += 1
+    if after is before:
+        done.current += before is not None
     else:
-        done.current += 1
+        write_json(path, after)
+        done.rewritten += 1

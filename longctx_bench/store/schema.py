@@ -78,6 +78,10 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The parameter that says how many depths the needle takes in turn, where the benchmark has one."""
     params: dict[str, Any] | None = {}
 
+    def as_measured(self) -> dict[str, Any]:
+        """Return it without what two versions of the code may say differently of the same measurement."""
+        return {name: value for name, value in plain(self).items() if name not in {"use", "grid"}}
+
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a cell's numbers depend on but the number of examples: a larger limit adds to a cell."""
