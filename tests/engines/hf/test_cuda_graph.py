@@ -137,7 +137,7 @@ def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_f
 
 def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = SimpleNamespace(IMPLEMENTATION="longctx_bench_one_query", one_query_attention=lambda *_: None)
-    monkeypatch.setattr(cuda_graph, "one_query", kernel)
+    monkeypatch.setattr(cuda_graph, "flash_decoding", kernel)
     own: Any = SimpleNamespace(
         config=SimpleNamespace(_attn_implementation="sdpa"),
         device=torch.device("cuda"),
@@ -149,7 +149,7 @@ def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch
     with one_query_apart(own):
         assert own.config._attn_implementation == "longctx_bench_one_query"
     assert own.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(cuda_graph, "one_query", None)
+    monkeypatch.setattr(cuda_graph, "flash_decoding", None)
     with one_query_apart(own):
         assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
 
