@@ -19,8 +19,9 @@ test: .venv/.installed-dev lint
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest -q tests/engines/test_vllm.py tests/engines/test_vllm_server.py tests/engines/test_one_query.py \
-	  tests/engines/test_rotation.py tests/test_parity.py
+	.venv-vllm/bin/python -m pytest -q tests/engines/vllm_backend/test_vllm_engine.py \
+	  tests/engines/vllm_backend/test_vllm_server.py tests/engines/hf/kernels/test_flash_decoding.py \
+	  tests/engines/hf/test_fused_rope.py tests/analysis/parity/test_parity.py
 
 # The tests with the lowest and the newest versions that pyproject.toml allows together, as uv resolves them. Torch for the
 # CPU alone: UV_TORCH_BACKEND=cpu. The stubs and linters are not what is tested, so `make lint` is no part of it.
@@ -58,17 +59,17 @@ browser:
 # Timings, as ratios measured in one run; see README.
 benchmarks: .venv/.installed-dev
 	rm -f $(RATIOS)
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.grid --length 8192 --batch-sizes 1
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.decoding --examples 2
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.decoding --model rope-smollm --length 2048 --dtype bfloat16 --examples 2
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.likelihood
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.ceiling
-	OMP_NUM_THREADS=1 LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.cluster
-	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m longctx_bench.speed.generation
-	$(BIN)/python -m longctx_bench.speed.ratios $(RATIOS)
-	$(BIN)/python -m longctx_bench.reporting.speed
-	-$(BIN)/python -m longctx_bench.reporting.page.opening
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.niah_vs_lm_eval
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.niah_vs_lm_eval --length 8192 --batch-sizes 1
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.decoding_throughput --examples 2
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.decoding_throughput --model rope-smollm --length 2048 --dtype bfloat16 --examples 2
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.loglikelihood_vs_lm_eval
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.roofline
+	OMP_NUM_THREADS=1 LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.ray_scaling
+	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.ruler_prompt_generation
+	$(BIN)/python -m bench.results $(RATIOS)
+	$(BIN)/python -m bench.report_speed
+	-$(BIN)/python -m bench.page_load
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -92,12 +93,12 @@ audit:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-vllm/.installed: pyproject.toml requirements-vllm.txt tests/vllm_metadata.py
+.venv-vllm/.installed: pyproject.toml requirements-vllm.txt tests/helpers/vllm_metadata.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.txt
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
-	.venv-vllm/bin/python tests/vllm_metadata.py
+	.venv-vllm/bin/python tests/helpers/vllm_metadata.py
 	touch $@
 
 clean:

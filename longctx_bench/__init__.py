@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longctx_bench.api import compare, figures, report, run
-    from longctx_bench.api_models import calibrate, export, load
+    from longctx_bench.api.experiments import compare, figures, report, run
+    from longctx_bench.api.models import calibrate, export, load
 
     __version__: str
 
@@ -20,13 +20,13 @@ _OF_A_MODEL = frozenset(("calibrate", "export", "load"))
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line does not pay for what it does not use.
     if name == "__version__":
-        from longctx_bench.provenance import package_version
+        from longctx_bench.core.provenance import package_version
 
         return package_version()
     if name in __all__:
-        from longctx_bench import api, api_models
+        from longctx_bench.api import experiments, models
 
-        return getattr(api_models if name in _OF_A_MODEL else api, name)
+        return getattr(models if name in _OF_A_MODEL else experiments, name)
     raise AttributeError(f"module 'longctx_bench' has no attribute '{name}'")
 
 

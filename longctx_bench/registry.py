@@ -12,19 +12,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.benchmarks.lm_eval import PREFIX
-from longctx_bench.code_identity import Code
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.extensions import Extensions
-from longctx_bench.files import shipped_folder
-from longctx_bench.methods import METHODS
-from longctx_bench.methods.base import Method
-from longctx_bench.methods.exported import Exported
-from longctx_bench.metrics import METRICS, Metric, as_metric
-from longctx_bench.models.metadata import fits
-from longctx_bench.models.unregistered import unlisted
-from longctx_bench.models.variant import ModelVariant
-from longctx_bench.specs import (
+from longctx_bench.benchmarks.lm_eval_task import PREFIX
+from longctx_bench.core.code_digest import Code
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.io import shipped_folder
+from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.specs import (
     DataSpec,
     Groups,
     MethodSpec,
@@ -36,6 +29,13 @@ from longctx_bench.specs import (
     read_yaml,
     validate,
 )
+from longctx_bench.methods import METHODS
+from longctx_bench.methods.base import Method
+from longctx_bench.methods.exported_checkpoint import Exported
+from longctx_bench.metrics import METRICS, Metric, as_metric
+from longctx_bench.models.metadata import fits
+from longctx_bench.models.unregistered import unlisted
+from longctx_bench.models.variant import ModelVariant
 
 C = TypeVar("C", Method, Benchmark)
 

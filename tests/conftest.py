@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny_models import make_model, make_tokenizer
 from hypothesis import settings
-from made_models import make_model, make_tokenizer
 
 # Test processes share two cores: threads that wait for each other make each of them slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,7 +47,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_folder: Path) -> Any:
     """The encoder of the tiny model."""
-    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.models.checkpoint import load_tokenizer
 
     return PromptEncoder(load_tokenizer(tiny_folder))
@@ -65,7 +65,7 @@ def smollm2_folder() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_encoder(smollm2_folder: Path) -> Any:
     """The encoder of SmolLM2's tokenizer: byte-level BPE, digits split, no BOS."""
-    from longctx_bench.benchmarks.encoder import PromptEncoder
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.models.checkpoint import load_tokenizer
 
     return PromptEncoder(load_tokenizer(smollm2_folder))
@@ -76,9 +76,9 @@ def mistral_encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The encoder of Mistral's first tokenizer (sentencepiece, with BOS), out of the wheel mistral-common."""
     from transformers import LlamaTokenizer
 
-    from longctx_bench.benchmarks.encoder import PromptEncoder
-    from longctx_bench.data import fetch
-    from longctx_bench.specs import WheelSource
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+    from longctx_bench.core.sources import fetch
+    from longctx_bench.core.specs import WheelSource
 
     model = fetch(
         WheelSource(

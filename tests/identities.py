@@ -18,15 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.data import digest
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sources import digest
+from longctx_bench.core.specs import PathSource
+from longctx_bench.core.types import NATURAL, Example
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.errors import UserError
 from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
-from longctx_bench.plan import RunSpec, plan
-from longctx_bench.records import NATURAL, Example
 from longctx_bench.registry import Registry
-from longctx_bench.specs import PathSource
+from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.store.run_store import ResultStore
 
 PINNED = Path(__file__).with_name("identities.json")

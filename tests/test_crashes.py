@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_states import Recorder, State, recorded
+from helpers.crash_states import Recorder, State, recorded
 from safetensors.torch import load_file, save_file
 
 from longctx_bench import run
-from longctx_bench.cache import damage
+from longctx_bench.core.file_cache import damage
+from longctx_bench.core.io import append, replacing
+from longctx_bench.core.specs import PathSource
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.files import append, replacing
 from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.registry import Registry
-from longctx_bench.specs import PathSource
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.training import loop, run_state
-from longctx_bench.training.pack import pack
+from longctx_bench.training import checkpointing, trainer
+from longctx_bench.training.quantize_delta import pack
 
 STATES = int(os.environ.get("LONGCTX_BENCH_CRASH_STATES", "120"))
 """Of each test, drawn from all that there are; a number beyond them takes all."""
@@ -240,14 +240,14 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
     pytest.importorskip("accelerate")
     from longctx_bench.training.train import train
 
-    monkeypatch.setattr("longctx_bench.training.loop.matmul_rate", lambda device: 1e12)
-    monkeypatch.setattr("longctx_bench.training.loop.draw", lambda *_: None)
+    monkeypatch.setattr("longctx_bench.training.trainer.matmul_rate", lambda device: 1e12)
+    monkeypatch.setattr("longctx_bench.training.trainer.draw", lambda *_: None)
     top = tmp_path / "top"
     top.mkdir()
     monkeypatch.setenv("LONGCTX_BENCH_CACHE", str(top / "cache"))
     shutil.copyfile(essays, tmp_path / "text.txt")
     (tmp_path / "small.yaml").write_text(json.dumps(RECIPE | {"corpus": str(tmp_path)}))
-    save = run_state.save
+    save = checkpointing.save
 
     with recorded(top) as recorder, monkeypatch.context() as patch:
 
@@ -255,18 +255,18 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
             save(out, step, *rest)
             recorder.note(step)
 
-        patch.setattr(run_state, "save", saved)
+        patch.setattr(checkpointing, "save", saved)
         train(tmp_path / "small.yaml", top / "out")
         recorder.note(RECIPE["tokens"] // 64)
     expected = (top / "out/model.safetensors").read_bytes()
     steps: list[int] = []
-    one_step = loop.Run._one_step
+    one_step = trainer.Run._one_step
 
     def counted(self: Any, inputs: Any) -> Any:
         steps.append(self.step)
         return one_step(self, inputs)
 
-    monkeypatch.setattr(loop.Run, "_one_step", counted)
+    monkeypatch.setattr(trainer.Run, "_one_step", counted)
     # A training takes longer than a run.
     for number, state in enumerate(drawn(recorder, STATES // 3)):
         again = state.write(tmp_path / f"crash-{number}")

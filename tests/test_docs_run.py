@@ -1,4 +1,4 @@
-"""Every block of commands, Python and YAML in the documentation is run, or says why not (tests/document_blocks.py)."""
+"""Every block of commands, Python and YAML in the documentation is run, or says why not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_blocks import ROOT, Block, blocks
+from helpers.document_blocks import ROOT, Block, blocks
 
 DOCUMENTS = (
     "README.md",

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_models import make_model
+from helpers.tiny_models import make_model
 
 from longctx_bench import run
-from longctx_bench.engines.decoding import Decoder
+from longctx_bench.core.errors import UserError
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.errors import UserError
+from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.store.run_store import ResultStore
 
 TASKS = "niah_single_1,niah_single_2"
@@ -218,7 +218,7 @@ def test_a_memory_that_is_full_while_prompts_are_made(
 ROOM = """
 import resource
 import psutil
-from longctx_bench.engines.hf import HFEngine
+from longctx_bench.engines.hf.engine import HFEngine
 load = HFEngine.load
 def limited(self, folder):
     load(self, folder)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from identities import MIB, PINNED, big_file, found
 
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.data import digest
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.core.sources import digest
+from longctx_bench.core.specs import PathSource
+from longctx_bench.core.types import Cell
 from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
-from longctx_bench.records import Cell
 from longctx_bench.registry import Registry
-from longctx_bench.specs import PathSource
 from longctx_bench.store.cell_folders import cell_parts
 from longctx_bench.store.schema import parse_result, parse_spec
 

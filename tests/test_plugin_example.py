@@ -68,7 +68,7 @@ def test_an_installed_package_offers_a_method(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: longctx-third-party\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[longctx_bench.methods]\nthird = longctx_third_party:Third\n")
     (tmp_path / "longctx_third_party.py").write_text(
-        "from longctx_bench.methods.rope import PI\n\n\nclass Third(PI):\n    pass\n"
+        "from longctx_bench.methods.rope_scaling import PI\n\n\nclass Third(PI):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     variant = Registry().variant(f"third:{tiny_folder}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.registry import ALL, Registry
 
 OWN = """

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import longctx_bench
-import longctx_bench.methods.checkpoint_format  # the DroPE model type
-from longctx_bench.data import embedded_folder
+import longctx_bench.methods.modeling_drope  # the DroPE model type
+from longctx_bench.core.sources import embedded_folder
 from longctx_bench.methods.alibi import slopes
 from longctx_bench.registry import Registry
 

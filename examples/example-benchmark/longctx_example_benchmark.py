@@ -8,8 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from longctx_bench.benchmarks.base import DoesNotFit, IndexedBenchmark, example_id
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.records import Example
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.core.types import Example
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 TASK = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it."

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import Spec
+from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines.base import DeviceOptions, Settled
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.errors import UserError
 from longctx_bench.models.variant import ModelUnderTest
-from longctx_bench.records import Generation, Request
-from longctx_bench.specs import Spec
 
 
 class RecordedOptions(DeviceOptions):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from longctx_bench.errors import UserError
-from longctx_bench.reporting.figures.kinds import Figures, Material
+from longctx_bench.core.errors import UserError
+from longctx_bench.reporting.figures.registry import Figures, Material
 
 
 def draw(material: Material) -> Figures:

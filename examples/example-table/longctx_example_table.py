@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.reporting.tables import Entry, Table
+from longctx_bench.reporting.results import CellSummary
+from longctx_bench.reporting.tables.base import Entry, Table
 
 
 def worst(cells: Sequence[CellSummary]) -> list[Table]:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.errors import DoesNotFit
-from longctx_bench.records import Example
-from longctx_bench.specs import Component
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.core.errors import DoesNotFit
+from longctx_bench.core.specs import Component
+from longctx_bench.core.types import Example
 
 __all__ = ["Benchmark", "DoesNotFit", "IndexedBenchmark", "example_id"]
 
@@ -20,7 +20,7 @@ class Benchmark(Component, ABC):
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "generate"
     """What is scored: the model's continuation, how well it predicts the text itself, or what lm-eval makes of it."""
     natural: ClassVar[bool] = False
-    """True when the task has documents of its own, which length :data:`~longctx_bench.records.NATURAL` keeps whole."""
+    """True when the task has documents of its own, which :data:`~longctx_bench.core.types.NATURAL` keeps whole."""
 
     grid: ClassVar[str | None] = None
     """The parameter that is the number of depths, if a task may put one needle in turn at each of them: heatmaps."""

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 _SECONDS = 60.0
 """Till an answer is no longer waited for; the process ends itself sooner, by its own time."""
-_PROGRAM = Path(__file__).with_name("template_process.py")
+_PROGRAM = Path(__file__).with_name("chat_template_subprocess.py")
 
 
 class ChatTemplate:

@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from longctx_bench.benchmarks import wording
 from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.errors import UserError
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.benchmarks.ruler import prompt_templates
+from longctx_bench.core.errors import UserError
 
 WINDOW = 64
 """A prompt lies in (L - WINDOW, L] tokens, reserved new tokens and BOS included."""
@@ -91,7 +91,7 @@ def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:
 
 def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
     """Return sentences of the noise haystack that take at most ``tokens`` tokens, each on a line of its own."""
-    phrases = sentences(wording.NOISE)
+    phrases = sentences(prompt_templates.NOISE)
     sizes = [encoder.size(phrase + "\n") for phrase in phrases]
     taken: list[str] = []
     while tokens >= sizes[len(taken) % len(phrases)]:

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
-from longctx_bench.benchmarks.encoder import PromptEncoder
-from longctx_bench.data import fetch
-from longctx_bench.documents import TEXT_SUFFIXES, documents_of_file, text_suffix
-from longctx_bench.errors import UserError
-from longctx_bench.records import Example
-from longctx_bench.specs import Source
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sources import fetch
+from longctx_bench.core.specs import Source
+from longctx_bench.core.text_files import TEXT_SUFFIXES, documents_of_file, text_suffix
+from longctx_bench.core.types import Example
 
 _CHARACTERS = 12
 """A token is at most about so many characters on average: no more of a document need be tokenised."""

@@ -12,11 +12,11 @@ import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import say
-from longctx_bench.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, near_miss
 
 if TYPE_CHECKING:
+    from longctx_bench.analysis.probes.method_contract import Checked
     from longctx_bench.models.variant import ModelVariant
-    from longctx_bench.probes.contract import Checked
     from longctx_bench.registry import Registry
 
 
@@ -51,7 +51,7 @@ def check_command(
     registry = make_registry(**options)  # type: ignore[arg-type]
     variant = _variant(registry, method, base)
 
-    from longctx_bench.probes.contract import check_method
+    from longctx_bench.analysis.probes.method_contract import check_method
 
     found = check_method(variant, device, prompt_tokens)
     if form == "json":

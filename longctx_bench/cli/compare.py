@@ -31,8 +31,8 @@ def compare_command(
     Each cell: difference with its 95 % interval, exact McNemar or permutation test, Holm correction over the table,
     examples won, tied and lost. Examples without an identical counterpart are left out and named on standard error.
     """
-    from longctx_bench.reporting.chosen import compare_chosen
-    from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.comparison_selection import compare_chosen
+    from longctx_bench.reporting.results import read_cells
 
     results = read_cells(folder)
     require_finished(results, folder)
@@ -48,8 +48,8 @@ def compare_command(
 
 
 def _show(comparison: Comparison, form: str, out: Path | None) -> None:
-    from longctx_bench.reporting.comparison_tables import comparison_tables, exact_table
-    from longctx_bench.reporting.rendering import FORMATS, print_tables
+    from longctx_bench.reporting.formats import FORMATS, print_tables
+    from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_table
 
     if form == "terminal":
         print_tables(comparison_tables(comparison))

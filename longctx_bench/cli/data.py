@@ -1,16 +1,12 @@
-"""``longctx-bench data pull`` and ``longctx-bench examples``."""
+"""``longctx-bench data pull``."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
+from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import say
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import replacing
+from longctx_bench.core.errors import UserError, near_miss
 
 
 @click.group("data")
@@ -23,7 +19,7 @@ def data_group() -> None:
 @registry_options
 def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
     """Fetch and check each NAME: a data source or a model of `longctx-bench list`, or METHOD-BASE."""
-    from longctx_bench.data import fetch
+    from longctx_bench.core.sources import fetch
 
     registry = make_registry(**options)  # type: ignore[arg-type]
     for name in names:
@@ -40,56 +36,7 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
                 else f"data pull: unknown name '{name}'{near_miss(name, known)}"
             ) from error
         from longctx_bench.models.checkpoint import checkpoint_folder
-        from longctx_bench.named_sources import remember
+        from longctx_bench.models.trusted_sources import remember
 
         remember(variant.source)
         say(f"{name}: {checkpoint_folder(variant.source)}")
-
-
-@click.command("examples")
-@click.argument("task")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
-@click.option("--length", metavar="TOKENS", help="Tokens of prompt and new tokens together, such as 4096 or 4k.")
-@click.option("--scale", metavar="SCALE", help="Instead of --length: a multiple of the model's training context.")
-@click.option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="How many examples.")
-@click.option("--seed", default=42, show_default=True, help="Of all random choices.")
-@click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
-@click.option("--chat-template", is_flag=True, help="Count the tokens of the model's chat template too.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of standard output."
-)
-@registry_options
-def examples_command(
-    task: str, model: str, length: str | None, scale: str | None, limit: int, seed: int, protocol: str | None,
-    chat_template: bool, out: Path | None, **options: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Write the examples of a TASK (or group) as JSON lines, for use elsewhere."""
-    registry = make_registry(**options)  # type: ignore[arg-type]
-    tasks = registry.select_tasks(task, protocol)
-    variant = registry.variant(model)
-    lengths = [*parse_lengths(length), *(round(s * variant.model.original_length) for s in parse_scales(scale))]
-    if len(lengths) != 1:
-        raise UserError("name one length: --length 4096 or --scale 2x")
-
-    from longctx_bench.models.checkpoint import checkpoint_folder
-    from longctx_bench.writing import Order, lines
-
-    orders = [
-        Order(
-            spec.name,
-            registry.benchmark(spec),
-            lengths[0],
-            spec.max_new_tokens,
-            limit,
-            seed,
-            chat_template and spec.chat_template,
-        )
-        for spec in tasks
-    ]
-    written = lines(orders, checkpoint_folder(variant.source))
-    if out is None:
-        sys.stdout.writelines(written)
-        return
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(written)
-    say(f"wrote {out}")

@@ -31,8 +31,8 @@ def export_command(
     Positions go into the config, the softmax temperature into the queries' weights. `--model FOLDER` then runs it, and
     so does a server that knows its class (`--engine openai`). Methods that no config can say are refused.
     """
-    from longctx_bench.api_models import export
-    from longctx_bench.engines.exporting import served_by, summary
+    from longctx_bench.api.models import export
+    from longctx_bench.engines.hf.export import served_by, summary
 
     written = export(model, folder, scale, length, dtype, make_registry(**options))  # type: ignore[arg-type]
     mark = written.mark

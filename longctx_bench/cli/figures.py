@@ -9,9 +9,9 @@ from click.core import ParameterSource
 
 from longctx_bench.cli.options import parse_scales, parts, writable
 from longctx_bench.cli.output import require_finished, say
-from longctx_bench.cli.paper import write_paper
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.records import NATURAL, length_name
+from longctx_bench.cli.paper_figures import write_paper
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.types import NATURAL, length_name
 
 _FORMATS = ("png", "pdf", "svg")
 
@@ -60,7 +60,7 @@ def figures_command(
     With --kind all, everything that the folder has data for; a line says what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.kinds import KINDS, Material, draw
+    from longctx_bench.reporting.figures.registry import KINDS, Material, draw
 
     if paper is not None:
         _refuse_beside_paper(out)

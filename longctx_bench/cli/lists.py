@@ -16,7 +16,7 @@ from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import put_list, put_records, rows_option, say
 
 if TYPE_CHECKING:
-    from longctx_bench.specs import MethodSpec
+    from longctx_bench.core.specs import MethodSpec
 
 _long_option = click.option("--long", is_flag=True, help="All that is known of each, and the data sources.")
 
@@ -117,7 +117,7 @@ def _begun(members: Sequence[str], most: int = 3) -> str:
 @registry_options
 def models_command(form: str, **options: tuple[str, ...]) -> None:
     """List the base models; any hub id or folder works as METHOD:ID."""
-    from longctx_bench.data import describe
+    from longctx_bench.core.sources import describe
 
     registry = make_registry(**options)  # type: ignore[arg-type]
     records = [
@@ -187,8 +187,8 @@ def _docstring(spec: MethodSpec) -> str:
 @rows_option
 def results_command(folder: Path, form: str) -> None:
     """List the cells of a run's FOLDER."""
-    from longctx_bench.reporting.summaries import read_cells
-    from longctx_bench.reporting.table_parts import cell_columns, score_entry, unit_of
+    from longctx_bench.reporting.results import read_cells
+    from longctx_bench.reporting.tables.formatting import cell_columns, score_entry, unit_of
 
     results = read_cells(folder)
     if form == "terminal":

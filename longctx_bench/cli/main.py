@@ -12,24 +12,28 @@ from typing import Any
 
 import click
 
+from longctx_bench.cli.calibrate import calibrate_command
 from longctx_bench.cli.check import check_command
 from longctx_bench.cli.compare import compare_command
-from longctx_bench.cli.data import data_group, examples_command
+from longctx_bench.cli.data import data_group
+from longctx_bench.cli.examples import examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.lists import list_group
-from longctx_bench.cli.lm_eval import lm_eval_command
+from longctx_bench.cli.lm_eval_command import lm_eval_command
 from longctx_bench.cli.migrate import migrate_command
 from longctx_bench.cli.output import say
 from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
-from longctx_bench.cli.results import report_command, score_command, show_command
+from longctx_bench.cli.report import report_command
 from longctx_bench.cli.run import run_command
-from longctx_bench.cli.training import calibrate_command, train_command
-from longctx_bench.errors import UserError
-from longctx_bench.files import disk_is_full
-from longctx_bench.plain import printable
-from longctx_bench.provenance import package_version
+from longctx_bench.cli.score import score_command
+from longctx_bench.cli.show import show_command
+from longctx_bench.cli.train import train_command
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import disk_is_full
+from longctx_bench.core.provenance import package_version
+from longctx_bench.core.sanitize import printable
 
 _format_warning = warnings.formatwarning
 

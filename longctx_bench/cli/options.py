@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from longctx_bench.asked import parse_lengths, parse_scales, parts
-from longctx_bench.errors import UserError
-from longctx_bench.files import require_writable
+from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, parts
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import require_writable
 
 __all__ = [
     "added", "engine_options", "make_registry", "parse_lengths", "parse_scales", "parse_settings", "parts",

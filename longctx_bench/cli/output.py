@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from longctx_bench.cli.options import writable
-from longctx_bench.errors import UserError
-from longctx_bench.files import write_text
-from longctx_bench.plain import plain, printable
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import write_text
+from longctx_bench.core.sanitize import plain, printable
 
 if TYPE_CHECKING:
-    from longctx_bench.reporting.summaries import Results
+    from longctx_bench.reporting.results import Results
 
 _LEGIBLE = 30
 """Characters of a folded column below which it cannot be read."""
@@ -90,7 +90,7 @@ def put_records(records: Sequence[Mapping[str, object]], form: str) -> None:
         records: one a line of CSV, or an object of JSON.
         form: ``csv`` or ``json``.
     """
-    from longctx_bench.reporting.rendering.csv_lines import csv_of, json_of
+    from longctx_bench.reporting.formats.csv_json import csv_of, json_of
 
     put((csv_of if form == "csv" else json_of)(records), None)
 

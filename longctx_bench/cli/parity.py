@@ -10,7 +10,7 @@ import click
 
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
 from longctx_bench.cli.output import put, rows_option, say
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 
 @click.command("parity")
@@ -68,11 +68,11 @@ def parity_command(
     scales, lengths = parse_scales(scale), parse_lengths(length)
     registry = make_registry(**options)  # type: ignore[arg-type]
 
-    from longctx_bench.engines.hf import HFEngine
-    from longctx_bench.engines.vllm import VLLMEngine
-    from longctx_bench.parity.certificate import certify
-    from longctx_bench.parity.comparison import Tolerance
-    from longctx_bench.plan import RunSpec
+    from longctx_bench.analysis.parity.certify import certify
+    from longctx_bench.analysis.parity.output_comparison import Tolerance
+    from longctx_bench.engines.hf.engine import HFEngine
+    from longctx_bench.engines.vllm_backend.engine import VLLMEngine
+    from longctx_bench.runner.plan import RunSpec
 
     chosen = registry.select_tasks(task, None)
     if len(chosen) != 1:
@@ -89,8 +89,8 @@ def parity_command(
 
 
 def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
-    from longctx_bench.reporting.rendering import FORMATS, print_tables
-    from longctx_bench.reporting.tables import Table
+    from longctx_bench.reporting.formats import FORMATS, print_tables
+    from longctx_bench.reporting.tables.base import Table
 
     measured = [
         (certificate["contestant"], length, found)

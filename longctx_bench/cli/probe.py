@@ -9,7 +9,7 @@ import click
 
 from longctx_bench.cli.options import make_registry, parse_scales, registry_options, writable
 from longctx_bench.cli.output import say
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
@@ -64,7 +64,7 @@ def attention_command(
     if not scales or min(scales) < 1:
         raise UserError(f"--scale {scale}: expected multiples of at least 1x, such as 1x,2x,4x")
 
-    from longctx_bench.probes.run import probe_attention
+    from longctx_bench.analysis.probes.run_attention_probe import probe_attention
 
     path = probe_attention(variant, registry, scales, limit, depth, seed, dtype, device, out)
     say(f"wrote {path}; `longctx-bench figures {out} --kind attention` draws it")
@@ -92,7 +92,7 @@ def virtual_length_command(
     if min(factors) < 2 or max(factors) > 1024:
         raise UserError(f"--factor {factor}: expected whole numbers from 2 to 1024, such as 2,4,8")
 
-    from longctx_bench.probes.virtual_length import probe_virtual_length
+    from longctx_bench.analysis.probes.virtual_length import probe_virtual_length
 
     path, results = probe_virtual_length(variant, registry, factors, limit, seed, device, out)
     for result in results:
@@ -114,7 +114,7 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
     MODEL is a base such as tiny (then pi, ntk, yarn, llama3 and, where its lists are given, longrope) or METHOD-BASE
     names with commas.
     """
-    from longctx_bench.probes.factors import scaling_factors, write_factors
+    from longctx_bench.analysis.probes.rope_frequency_factors import scaling_factors, write_factors
 
     registry = make_registry(**options)  # type: ignore[arg-type]
     scales = parse_scales(scale)
@@ -132,7 +132,7 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
 
 def _methods(registry: Registry, text: str, variants: tuple[ModelVariant, ...], base: Any) -> dict[str, Method]:
     """Return the methods that were named, or all that change frequencies where a base was."""
-    from longctx_bench.probes.factors import METHODS
+    from longctx_bench.analysis.probes.rope_frequency_factors import METHODS
 
     if len(variants) > 1 or variants[0].method_name != variants[0].model.native_method:
         return {variant.method_name: variant.method for variant in variants}

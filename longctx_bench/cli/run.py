@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.engine import engine_arguments, engine_choice, executor_options
+from longctx_bench.cli.engine_options import engine_arguments, engine_choice, executor_options
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.cli.output import put_list, say
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import require_writable
-from longctx_bench.plain import counted, plain
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.io import require_writable
+from longctx_bench.core.sanitize import counted, plain
 
 
 @click.command("run")
@@ -75,11 +75,11 @@ def run_command(
     if not dry_run:
         require_writable(out)
 
-    from longctx_bench.cli.progress import Bars
+    from longctx_bench.cli.progress_bar import Bars
     from longctx_bench.engines import require_server
-    from longctx_bench.executors import make_executor
-    from longctx_bench.plan import RunSpec, plan
-    from longctx_bench.runner import Runner
+    from longctx_bench.runner.executors import make_executor
+    from longctx_bench.runner.plan import RunSpec, plan
+    from longctx_bench.runner.run import Runner
     from longctx_bench.store.run_store import ResultStore
 
     spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
@@ -98,8 +98,8 @@ def run_command(
 
 
 def _print_plan(cells: list[Any], engine: Any) -> None:
-    from longctx_bench.estimate import estimate
     from longctx_bench.registry import ALL
+    from longctx_bench.runner.estimate import estimate
 
     rows = []
     total = 0.0
@@ -124,9 +124,9 @@ def _duration(seconds: float) -> str:
 def _print_summary(outcome: Any, out: Path, said: set[str]) -> None:
     from rich.console import Console
 
-    from longctx_bench.reporting.length_tables import length_tables
-    from longctx_bench.reporting.rendering import print_tables
-    from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.formats import print_tables
+    from longctx_bench.reporting.results import read_cells
+    from longctx_bench.reporting.tables.scores_by_length import length_tables
 
     if outcome.finished:
         finished = set(outcome.finished)

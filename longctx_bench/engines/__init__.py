@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.specs import Spec, validate
 from longctx_bench.engines.base import Engine, EngineFacts
-from longctx_bench.engines.servers import Server
-from longctx_bench.errors import UserError
-from longctx_bench.extensions import Extensions
-from longctx_bench.specs import Spec, validate
+from longctx_bench.engines.openai_api.config import Server
 
 ENGINES: Extensions[type[Engine]] = Extensions(
     "engine",
     {
-        "hf": "longctx_bench.engines.hf:HFEngine",
-        "vllm": "longctx_bench.engines.vllm:VLLMEngine",
-        "openai": "longctx_bench.engines.openai:OpenAIEngine",
+        "hf": "longctx_bench.engines.hf.engine:HFEngine",
+        "vllm": "longctx_bench.engines.vllm_backend.engine:VLLMEngine",
+        "openai": "longctx_bench.engines.openai_api.engine:OpenAIEngine",
         "echo": "longctx_bench.engines.echo:EchoEngine",
     },
 )

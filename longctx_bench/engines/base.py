@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import Field
 
+from longctx_bench.core.specs import Spec
+from longctx_bench.core.types import Generation, Losses, Request
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
-from longctx_bench.records import Generation, Losses, Request
-from longctx_bench.specs import Spec
 
 Settled = Callable[[str, str], bool]
 """(example id, text so far) -> True when decoding on cannot change the score."""

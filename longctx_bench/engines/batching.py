@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longctx_bench.engines.prefixes import alike
-from longctx_bench.records import Request
+from longctx_bench.core.types import Request
+from longctx_bench.engines.prefix_groups import alike
 
 
 def by_tokens(

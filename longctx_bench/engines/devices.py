@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import Spec
+from longctx_bench.core.types import Generation, Losses, Request
 from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
-from longctx_bench.errors import UserError
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
-from longctx_bench.records import Generation, Losses, Request
-from longctx_bench.specs import Spec
 
 
 class EchoEngine:

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
+from longctx_bench.core.errors import UserError
 from longctx_bench.engines.base import Footprint
-from longctx_bench.errors import UserError
-from longctx_bench.methods.positions import standardised
+from longctx_bench.methods.rope_parameters import standardised
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SHARE = 0.85

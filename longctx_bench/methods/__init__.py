@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longctx_bench.extensions import Extensions
+from longctx_bench.core.plugin_registry import Extensions
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
@@ -15,18 +15,18 @@ METHODS: Extensions[type[Method]] = Extensions(
     "method",
     {
         "alibi": f"{_HERE}.alibi:ALiBi",
-        "crop": f"{_HERE}.rope:Crop",
+        "crop": f"{_HERE}.rope_scaling:Crop",
         "drope": f"{_HERE}.drope:DroPE",
-        "dynamic-ntk": f"{_HERE}.rope:DynamicNTK",
-        "exported": f"{_HERE}.exported:Exported",
-        "llama3": f"{_HERE}.rope:Llama3",
-        "longrope": f"{_HERE}.rope:LongRoPE",
+        "dynamic-ntk": f"{_HERE}.rope_scaling:DynamicNTK",
+        "exported": f"{_HERE}.exported_checkpoint:Exported",
+        "llama3": f"{_HERE}.rope_scaling:Llama3",
+        "longrope": f"{_HERE}.rope_scaling:LongRoPE",
         "nope": f"{_HERE}.nope:NoPE",
-        "ntk": f"{_HERE}.rope:NTK",
-        "pi": f"{_HERE}.rope:PI",
+        "ntk": f"{_HERE}.rope_scaling:NTK",
+        "pi": f"{_HERE}.rope_scaling:PI",
         "rnope-swa": f"{_HERE}.rnope_swa:RNoPESWA",
-        "rope": f"{_HERE}.rope:RoPE",
-        "yarn": f"{_HERE}.rope:YaRN",
+        "rope": f"{_HERE}.rope_scaling:RoPE",
+        "yarn": f"{_HERE}.rope_scaling:YaRN",
     },
 )
 """Classes of methods by id; a method's YAML names one under ``use``, and those from outside need no YAML."""

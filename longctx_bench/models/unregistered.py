@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longctx_bench.data import fetch
-from longctx_bench.errors import UserError
-from longctx_bench.files import plain_name
-from longctx_bench.methods.exported import Mark, mark_of
-from longctx_bench.methods.positions import readable_length, unrotated
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import plain_name
+from longctx_bench.core.sources import fetch
+from longctx_bench.core.specs import HubSource, ModelSpec, PathSource, Source, validate
+from longctx_bench.methods.exported_checkpoint import Mark, mark_of
+from longctx_bench.methods.rope_parameters import readable_length, unrotated
 from longctx_bench.models.metadata import model_config
-from longctx_bench.named_sources import remember
-from longctx_bench.specs import HubSource, ModelSpec, PathSource, Source, validate
+from longctx_bench.models.trusted_sources import remember
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 _STATEFUL = ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")

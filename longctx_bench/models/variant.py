@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.code_identity import Code
+from longctx_bench.core.code_digest import Code
+from longctx_bench.core.specs import MethodSpec, ModelSpec, Source
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
-from longctx_bench.specs import MethodSpec, ModelSpec, Source
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ResolvedVariant:
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A method on a base, at one length; at :data:`~longctx_bench.records.NATURAL`, at each prompt's own."""
+    """A method on a base, at one length; at :data:`~longctx_bench.core.types.NATURAL`, at each prompt's own."""
 
     base: Base
     method: Method

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.records import NATURAL, length_name
-from longctx_bench.reporting.notes import difference_notes, method_notes
-from longctx_bench.reporting.paired import LEVEL, Paired, holm, paired
-from longctx_bench.reporting.summaries import CellSummary, contributions
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.types import NATURAL, length_name
+from longctx_bench.reporting.results import CellSummary, contributions
+from longctx_bench.reporting.stats.paired_tests import LEVEL, Paired, holm, paired
+from longctx_bench.reporting.tables.footnotes import difference_notes, method_notes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class ComparedCell:
 
     task: str
     length: int
-    """In tokens, or :data:`longctx_bench.records.NATURAL`."""
+    """In tokens, or :data:`longctx_bench.core.types.NATURAL`."""
     scale: float | None
     """Length over training context; None for whole documents and where the two contexts differ."""
     metric: str

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from longctx_bench.errors import UserError
-from longctx_bench.files import plain_name, safe_name
-from longctx_bench.records import NATURAL, Cell, length_name
-from longctx_bench.untrusted import read_object
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import plain_name, safe_name
+from longctx_bench.core.types import NATURAL, Cell, length_name
+from longctx_bench.core.untrusted_files import read_object
 
 _CELL_FILES = frozenset(("cell.json", "started.json", "records.jsonl"))
 """What makes a folder a cell's."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from longctx_bench.errors import UserError
-from longctx_bench.files import write_json
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import write_json
+from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.store.cell_folders import refuse_links
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import (
@@ -20,7 +21,6 @@ from longctx_bench.store.schema import (
     upgraded,
     upgraded_certificate,
 )
-from longctx_bench.untrusted import read_object
 
 
 @dataclass

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from longctx_bench.files import append, replacing
-from longctx_bench.records import Example
-from longctx_bench.untrusted import Unreadable, line_blocks
+from longctx_bench.core.io import append, replacing
+from longctx_bench.core.types import Example
+from longctx_bench.core.untrusted_files import Unreadable, line_blocks
 
 _EDGE = 700
 """Characters of a prompt's beginning and end that are kept."""
@@ -33,7 +33,7 @@ class Excerpt:
     """What is kept of one example's prompt."""
 
     hash: str
-    """Of the example (:attr:`longctx_bench.records.Example.hash`)."""
+    """Of the example (:attr:`longctx_bench.core.types.Example.hash`)."""
     begin: str
     end: str
     """With ``begin`` the whole prompt where ``hidden`` is 0."""

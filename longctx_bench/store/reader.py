@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.store.by_example import digest_of
+from longctx_bench.core.untrusted_files import DEEPEST, Unreadable, line_blocks, parse_json, read_content
+from longctx_bench.store.example_index import digest_of
 from longctx_bench.store.run_store import before_gap
 from longctx_bench.store.schema import CellResult, SampleRecord, UnsupportedVersionError, parse_result
-from longctx_bench.untrusted import DEEPEST, Unreadable, line_blocks, parse_json, read_content
 
 
 class DamagedError(Exception):

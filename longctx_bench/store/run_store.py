@@ -27,8 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx_bench.errors import UserError
-from longctx_bench.files import (
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import (
     append,
     drop_cut_line,
     is_temporary,
@@ -39,13 +39,13 @@ from longctx_bench.files import (
     sync_folder,
     write_json,
 )
-from longctx_bench.records import Cell, Example, Finished
-from longctx_bench.store.by_example import NumbersById
+from longctx_bench.core.types import Cell, Example, Finished
+from longctx_bench.core.untrusted_files import objects_at, placed_objects, read_object, read_objects
 from longctx_bench.store.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
+from longctx_bench.store.example_index import NumbersById
+from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, put_aside, sound
 from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
-from longctx_bench.store.record_lines import RecordLine, TimingLine, put_aside, sound
 from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, UnsupportedVersionError, plain, upgraded
-from longctx_bench.untrusted import objects_at, placed_objects, read_object, read_objects
 
 _KEPT = "what was measured before is kept, run the same command again"
 

@@ -25,7 +25,7 @@ Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 
 
 class CellKey(msgspec.Struct, frozen=True):
-    """Where a cell lies; see :class:`longctx_bench.records.Cell`."""
+    """Where a cell lies; see :class:`longctx_bench.core.types.Cell`."""
 
     model: str
     method: str

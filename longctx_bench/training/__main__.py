@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.training.train import train
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
-from longctx_bench.data import embedded_folder
-from longctx_bench.engines.hf import load_config, load_model
-from longctx_bench.errors import UserError
-from longctx_bench.methods.checkpoint_format import DROPE_MODEL_TYPES
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.specs import HubSource, PathSource, Source, validate
+from longctx_bench.engines.hf.engine import load_config, load_model
+from longctx_bench.methods.modeling_drope import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import no_positions
 from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
 from longctx_bench.registry import Registry
-from longctx_bench.specs import HubSource, PathSource, Source, validate
 from longctx_bench.training.recipe import Recipe, Shape
 
 if TYPE_CHECKING:

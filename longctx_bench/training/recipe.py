@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, PositiveFloat, model_validator
 
-from longctx_bench.errors import UserError, near_miss
-from longctx_bench.files import shipped_folder
-from longctx_bench.specs import Spec, read_yaml, validate
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.io import shipped_folder
+from longctx_bench.core.specs import Spec, read_yaml, validate
 
 Positions = Literal["rope", "nope", "alibi", "rnope-swa", "drope"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.training.recipe import read_recipe
 
 
@@ -28,7 +28,7 @@ def train(recipe: str | Path, out: Path, overrides: dict[str, Any] | None = None
         import accelerate  # noqa: F401
     except ImportError as error:
         raise UserError("training needs the package 'accelerate': pip install 'longctx-bench[train]'") from error
-    from longctx_bench.training.loop import Run
+    from longctx_bench.training.trainer import Run
 
     Run(wanted, out).finish()
     return out

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_models import make_model
+from helpers.tiny_models import make_model
 
 from longctx_bench.benchmarks.chat_templates import ChatTemplate
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 
 TEMPLATES = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}{{ '<a>' if add_generation_prompt }}",

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import longctx_bench
 from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.encoder import PromptEncoder
 from longctx_bench.benchmarks.perplexity import Perplexity
-from longctx_bench.benchmarks.vocabulary import all_words
-from longctx_bench.errors import UserError
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.benchmarks.ruler.word_lists import all_words
+from longctx_bench.core.errors import UserError
 from longctx_bench.registry import Registry
 
 
@@ -118,9 +118,9 @@ def test_a_run_gives_the_losses_of_a_plain_forward_pass(
 
 
 def test_the_report_says_which_way_is_better(text: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from longctx_bench.reporting.length_tables import length_tables
-    from longctx_bench.reporting.rendering import markdown
-    from longctx_bench.reporting.summaries import read_cells
+    from longctx_bench.reporting.formats import markdown
+    from longctx_bench.reporting.results import read_cells
+    from longctx_bench.reporting.tables.scores_by_length import length_tables
 
     longctx_bench.run(
         str(tiny_folder), "perplexity", length=[300], limit=2, dtype="float32", device="cpu", out=tmp_path,

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 
 import pytest
 
+from longctx_bench.core.errors import UserError
 from longctx_bench.engines.base import ALL_CAPABILITIES
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.engines.exporting import refuse
-from longctx_bench.engines.hf import HFEngine
-from longctx_bench.engines.openai import OpenAIEngine, refuse_changes
-from longctx_bench.engines.vllm_overrides import SUPPORTED, vllm_overrides
-from longctx_bench.errors import UserError
+from longctx_bench.engines.hf.engine import HFEngine
+from longctx_bench.engines.hf.export import refuse
+from longctx_bench.engines.openai_api.engine import OpenAIEngine, refuse_changes
+from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.methods.base import Base, Capability, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
-from longctx_bench.methods.rope import RoPE
+from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 

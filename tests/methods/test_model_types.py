@@ -16,14 +16,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from model_types import CONTEXT, OTHERS, UNLOADED, answers, build, cells, documented, outcomes, prompts, section, types
+from helpers.model_types import (
+    CONTEXT,
+    OTHERS,
+    UNLOADED,
+    answers,
+    build,
+    cells,
+    documented,
+    outcomes,
+    prompts,
+    section,
+    types,
+)
 
-from longctx_bench.engines.hf import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
-from longctx_bench.methods.positions import FULL_UNROTATED
 from longctx_bench.methods.rnope_swa import RNoPESWA
-from longctx_bench.methods.rope import RoPE
+from longctx_bench.methods.rope_parameters import FULL_UNROTATED
+from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.variant import ModelUnderTest
 
 README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
@@ -84,7 +96,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
 
 def write() -> None:
     """Write the table into the documentation."""
-    from made_models import make_model
+    from helpers.tiny_models import make_model
 
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longctx_bench.engines.hf import load_model
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import PathSource
+from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models import delta_weights
 from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, load_tokenizer
 from longctx_bench.models.delta_weights import STEPS, compressed, expanded
-from longctx_bench.specs import PathSource
 from longctx_bench.training.models import base_folder
-from longctx_bench.training.pack import main, pack
+from longctx_bench.training.quantize_delta import main, pack
 
 SHARE = 0.04
 NEW = "model.layers.0.self_attn.q_norm.weight"

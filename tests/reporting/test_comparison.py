@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reporting.table_cells import cell as table_cell
-from stores import result_of, spec_of
+from helpers.result_stores import result_of, spec_of
+from helpers.table_cells import cell as table_cell
 
-from longctx_bench.errors import UserError
-from longctx_bench.records import NATURAL, Cell, Finished
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.types import NATURAL, Cell, Finished
 from longctx_bench.reporting.comparison import compare, matched
-from longctx_bench.reporting.comparison_tables import comparison_tables
-from longctx_bench.reporting.paired import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
-from longctx_bench.reporting.summaries import read_cells
+from longctx_bench.reporting.results import read_cells
+from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
+from longctx_bench.reporting.tables.comparison_tables import comparison_tables
 from longctx_bench.store.run_store import ResultStore
 
 Call = Callable[..., tuple[int, str, str]]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reporting.table_cells import cell, hits
+from helpers.table_cells import cell, hits
 
-from longctx_bench.calibration.calibrate import Fit, Point, write
-from longctx_bench.errors import UserError
+from longctx_bench.analysis.calibration.calibrate import Fit, Point, write
+from longctx_bench.core.errors import UserError
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.reporting.comparison import compare
-from longctx_bench.reporting.notes import scores_note, size_note
+from longctx_bench.reporting.tables.footnotes import scores_note, size_note
 
 
 @pytest.mark.parametrize(("tasks", "more"), [(1, ""), (2, " (and 1 more such cells)"), (3, " (and 2 more such cells)")])

@@ -17,23 +17,23 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from helpers.page_results import needle_record, page_of, write_cell, write_prompts, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from page_results import needle_record, page_of, write_cell, write_prompts, write_run
 
-from longctx_bench import untrusted
-from longctx_bench.errors import UserError
-from longctx_bench.plain import plain, printable
-from longctx_bench.records import Cell
-from longctx_bench.reporting.certificates import read_certificates
-from longctx_bench.reporting.rendering import csv_text
-from longctx_bench.reporting.summaries import read_cells
-from longctx_bench.reporting.tables import Table
+from longctx_bench.core import untrusted_files
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sanitize import plain, printable
+from longctx_bench.core.types import Cell
+from longctx_bench.core.untrusted_files import Unreadable, lines, parse_json, parse_object, read_content
+from longctx_bench.reporting.formats import csv_text
+from longctx_bench.reporting.parity_status import read_certificates
+from longctx_bench.reporting.results import read_cells
+from longctx_bench.reporting.tables.base import Table
 from longctx_bench.store.prompt_excerpts import read_excerpts
 from longctx_bench.store.reader import DamagedError, read_columns, read_records, read_result
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import SampleRecord
-from longctx_bench.untrusted import Unreadable, lines, parse_json, parse_object, read_content
 
 Call = Callable[..., tuple[int, str, str]]
 HURT = Cell("tiny", "rope", "niah", 512)
@@ -479,8 +479,8 @@ def test_any_change_of_one_value_is_shown_or_named(tmp_path: Path, data: st.Data
         key = data.draw(st.sampled_from(sorted(at)))
     at[key] = data.draw(_values)
     (place(folder) / "cell.json").write_text(json.dumps(details))
-    from longctx_bench.reporting.rendering import FORMATS
-    from longctx_bench.reporting.report_tables import report_tables
+    from longctx_bench.reporting.formats import FORMATS
+    from longctx_bench.reporting.tables.registry import report_tables
 
     results = read_cells(folder)
     assert len(results.finished) + len(results.damaged) == 8
@@ -501,8 +501,8 @@ def test_any_json_is_a_value_or_unreadable(content: bytes) -> None:
 
 
 def test_json_is_as_deep_as_it_says() -> None:
-    assert parse_json(deep(untrusted.DEEPEST).encode())
-    for content in (deep(untrusted.DEEPEST + 1), "[" * 100_000, "[" * 500 + "]" * 500):
+    assert parse_json(deep(untrusted_files.DEEPEST).encode())
+    for content in (deep(untrusted_files.DEEPEST + 1), "[" * 100_000, "[" * 500 + "]" * 500):
         with pytest.raises(Unreadable):
             parse_json(content.encode())
     with pytest.raises(Unreadable, match="is not a JSON object"):
@@ -510,7 +510,7 @@ def test_json_is_as_deep_as_it_says() -> None:
 
 
 def test_lines_are_whole_wherever_a_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "_BLOCK", 7)
+    monkeypatch.setattr(untrusted_files, "_BLOCK", 7)
     path = tmp_path / "a.jsonl"
     for text in (b"", b"\n", b"a\nbb\n\nccc\n", b"x" * 20 + b"\n" + b"y" * 15, b"1234567\n" * 3):
         path.write_bytes(text)

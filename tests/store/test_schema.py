@@ -12,20 +12,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from stores import result_of, spec_of
+from helpers.result_stores import result_of, spec_of
 
 from longctx_bench import run
 from longctx_bench.benchmarks import BENCHMARKS
-from longctx_bench.benchmarks.needles import Needles
+from longctx_bench.benchmarks.niah import Needles
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.specs import Component
+from longctx_bench.core.types import Cell, Finished
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.errors import UserError
 from longctx_bench.methods import METHODS
-from longctx_bench.methods.rope import YaRN
+from longctx_bench.methods.rope_scaling import YaRN
 from longctx_bench.metrics import METRICS, metric
-from longctx_bench.plan import RunSpec, plan
-from longctx_bench.records import Cell, Finished
 from longctx_bench.registry import Registry
-from longctx_bench.specs import Component
+from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import (
     SCHEMA_VERSION,

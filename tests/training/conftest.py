@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.training_text import sentences
 
-from longctx_bench.training.tokenizer import train_tokenizer
-
-WORDS = ("the", "a", "river", "house", "old", "man", "went", "saw", "light", "under", "over", "quiet", "and", "slowly")
-
-
-def sentences(seed: int, count: int) -> str:
-    rng = random.Random(seed)
-    made = (" ".join(rng.choices(WORDS, k=rng.randint(4, 9))).capitalize() + "." for _ in range(count))
-    return " ".join(made)
+from longctx_bench.training.data.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import sentences
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.training_text import sentences
 
 _PATIENCE = 600.0
 """Seconds after which a run hangs."""

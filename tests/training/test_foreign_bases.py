@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from absurd_configs import ABSURD, HF_ONLY
-from hub_stand_in import publish
+from helpers.absurd_configs import ABSURD, HF_ONLY
+from helpers.fake_hub import publish
 from safetensors.torch import load_file
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.models.checkpoint import ADAPTER
-from longctx_bench.training.export import export
+from longctx_bench.training.checkpoint_export import export
 from longctx_bench.training.models import fresh_model, recipe_tokenizer, starting_model
 from longctx_bench.training.recipe import Recipe, Shape, read_recipe
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base
-from longctx_bench.training.attention import use_training_attention
-from longctx_bench.training.export import average, export
+from longctx_bench.training.causal_attention import use_training_attention
+from longctx_bench.training.checkpoint_export import average, export
 from longctx_bench.training.lora import add_adapters, merge_adapters
+from longctx_bench.training.mfu import flops_per_token
 from longctx_bench.training.models import base_folder, fresh_model, starting_model, without_positions
-from longctx_bench.training.objective import NextTokenLoss
+from longctx_bench.training.optimization import NextTokenLoss
 from longctx_bench.training.recipe import Lora, Shape, read_recipe
-from longctx_bench.training.throughput import flops_per_token
 
 SHAPE = Shape(hidden_size=32, layers=4, heads=4, kv_heads=2, ffn=64, vocab_size=300, window=8)
 IDS = torch.arange(48).reshape(2, 24) * 5 % 300

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.errors import UserError
-from longctx_bench.files import shipped_folder
-from longctx_bench.training.objective import learning_rate
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import shipped_folder
+from longctx_bench.training.optimization import learning_rate
 from longctx_bench.training.recipe import find_recipe, read_recipe
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from longctx_bench.errors import UserError
-from longctx_bench.training.attention import use_training_attention
+from longctx_bench.core.errors import UserError
+from longctx_bench.training.causal_attention import use_training_attention
+from longctx_bench.training.data.sequence_packing import Batches, PackedText
 from longctx_bench.training.models import fresh_model
-from longctx_bench.training.objective import NextTokenLoss
-from longctx_bench.training.packing import Batches, PackedText
+from longctx_bench.training.optimization import NextTokenLoss
 from longctx_bench.training.recipe import Shape, read_recipe
 from longctx_bench.training.train import train
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longctx_bench.errors import UserError
-from longctx_bench.training import run_state
-from longctx_bench.training.loop import Run
-from longctx_bench.training.tokenizer import END
+from longctx_bench.core.errors import UserError
+from longctx_bench.training import checkpointing
+from longctx_bench.training.data.tokenizer_training import END
 from longctx_bench.training.train import train
+from longctx_bench.training.trainer import Run
 
 
 class Killed(BaseException):
@@ -95,20 +95,20 @@ def test_no_space_for_a_checkpoint_is_one_clear_line(tmp_path: Path, monkeypatch
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_state, "save_file", full)
+    monkeypatch.setattr(checkpointing, "save_file", full)
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="No space left on device"):
-        run_state.save(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
+        checkpointing.save(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
     assert not list((tmp_path / "state").iterdir())
 
 
 def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     adam = torch.optim.AdamW(layer.parameters())
-    run_state.save(tmp_path, 3, layer, adam, {})
+    checkpointing.save(tmp_path, 3, layer, adam, {})
     (tmp_path / "state" / "step-00000003" / "optimiser.pt").write_bytes(b"no")
     with pytest.raises(UserError, match="damaged state"):
-        run_state.load(tmp_path, layer, adam)
+        checkpointing.load(tmp_path, layer, adam)
 
 
 def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.errors import UserError
-from longctx_bench.files import replacing
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import replacing
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

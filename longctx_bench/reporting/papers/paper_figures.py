@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from longctx_bench.errors import UserError
-from longctx_bench.reporting.figures.kinds import KINDS, Material
-from longctx_bench.reporting.papers.published import Paper
+from longctx_bench.core.errors import UserError
+from longctx_bench.reporting.figures.registry import KINDS, Material
+from longctx_bench.reporting.papers.paper_spec import Paper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from longctx_bench.records import Cell
-from longctx_bench.reporting.notes import difference_notes, method_notes
-from longctx_bench.reporting.papers.measured import Measured, require_models
-from longctx_bench.reporting.papers.published import AVERAGE, Number, Paper
-from longctx_bench.reporting.summaries import CellSummary
-from longctx_bench.reporting.table_parts import EMPTY
-from longctx_bench.reporting.tables import Entry, Table
+from longctx_bench.core.types import Cell
+from longctx_bench.reporting.papers.paper_spec import AVERAGE, Number, Paper
+from longctx_bench.reporting.papers.result_lookup import Measured, require_models
+from longctx_bench.reporting.results import CellSummary
+from longctx_bench.reporting.tables.base import Entry, Table
+from longctx_bench.reporting.tables.footnotes import difference_notes, method_notes
+from longctx_bench.reporting.tables.formatting import EMPTY
 
 Column = tuple[str, str]
 """Task and length, as the paper writes them."""

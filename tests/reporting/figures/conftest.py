@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import Scores, write_store
+from helpers.result_stores import Scores, write_store
 
-from longctx_bench.reporting.summaries import CellSummary, read_cells
+from longctx_bench.reporting.results import CellSummary, read_cells
 
 
 @pytest.fixture

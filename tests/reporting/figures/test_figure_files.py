@@ -7,13 +7,13 @@ from typing import Any
 
 import matplotlib
 import pytest
+from helpers.result_stores import write_store
 from PIL import Image
-from stores import write_store
 
-from longctx_bench.errors import UserError
+from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.heatmaps import heatmap_sheet
-from longctx_bench.reporting.summaries import read_cells
+from longctx_bench.reporting.figures.niah_heatmaps import heatmap_sheet
+from longctx_bench.reporting.results import read_cells
 
 HALF = [1.0, 0.0] * 11
 SCORES = {(method, "niah", length): HALF for method in ("rope", "drope") for length in (512, 1024)}
@@ -74,7 +74,7 @@ def test_all_draws_what_there_is_and_says_what_it_left_out(call: Any, tmp_path: 
 
 
 def test_curves_of_what_ships_are_drawn_where_they_are_asked_for(call: Any, tmp_path: Path) -> None:
-    from longctx_bench.data import embedded_folder
+    from longctx_bench.core.sources import embedded_folder
 
     write_store(tmp_path, SCORES, weights={"embedded": "drope-tiny"})
     for place, options in enumerate((["--kind", "curves"], ["--checkpoints", embedded_folder("drope-tiny")])):

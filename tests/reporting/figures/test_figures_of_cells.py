@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from longctx_bench.errors import UserError
-from longctx_bench.reporting.figures.bars import bar_sheet
-from longctx_bench.reporting.figures.by_length import groups, length_sheet
-from longctx_bench.reporting.figures.heatmaps import heatmap_sheet
-from longctx_bench.reporting.figures.in_context import in_context_sheet
-from longctx_bench.reporting.figures.looks import METHODS, looks
-from longctx_bench.reporting.figures.ruler import task_table
-from longctx_bench.reporting.summaries import CellSummary
+from longctx_bench.core.errors import UserError
+from longctx_bench.reporting.figures.niah_heatmaps import heatmap_sheet
+from longctx_bench.reporting.figures.plot_styles import METHODS, looks
+from longctx_bench.reporting.figures.score_bars import bar_sheet
+from longctx_bench.reporting.figures.score_vs_length import groups, length_sheet
+from longctx_bench.reporting.figures.short_context import in_context_sheet
+from longctx_bench.reporting.figures.task_heatmap import task_table
+from longctx_bench.reporting.results import CellSummary
 
 Cells = Callable[..., list[CellSummary]]
 HIT, HALF, MISS = [1.0] * 22, [1.0, 0.0] * 11, [0.0] * 22

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.data import embedded_folder
-from longctx_bench.errors import UserError
-from longctx_bench.reporting.figures.attention import attention_sheet
-from longctx_bench.reporting.figures.curves import curve_sheet, read_curves
-from longctx_bench.reporting.figures.factors import factor_sheet
-from longctx_bench.reporting.figures.looks import METHODS
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.sources import embedded_folder
+from longctx_bench.reporting.figures.attention_by_length import attention_sheet
+from longctx_bench.reporting.figures.loss_curves import curve_sheet, read_curves
+from longctx_bench.reporting.figures.plot_styles import METHODS
+from longctx_bench.reporting.figures.rope_factors import factor_sheet
 
 HEADER = "step,tokens,lr,train_loss,validation_loss,tokens_per_second\n"
 

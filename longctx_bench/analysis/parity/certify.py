@@ -1,0 +1,149 @@
+"""Whether vLLM gives a method's numbers as transformers does: a certificate for each model and length."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longctx_bench.analysis.parity.hf_reference import TOP, reference
+from longctx_bench.analysis.parity.output_comparison import FREQUENCY, Answer, Tolerance, compare, rotation_of
+from longctx_bench.core import provenance
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import safe_name, write_json
+from longctx_bench.core.types import NATURAL, Request
+from longctx_bench.core.untrusted_files import read_object
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.registry import Registry
+from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
+from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.schema import plain
+
+if TYPE_CHECKING:
+    from longctx_bench.engines.hf.engine import HFEngine
+    from longctx_bench.engines.vllm_backend.engine import VLLMEngine
+
+
+def certify(
+    spec: RunSpec,
+    registry: Registry,
+    hf: HFEngine,
+    vllm: VLLMEngine,
+    tolerance: Tolerance,
+    new_tokens: int,
+    out: Path,
+    in_fp64: int = 0,
+) -> dict[Path, dict[str, Any]]:
+    """Compare both engines on the same prompts and write a certificate for each model.
+
+    Args:
+        spec: models, one task, lengths and number of prompts.
+        registry: what names mean.
+        hf: chooses the device; its own decoder is not used, the reference is transformers' ``generate``.
+        vllm: the engine to be certified.
+        tolerance: what counts as the same.
+        new_tokens: written after each prompt, at most.
+        out: the run's folder; certificates lie below its ``parity/``.
+        in_fp64: prompts a length whose first token transformers computes in fp64 too, to say how exact it is itself.
+
+    Returns:
+        Each certificate by the path that it was written to. Lengths that an earlier one of the same model, settings
+        and versions has are kept.
+
+    Raises:
+        UserError: vLLM does not run a method, or a prompt does not fit its length.
+    """
+    cells = plan(spec, hf, ResultStore(out), registry)
+    if any(cell.kind != "generate" or cell.cell.length == NATURAL for cell in cells):
+        raise UserError("parity compares what is written: name a task such as niah, and lengths in tokens")
+    prompts = PromptCache(registry, spec)
+    asked = {cell.cell: _requests(prompts, cell, new_tokens) for cell in cells}
+    # vLLM takes a fixed share of the memory, so transformers goes first and leaves.
+    references = {}
+    for cell in cells:
+        resolved = cell.variant.resolve()
+        model = resolved.at(cell.cell.length)
+        references[cell.cell] = reference(resolved.folder, model, asked[cell.cell], hf.dtype, hf.device, in_fp64)
+    gc.collect()
+    sections: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        resolved = cell.variant.resolve()
+        vllm.load(resolved.folder)
+        found = vllm.answers(asked[cell.cell], resolved.at(cell.cell.length), TOP)
+        answers = [Answer(tokens, steps) for tokens, steps in found]
+        rotation = rotation_of(vllm.ask_workers("rotary_table", [1]))
+        own = references[cell.cell]
+        section = compare((own.answers, own.rotation), (answers, rotation), tolerance, hf.dtype)
+        if own.rounding is not None:
+            section["first_token"] |= {"hf_against_fp64": own.rounding, "fp64_prompts": min(in_fp64, len(answers))}
+        section["scores"] = _scores(registry, prompts, cell, own.answers, answers)
+        sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
+    written = {}
+    for name, measured in sections.items():
+        cell = next(cell for cell in cells if _name(cell) == name)
+        # What the report compares with a cell's, and what two measurements must share to be one certificate.
+        certificate = {
+            "contestant": name,
+            "model": plain(cell.spec.model),
+            "method": plain(cell.spec.method),
+            "weights": cell.spec.weights,
+            "digests": cell.spec.digests,
+            # As in a cell: there where the method is a plug-in.
+            **({"code": cell.spec.code} if cell.spec.code else {}),
+            "task": spec.tasks[0].name,
+            "seed": spec.seed,
+            "dtype": hf.dtype,
+            "new_tokens": new_tokens,
+            "tolerance": {
+                "first_token": tolerance.first_token,
+                "gap": tolerance.gap,
+                "equal_share": tolerance.equal_share,
+                "frequency": FREQUENCY[hf.dtype],
+            },
+            "engines": {"hf": hf.describe(), "vllm": vllm.describe()},
+            "environment": provenance.environment(),
+        }
+        path = out / "parity" / f"{safe_name(name)}-{hf.dtype}.json"
+        lengths = _kept(path, certificate) | measured
+        written[path] = certificate | {
+            "certified": all(section["passed"] for section in lengths.values()),
+            "lengths": dict(sorted(lengths.items(), key=lambda item: int(item[0]))),
+            "finished": provenance.now(),
+        }
+        write_json(path, written[path])
+    return written
+
+
+def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
+    """Return the lengths of an earlier certificate that says the same of all else."""
+    before = read_object(path) or {}
+    same = all(before.get(key) == value for key, value in certificate.items())
+    return dict(before["lengths"]) if same else {}
+
+
+def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[Request]:
+    resolved = cell.variant.resolve()
+    found = prompts.requests(cell, resolved.folder, resolved.base)
+    return [
+        Request(item.example_id, item.input_ids, min(new_tokens, item.max_new_tokens), item.stop_ids) for item in found
+    ]
+
+
+def _scores(
+    registry: Registry, prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
+) -> dict[str, float]:
+    folder = cell.variant.resolve().folder
+    tokenizer, measure = load_tokenizer(folder), registry.metric(cell.task).metric
+    examples = prompts.examples(cell, folder)
+    means = {}
+    for name, answers in (("hf", mine), ("vllm", theirs)):
+        texts = [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+        pairs = zip(texts, examples, strict=True)
+        means[name] = sum(measure.score(text, item.references, item.classes) for text, item in pairs) / len(texts)
+    return means
+
+
+def _name(cell: PlannedCell) -> str:
+    return f"{cell.variant.method_name}-{cell.variant.model.name}"

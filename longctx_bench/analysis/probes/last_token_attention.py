@@ -1,0 +1,204 @@
+"""What the last token of a needle prompt attends to, by length: Figures 7 and 8 of arXiv 2512.12167, as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx_bench.benchmarks.base import IndexedBenchmark
+from longctx_bench.benchmarks.niah import grid_depth
+from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+from longctx_bench.benchmarks.ruler import prompt_templates
+from longctx_bench.core import provenance
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import safe_name, write_json
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.rope_scaling import RoPE
+
+NEAR = 4
+"""Tokens at the end of the prompt, the last one included, that no key or value is among."""
+BINS = 64
+"""Parts of equal size that a prompt is divided into for the profile of a head."""
+_POINTS = 11
+"""Of niah's grid of depths."""
+
+Rows = Callable[[Method, int, Sequence[int]], NDArray[np.float32]]
+"""(method, length, ids) -> attention of the last token, ``[layers, heads, tokens]``."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A needle prompt as tokens, and where in it the needle's key and value stand."""
+
+    ids: Sequence[int]
+    marked: Sequence[int]
+    """Places of the tokens of the needle's key and value."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Means over the prompts of one length."""
+
+    needle: NDArray[np.float64]
+    """``[layers, heads]``: attention on the needle's key and value, together."""
+    near: NDArray[np.float64]
+    """``[layers, heads]``: attention on the last :data:`NEAR` tokens."""
+    profile: NDArray[np.float64]
+    """``[layers, heads, BINS]``: attention on each part of the prompt; a head's parts sum to 1."""
+
+
+def without_scaling(method: Method, base: Base, length: int) -> Method | None:
+    """Return a method without what it does to scale with the length, on the same weights; None where it does nothing.
+
+    A model without positions loses its softmax temperature; a method on the base's own weights (PI, NTK, YaRN ...)
+    is the base as it is.
+    """
+    if method.tunable == "temperature":
+        return method.tuned(1.0) if method.tuning(base, length) is not None else None
+    return RoPE() if method.checkpoint is None and method.model_overrides(base, length) else None
+
+
+def prompts(
+    benchmark: IndexedBenchmark, encoder: PromptEncoder, length: int, n: int, seed: int, depth: float
+) -> list[Prompt]:
+    """Write n prompts of one length whose needle stands at one depth.
+
+    Args:
+        benchmark: niah, one needle on a grid of 11 depths.
+        encoder: of the model's tokenizer.
+        length: tokens, 32 of them for the answer.
+        n: how many.
+        seed: of all random choices.
+        depth: in per cent, a point of the grid.
+
+    Raises:
+        UserError: the depth is not on the grid, or the tokenizer does not say where its tokens stand.
+    """
+    places = [index for index in range(n * _POINTS) if grid_depth(index, _POINTS) == depth]
+    if not places:
+        known = ", ".join(f"{100 * point / (_POINTS - 1):g}" for point in range(_POINTS))
+        raise UserError(f"--depth {depth:g}: not on the grid of niah: {known}")
+    made = (benchmark.example(encoder, length, 32, seed, index) for index in places)
+    return [_marked(encoder, example.prompt, example.answer_prefix, example.references[0]) for example in made]
+
+
+def measure(rows: Rows, method: Method, length: int, given: Sequence[Prompt]) -> Weights:
+    """Return the mean attention of the last token over the prompts of one length."""
+    needle, near, profile = [], [], []
+    for prompt in given:
+        weights = rows(method, length, prompt.ids).astype(np.float64)
+        needle.append(weights[..., list(prompt.marked)].sum(axis=-1))
+        near.append(weights[..., -NEAR:].sum(axis=-1))
+        edges = np.linspace(0, len(prompt.ids), BINS, endpoint=False).astype(int)
+        profile.append(np.add.reduceat(weights, edges, axis=-1))
+    return Weights(np.mean(needle, axis=0), np.mean(near, axis=0), np.mean(profile, axis=0))
+
+
+def choose_heads(at_context: Weights) -> dict[str, tuple[int, int]]:
+    """Choose a positional and a semantic head, as (layer, head), from the attention at the training context (1x).
+
+    The semantic head is the one with most mean attention on the needle's key and value. The positional head is, of
+    the others, the one with most mean attention on the last :data:`NEAR` tokens: a fixed place, whatever stands
+    there. Of equals the first layer and head wins.
+    """
+    shape = at_context.needle.shape
+    semantic = np.unravel_index(np.argmax(at_context.needle), shape)
+    near = at_context.near.copy()
+    near[semantic] = -1.0
+    positional = np.unravel_index(np.argmax(near), shape)
+    return {
+        "positional": (int(positional[0]), int(positional[1])),
+        "semantic": (int(semantic[0]), int(semantic[1])),
+    }
+
+
+def attention_by_length(
+    rows: Rows, base: Base, method: Method, by_length: Mapping[int, Sequence[Prompt]]
+) -> dict[str, Any]:
+    """Measure a method with and without its scaling at several lengths.
+
+    Args:
+        rows: gives the attention of the last token.
+        base: the checkpoint's facts.
+        method: whose scaling is in question.
+        by_length: prompts by length; the training context must be among them, since heads are chosen there.
+
+    Returns:
+        ``scaling`` (what it is), ``heads`` (kind -> [layer, head]) and ``lengths``: for each length its ``scale``, the
+        ``needle`` span's middle as a share of the prompt, and for ``with`` and ``without`` scaling the two heads'
+        attention on ``needle`` and ``near`` tokens, their ``profile``, and ``needle_by_head`` ``[layers][heads]``.
+        ``without`` is missing where scaling does nothing.
+    """
+    context = base.original_length
+    heads = choose_heads(measure(rows, method, context, by_length[context]))
+    lengths = []
+    for length, given in sorted(by_length.items()):
+        plain = without_scaling(method, base, length)
+        measured = {"with": measure(rows, method, length, given)}
+        if plain is not None:
+            measured["without"] = measure(rows, plain, length, given)
+        lengths.append({
+            "length": length,
+            "scale": length / context,
+            "needle": float(np.mean([np.mean(prompt.marked) / len(prompt.ids) for prompt in given])),
+            "n": len(given),
+            **{name: _of_heads(found, heads) for name, found in measured.items()},
+        })  # fmt: skip
+    return {
+        "scaling": "softmax temperature" if method.tunable == "temperature" else "rotary scaling",
+        "heads": {kind: list(place) for kind, place in heads.items()},
+        "near": NEAR,
+        "lengths": lengths,
+    }
+
+
+def write_attention(out: Path, name: str, base: Base, found: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Write ``probes/attention/METHOD-BASE.json`` below a run's folder and return its path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = out / "probes" / "attention" / f"{safe_name(name)}.json"
+    made = {"at": provenance.now(), **provenance.environment()}
+    model = {"model": name, "base": base.name, "original_length": base.original_length}
+    write_json(path, {**model, "settings": settings, **found, "made": made})
+    return path
+
+
+def _of_heads(found: Weights, heads: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    chosen = {
+        kind: {
+            "needle": float(found.needle[place]),
+            "near": float(found.near[place]),
+            "profile": [float(f"{value:.4g}") for value in found.profile[place]],
+        }
+        for kind, place in heads.items()
+    }
+    return {**chosen, "needle_by_head": [[float(f"{value:.4g}") for value in layer] for layer in found.needle]}
+
+
+def _marked(encoder: PromptEncoder, prompt: str, answer_prefix: str, value: str) -> Prompt:
+    """Find the tokens of the needle's key and value: all that share a character with them."""
+    ids = encoder.encode(prompt, answer_prefix)
+    text = encoder.text(prompt, answer_prefix)
+    if not encoder.tokenizer.is_fast:
+        raise UserError(f"{encoder.tokenizer.name_or_path}: its tokenizer does not say where its tokens stand")
+    offsets = encoder.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    pattern = re.escape(prompt_templates.NEEDLE)
+    for name in ("type_needle_v", "key"):
+        pattern = pattern.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>.+?)")
+    found = re.search(pattern.replace(re.escape("{value}"), f"(?P<value>{re.escape(value)})"), text)
+    assert found is not None, "niah wrote this needle"
+    spans = [found.span("key"), found.span("value")]
+    marked = [
+        place
+        for place, (start, end) in enumerate(offsets[: len(ids)])
+        if any(start < last and end > first for first, last in spans)
+    ]
+    return Prompt(ids, marked)

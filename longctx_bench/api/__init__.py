@@ -1,0 +1,1 @@
+"""The Python functions that ``longctx_bench`` offers: run, report, compare, figures, load, export, calibrate."""

@@ -1,0 +1,201 @@
+"""What the command line does with one model, as functions: load, export, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longctx_bench.api.notebook import Calibration
+from longctx_bench.core.argument_parsing import (
+    Scales,
+    dtype_of,
+    names,
+    parse_lengths,
+    parse_scales,
+    path_of,
+    seed_of,
+    whole,
+)
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.io import require_writable
+from longctx_bench.core.types import NATURAL
+from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from longctx_bench.analysis.calibration.calibrate import Point
+    from longctx_bench.engines.hf.export import Written
+
+
+def load(
+    name: str,
+    length: int | str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    registry: Registry | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model with a method applied for good, ready for any loop of your own.
+
+    Example:
+        >>> model, tokenizer = load("yarn-tiny", length=1024, device="cpu")
+        >>> model(**tokenizer("Once upon a time", return_tensors="pt")).logits.ndim
+        3
+
+    Args:
+        name: as ``--model`` takes it: ``yarn-smollm2-135m``, ``pi:org/name``, a folder.
+        length: tokens that the model is to read, such as ``4096`` or ``"4k"``; its training context when None.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        registry: knows the names; the built-in one when None.
+
+    Returns:
+        The transformers model, in evaluation mode on the device, and its tokenizer. The model takes
+        ``input_ids`` of shape [batch, tokens] and gives logits of shape [batch, tokens, vocabulary].
+
+    Raises:
+        UserError: an unknown name, weights that cannot be had, or a method that depends on each prompt's
+            length (dynamic-ntk) and so cannot be applied once for all prompts.
+    """
+    from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+
+    variant = (registry or Registry()).variant(names(name, "name"))
+    if variant.method.per_prompt:
+        raise UserError(
+            f"{name}: {variant.method_name} follows each prompt's length and cannot be loaded for all; use run()"
+        )
+    resolved = variant.resolve()
+    engine = HFEngine(str(device), dtype_of(dtype))
+    model = load_model(resolved.folder, engine.dtype, engine.device)
+    lengths = parse_lengths(length, "length") or (variant.model.original_length,)
+    if len(lengths) > 1 or NATURAL in lengths:
+        raise UserError(f"length {length}: a model is loaded for one length, in tokens")
+    tokens = lengths[0]
+    # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
+    # which would be undone if it were collected.
+    applied: Any = prepared(model, resolved.at(tokens), tokens)
+    applied.__enter__()
+    object.__setattr__(model, "_longctx_bench_applied", applied)
+    return model, load_tokenizer(resolved.folder)
+
+
+def export(
+    model: str,
+    folder: str | Path,
+    scale: float | str | None = None,
+    length: int | str | None = None,
+    dtype: str = "auto",
+    registry: Registry | None = None,
+) -> Written:
+    """Write a method at one length as a plain checkpoint, as ``longctx-bench export`` does, and check its logits.
+
+    Example:
+        >>> export("yarn-tiny", folder / "exported", scale="2x").mark.length
+        1024
+
+    Args:
+        model: as ``--model`` takes it.
+        folder: a new one; it appears whole or not at all.
+        scale: a multiple of the training context, such as ``"4x"``.
+        length: tokens to read, such as ``4096``; the training context when neither is given.
+        dtype: of the weights; ``auto`` keeps theirs, but writes float32 where a temperature is multiplied into them.
+        registry: knows the names; the built-in one when None.
+
+    Returns:
+        The folder, its ``mark`` (model, method, length, factor, temperature), and how close the logits are.
+
+    Raises:
+        UserError: the method cannot be exported, or the folder is there already.
+    """
+    from longctx_bench.engines.hf.export import export as write_checkpoint
+    from longctx_bench.engines.hf.export import refuse
+
+    variant = (registry or Registry()).variant(names(model, "model"))
+    original = variant.model.original_length
+    scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
+    tokens = [*lengths, *(round(factor * original) for factor in scales)] or [original]
+    if len(tokens) > 1 or NATURAL in tokens:
+        raise UserError("export: a checkpoint is for one length; give --length TOKENS or --scale 4x, once")
+    if dtype not in (known := ("auto", "float32", "bfloat16")) and (dtype := dtype_of(dtype)) not in known:
+        raise UserError(f"dtype {dtype}: choose {', '.join(known)}")
+    refuse(variant.method, variant.method_name)
+    resolved = variant.resolve()
+    return write_checkpoint(
+        resolved.at(tokens[0]), variant.method_name, resolved.folder, path_of(folder, "folder"), dtype
+    )
+
+
+def calibrate(
+    model: str,
+    scale: Scales = "2x,4x,8x",
+    objective: str = "retrieval",
+    text: str | Path | None = None,
+    limit: int = 33,
+    seed: int = 42,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[Point], None] | None = None,
+) -> Calibration:
+    """Fit the tunable scalar of a model's method at each scale, as ``longctx-bench calibrate`` does.
+
+    Args:
+        model: as ``--model`` takes it, of a method with a tunable scalar: DroPE, NoPE, YaRN.
+        scale: extension factors to fit at, as for :func:`run`.
+        objective: ``retrieval`` finds needles, ``perplexity`` predicts ``text``.
+        text: long text that no test uses.
+        limit: examples of each kind a value in the coarse sweep; twice as many in the fine one.
+        seed: of the calibration's examples, none of which is a test's.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_tokens: tokens a batch; from the free memory when None.
+        out: folder to write ``calibration.json`` to instead of the checkpoint's own.
+        registry: knows the names; the built-in one when None.
+        tell: called with every point as it is measured.
+
+    Returns:
+        The best value by scale, the law's coefficient, and the file that was written, where runs find it.
+
+    Raises:
+        UserError: bad input, a method without such a scalar, or a folder that cannot be written.
+    """
+    from longctx_bench.analysis.calibration import calibrate as sweeps
+    from longctx_bench.analysis.calibration.objectives import Objective, Perplexity, Retrieval
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+    from longctx_bench.core.specs import PathSource
+    from longctx_bench.engines.hf.engine import HFEngine
+
+    registry = registry or Registry()
+    variant = registry.variant(names(model, "model"))
+    scales = parse_scales(scale, "--scale")
+    if variant.method.tunable is None:
+        raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
+    if not scales or min(scales) <= 1:
+        raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
+    if out is None and not isinstance(variant.source, PathSource):
+        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
+    if objective not in (known := ("retrieval", "perplexity")):
+        raise UserError(f"objective {objective}: unknown{near_miss(str(objective), known)}")
+    if objective == "perplexity" and text is None:
+        raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
+    examples = whole(limit, "limit") or 1
+    resolved = variant.resolve()
+    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
+    own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
+    target = path_of(out, "out") if out else variant.source.path if own else resolved.folder  # type: ignore[union-attr]
+    require_writable(target)
+    engine = HFEngine(str(device), dtype_of(dtype), whole(batch_tokens, "batch_tokens"))
+    engine.load(resolved.folder)
+    encoder = PromptEncoder(load_tokenizer(resolved.folder))
+    goal: Objective = (
+        Retrieval(engine, encoder, registry, seed_of(seed))
+        if text is None or objective == "retrieval"
+        else Perplexity(engine, encoder, path_of(text, "text"))
+    )
+    fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
+    path = sweeps.write(target, variant.method, variant.method_name, goal, fit)
+    return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)

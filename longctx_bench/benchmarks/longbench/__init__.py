@@ -1,0 +1,1 @@
+"""LongBench (Bai et al. 2023, arXiv 2308.14508)."""

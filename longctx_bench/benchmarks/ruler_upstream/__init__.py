@@ -1,0 +1,1 @@
+"""``ruler@paper``: NVIDIA/RULER's own scripts, reproduced byte for byte."""

@@ -1,0 +1,74 @@
+"""``longctx-bench report``: tables and the page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
+from longctx_bench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from longctx_bench.reporting.results import Results
+
+_NOTHING = {
+    "tasks": "no two tasks were measured at one length",
+    "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
+}
+"""Why a kind of table may be empty."""
+_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
+
+
+@click.command("report")
+@_FOLDER
+@format_option
+@click.option(
+    "--table",
+    "kind",
+    metavar="KIND",
+    help="Which tables: lengths (scores by length, the default), tasks, summary (reach, retention and position bias), "
+    "cost, all, or one that an installed package brings. "
+    "With html, plain tables in place of the page.",
+)
+@out_option
+@click.option(
+    "--examples",
+    type=click.IntRange(min=0),
+    help="Examples of each cell in an html page; by default as many as keep it below about 30 MB.",
+)
+def report_command(folder: Path, form: str, kind: str | None, out: Path | None, examples: int | None) -> None:
+    """Print the comparison tables of a run's FOLDER."""
+    from longctx_bench.reporting.formats import FORMATS, print_tables
+    from longctx_bench.reporting.results import read_cells
+    from longctx_bench.reporting.tables.registry import report_tables
+
+    form = format_of(form, out)
+    if examples is not None and form != "html":
+        raise UserError("--examples goes with --format html: the other formats hold tables only")
+    page = form == "html" and kind is None
+    if examples is not None and not page:
+        raise UserError("--examples goes with the page, not with --table")
+    results = read_cells(folder)
+    if page:
+        put(_page(folder, results, examples), out)
+    else:
+        require_finished(results, folder)
+        kind = kind or "lengths"
+        tables = report_tables(results.finished, kind)
+        if not tables:
+            raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
+        if form == "terminal":
+            print_tables(tables)
+        else:
+            put(FORMATS[form](tables), out)
+    for line in results.missing:
+        say(f"missing: {line}", err=True)
+
+
+def _page(folder: Path, results: Results, examples: int | None) -> str:
+    from longctx_bench.reporting.html import html_page
+    from longctx_bench.store.run_store import ResultStore
+
+    return html_page(results, ResultStore(folder), examples)

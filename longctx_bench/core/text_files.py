@@ -1,0 +1,123 @@
+"""Documents out of text files: .txt .md .jsonl .parquet, also .xz and .zst compressed, one string each."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.core.decompression import limited_lines, unpacked_text
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.parquet_reader import parquet_rows
+
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+PACKED_SUFFIXES = (".xz", ".zst")
+_CHUNK = 1 << 22
+"""Characters read at a time."""
+_LONGEST = 1 << 28
+"""Characters of a document in plain text, where a whole corpus may stand without a break."""
+
+
+def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
+    """Yield a file's documents; in plain text they are separated by NUL bytes.
+
+    Raises:
+        UserError: the file is binary, holds no text, or a row lacks the text column.
+    """
+    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    reader = readers.get(text_suffix(file))
+    count = 0
+    try:
+        for document in reader(file, text_field) if reader else _plain_documents(file):
+            if document.strip():
+                count += 1
+                yield document
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start}); remove binary files from the corpus") from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{file}: damaged .xz file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if count == 0:
+        raise UserError(f"{file}: holds no text; remove it from the corpus")
+
+
+def text_suffix(file: Path) -> str:
+    """Return the suffix that says how to read the file, behind .xz or .zst."""
+    suffixes = file.suffixes
+    if suffixes and suffixes[-1] in PACKED_SUFFIXES:
+        suffixes = suffixes[:-1]
+    return suffixes[-1] if suffixes else ""
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[io.TextIOBase]:
+    if file.suffix == ".xz":
+        with lzma.open(file, "rb") as packed:
+            yield unpacked_text(packed, file.stat().st_size, str(file))
+    elif file.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError(f"{file}: .zst needs the package 'zstandard': pip install zstandard") from error
+        try:
+            with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as binary:
+                yield unpacked_text(binary, file.stat().st_size, str(file))
+        except zstandard.ZstdError as error:
+            raise UserError(f"{file}: damaged .zst file: {error}") from error
+    else:
+        with file.open(encoding="utf-8", newline="") as plain:
+            yield plain
+
+
+def _plain_documents(file: Path) -> Iterator[str]:
+    rest, size = list[str](), 0
+    with _opened(file) as stream:
+        while chunk := stream.read(_CHUNK):
+            # Old texts hold a stray control character; executables and images that happen to decode hold many.
+            if sum(chunk.count(chr(code)) for code in range(1, 7)) > len(chunk) // 1000:
+                raise UserError(f"{file}: binary file, not text; remove it from the corpus")
+            first, *others = chunk.split("\0")
+            rest.append(first)
+            for part in others:
+                yield "".join(rest)
+                rest, size = [part], 0
+            size += len(rest[-1])
+            if size > _LONGEST:
+                raise UserError(
+                    f"{file}: a document of more than {_LONGEST >> 20} million characters; separate documents by NULs"
+                )
+    yield "".join(rest)
+
+
+def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:
+    with _opened(file) as stream:
+        for number, line in enumerate(limited_lines(stream, str(file)), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file} line {number}: not JSON: {error}") from error
+            yield text_of(row, text_field, f"{file} line {number}")
+
+
+def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
+    for number, row in enumerate(parquet_rows(file, [text_field], needed=[text_field]), start=1):
+        if row[text_field]:
+            yield text_of(row, text_field, f"{file} row {number}")
+
+
+def text_of(row: Any, name: str, where: str) -> str:
+    """Return the document that a row holds under a column's name.
+
+    Raises:
+        UserError: there is no text there.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+        raise UserError(f"{where}: no text under '{name}'; set text_field to the column that holds the document")
+    return str(row[name])

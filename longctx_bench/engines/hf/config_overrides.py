@@ -1,0 +1,103 @@
+"""Config entries put into a loaded model, and the models that the engine cannot take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from longctx_bench.core.errors import DoesNotFit, UserError
+
+
+def refuse_state(folder: Path, config: Any) -> None:
+    """Refuse models that remember anything but keys and values.
+
+    Raises:
+        UserError: this is one.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    state = getattr(kind, "_is_stateful", False)
+    if state or not all(map(_attends, getattr(config, "layer_types", None) or ())):
+        raise UserError(
+            f"{folder.name}: a {config.model_type} keeps a state that cannot be cut back to an earlier token, as is "
+            f"done here with keys and values; only models of attention alone can be run"
+        )
+
+
+def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
+    """Refuse prompts that a model without rotary positions has no positions for.
+
+    Raises:
+        DoesNotFit: it has a table of positions, and that ends before.
+    """
+    config = model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if not hasattr(config, "rope_parameters") and limit is not None and tokens > limit:
+        raise DoesNotFit(f"a {config.model_type} has a table of positions that ends at {limit} tokens, not {tokens}")
+
+
+def _attends(layer_type: str) -> bool:
+    """Tell whether all that a layer of this type remembers are keys and values."""
+    return layer_type.endswith("_attention") and not layer_type.startswith("linear")
+
+
+@contextmanager
+def overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
+    """Put config values into a loaded model: its config's entries and a rotary module made from them."""
+    if not overrides:
+        yield
+        return
+    decoder = model.base_model
+    rotary = getattr(decoder, "rotary_emb", None)
+    if "rope_parameters" in overrides and rotary is None:
+        raise UserError(
+            f"a {model.config.model_type} computes its rotations where they cannot be changed; run it as it is, "
+            f"without a method"
+        )
+    config = model.config
+    before = {key: getattr(config, key, None) for key in overrides}
+    changed = copy.deepcopy(config)
+    for key, value in overrides.items():
+        setattr(changed, key, value)
+    if rotary is not None:
+        other = _rotary_of(changed, rotary).to(model.device)
+    try:
+        for key, value in overrides.items():
+            setattr(config, key, value)
+        if rotary is not None:
+            decoder.rotary_emb = other
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(config, key, value)
+        if rotary is not None:
+            decoder.rotary_emb = rotary
+
+
+def _rotary_of(config: Any, rotary: Any) -> Any:
+    """Make a rotary module like another from a changed config; it must turn as many dimensions.
+
+    Raises:
+        UserError: it would not.
+    """
+    # transformers divides it out of other entries when it is missing, and not when it is None.
+    if getattr(config, "head_dim", 0) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
+    try:
+        other = type(rotary)(config=config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        named = config.rope_parameters
+        raise UserError(
+            f"a {config.model_type} does not take the rope_parameters {named} ({type(error).__name__}: {error})"
+        ) from error
+    old, new = ({name: tuple(value.shape) for name, value in each.named_buffers()} for each in (rotary, other))
+    if old != new:
+        raise UserError(
+            f"a {config.model_type} would rotate other parts of its heads than it does (pairs of dimensions "
+            f"{sorted(new.values())} in place of {sorted(old.values())}): it does not take rope_parameters like these"
+        )
+    return other

@@ -1,0 +1,1 @@
+"""The vLLM engine, and DroPE as a vLLM model."""

@@ -1,0 +1,168 @@
+"""lm-eval's tasks on our methods, their samples as records of our store."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longctx_bench.benchmarks.lm_eval_task import LMEval
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.types import Finished
+from longctx_bench.engines.base import Engine
+from longctx_bench.models.variant import ModelUnderTest
+
+_PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
+"""Of a task's metrics, the first of these is its score; without them, its first."""
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """What lm-eval measured."""
+
+    finished: list[Finished]
+    metric: str
+    score: float
+    """lm-eval's own aggregate of that metric."""
+    details: dict[str, Any]
+    """All its metrics with their standard errors, few-shot number and the task's version."""
+
+
+def run_task(
+    engine: Engine,
+    contestant: ModelUnderTest,
+    tokenizer: Any,
+    benchmark: LMEval,
+    limit: int | None,
+    seed: int,
+    chat_template: bool,
+) -> HarnessResult:
+    """Run one task of lm-eval.
+
+    Args:
+        engine: has loaded the contestant's weights.
+        contestant: method, base and the most tokens of a context.
+        tokenizer: of the weights.
+        benchmark: names the task.
+        limit: documents; all when None.
+        seed: of few-shot examples.
+        chat_template: put prompts into the model's chat template.
+
+    Raises:
+        UserError: lm-eval is not installed, does not know the task, or cannot get its data.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+    except ImportError as error:
+        raise UserError("lm_eval tasks need the package 'lm-eval': pip install 'longctx-bench[lm-eval]'") from error
+    from longctx_bench.lm_eval_adapter.lm import LongCtxLM
+
+    # Its own progress and its notes on every task would stand between the lines of ours.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = _manager(benchmark)
+    model = LongCtxLM(engine, contestant, tokenizer)
+    try:
+        with redirect_stderr(io.StringIO()), _without_git():
+            found = simple_evaluate(
+                model=model,
+                tasks=[benchmark.task],
+                num_fewshot=benchmark.num_fewshot,
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=0,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+                apply_chat_template=chat_template,
+                log_samples=True,
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a task's data, templates and code may raise anything
+        raise UserError(f"lm_eval:{benchmark.task}: {type(error).__name__}: {_first_line(error)}") from error
+    assert found is not None
+    results: dict[str, Any] = found["results"]
+    return _result(results[benchmark.task], found["samples"][benchmark.task], found, benchmark.task)
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
+    from lm_eval import evaluator
+
+    original = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None  # a cell's own provenance has this project's commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = original
+
+
+def _manager(benchmark: LMEval) -> Any:
+    import lm_eval.tasks
+
+    stock = Path(lm_eval.tasks.__file__).parent
+    folders = [benchmark.include.path] if benchmark.include else []
+    if not folders:
+        # Reading all of lm-eval's 14,000 task files takes a quarter of a minute; the right folder, none.
+        folders = [file.parent for file in stock.rglob(f"{benchmark.task}.yaml")][:1]
+    manager = lm_eval.tasks.TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
+    if benchmark.task not in manager.all_tasks:
+        manager = lm_eval.tasks.TaskManager(include_path=[str(folder) for folder in folders])
+    if benchmark.task not in manager.all_tasks:
+        raise UserError(
+            f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them), and "
+            f"no YAML file in lm_eval/ of a --task-folder has `task: {benchmark.task}`"
+        )
+    if benchmark.task in {*manager.all_groups, *manager.all_tags}:
+        raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
+    return manager
+
+
+def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: Any, task: str) -> HarnessResult:
+    aggregated = {
+        key: float(value)
+        for key, value in results.items()
+        if "," in key and isinstance(value, int | float) and not key.partition(",")[0].endswith("_stderr")
+    }
+    names = {key.partition(",")[0]: key for key in reversed(aggregated)}
+    metric = next((name for name in _PREFERRED if name in names), next(iter(reversed(names)), None))
+    if metric is None:
+        raise UserError(f"lm_eval:{task}: gives no score; run it with lm_eval itself")
+    # A task may read its answers in several ways (gsm8k: strict, flexible): those of the metric that is kept.
+    way = names[metric].partition(",")[2]
+    samples = sorted((s for s in samples if s.get("filter", way) == way), key=lambda s: int(s["doc_id"]))
+    if not samples or not isinstance(samples[0].get(metric), int | float):
+        raise UserError(f"lm_eval:{task}: gives no score for each document; run it with lm_eval itself")
+    finished = [Finished(_record(sample, metric), 0.0) for sample in samples]
+    details = {
+        "results": aggregated,
+        "version": found["versions"].get(task),
+        "num_fewshot": found["n-shot"].get(task),
+        "higher_is_better": found.get("higher_is_better", {}).get(task, {}).get(metric, True),
+    }
+    return HarnessResult(finished, metric, aggregated[names[metric]], details)
+
+
+def _record(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "id": f"{int(sample['doc_id']):06d}",
+        "hash": str(sample["prompt_hash"])[:32],
+        "score": float(sample[metric]),
+        "metric": metric,
+        "text": str(sample["filtered_resps"]),
+        "references": [str(sample["target"])],
+        "depths": [],
+        "prompt_tokens": 0,
+        "new_tokens": 0,
+        "finish_reason": "lm_eval",
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,41 @@
+"""The rotary frequencies that a method's config entries stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.rope_parameters import FULL, unrotated
+
+
+def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[float], float]:
+    """Return a method's inverse frequencies at one length, as transformers computes them from its config entries.
+
+    Args:
+        base: names head width and rotary base.
+        method: one that changes the rotary frequencies, or leaves them alone.
+        length: tokens, which the method derives its factor from.
+
+    Returns:
+        Radians a token for each pair of rotated dimensions, the fastest first; and the factor that cos
+        and sin are multiplied with (1 but for YaRN and LongRoPE).
+
+    Raises:
+        UserError: the method takes positions away, or cannot be applied to this base.
+    """
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    own = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.original_length}
+    entries: dict[str, Any] = own | method.model_overrides(base, length)
+    rope = entries["rope_parameters"]
+    if unrotated(rope):
+        raise UserError(f"{type(method).__name__} on {base.name}: has no rotary frequencies")
+    # Of the layers that a method changes, the part of each head that is rotated, as heads of their own.
+    rope = {key: value for key, value in rope.get(FULL, rope).items() if key != "partial_rotary_factor"}
+    entries["rope_parameters"] = rope
+    dims = base.rotary_dim
+    shape: dict[str, Any] = {"head_dim": dims, "hidden_size": 2 * dims, "num_attention_heads": 2}
+    rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
+    return rotary.inv_freq.double().tolist(), float(rotary.attention_scaling)

@@ -1,0 +1,140 @@
+"""What a contestant looks like: the same method has the same colour, marker and dashes in every figure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from longctx_bench.reporting.results import CellSummary
+
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_BLUE, _VERMILLION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+_OLIVE, _WINE, _GREY = "#999933", "#882255", "#767676"
+_SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and dashes: each of them tells neighbours apart when printed grey."""
+
+    colour: str
+    marker: str
+    dashes: Any = _SOLID
+    filled: bool = True
+    """Hollow markers and bars stand for another base."""
+    family: int = 99
+    """Methods of one family stand together."""
+
+    @property
+    def hatch(self) -> str:
+        """Of a bar: what dashes are to a line."""
+        return {_SOLID: "", _DASHED: "////", _DOTTED: "....", _MIXED: "xxxx"}[self.dashes]
+
+    def line(self) -> dict[str, Any]:
+        """Return keyword arguments of ``Axes.plot``."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": self.dashes,
+            "markerfacecolor": self.colour if self.filled else "white",
+            "markeredgecolor": self.colour,
+            "markeredgewidth": 0.8,
+        }
+
+    def bar(self) -> dict[str, Any]:
+        """Return keyword arguments of ``Axes.bar``."""
+        return {
+            "facecolor": self.colour if self.filled else "white",
+            "edgecolor": "white" if self.filled and self.hatch else self.colour,
+            "hatch": self.hatch,
+            "linewidth": 0.0 if self.filled else 0.8,
+        }
+
+
+METHODS: dict[str, Look] = {
+    "rope": Look(_BLACK, "o", family=0),
+    "crop": Look(_GREY, "X", _DASHED, family=0),
+    "pi": Look(_SKY, "v", family=1),
+    "ntk": Look(_GREEN, "^", family=1),
+    "dynamic-ntk": Look(_GREEN, "<", _DASHED, family=1),
+    "llama3": Look(_PURPLE, "P", family=1),
+    "longrope": Look(_PURPLE, "p", _DASHED, family=1),
+    "yarn": Look(_BLUE, "s", family=2),
+    "yarn-perplexity": Look(_BLUE, "d", _DOTTED, family=2),
+    "yarn-retrieval": Look(_BLUE, "h", _DASHED, family=2),
+    "alibi": Look(_OLIVE, ">", family=3),
+    "rnope-swa": Look(_WINE, "H", family=3),
+    "nope": Look(_ORANGE, "D", family=4),
+    "nope-retrieval": Look(_ORANGE, "8", _DASHED, family=4),
+    "drope": Look(_VERMILLION, "*", family=5),
+    "drope-perplexity": Look(_VERMILLION, "d", _DOTTED, family=5),
+    "drope-paper": Look(_VERMILLION, "X", _DASHED, family=5),
+}
+"""Okabe and Ito's colours, without the yellow that is lost on white, and three of Paul Tol's muted ones."""
+
+_OTHERS = [
+    Look(colour, marker, _MIXED)
+    for marker, colour in zip("ov^sDPp", (_SKY, _ORANGE, _GREEN, _PURPLE, _OLIVE, _WINE, _BLUE), strict=True)
+]
+
+
+def look_of(method: str) -> Look:
+    """Return a method's look; one that this project does not know gets a look that depends on its name alone."""
+    known = METHODS.get(method)
+    if known is not None:
+        return known
+    return _OTHERS[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]
+
+
+def looks(cells: Sequence[CellSummary]) -> dict[str, Look]:
+    """Return the look of each contestant, in the order in which figures show them.
+
+    The order is by base, then by family of methods, the untouched model first. Filled markers stand for the base
+    with most contestants; two unknown methods that would look the same are told apart.
+    """
+    methods = list(dict.fromkeys(s.cell.method for s in cells))
+    chosen = _told_apart(methods)
+    bases = _bases(cells)
+    found = {s.contestant: (bases.index(s.cell.model), s.cell.method) for s in cells}
+    known = list(METHODS)
+
+    def order(name: str) -> tuple[int, int, int, str]:
+        base, method = found[name]
+        place = known.index(method) if method in METHODS else len(known)
+        return base, chosen[method].family, place, method
+
+    return {name: replace(chosen[found[name][1]], filled=found[name][0] % 2 == 0) for name in sorted(found, key=order)}
+
+
+def labels(cells: Sequence[CellSummary]) -> dict[str, str]:
+    """Return how each contestant is named: its method where all share one base, which :func:`base_title` names."""
+    if len({s.cell.model for s in cells}) == 1:
+        return {s.contestant: s.cell.method for s in cells}
+    return {s.contestant: s.contestant for s in cells}
+
+
+def base_title(cells: Sequence[CellSummary]) -> str:
+    """Return the name of the one base that all contestants share; nothing where they share none."""
+    bases = {s.cell.model for s in cells}
+    return next(iter(bases)) if len(bases) == 1 else ""
+
+
+def _bases(cells: Sequence[CellSummary]) -> list[str]:
+    counts: dict[str, set[str]] = {}
+    for summary in cells:
+        counts.setdefault(summary.cell.model, set()).add(summary.cell.method)
+    return sorted(counts, key=lambda base: (-len(counts[base]), base))
+
+
+def _told_apart(methods: Iterable[str]) -> dict[str, Look]:
+    chosen: dict[str, Look] = {}
+    taken: set[Look] = set()
+    for method in sorted(methods, key=lambda name: (name not in METHODS, name)):
+        look = look_of(method)
+        if look in taken:
+            look = next((other for other in _OTHERS if other not in taken), look)
+        taken.add(look)
+        chosen[method] = look
+    return chosen

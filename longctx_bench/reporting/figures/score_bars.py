@@ -1,0 +1,146 @@
+"""Bars at one scale, grouped by task, with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from longctx_bench.benchmarks.lm_eval_task import PREFIX
+from longctx_bench.core.errors import UserError
+from longctx_bench.reporting.figures import style
+from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name, shown, sizes, task_order, top
+from longctx_bench.reporting.figures.plot_styles import Look, base_title, labels, looks
+from longctx_bench.reporting.results import CellSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIDE_BY_SIDE = 8
+"""Contestants that a legend can name; more of them are named beside their bars."""
+_BARS_A_ROW = 48
+
+
+def bar_sheet(cells: Sequence[CellSummary], scale: float | None = None, preferred: float = 2.0) -> Figure:
+    """Draw scores at one scale as bars, grouped by task: at 2x, Figure 1 of arXiv 2512.12167.
+
+    Up to eight contestants stand side by side over each task, with a legend; more of them get a panel a task with
+    their names at the bars. Tasks whose score is no percentage (losses) are left out.
+
+    Args:
+        cells: of any tasks and scales.
+        scale: length / training context, 0 for whole documents; ``preferred`` when None, or the largest there is.
+        preferred: see above.
+
+    Returns:
+        The figure: bars in per cent, lines over them their 95 % intervals.
+
+    Raises:
+        UserError: no percentage was measured, or nothing at ``scale``.
+    """
+    chosen = at_scale([summary for summary in cells if summary.percent], scale, preferred)
+    if not chosen:
+        raise UserError("no finished cell of these tasks has a score in per cent")
+    found = looks(chosen)
+    with style.styled():
+        return _grouped(chosen, found) if len(found) <= _SIDE_BY_SIDE else _panels(chosen, found)
+
+
+def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+    tasks = _tasks(cells)
+    rows, columns = style.grid_of(len(tasks), max(1, _BARS_A_ROW // (len(found) + 1)))
+    width = min(style.PAGE, max(style.COLUMN, 0.19 * columns * (len(found) + 1) + 1.6))
+    figure = style.new_figure(width, 1.85 * rows + 0.35)
+    axes = figure.subplots(rows, 1, squeeze=False, sharey=True)[:, 0]
+    wide = 0.84 / len(found)
+    for row, axis in enumerate(axes):
+        own = tasks[row * columns : (row + 1) * columns]
+        for place, (name, look) in enumerate(found.items()):
+            mine = {s.cell.task: s for s in cells if s.contestant == name}
+            drawn = [(index, mine[task]) for index, task in enumerate(own) if task in mine]
+            _bars(axis, [index + wide * (place - (len(found) - 1) / 2) for index, _ in drawn],
+                  [s for _, s in drawn], look, wide, labels(cells)[name])  # fmt: skip
+        axis.set_xticks(range(len(own)), [f"{_short(task)}\n{_sizes(task, cells)}" for task in own])
+        axis.tick_params(axis="x", length=0)
+        axis.set_xlim(-0.55, columns - 0.45)
+        _percent(axis, "y", cells)
+    figure.supylabel(f"score at {_where(cells)} (%)\nwith 95 % intervals", size=8)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", title=base_title(cells) or None, alignment="left")
+    return figure
+
+
+def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+    tasks = _tasks(cells)
+    rows, columns = style.grid_of(len(tasks), 4)
+    names = list(found)
+    width = min(style.PAGE, 1.2 + 2.2 * columns)
+    figure = style.new_figure(width, (0.14 * len(names) + 0.48) * rows + 0.3)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
+    for panel, (axis, task) in enumerate(zip(axes.flat, tasks, strict=False)):
+        axis.tick_params(axis="x", labelbottom=panel + columns >= len(tasks))
+        for summary in (s for s in cells if s.cell.task == task):
+            place = float(names.index(summary.contestant))
+            _bars(axis, [place], [summary], found[summary.contestant], 0.74, "", upright=False)
+        absent = set(names) - {s.contestant for s in cells if s.cell.task == task}
+        for name in absent:
+            # A bar of zero is as short.
+            axis.annotate("not measured", (0, names.index(name)), (2, 0), textcoords="offset points",
+                          va="center", fontsize=5, color=style.FAINT)  # fmt: skip
+        axis.set_yticks(range(len(names)), [labels(cells)[name] for name in names])
+        axis.tick_params(axis="y", length=0)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_title(f"{task.removeprefix(PREFIX)}\n{_sizes(task, cells)}")
+        _percent(axis, "x", cells)
+    base = base_title(cells)
+    figure.supxlabel(f"score at {_where(cells)}{f' on {base}' if base else ''} (%), with 95 % intervals", size=8)
+    return figure
+
+
+def _bars(
+    axis: Axes, places: Sequence[float], cells: Sequence[CellSummary], look: Look, wide: float, label: str,
+    upright: bool = True,
+) -> None:  # fmt: skip
+    from matplotlib.patheffects import Normal, Stroke
+
+    values = [shown(summary) for summary in cells]
+    means = [mean for _, mean, _ in values]
+    ends = [[mean - low for low, mean, _ in values], [high - mean for _, mean, high in values]]
+    # Black in white shows on every bar and beside it.
+    line: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 0}
+    rim = [Stroke(linewidth=1.6, foreground="white"), Normal()]
+    if upright:
+        axis.bar(places, means, wide * 0.94, label=label, **look.bar())
+        drawn = axis.errorbar(places, means, yerr=ends, **line)
+    else:
+        axis.barh(places, means, wide, **look.bar())
+        drawn = axis.errorbar(means, places, xerr=ends, **line)
+    for bar in drawn.lines[2]:
+        bar.set_path_effects(rim)
+
+
+def _percent(axis: Axes, which: Literal["x", "y"], cells: Sequence[CellSummary]) -> None:
+    # From zero always, or bars lie.
+    (axis.set_ylim if which == "y" else axis.set_xlim)(0, top(cells))
+    axis.grid(visible=True, axis=which)
+
+
+def _tasks(cells: Sequence[CellSummary]) -> list[str]:
+    return sorted({summary.cell.task for summary in cells}, key=task_order)
+
+
+def _short(task: str) -> str:
+    """Return a task's name in lines that fit under its bars."""
+    name = task.removeprefix(PREFIX)
+    return name if len(name) <= 12 else name.replace("_", "_\n", 1)
+
+
+def _sizes(task: str, cells: Sequence[CellSummary]) -> str:
+    return sizes(s for s in cells if s.cell.task == task)
+
+
+def _where(cells: Sequence[CellSummary]) -> str:
+    name = scale_name(cells[0].scale)
+    return "natural length" if name == "natural" else name

@@ -1,0 +1,5 @@
+"""One self-contained page to explore a run's results: tables, heatmaps and the examples behind each number."""
+
+from longctx_bench.reporting.html.build import html_page
+
+__all__ = ["html_page"]

@@ -1,0 +1,70 @@
+"""What a cell's numbers come from, as pairs of label and text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longctx_bench.reporting.results import CellSummary
+from longctx_bench.store.schema import Tuning
+
+
+def provenance(summary: CellSummary) -> dict[str, str]:
+    """Return what ``cell.json`` says of where a cell's numbers come from; what it does not say is left out."""
+    result, spec = summary.result, summary.result.spec
+    engine, environment = result.engine or {}, result.environment or {}
+    found = {
+        "factor": f"{result.factor:g} ({result.factor_source})",
+        "calibration": _tuning(result.tuning),
+        "dtype": engine.get("dtype", spec.dtype),
+        "device": engine.get("device"),
+        "engine": _listed(engine.get("engine", spec.engine), engine.get("attention")),
+        "parity": summary.parity,
+        "seed": spec.seed,
+        "chat template": "yes" if spec.chat_template else None,
+        "protocol": spec.task.protocol,
+        "weights": ", ".join(filter(None, (_commit_on_hub(spec.weights or {}), _digests(spec.digests)))),
+        "commit": _commit(_object(environment, "git")),
+        "versions": _versions(environment),
+        "tokens": f"{result.prompt_tokens:,} read, {result.new_tokens:,} written",
+        "time": f"{result.seconds:,.1f} s",
+        "finished": result.finished,
+        "spec": result.spec_hash,
+    }
+    return {label: str(value) for label, value in found.items() if value not in (None, "")}
+
+
+def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
+    value = of.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _tuning(tuning: Tuning | None) -> str:
+    if tuning is None:
+        return "none"
+    return f"{tuning.scalar.replace('_', ' ')} {tuning.value:.4g} by {tuning.source}"
+
+
+def _commit(git: dict[str, Any]) -> str:
+    commit = str(git.get("commit") or "")[:12]
+    return commit + (" (with local changes)" if commit and git.get("dirty") else "")
+
+
+def _versions(environment: dict[str, Any]) -> str:
+    own = {
+        "longctx-bench": environment.get("longctx_bench"),
+        "Python": environment.get("python"),
+        **_object(environment, "packages"),
+    }
+    return ", ".join(f"{name} {value}" for name, value in own.items() if value)
+
+
+def _commit_on_hub(weights: dict[str, Any]) -> str:
+    return f"{weights['hub']}@{weights['revision'][:12]}" if weights.get("hub") and weights.get("revision") else ""
+
+
+def _digests(digests: dict[str, Any]) -> str:
+    return ", ".join(str(value) if name == "weights" else f"{name} {value}" for name, value in digests.items())
+
+
+def _listed(*values: Any) -> str:
+    return ", ".join(str(value) for value in values if value)

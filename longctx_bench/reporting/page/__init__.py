@@ -1,5 +1,0 @@
-"""One self-contained page to explore a run's results: tables, heatmaps and the examples behind each number."""
-
-from longctx_bench.reporting.page.build import html_page
-
-__all__ = ["html_page"]

@@ -1,0 +1,76 @@
+"""Position bias: how a score depends on the depth of what must be found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.reporting.stats.confidence_intervals import few_differ, safe_variance
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DepthBias:
+    """How a cell's score depends on the depth of its needle."""
+
+    slope: float
+    """Points (hundredths of a score) per 100 % depth: from the first token to the last; above 0, the end is easier."""
+    low: float
+    high: float
+    """95 % interval of the slope."""
+    worst_depth: float
+    """In percent; the shallowest of several."""
+    worst_score: float
+    """Mean score at that depth, in [0, 1]."""
+
+
+def depth_bias(
+    depths: Sequence[float] | NDArray[np.float64], scores: Sequence[float] | NDArray[np.float64]
+) -> DepthBias:
+    """Fit a line to the scores by depth (least squares) and find the depth with the lowest mean.
+
+    The interval is Student's with the variance HC3 (MacKinnon and White 1985; Long and Ervin 2000), since rates near
+    0 or 1 vary less than others. Scores too few or too equal to resample (:func:`.intervals.few_differ`), or a depth
+    that one example alone stands for, get the variance of :func:`.intervals.safe_variance` for all, which is never 0.
+
+    Args:
+        depths: [n], in percent of the context, 0 = start.
+        scores: [n], in [0, 1], higher is better.
+
+    Raises:
+        UserError: there are fewer than three examples or two depths.
+        ValueError: not one depth an example.
+    """
+    x, y = np.asarray(depths, dtype=np.float64) / 100, np.asarray(scores, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"depths and scores have the shapes {x.shape} and {y.shape}")
+    found, place = np.unique(np.asarray(depths, dtype=np.float64), return_inverse=True)
+    if len(x) < 3 or len(found) < 2:
+        raise UserError(
+            f"{len(x)} examples at {len(found)} depths: a slope by depth needs three examples and two depths"
+        )
+    from scipy.special import stdtrit
+
+    means = np.bincount(place, weights=y) / np.bincount(place)
+    centred = x - x.mean()
+    squares = float(centred @ centred)
+    slope = float(centred @ y) / squares
+    half = float(stdtrit(len(x) - 2, 0.975)) * math.sqrt(_variance(centred, y, slope, squares))
+    worst = int(np.argmin(means))
+    return DepthBias(100 * slope, 100 * (slope - half), 100 * (slope + half), float(found[worst]), float(means[worst]))
+
+
+def _variance(centred: NDArray[np.float64], y: NDArray[np.float64], slope: float, squares: float) -> float:
+    """Return the variance of the slope."""
+    free = 1 - (1 / len(y) + centred**2 / squares)
+    if few_differ(y) or free.min() < 1e-9:
+        return safe_variance(y) / squares
+    residuals = (y - y.mean() - slope * centred) / free
+    return float(((centred * residuals) ** 2).sum()) / squares**2

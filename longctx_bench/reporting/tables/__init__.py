@@ -1,0 +1,1 @@
+"""Tables as data; :mod:`longctx_bench.reporting.formats` writes them."""

@@ -1,0 +1,223 @@
+"""What a reader must know to compare the rows of a table: factors, tunings, and what differs between its cells."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longctx_bench.core.types import NATURAL, Cell
+from longctx_bench.reporting.results import CellSummary
+from longctx_bench.reporting.stats.confidence_intervals import is_rate
+from longctx_bench.reporting.stats.paired_tests import FEWEST, LEVEL, detectable_difference
+from longctx_bench.reporting.tables.formatting import (
+    digits_of,
+    listed,
+    row_of,
+    rows_of,
+    tasks_of,
+    tokens_name,
+    unit_of,
+)
+from longctx_bench.reporting.tables.significance import Row, Verdicts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_RUN = ("seed", "dtype", "engine", "chat_template")
+"""Of a cell's spec, what must be the same for all cells of a table."""
+
+
+def method_notes(cells: Sequence[CellSummary]) -> list[str]:
+    """Say which extension factors were used, and what a tuned scalar was at each length."""
+    fixed = sorted({f"{s.contestant}: factor fixed at {s.result.factor:g}" for s in cells if _is_fixed(s)})
+    notes = []
+    if not all(map(_is_fixed, cells)):
+        derived = "factors derived from the length: s = max(1, length / training context)"
+        if any(summary.cell.length == NATURAL for summary in cells):
+            derived += ", the length being each prompt's own where documents are whole"
+        notes.append(derived)
+    return notes + fixed + _tunings(cells)
+
+
+def size_note(cells: Sequence[CellSummary]) -> str:
+    """Say which difference between two rows the number of examples could have shown."""
+    return scores_note([summary.values for summary in cells], cells[0])
+
+
+def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
+    """Say the same of any sets of scores, each [n], that are of one kind with a cell's."""
+    own = [detectable_difference(values, kind.percent) for values in scores]
+    found = [value for value in own if math.isfinite(value)]
+    sizes = sorted({len(values) for values in scores})
+    level = f"{100 * LEVEL:g} %"
+    if not found:
+        return f"{_n(sizes)} is too small to show anything at {level}"
+    digits = digits_of(max(found), kind.percent)
+    scale = 100 if kind.percent else 1
+    span = " to ".join(dict.fromkeys(f"{scale * value:,.{digits}f}" for value in (min(found), max(found))))
+    unit = "points" if kind.percent else unit_of(kind)
+    many = _n([n for n in sizes if n >= FEWEST])
+    depending = ", depending on the cell" if " to " in span else ""
+    note = (
+        f"smallest difference between two rows that {many} could have shown at {level}: "
+        f"{f'{span} {unit}'.rstrip()}{depending} ({_test(scores, kind)})"
+    )
+    return f"{note}; fewer than {FEWEST} examples can show nothing" if sizes[0] < FEWEST else note
+
+
+def _n(sizes: Sequence[int]) -> str:
+    return f"n = {sizes[0]:,}" if len(sizes) == 1 else f"n = {sizes[0]:,} to {sizes[-1]:,}"
+
+
+def _test(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
+    """Name the paired test that the numbers of the note come from, and what they are for it."""
+    rates = {kind.percent and is_rate(np.asarray(values, dtype=np.float64)) for values in scores}
+    if rates == {True}:
+        return f"exact McNemar test before Holm's correction: {FEWEST} examples won and none lost"
+    if rates == {False}:
+        return "permutation test before Holm's correction; less where the rows agree on which examples are hard"
+    return "exact McNemar test, of graded scores permutation test, before Holm's correction"
+
+
+def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
+    """Name the cells that were measured otherwise than the others: seed, number format, engine, version of the task.
+
+    Of vLLM's numbers also say which are certified.
+    """
+    notes = []
+    for key in _RUN:
+        notes += _differing(cells, key.replace("_", " "), [getattr(summary.result.spec, key) for summary in cells])
+    notes += _differing(cells, "protocol", [s.result.spec.task.protocol for s in cells])
+    for task in tasks_of(cells):
+        notes += _versions([summary for summary in cells if summary.cell.task == task])
+    return notes + _parity(cells)
+
+
+def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[str]:
+    """Say which rows the marks compare, where not all rows of a column were given the same examples."""
+    split = {column.groups for column in columns if len(column.groups) > 1}
+    if not split:
+        return []
+    together = sorted({group for groups in split for group in groups if len(group) > 1})
+    # A row may stand alone in one column and have company in the next.
+    alone = {group[0] for groups in split for group in groups if len(group) == 1}
+    note = "not all rows of a column were given the same prompts; marks compare only those that were"
+    bases = [{model for model, _ in group} for group in together]
+    if len(together) > 1 and all(len(base) == 1 for base in bases):
+        note += ": the methods of one base"
+    elif len(together) > 1:
+        note += ": " + "; ".join(listed([names[row] for row in group]) for group in together)
+    if alone:
+        shown = listed([name for row, name in names.items() if row in alone])
+        note += f"; the only one with its prompts in a column, and so not marked: {shown}"
+    return [note]
+
+
+def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]) -> list[str]:
+    """Return a line for each value that is not the most frequent one, naming its cells."""
+    shown = ["none" if value is None else str(value) for value in values]
+    found = Counter(shown)
+    if len(found) < 2:
+        return []
+    usual = found.most_common(1)[0][0]
+    return [
+        f"not the same for all cells: {what} is {other}, not {usual}, in "
+        f"{where([s for s, value in zip(cells, shown, strict=True) if value == other], cells)}"
+        for other in sorted(set(found) - {usual})
+    ]
+
+
+def _versions(cells: Sequence[CellSummary]) -> list[str]:
+    """Name the cells of one task that another version of its spec or other data made."""
+    notes = []
+    specs = [_canonical(summary.result.spec.task.as_measured()) for summary in cells]
+    found = Counter(specs)
+    usual = found.most_common(1)[0][0]
+    for other in sorted(set(found) - {usual}):
+        keys = sorted({key for key, _ in set(other) ^ set(usual)})
+        own = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
+        verb = "differs" if len(keys) == 1 else "differ"
+        notes.append(f"another version of {cells[0].cell.task} ({listed(keys)} {verb}) in {where(own, cells)}")
+    digests = [s.result.spec.digests.get("data") for s in cells]
+    return notes + _differing(cells, f"the digest of {cells[0].cell.task}'s data", digests)
+
+
+def _parity(cells: Sequence[CellSummary]) -> list[str]:
+    """Say which of vLLM's numbers are certified against transformers, why the others are not, and what would do it."""
+    found: dict[str, list[CellSummary]] = {}
+    for summary in cells:
+        if summary.parity is not None:
+            found.setdefault(str(summary.parity), []).append(summary)
+    notes = [
+        f"made by vLLM, {said}: {'all numbers' if len(own) == len(cells) else where(own, cells)}"
+        for said, own in sorted(found.items())
+    ]
+    lacking = [s for own in found.values() for s in own if s.parity and not s.parity.certified]
+    lengths = sorted({summary.cell.length for summary in lacking} - {NATURAL})
+    if lengths:
+        names = ",".join(sorted({summary.contestant for summary in lacking}))
+        dtypes = sorted({summary.result.spec.dtype for summary in lacking})
+        commands = [
+            f"`longctx-bench parity {names} --length {','.join(map(str, lengths))} --dtype {dtype}`" for dtype in dtypes
+        ]
+        notes.append(f"to certify them: {listed(commands)}, --out being this folder")
+    return notes
+
+
+def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:
+    """Return a spec as sorted pairs of dotted key and text; the protocol has a note of its own."""
+    if not isinstance(value, dict):
+        return ((name, str(value)),)
+    pairs = [
+        pair
+        for key in sorted(value)
+        if name or key != "protocol"
+        for pair in _canonical(value[key], f"{name}.{key}".lstrip("."))
+    ]
+    return tuple(pairs)
+
+
+def where(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
+    """Name cells briefly: a row alone where all of its cells are meant, else with its tasks and lengths."""
+    tasks = {summary.cell.task for summary in cells}
+    whole: Counter[Row] = Counter(map(row_of, cells))
+    found: dict[Row, list[Cell]] = {}
+    for summary in some:
+        found.setdefault(row_of(summary), []).append(summary.cell)
+    names = rows_of(some)
+    parts = []
+    for row, own in ((row, found[row]) for row in names):
+        if len(own) == whole[row]:
+            parts.append(names[row])
+        else:
+            places = [f"{f'{cell.task} ' if len(tasks) > 1 else ''}{tokens_name(cell.length)}" for cell in sorted(own)]
+            parts.append(f"{names[row]} at {listed(places)}")
+    return listed(parts)
+
+
+def _tunings(cells: Sequence[CellSummary]) -> list[str]:
+    """Say, by contestant, what a tuned scalar was at each length and where it came from."""
+    found: dict[str, dict[int, set[float]]] = {}
+    for summary in cells:
+        tuning = summary.result.tuning  # older cells do not say
+        if tuning:
+            what = f"{summary.contestant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
+            found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning.value)
+    return [
+        f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
+        for what, values in sorted(found.items())
+    ]
+
+
+def _tuned(length: int, values: set[float]) -> str:
+    """Say what a scalar was at a length; whole documents have a longest prompt a task, and a value for each."""
+    span = " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values), max(values))))
+    return f"{span} at {tokens_name(length)}{' (longest prompt of each task)' if length == NATURAL else ''}"
+
+
+def _is_fixed(summary: CellSummary) -> bool:
+    return summary.result.factor_source == "fixed"

@@ -1,0 +1,1 @@
+"""From a plan to stored scores: cells, requests, batches on executors."""

@@ -1,0 +1,70 @@
+"""What a run would take, before it is run: tokens, time and memory for ``--dry-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longctx_bench.core.sources import fetch
+from longctx_bench.core.specs import HubSource, Source
+from longctx_bench.core.types import NATURAL
+from longctx_bench.engines.base import EngineFacts, Footprint
+from longctx_bench.models.checkpoint import checkpoint_folder
+from longctx_bench.runner.plan import PlannedCell
+
+_EFFICIENCY = 0.5
+"""Share of a plain matrix product's rate that a forward pass reaches, and of the memory's that decoding does."""
+_DECODE_BATCH = 4
+"""Examples decoded together, on average."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """One cell's expected cost."""
+
+    planned: PlannedCell
+    tokens: int | None
+    """Prompt and reserved new tokens of all its examples; None where only the data can tell."""
+    seconds: float | None
+    """When every example uses up its new tokens; None when neither engine nor task can say."""
+    memory: int | None
+    """Peak bytes with one prompt at a time; batches take what is free beyond it."""
+
+
+def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEstimate]:
+    """Estimate each cell from its model's shape and a one-second measurement of this machine.
+
+    Raises:
+        UserError: a checkpoint cannot be fetched.
+    """
+    speed: tuple[float, float] | None = None
+    estimates = []
+    for planned in cells:
+        # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
+        known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
+        tokens = planned.n * planned.cell.length if known else None
+        footprint = engine.footprint(_config_folder(planned.variant.source))
+        if footprint is None or tokens is None:
+            estimates.append(CellEstimate(planned, tokens, None, None))
+            continue
+        speed = speed or engine.speed()
+        seconds = 0.0 if planned.done else _seconds(planned, footprint, speed)
+        memory = footprint.process + footprint.peak(planned.cell.length, chunk=planned.cell.length)
+        estimates.append(CellEstimate(planned, tokens, seconds, memory))
+    return estimates
+
+
+def _config_folder(source: Source) -> Path:
+    """Return a folder with the checkpoint's config.json: a plan must not fetch gigabytes of weights."""
+    if isinstance(source, HubSource):
+        return fetch(source.model_copy(update={"file": "config.json"})).parent
+    return checkpoint_folder(source)
+
+
+def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, float]) -> float:
+    operations, bandwidth = speed
+    length, new = planned.cell.length, planned.task.max_new_tokens
+    prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair
+    decode = new * (footprint.weights / _DECODE_BATCH + length * footprint.per_token) / bandwidth
+    return planned.n * (prefill / operations + decode) / _EFFICIENCY

@@ -1,0 +1,127 @@
+"""What a killed run needs to go on exactly: weights, optimiser, step, and the recipe they belong to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import make_folder, require_writable, sync_file, sync_folder, write_text
+from longctx_bench.training.recipe import Recipe
+
+_FOLDER = "state"
+
+
+def begin(out: Path, recipe: Recipe) -> None:
+    """Claim a run's folder for a recipe, or find that it is already this recipe's.
+
+    Raises:
+        UserError: the folder belongs to another recipe, or is not a run's and not empty.
+    """
+    claim = out / "recipe.json"
+    if claim.is_file():
+        try:
+            theirs = json.loads(claim.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{claim}: damaged; remove {out} or give another --out") from error
+        ours = recipe.identity()
+        for key in sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                raise UserError(
+                    f"{out} holds a run of another recipe ({key} was {theirs.get(key)!r:.60}, "
+                    f"is {ours.get(key)!r:.60}); give another --out, or remove it to start over"
+                )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and not a training run; give another --out")
+    require_writable(out)
+    write_text(claim, json.dumps(recipe.identity(), indent=1, sort_keys=True) + "\n")
+
+
+def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer, log: dict[str, Any]) -> None:
+    """Write a state; the older ones go only when the new one is complete. One of the same step stays as it is.
+
+    Raises:
+        UserError: no space on the disk.
+    """
+    folder = out / _FOLDER
+    made = folder / f"new-{step:08d}"
+    final = folder / f"step-{step:08d}"
+    if final.exists():
+        # A run that was stopped right after it had gone on from there.
+        return
+    try:
+        shutil.rmtree(made, ignore_errors=True)
+        make_folder(made)
+        save_file(_trained(model), made / "weights.safetensors")
+        torch.save(optimiser.state_dict(), made / "optimiser.pt")
+        write_text(made / "progress.json", json.dumps({"step": step, **log}))
+        # On the disk before the older ones go: power may fail at any moment.
+        for file in made.iterdir():
+            sync_file(file)
+        sync_folder(made)
+        made.replace(final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        free = shutil.disk_usage(out).free
+        raise UserError(
+            f"{folder}: cannot write a checkpoint: {error.strerror or error} ({free / 1e9:.1f} GB free); make room "
+            f"and start again: the run goes on from its last checkpoint"
+        ) from error
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+    with suppress(OSError):
+        # Or half of an older one might come back once this one is forgotten.
+        sync_folder(folder)
+
+
+def load(out: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the newest complete state into model and optimiser; return its progress, ``{"step": 0}`` without one.
+
+    Raises:
+        UserError: the state is damaged.
+    """
+    states = sorted((out / _FOLDER).glob("step-*"))
+    if not states:
+        return {"step": 0}
+    try:
+        weights = load_file(states[-1] / "weights.safetensors")
+        trained = dict(_named_once(model))
+        if set(weights) != set(trained):
+            raise UserError(f"{states[-1]}: its weights are another model's; give another --out")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
+        optimiser.load_state_dict(torch.load(states[-1] / "optimiser.pt", map_location="cpu", weights_only=True))
+        progress: dict[str, Any] = json.loads((states[-1] / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise UserError(f"{states[-1]}: damaged state ({str(error).splitlines()[0]:.120}); remove it") from error
+    return progress
+
+
+def forget(out: Path) -> None:
+    """Remove the states of a finished run; whatever ends this in the middle, none is taken for one again."""
+    states = list((out / _FOLDER).glob("step-*"))
+    with suppress(OSError):
+        for state in states:
+            state.replace(state.with_name(state.name.replace("step", "old")))
+        if states:
+            sync_folder(out / _FOLDER)
+    shutil.rmtree(out / _FOLDER, ignore_errors=True)
+
+
+def _named_once(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _named_once(model)}

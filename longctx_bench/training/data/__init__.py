@@ -1,0 +1,1 @@
+"""What a training run reads: corpora, packed sequences, synthetic retrieval."""

@@ -1,0 +1,133 @@
+"""Text to token ids, once: one memory-mapped array per file or dataset, named by a hash of text and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import sync_file, sync_folder
+from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.training.data.corpus import files, hub_documents
+from longctx_bench.training.recipe import TextSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Tokens = NDArray[np.unsignedinteger[Any]]
+
+_BATCH_CHARACTERS = 8_000_000
+"""Text handed to the tokenizer at a time: enough to keep every core busy."""
+
+
+def cache_folder() -> Path:
+    """Return where token arrays are kept: ``$LONGCTX_BENCH_CACHE`` or the user's cache folder."""
+    return Path(os.environ.get("LONGCTX_BENCH_CACHE", "~/.cache/longctx-bench")).expanduser() / "tokens"
+
+
+def tokenizer_text(tokenizer: Any) -> str:
+    """Return what decides a tokenizer's output, as text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+
+
+def token_arrays(
+    sources: Sequence[TextSource], root: Path, tokenizer: Any, limit: int, cache: Path | None = None
+) -> list[Tokens]:
+    """Return one memory-mapped 1-D array of token ids per file or hub dataset, EOS after every document.
+
+    Args:
+        sources: where the documents come from.
+        root: folder that paths are relative to.
+        tokenizer: a transformers tokenizer with an EOS token.
+        limit: tokens after which a hub dataset's stream is left.
+        cache: folder of the arrays; :func:`cache_folder` unless given.
+
+    Raises:
+        UserError: bad text, a tokenizer without EOS, or no space on the disk.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no EOS token to separate documents with")
+    folder = cache or cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    base = hashlib.sha256(tokenizer_text(tokenizer).encode()).hexdigest()
+    arrays = []
+    for source in sources:
+        if source.hub is not None:
+            name = f"{base} {source.model_dump_json()} {limit}"
+            arrays.append(_cached(folder, name, hub_documents(source), tokenizer, limit))
+            continue
+        for file in files(source, root):
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            name = f"{base} {digest} {source.text_field}"
+            arrays.append(_cached(folder, name, documents_of_file(file, source.text_field), tokenizer, None))
+    return arrays
+
+
+def _cached(folder: Path, name: str, documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tokens:
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+    if not path.is_file():
+        _write(path, documents, tokenizer, limit)
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _write(path: Path, documents: Iterable[str], tokenizer: Any, limit: int | None) -> None:
+    kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    raw = path.with_suffix(f".raw{os.getpid()}")
+    made = path.with_suffix(f".new{os.getpid()}")
+    try:
+        total = 0
+        with raw.open("wb") as stream:
+            for batch in _batches(documents):
+                for ids in _encode(tokenizer, batch):
+                    np.asarray([*ids, tokenizer.eos_token_id], dtype=kind).tofile(stream)
+                    total += len(ids) + 1
+                if limit is not None and total >= limit:
+                    break
+        if total == 0:
+            raise UserError(f"{path}: the data holds no text")
+        array = np.memmap(raw, dtype=kind, mode="r", shape=(total,))
+        with made.open("wb") as stream:
+            np.save(stream, array)
+        # A file that lost its end with the power would be believed.
+        sync_file(made)
+        made.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path.parent}: cannot write tokens: {error.strerror or error} ({free / 1e9:.1f} GB free); "
+            f"make room or set LONGCTX_BENCH_CACHE to another folder"
+        ) from error
+    finally:
+        raw.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
+
+
+def _encode(tokenizer: Any, batch: list[str]) -> Iterator[list[int]]:
+    if getattr(tokenizer, "is_fast", False):
+        # Leaves out the character offsets, which take longer than the tokens.
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            yield encoding.ids
+    else:
+        yield from tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.training.data import synthetic_retrieval
+from longctx_bench.training.data.sequence_packing import PackedText
+from longctx_bench.training.data.synthetic_retrieval import Encoded
+from longctx_bench.training.data.synthetic_retrieval_workers import retrieval_pool
+from longctx_bench.training.data.token_cache import token_arrays
+from longctx_bench.training.recipe import TextSource
+
+Prose = Callable[[int, int], str]
+
+
+def encode(text: str) -> Encoded:
+    words = list(re.finditer(r"\S+", text))
+    return Encoded([len(word.group()) for word in words], [word.span() for word in words])
+
+
+@pytest.mark.parametrize("length", [160, 300])
+def test_exercises_fit_and_hold_their_answers(length: int, prose: Prose) -> None:
+    text = prose(5, 400)
+    for index in range(60):
+        made = synthetic_retrieval.exercise(0, index, text, encode, length)
+        assert made is not None
+        assert length - 30 < len(encode(made.text).ids) + 1 <= length
+        assert made == synthetic_retrieval.exercise(0, index, text, encode, length)
+        prompt, answer = made.text.split("?")[-2:]
+        for value in made.values:
+            assert f" is: {value}." in prompt
+            assert value in answer
+        assert ("A special" in prompt) == (len(made.values) == 1)
+
+
+def test_a_limit_on_needles_leaves_out_the_harder_kinds(prose: Prose) -> None:
+    text = prose(5, 400)
+    counts = {
+        most: {
+            made.text.count(" is: ")
+            for index in range(80)
+            if (made := synthetic_retrieval.exercise(0, index, text, encode, 600, most=most))
+        }
+        for most in (2, 4, 10)
+    }
+    assert counts[2] == {1, 2}
+    assert counts[4] == {1, 2, 3, 4}
+    assert max(counts[10]) == 10
+
+
+@pytest.mark.parametrize("length", [160, 300])
+def test_mixed_exercises_ask_in_turn_and_keep_line_breaks(length: int, prose: Prose) -> None:
+    text = prose(5, 400).replace(". ", ".\n\n", 200)
+    asked = set()
+    for index in range(60):
+        made = synthetic_retrieval.exercise(0, index, text, encode, length, mixed=True)
+        assert made is not None
+        assert length - 6 < len(encode(made.text).ids) + 1 <= length
+        assert "\n\n" in made.text
+        before, *questions = made.text.split("\nWhat ")
+        asked.add(len(questions))
+        for value in made.values:
+            assert before.count(f" is: {value}.") == 1
+        answers = "".join(question.split("?")[1] for question in questions)
+        assert re.findall(r"\d{7}", answers) == list(made.values)
+    assert asked == {1, 2}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mixed: bool, prose: Prose) -> None:
+    text = prose(5, 400)
+    for index in range(20):
+        made = synthetic_retrieval.exercise(0, index, text, encode, 300, mixed=mixed)
+        assert made is not None
+        ids, spans = encode(made.text)
+        flags = made.is_haystack(spans)
+        assert len(flags) == len(ids)
+        of_haystack = [made.text[slice(*span)] for span, flag in zip(spans, flags, strict=True) if flag]
+        others = [made.text[slice(*span)] for span, flag in zip(spans, flags, strict=True) if not flag]
+        assert " ".join(of_haystack) in " ".join(text.split())
+        assert others[:3] in (["A", "special", "magic"], ["Some", "special", "magic"])
+        assert others[-1].endswith(".")
+        assert sum(word == "is:" for word in others) == made.text.count(" is: ")
+        assert len(of_haystack) > 100
+
+
+def test_what_cannot_fit_is_none(prose: Prose) -> None:
+    assert synthetic_retrieval.exercise(0, 0, prose(1, 5), encode, 30) is None
+
+
+def test_the_pool_is_cached_rows_of_exercises(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    arrays = token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
+    text = PackedText(arrays, 600)
+    pool = retrieval_pool(text, tokenizer, 6, 0, tmp_path)
+    assert pool.rows.shape == pool.haystack.shape == (6, 601)
+    again = retrieval_pool(text, tokenizer, 6, 0, tmp_path)
+    assert np.array_equal(pool.rows, again.rows)
+    assert np.array_equal(pool.haystack, again.haystack)
+    for row in pool.rows:
+        made = tokenizer.decode(row.tolist()).split(tokenizer.eos_token)[0]
+        assert made.endswith(".")
+        assert "quiz you" in made
+    for row, haystack in zip(*pool, strict=True):
+        text_of_haystack = tokenizer.decode(row[haystack].tolist())
+        assert "special magic" not in text_of_haystack
+        assert tokenizer.decode(row[~haystack].tolist()).count(" is:") == tokenizer.decode(row.tolist()).count(" is:")
+
+
+def test_a_context_too_short_for_any_exercise_is_refused(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    arrays = token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
+    with pytest.raises(UserError, match="too short for retrieval"):
+        retrieval_pool(PackedText(arrays, 32), tokenizer, 2, 0, tmp_path)
