@@ -161,6 +161,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     applied: Any = None
     """Settings that the method changed in the model's config."""
     tuning: Tuning | None = None
+    virtual_length: float | None = None
+    """Largest factor of the virtual length that the weights were trained under, where they were."""
     spec_hash: str
     """:attr:`CellSpec.hash`."""
     spec: CellSpec
