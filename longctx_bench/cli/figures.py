@@ -1,4 +1,4 @@
-"""``longctx-bench figures``."""
+"""``longctx-bench figures``: draw figures from stored results."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ _FORMATS = ("png", "pdf", "svg")
     default="heatmap",
     show_default=True,
     metavar="KINDS",
-    help="With commas, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks (scores at one "
-    "scale), in-context (lm-eval's tasks), curves (training losses), factors, attention (of `longctx-bench probe`), or "
-    "one that an installed package brings.",
+    help="Comma-separated kinds, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks "
+    "(scores at one scale), in-context (lm-eval's tasks), curves (training loss), factors and attention (from "
+    "`longctx-bench probe`), or one from an installed package.",
 )
-@click.option("--task", help="The tasks to draw, with commas; all of the folder by default.")
+@click.option("--task", help="Comma-separated tasks (default: all in the folder).")
 @click.option(
     "--scale",
-    help="Of bars, tasks and in-context: 4x, say, or natural; by default 2x (in-context 1x), else the largest.",
+    help="Scale for bars, tasks and in-context, e.g. 4x or natural (default: 2x, in-context 1x, else the largest).",
 )
-@click.option("--format", "forms", metavar="FORMATS", help="png, pdf, svg, with commas; png by default.")
+@click.option("--format", "forms", metavar="FORMATS", help="Comma-separated formats: png, pdf, svg (default: png).")
 @click.option(
     "--checkpoints",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated. By default --kind "
-    "curves draws those of the shipped checkpoints that were measured.",
+    help="Folder searched for the loss.csv of training runs, for --kind curves; may be repeated (default: the shipped "
+    "checkpoints that the run measured).",
 )
 @click.option(
     "--paper",
     metavar="NAME|FILE",
-    help="Instead: all tables and figures of a paper (drope, or a YAML file of yours), published beside measured.",
+    help="Reproduce a paper's tables and figures instead (drope, or your own YAML), published next to measured.",
 )
-@click.option("--base", "bases", metavar="MODELS", help="With --paper: the measured models to show, with commas.")
+@click.option("--base", "bases", metavar="MODELS", help="With --paper, comma-separated measured models to show.")
 @click.option(
     "--out", type=click.Path(path_type=Path), callback=writable,
-    help="A file ending in png, pdf or svg for a single figure, or the folder to write to; FOLDER/figures by default.",
+    help="File (.png, .pdf or .svg) for a single figure, or output folder (default: FOLDER/figures).",
 )  # fmt: skip
 def figures_command(
     folder: Path, kind: str, task: str | None, scale: str | None, forms: str | None, checkpoints: tuple[Path, ...],
     paper: str | None, bases: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw a run's FOLDER: needle heatmaps of all models on one sheet, or other kinds of figures.
+    """Draw figures of a run's FOLDER: by default, one sheet with the needle heatmaps of all models.
 
-    With --kind all, everything that the folder has data for; a line says what was left out and why.
+    --kind all draws everything the folder has data for and reports what was left out and why.
     """
     from longctx_bench.reporting.figures import style
     from longctx_bench.reporting.figures.registry import KINDS, Material, draw

@@ -1,4 +1,4 @@
-"""``longctx-bench figures --paper``: a paper's tables and figures, measured beside published."""
+"""``longctx-bench figures --paper``: a paper's tables and figures, measured next to published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``longctx-bench parity``: whether one engine's numbers are another's."""
+"""``longctx-bench parity``: certify that vLLM reproduces transformers."""
 
 from __future__ import annotations
 
@@ -15,41 +15,47 @@ from longctx_bench.core.errors import UserError
 
 @click.command("parity")
 @click.argument("models", metavar="MODEL")
-@click.option("--engines", default="hf,vllm", show_default=True, help="The reference and what is checked against it.")
-@click.option("--task", default="niah", show_default=True, help="Whose prompts are read.")
-@click.option("--scale", metavar="SCALES", help="Multiples of the training context; 1x,2x by default.")
-@click.option("--length", metavar="TOKENS", help="Absolute lengths: 4096,8k (prompt and new tokens).")
-@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=1), help="Prompts a length.")
-@click.option("--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="After each, at most.")
-@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
+@click.option("--engines", default="hf,vllm", show_default=True, help="Reference engine and checked engine.")
+@click.option("--task", default="niah", show_default=True, help="Task that supplies the prompts.")
+@click.option("--scale", metavar="SCALES", help="Lengths as multiples of the training context (default: 1x,2x).")
+@click.option("--length", metavar="TOKENS", help="Lengths in tokens, prompt and new tokens together, e.g. 4096,8k.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=1), help="Prompts per length.")
+@click.option(
+    "--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Maximum new tokens per prompt."
+)
+@click.option("--seed", default=42, show_default=True, help="Random seed of the prompts.")
 @click.option(
     "--first-token-tolerance",
     default=5e-3,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="In nats: of first-token log-probabilities.",
+    help="Maximum difference of first-token log-probabilities, in nats.",
 )
 @click.option(
     "--tolerance",
     default=1e-3,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="In nats: between two candidates of a greedy token that differs.",
+    help="Maximum gap between the top two candidates where greedy tokens differ, in nats.",
 )
 @click.option(
     "--fp64-prompts",
     default=10,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Prompts a length whose first token transformers computes in fp64 too, to say how exact it is itself.",
+    help="Prompts per length also computed in fp64 by transformers, as an accuracy reference.",
 )
 @click.option(
-    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Of both engines."
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Data type of both engines.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
-    help="The run's folder.",
+    help="Results folder.",
 )  # fmt: skip
 @rows_option
 @registry_options
@@ -58,10 +64,10 @@ def parity_command(
     first_token_tolerance: float, tolerance: float, fp64_prompts: int, dtype: str, device: str, out: Path,
     form: str, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Check that vLLM reads with a MODEL such as drope-tiny as transformers does, and write a certificate.
+    """Check that vLLM reproduces transformers for a MODEL, e.g. drope-tiny, and write a certificate.
 
-    Per length, on identical prompts: rotary frequencies, first-token log-probabilities, greedy tokens, scores. Exit
-    code 1 when a model is not certified.
+    Compares rotary frequencies, first-token log-probabilities, greedy tokens and scores per length, on identical
+    prompts. Exit code 1 if a model is not certified.
     """
     if engines.replace(" ", "") != "hf,vllm":
         raise UserError(f"--engines {engines}: only hf,vllm can be compared")
@@ -78,7 +84,7 @@ def parity_command(
     if len(chosen) != 1:
         raise UserError(f"--task {task}: names {len(chosen)} tasks; one is enough")
     scales = scales if scales or lengths else (1.0, 2.0)
-    spec = RunSpec(registry.variants(models), chosen, scales, lengths, limit, seed, rerun=True)
+    spec = RunSpec(registry.variants(models), chosen, scales, lengths, limit, seed, overwrite=True)
     # vLLM first: whether it is there shows before minutes are spent.
     checked = VLLMEngine(device, dtype)
     reference = HFEngine(device, dtype)

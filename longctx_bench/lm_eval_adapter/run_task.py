@@ -21,7 +21,7 @@ _PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
 
 
 @dataclass(frozen=True)
-class HarnessResult:
+class LmEvalResult:
     """What lm-eval measured."""
 
     finished: list[Finished]
@@ -40,7 +40,7 @@ def run_task(
     limit: int | None,
     seed: int,
     chat_template: bool,
-) -> HarnessResult:
+) -> LmEvalResult:
     """Run one task of lm-eval.
 
     Args:
@@ -117,14 +117,14 @@ def _manager(benchmark: LMEval) -> Any:
     if benchmark.task not in manager.all_tasks:
         raise UserError(
             f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them), and "
-            f"no YAML file in lm_eval/ of a --task-folder has `task: {benchmark.task}`"
+            f"no YAML file in lm_eval/ of an --include-path has `task: {benchmark.task}`"
         )
     if benchmark.task in {*manager.all_groups, *manager.all_tags}:
         raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
     return manager
 
 
-def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: Any, task: str) -> HarnessResult:
+def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: Any, task: str) -> LmEvalResult:
     aggregated = {
         key: float(value)
         for key, value in results.items()
@@ -146,7 +146,7 @@ def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: A
         "num_fewshot": found["n-shot"].get(task),
         "higher_is_better": found.get("higher_is_better", {}).get(task, {}).get(metric, True),
     }
-    return HarnessResult(finished, metric, aggregated[names[metric]], details)
+    return LmEvalResult(finished, metric, aggregated[names[metric]], details)
 
 
 def _record(sample: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class LongRoPE(Method):
             if factors is None or len(factors) != half:
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
-                    f"YAML of your own and name its folder with --baselines"
+                    f"YAML of your own and name its folder with --include-path"
                 )
         chosen = list((self.long_factor if length > base.original_length else self.short_factor) or ())
         return _overrides(

@@ -78,7 +78,7 @@ def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) 
     for record in _records(store, _find(store.folder, name).cell):
         if record.hash == example_hash:
             return "\n".join(("", f"=== {name}", *_answered(record)))
-    raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
+    raise UserError(f"--compare-with {contestant}: was not given this example; its prompts differ")
 
 
 def _records(store: ResultStore, cell: Cell) -> Iterator[SampleRecord]:
@@ -122,7 +122,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     if cell.task.startswith(PREFIX):
         raise UserError(f"{again}: lm-eval writes those of its tasks itself")
     if cell.task not in registry.tasks:
-        raise UserError(f"{again}: no task '{cell.task}' is known here; name its folder with --task-folder")
+        raise UserError(f"{again}: no task '{cell.task}' is known here; name its folder with --include-path")
     try:
         asked = _Asked.model_validate(spec)
     except ValidationError as error:

@@ -16,7 +16,7 @@ _BINS = 32
 """Points of a loss curve by position."""
 
 
-def continued(
+def score_generations(
     engine: Engine,
     batch: Sequence[Request],
     contestant: ModelUnderTest,
@@ -41,7 +41,7 @@ def continued(
     return finished
 
 
-def predicted(
+def score_loglikelihoods(
     engine: Engine,
     batch: Sequence[Request],
     contestant: ModelUnderTest,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, Source
-from longctx_bench.core.types import NATURAL
 from longctx_bench.engines.base import EngineFacts, Footprint
 from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.runner.plan import PlannedCell
@@ -41,9 +40,7 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEsti
     speed: tuple[float, float] | None = None
     estimates = []
     for planned in cells:
-        # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
-        known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
-        tokens = planned.n * planned.cell.length if known else None
+        tokens = planned.strategy.num_tokens(planned.n, planned.cell.length)
         footprint = engine.footprint(_config_folder(planned.variant.source))
         if footprint is None or tokens is None:
             estimates.append(CellEstimate(planned, tokens, None, None))

@@ -29,7 +29,7 @@ _POLL = 0.01
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportJob:
     """Examples of a task: what :meth:`Benchmark.examples` is to give, or its examples ``first`` to ``n - 1``."""
 
     task: str
@@ -42,20 +42,20 @@ class Order:
     first: int = 0
 
 
-def lines(orders: Sequence[Order], folder: Path) -> Iterator[str]:
+def lines(jobs: Sequence[ExportJob], folder: Path) -> Iterator[str]:
     """Yield a line for each example, the same ones in the same order however many processes write them.
 
     Args:
-        orders: what to write, one task after another.
+        jobs: what to write, one task after another.
         folder: holds the tokenizer.
 
     Raises:
         UserError: as :meth:`Benchmark.examples`, behind the lines of the examples before; or there is no tokenizer.
     """
     writer = _Writer(folder)
-    parts = [part for order in orders for part in _parts(order)]
-    helpers = min(usable_cores(), sum(order.n * order.length for order in orders) // _WORTH) - 1
-    if helpers < 1 or any(order.chat_template for order in orders) or not writer.is_light:
+    parts = [part for job in jobs for part in _parts(job)]
+    helpers = min(usable_cores(), sum(job.n * job.length for job in jobs) // _WORTH) - 1
+    if helpers < 1 or any(job.chat_template for job in jobs) or not writer.is_light:
         for part in parts:
             yield from writer.lines(part)
         return
@@ -92,17 +92,17 @@ class _Writer:
         # One for all tasks: it remembers the texts that they share.
         self._encoders = {False: PromptEncoder(tokenizer)}
 
-    def lines(self, order: Order) -> Iterator[str]:
-        if order.chat_template not in self._encoders:
+    def lines(self, job: ExportJob) -> Iterator[str]:
+        if job.chat_template not in self._encoders:
             self._encoders[True] = PromptEncoder(self._encoders[False].tokenizer, chat_template=True)
-        encoder, benchmark = self._encoders[order.chat_template], order.benchmark
-        arguments = (encoder, order.length, order.max_new_tokens)
+        encoder, benchmark = self._encoders[job.chat_template], job.benchmark
+        arguments = (encoder, job.length, job.max_new_tokens)
         if _divisible(benchmark):
-            for index in range(order.first, order.n):
-                yield _line(order.task, benchmark.example(*arguments, order.seed, index))
+            for index in range(job.first, job.n):
+                yield _line(job.task, benchmark.example(*arguments, job.seed, index))
             return
-        for example in benchmark.examples(*arguments, order.n, order.seed):
-            yield _line(order.task, example)
+        for example in benchmark.examples(*arguments, job.n, job.seed):
+            yield _line(job.task, example)
 
 
 def _line(task: str, example: Example) -> str:
@@ -130,10 +130,10 @@ def _travels(benchmark: Benchmark) -> bool:
     return type(benchmark).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _parts(order: Order) -> Iterator[Order]:
-    step = max(1, _PART // max(1, order.length)) if _divisible(order.benchmark) else order.n
-    for first in range(0, order.n, step):
-        yield replace(order, first=first, n=min(order.n, first + step))
+def _parts(job: ExportJob) -> Iterator[ExportJob]:
+    step = max(1, _PART // max(1, job.length)) if _divisible(job.benchmark) else job.n
+    for first in range(0, job.n, step):
+        yield replace(job, first=first, n=min(job.n, first + step))
 
 
 def _claim(written: Path) -> bool:
@@ -156,7 +156,7 @@ def _awaited(written: Path, processes: Sequence[BaseProcess]) -> bool:
         time.sleep(_POLL)
 
 
-def _help(parts: dict[int, Order], folder: Path, scratch: Path) -> None:
+def _help(parts: dict[int, ExportJob], folder: Path, scratch: Path) -> None:
     """Write the last parts that nobody has taken: the caller begins with the first."""
     # Ctrl-C is the caller's to report.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

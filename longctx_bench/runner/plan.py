@@ -15,6 +15,7 @@ from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry, Scoring
+from longctx_bench.runner.strategies import STRATEGIES, RunSettings, Strategy, run_settings
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
 
@@ -30,7 +31,7 @@ class RunSpec:
     limit: int | None = None
     seed: int = 42
     chat_template: bool = False
-    rerun: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no cell can be.
@@ -63,6 +64,16 @@ class PlannedCell:
     spec: CellSpec
     done: bool
 
+    @property
+    def strategy(self) -> Strategy:
+        """How the cell is run."""
+        return STRATEGIES[self.kind]
+
+    @property
+    def settings(self) -> RunSettings:
+        """The options of the run that a harness with prompts of its own needs."""
+        return run_settings(self.n, self.spec.seed, self.spec.chat_template and self.task.chat_template)
+
 
 def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:
     """List a run's cells, grouped by weights so that each is loaded once.
@@ -74,13 +85,9 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
     # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
-    scorings: dict[str, Scoring] = {}
+    scorings: dict[str, Scoring | None] = {}
     for task in spec.tasks:
-        kind = benchmarks[task.name].kind
-        if kind != "lm_eval":
-            scorings[task.name] = registry.load_metric(task)
-        if kind != "lm_eval" and (scorings[task.name].metric.name == "token_loss") != (kind == "loss"):
-            raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
+        scorings[task.name] = STRATEGIES[benchmarks[task.name].kind].load_scoring(task, registry)
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
             raise UserError(
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
@@ -103,7 +110,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                             variant,
                             task,
                             benchmarks[task.name],
-                            scorings.get(task.name),
+                            scorings[task.name],
                             {"method": variant.code, "task": codes[task.name]},
                             length,
                             engine,
@@ -111,7 +118,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                         )
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
-                        done = not spec.rerun and store.done(cell, described, n)
+                        done = not spec.overwrite and store.done(cell, described, n)
                         cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, described, done))
     return cells
 

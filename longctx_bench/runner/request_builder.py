@@ -42,7 +42,7 @@ _DRAFT = 128
 """Tokens of a draft at most: no model writes a long summary word by word as its reference stands."""
 
 
-class PromptCache:
+class RequestBuilder:
     """The examples of the last task, tokenizer and length, where they are no more than :data:`PART`."""
 
     def __init__(self, registry: Registry, spec: RunSpec) -> None:

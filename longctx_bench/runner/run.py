@@ -19,16 +19,16 @@ from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
-from longctx_bench.registry import ALL, Registry
-from longctx_bench.runner.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
+from longctx_bench.registry import Registry
+from longctx_bench.runner.executors.base import CellJob, Executor, JobResult, OpenCell, RemoteError
 from longctx_bench.runner.plan import PlannedCell, RunSpec
-from longctx_bench.runner.request_builder import Part, PromptCache
+from longctx_bench.runner.request_builder import Part, RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, Tuning
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """What a run did."""
 
     finished: list[Cell] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Progress(Protocol):
         """A cell ended with so many examples not run."""
 
 
-class Silent:
+class NoProgress:
     """Progress that nobody watches."""
 
     def begin(self, cells: int, examples: int) -> None:
@@ -85,48 +85,50 @@ class Runner:
     store: ResultStore
     registry: Registry
     spec: RunSpec
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=NoProgress)
 
-    def run(self, cells: Sequence[PlannedCell]) -> Outcome:
+    def run(self, cells: Sequence[PlannedCell]) -> RunResult:
         """Run what is missing; one cell that fails does not stop the others.
 
         Raises:
             UserError: the output folder is held by another run or cannot be written, the disk is full, or nothing is
                 left to run on.
         """
-        outcome = Outcome()
+        run_result = RunResult()
         with self.store.locked():
             open_cells = [planned for planned in cells if not planned.done]
-            self.progress.begin(len(cells), sum(_units(planned) for planned in open_cells))
-            outcome.finished += [planned.cell for planned in cells if planned.done]
-            for result in self.executor.results(self._opened(open_cells, outcome), self.progress.note):
+            self.progress.begin(len(cells), sum(planned.strategy.num_units(planned.n) for planned in open_cells))
+            run_result.finished += [planned.cell for planned in cells if planned.done]
+            for result in self.executor.results(self._opened(open_cells, run_result), self.progress.note):
                 try:
-                    self._keep(result, outcome)
+                    self._keep(result, run_result)
                 except Exception as error:  # noqa: BLE001 (a method or benchmark of someone's own may raise anything)
-                    self._close(result.work.cell, outcome, error)
-        return outcome
+                    self._close(result.job.cell, run_result, error)
+        return run_result
 
-    def _opened(self, cells: Sequence[PlannedCell], outcome: Outcome) -> Iterator[Work]:
+    def _opened(self, cells: Sequence[PlannedCell], run_result: RunResult) -> Iterator[CellJob]:
         """Yield what there is to run, each part of a cell opened when it is asked for."""
-        cache = PromptCache(self.registry, self.spec)
+        cache = RequestBuilder(self.registry, self.spec)
         for planned in cells:
             try:
                 cell = self._open(planned)
             except Exception as error:  # noqa: BLE001 (as in run)
-                self._ended(outcome, planned, error)
+                self._ended(run_result, planned, error)
                 continue
             try:
-                yield from self._harness_work(cell) if planned.kind == "lm_eval" else self._parts(cell, cache, outcome)
+                yield from (
+                    self._external_job(cell) if planned.strategy.external else self._parts(cell, cache, run_result)
+                )
             except Exception as error:  # noqa: BLE001 (as in run)
-                self._close(cell, outcome, error)
+                self._close(cell, run_result, error)
 
-    def _close(self, cell: OpenCell, outcome: Outcome, error: Exception) -> None:
+    def _close(self, cell: OpenCell, run_result: RunResult, error: Exception) -> None:
         """Run no more of a cell, and note why, once; raises as :meth:`_ended`."""
         already, cell.closed = cell.closed, True
         if not already:
-            self._ended(outcome, cell.planned, error)
+            self._ended(run_result, cell.planned, error)
 
-    def _ended(self, outcome: Outcome, planned: PlannedCell, error: Exception) -> None:
+    def _ended(self, run_result: RunResult, planned: PlannedCell, error: Exception) -> None:
         """Note a cell that cannot be finished.
 
         Raises:
@@ -136,7 +138,7 @@ class Runner:
         if isinstance(error, DiskFull):
             raise error
         if isinstance(error, DoesNotFit):
-            outcome.skipped.append((planned.cell, str(error)))
+            run_result.skipped.append((planned.cell, str(error)))
             self.progress.note(f"{planned.cell}: skipped: {error}")
             return
         reason = str(error)
@@ -148,7 +150,7 @@ class Runner:
             uses = (planned.variant.spec.use, planned.task.use, planned.task.metric)
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
             reason = f"{kind}{error} (raised by {' or '.join(uses)})"
-        outcome.failed.append((planned.cell, reason))
+        run_result.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # A folder that cannot be written may be the very reason.
         with suppress(UserError):
@@ -161,25 +163,25 @@ class Runner:
         trained_for = virtual_length(planned.variant.source)
         return OpenCell(planned, resolved.folder, resolved.at(planned.cell.length), trained_for, overrides=overrides)
 
-    def _parts(self, cell: OpenCell, cache: PromptCache, outcome: Outcome) -> Iterator[Work]:
+    def _parts(self, cell: OpenCell, cache: RequestBuilder, run_result: RunResult) -> Iterator[CellJob]:
         """Yield the parts of a cell that have something to run."""
         planned = cell.planned
         if "prompt" not in planned.variant.method.capabilities:
             self._refuse_impossible(planned, cell.folder, planned.cell.length)
         # No part is referred to here while the next one is written.
-        for work in map(partial(self._work, cell, cache), cache.parts(planned, cell.folder)):
-            if work.left:
-                yield work
+        for job in map(partial(self._work, cell, cache), cache.parts(planned, cell.folder)):
+            if job.left:
+                yield job
             else:
-                work.release()
+                job.release()
             if cell.closed:
                 return
         if not cell.examples:
             raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
-        if not work.left and not cell.running:
-            self._finish(cell, self.executor.engine.describe(), outcome)
+        if not job.left and not cell.running:
+            self._finish(cell, self.executor.engine.describe(), run_result)
 
-    def _work(self, cell: OpenCell, cache: PromptCache, part: Part) -> Work:
+    def _work(self, cell: OpenCell, cache: RequestBuilder, part: Part) -> CellJob:
         planned, base = cell.planned, cell.contestant.base
         known = {example.id: example for example, _ in part.made}
         requests = cache.requests_of(part.made, planned, cell.folder, base)
@@ -189,10 +191,10 @@ class Runner:
         cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.longest)
         if part.first:
             # What is refused above leaves no trace of a cell.
-            cell.have = self.store.start(planned.cell, planned.spec, self.spec.rerun, self.progress.note)
+            cell.have = self.store.start(planned.cell, planned.spec, self.spec.overwrite, self.progress.note)
         for name, example in known.items():
             if name in cell.have and cell.have[name] != example.hash:
-                raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --rerun")
+                raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --overwrite")
         self.store.keep_excerpts(planned.cell, known.values())
         missing = sum(request.example_id not in cell.have for request in requests)
         if part.first:
@@ -202,53 +204,50 @@ class Runner:
         cell.examples += len(known)
         cell.running += missing > 0
         cell.complete = part.last
-        return Work(cell, requests, known, left=missing)
+        return CellJob(cell, requests, known, left=missing)
 
-    def _harness_work(self, cell: OpenCell) -> Iterator[Work]:
+    def _external_job(self, cell: OpenCell) -> Iterator[CellJob]:
         planned = cell.planned
         self.progress.cell(planned, planned.n)
-        limit = None if planned.n == ALL else planned.n
-        cell.left = _units(planned)
-        settings = HarnessSettings(limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
-        yield Work(cell, harness=settings)
+        cell.left = planned.strategy.num_units(planned.n)
+        yield CellJob(cell)
 
-    def _keep(self, result: Result, outcome: Outcome) -> None:
+    def _keep(self, result: JobResult, run_result: RunResult) -> None:
         """Store what a batch brought, and finish its cell after the last one."""
-        work, cell = result.work, result.work.cell
+        job, cell = result.job, result.job.cell
         if result.error is not None:
             raise result.error
         assert result.answer is not None
         answer, planned = result.answer, cell.planned
         cell.peak = max((peak for peak in (cell.peak, answer.peak) if peak is not None), default=None)
-        if answer.whole is not None:
-            # Only now is a cell from before replaced: what fails before takes nothing away.
-            self.store.start(planned.cell, planned.spec, rerun=True, note=self.progress.note)
+        if answer.harness is not None:
+            # An earlier result is replaced only now: a failed run takes nothing away.
+            self.store.start(planned.cell, planned.spec, overwrite=True, note=self.progress.note)
             self.store.append(planned.cell, answer.finished)
-            whole = asdict(answer.whole)
-            self._finish(cell, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
+            summary = asdict(answer.harness)
+            self._finish(cell, answer.engine, run_result, lm_eval=summary.pop("details"), **summary)
             return
         fresh = [item for item in answer.finished if item.record["id"] not in cell.have]
         self.store.append(planned.cell, fresh)
         cell.left -= len(fresh)
         self.progress.advance(len(fresh))
         if result.last:
-            work.release()
+            job.release()
             cell.running -= 1
             if cell.complete and not cell.running and not cell.closed:
-                self._finish(cell, answer.engine, outcome)
+                self._finish(cell, answer.engine, run_result)
 
-    def _finish(self, cell: OpenCell, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
+    def _finish(self, cell: OpenCell, engine: dict[str, Any], run_result: RunResult, **own: Any) -> None:
         self.store.finish(cell.planned.cell, replace(self._result(cell, engine), **own))
         self.progress.end_cell(cell.planned, cell.left)
-        outcome.finished.append(cell.planned.cell)
+        run_result.finished.append(cell.planned.cell)
 
     def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
         footprint = engine.footprint(folder)
         if footprint is None:
             return
-        # A loss is read off one pass over the whole row; a prompt can be prefilled in pieces.
-        needed = footprint.peak(length, chunk=length if planned.kind == "loss" else 256)
+        needed = footprint.peak(length, chunk=planned.strategy.prefill_chunk(length))
         if needed > footprint.available:
             raise UserError(
                 f"length {length} needs about {_gib(needed)} of memory for one prompt and "
@@ -262,12 +261,13 @@ class Runner:
         if totals.n < open_cell.examples:
             raise UserError(
                 f"{self.store.path(cell)}: records.jsonl holds {totals.n} of {open_cell.examples} examples before "
-                f"the first that is missing; run again with --rerun"
+                f"the first that is missing; run again with --overwrite"
             )
         method = planned.variant.method
         # Whoever reads results knows what ships, and imports nothing.
-        own = planned.kind != "lm_eval" and shipped_metric(planned.spec.task.metric) is None
-        measure = self.registry.metric(planned.task).metric if own else None
+        scoring = planned.strategy.scoring(planned.task, self.registry)
+        own = scoring is not None and shipped_metric(planned.spec.task.metric) is None
+        measure = scoring.metric if scoring is not None and own else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
         tuning = method.tuning(open_cell.contestant.base, longest)
         return CellResult(
@@ -329,11 +329,6 @@ class _Totals:
         total = fsum(weighted())
         totals.score = total / float(totals.scored)
         return totals
-
-
-def _units(planned: PlannedCell) -> int:
-    """Return what a cell counts in the progress: its examples, or one where lm-eval runs it whole."""
-    return 1 if planned.kind == "lm_eval" else planned.n
 
 
 def _factor_source(planned: PlannedCell) -> str:

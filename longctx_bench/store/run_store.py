@@ -88,17 +88,17 @@ class ResultStore:
         return cell_folder(self.runs, cell)
 
     def start(
-        self, cell: Cell, spec: CellSpec, rerun: bool = False, note: Callable[[str], None] = lambda line: None
+        self, cell: Cell, spec: CellSpec, overwrite: bool = False, note: Callable[[str], None] = lambda line: None
     ) -> Mapping[str, str]:
         """Open a cell for writing and return what it has already under the same spec: hashes by example id.
 
-        Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``. A line that is no
+        Records under another spec, and with ``overwrite`` all of them, are moved to ``superseded/``. A line that is no
         record is put aside, so that its example runs again.
 
         Args:
             cell: of this store.
             spec: everything that its numbers depend on.
-            rerun: begin anew.
+            overwrite: begin anew.
             note: takes a line for each thing that was not as it should be.
 
         Raises:
@@ -108,11 +108,11 @@ class ResultStore:
         refuse_links(self.folder, folder)
         found = self._existing_hash(folder)
         # A start that was cut off may have left a temporary file, and nothing that was measured.
-        replaced = rerun or found != spec.hash
+        replaced = overwrite or found != spec.hash
         if replaced and folder.exists() and not all(is_temporary(file.name) for file in folder.iterdir()):
             where = self._supersede(folder, found or "unknown")
             folder = self.path(cell)
-            note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
+            note(f"{cell}: {'is run again' if overwrite else 'was measured otherwise'}; what was there is in {where}")
         begun = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": plain(spec)}
         write_json(folder / "started.json", begun)
         if (folder / "cell.json").exists():

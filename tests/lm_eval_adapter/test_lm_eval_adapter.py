@@ -128,7 +128,7 @@ def test_its_tasks_run_in_our_store(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no git repository
-    arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--task-folder", str(tasks)]
+    arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--include-path", str(tasks)]
     arguments += ["--scale", "1x", "--limit", "20", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -154,10 +154,10 @@ def test_a_task_of_ones_own_is_known_by_its_entry_whatever_its_file_is_called(ta
     folder.mkdir(parents=True)
     text = (tasks / "lm_eval/words_local.yaml").read_text()
     (folder / "questions.yaml").write_text(text.replace("words_local", "'words_mine'  # by another name"))
-    [task] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_mine")
+    [task] = Registry(include_paths=[tmp_path / "tasks"]).select_tasks("lm_eval:words_mine")
     assert task.params["include"] == {"path": str(tmp_path / "tasks/lm_eval")}
     assert _manager(LMEval(**task.params)).all_tasks == ["words_mine"]
-    [unknown] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_min")
+    [unknown] = Registry(include_paths=[tmp_path / "tasks"]).select_tasks("lm_eval:words_min")
     assert unknown.params["include"] is None
 
 
@@ -179,7 +179,7 @@ LM_EVAL = [sys.executable, "-c", "from longctx_bench.cli import main; main()", "
 
 
 def test_without_lm_eval_the_command_says_what_to_install(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longctx_bench.cli.lm_eval_command.find_spec", lambda name: None)
+    monkeypatch.setattr("longctx_bench.cli.run_lm_eval.find_spec", lambda name: None)
     code, _, error = call("lm-eval", "--model", "longctx")
     assert (code, "longctx-bench[lm-eval]" in error) == (2, True)
 

@@ -17,8 +17,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
-from longctx_bench.runner.request_builder import PromptCache
-from longctx_bench.runner.run import Silent
+from longctx_bench.runner.request_builder import RequestBuilder
+from longctx_bench.runner.run import NoProgress
 from longctx_bench.store.example_index import HashesById, NumbersById
 from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
 from longctx_bench.store.run_store import ResultStore
@@ -68,7 +68,7 @@ def own(folder: Path, **params: int) -> Registry:
     (folder / "mine.py").write_text(OWN)
     task = {"use": "./mine.py:Rows", "metric": "string_match_all", "max_new_tokens": 4, "samples": 100}
     (folder / "mine.yaml").write_text(json.dumps({"rows": task | {"params": params}}))
-    return Registry(task_folders=[folder])
+    return Registry(include_paths=[folder])
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.M
     monkeypatch.setattr("longctx_bench.runner.request_builder._AHEAD", 1)
     monkeypatch.setattr("longctx_bench.runner.request_builder.usable_cores", lambda: 1)
     held: list[tuple[int, int]] = []
-    requests_of = PromptCache.requests_of
+    requests_of = RequestBuilder.requests_of
 
     def count() -> tuple[int, int]:
         gc.collect()
@@ -143,7 +143,7 @@ def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.M
         return found
 
     before = count()
-    monkeypatch.setattr(PromptCache, "requests_of", counted)
+    monkeypatch.setattr(RequestBuilder, "requests_of", counted)
     echo("out", limit=48)
     assert len(held) == 6
     # One more is written to see whether there is another part, and one by the thread that writes ahead.
@@ -264,9 +264,9 @@ def test_an_example_that_does_not_fit_in_a_later_part_skips_the_cell(echo: Any, 
 
 def test_what_progress_is_told(part: Any, echo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
-    monkeypatch.setattr(Silent, "cell", lambda self, planned, examples: told.append(("cell", examples)))
-    monkeypatch.setattr(Silent, "advance", lambda self, examples: told.append(("advance", examples)))
-    monkeypatch.setattr(Silent, "end_cell", lambda self, planned, left: told.append(("end", left)))
+    monkeypatch.setattr(NoProgress, "cell", lambda self, planned, examples: told.append(("cell", examples)))
+    monkeypatch.setattr(NoProgress, "advance", lambda self, examples: told.append(("advance", examples)))
+    monkeypatch.setattr(NoProgress, "end_cell", lambda self, planned, left: told.append(("end", left)))
     part(4)
     echo("out", limit=3)
     told.clear()
@@ -279,13 +279,13 @@ def test_what_progress_is_told(part: Any, echo: Any, tmp_path: Path, monkeypatch
 
 def test_methods_share_the_prompts_of_a_cell_of_one_part(echo: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    write = PromptCache._write
+    write = RequestBuilder._write
 
-    def noted(self: PromptCache, task: Any, folder: Path, length: int, n: int) -> Any:
+    def noted(self: RequestBuilder, task: Any, folder: Path, length: int, n: int) -> Any:
         written.append(n)
         return write(self, task, folder, length, n)
 
-    monkeypatch.setattr(PromptCache, "_write", noted)
+    monkeypatch.setattr(RequestBuilder, "_write", noted)
     for size, times in ((10, 1), (9, 2)):
         part(size)
         written.clear()

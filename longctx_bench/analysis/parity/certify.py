@@ -17,7 +17,7 @@ from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
-from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import plain
 
@@ -58,7 +58,7 @@ def certify(
     cells = plan(spec, hf, ResultStore(out), registry)
     if any(cell.kind != "generate" or cell.cell.length == NATURAL for cell in cells):
         raise UserError("parity compares what is written: name a task such as niah, and lengths in tokens")
-    prompts = PromptCache(registry, spec)
+    prompts = RequestBuilder(registry, spec)
     asked = {cell.cell: _requests(prompts, cell, new_tokens) for cell in cells}
     # vLLM takes a fixed share of the memory, so transformers goes first and leaves.
     references = {}
@@ -123,7 +123,7 @@ def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
     return dict(before["lengths"]) if same else {}
 
 
-def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[Request]:
+def _requests(prompts: RequestBuilder, cell: PlannedCell, new_tokens: int) -> list[Request]:
     resolved = cell.variant.resolve()
     found = prompts.requests(cell, resolved.folder, resolved.base)
     return [
@@ -132,7 +132,7 @@ def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[
 
 
 def _scores(
-    registry: Registry, prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
+    registry: Registry, prompts: RequestBuilder, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
 ) -> dict[str, float]:
     folder = cell.variant.resolve().folder
     tokenizer, measure = load_tokenizer(folder), registry.metric(cell.task).metric

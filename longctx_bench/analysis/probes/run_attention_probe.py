@@ -53,7 +53,7 @@ def probe_attention(
         raise UserError(f"{variant.name}: {variant.method_name} cuts the prompt, the needle with it; probe its base")
     benchmark = registry.benchmark(registry.tasks["niah"])
     if not isinstance(benchmark, IndexedBenchmark):
-        raise UserError("niah: the attention probe needs the built-in task; leave out --task-folder")
+        raise UserError("niah: the attention probe needs the built-in task; leave out --include-path")
     encoder = PromptEncoder(load_tokenizer(folder))
     made = {length: prompts(benchmark, encoder, length, n, seed, depth) for length in lengths}
     settings = HFEngine(device, dtype)

@@ -8,23 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from longctx_bench.core.types import NATURAL, Example, Finished, Request
+from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
+from longctx_bench.runner.strategies import BatchResult
 
 Note = Callable[[str], None]
 """Takes a line that is worth showing."""
-
-
-@dataclass(frozen=True)
-class HarnessSettings:
-    """What lm-eval is told of a task that it runs whole."""
-
-    limit: int | None
-    """Documents; all when None."""
-    seed: int
-    chat_template: bool
 
 
 @dataclass(eq=False)
@@ -58,16 +49,15 @@ class OpenCell:
 
 
 @dataclass(eq=False)
-class Work:
+class CellJob:
     """A part of an open cell, all of it unless it has very many examples: their prompts are written."""
 
     cell: OpenCell
     requests: Sequence[Request] = ()
-    """All of the part's, those that are measured already among them: batches are made of all."""
+    """All of the part's, those already measured included, because batches are made of all; none for a task that an
+    external harness runs."""
     examples: Mapping[str, Example] = field(default_factory=dict)
     """By id."""
-    harness: HarnessSettings | None = None
-    """Set where lm-eval runs the task whole; there are no requests then."""
     left: int = 0
     """Examples of it that were not measured when it was opened."""
 
@@ -99,45 +89,24 @@ class Work:
     def per_prompt(self) -> bool:
         """Whether prompts of different lengths must not share a batch."""
         natural = self.planned.cell.length == NATURAL
-        return self.contestant.method.per_prompt or natural or self.planned.kind == "loss"
+        return self.contestant.method.per_prompt or natural or self.planned.strategy.equal_lengths
 
     def unfinished(self, batches: Iterable[Sequence[Request]]) -> list[Sequence[Request]]:
         """Return the batches that hold anything not measured yet, each whole.
 
         A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
         """
+        if self.planned.strategy.external:
+            return list(batches)
         return [batch for batch in batches if any(request.example_id not in self.cell.have for request in batch)]
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What lm-eval made of a task."""
-
-    metric: str
-    score: float
-    details: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an engine did with one batch, or lm-eval with a whole task."""
-
-    finished: Sequence[Finished]
-    """In the batch's order."""
-    peak: int | None
-    """Bytes held at most, where the engine can say."""
-    engine: dict[str, Any]
-    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineFacts.describe` gives them."""
-    whole: Whole | None = None
-
-
-@dataclass(frozen=True)
-class Result:
+class JobResult:
     """One batch of a part that has been run, or why it could not be."""
 
-    work: Work
-    answer: Answer | None = None
+    job: CellJob
+    answer: BatchResult | None = None
     last: bool = False
     """True when the part has no other batch that is still to come."""
     error: Exception | None = None
@@ -157,7 +126,7 @@ class Executor(Protocol):
     def engine(self) -> EngineFacts:
         """What is known of the engines, all alike, that run the batches."""
 
-    def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
+    def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
         """Run parts of cells, taken one after the other as there is room for them, and give batches as they are done.
 
         A cell has one part unless it is very large; the next one is written when it is taken. An error ends its cell

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from longctx_bench.engines.base import Engine
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors import batch_worker
-from longctx_bench.runner.executors.base import Note, Result, Work
+from longctx_bench.runner.executors.base import CellJob, JobResult, Note
+from longctx_bench.runner.strategies import CellContext
 
 
 class LocalExecutor:
@@ -26,27 +26,22 @@ class LocalExecutor:
         """The one engine."""
         return self._engine
 
-    def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
+    def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
         """Run the cells in their order, part by part."""
-        for work in works:
+        for job in jobs:
             try:
-                yield from self._part(work)
+                yield from self._part(job)
             except Exception as error:  # noqa: BLE001 (whose fault it is, the runner decides)
-                yield Result(work, error=error)
+                yield JobResult(job, error=error)
 
-    def _part(self, work: Work) -> Iterator[Result]:
-        planned = work.planned
-        if work.harness is not None:
-            benchmark = self._registry.benchmark(planned.task)
-            answer = batch_worker.whole(self._engine, work.folder, work.contestant, benchmark, work.harness)
-            yield Result(work, answer, last=True)
-            return
-        measure = self._registry.metric(planned.task).metric
-        batches = work.unfinished(batch_worker.batches(self._engine, work.folder, work.requests, work.per_prompt))
-        for place, batch in enumerate(batches, 1):
-            answer = batch_worker.answer(self._engine, planned.kind, measure, work.contestant, batch, work.examples)
-            yield Result(work, answer, last=place == len(batches))
-            if work.closed:
+    def _part(self, job: CellJob) -> Iterator[JobResult]:
+        planned, strategy = job.planned, job.planned.strategy
+        context = CellContext(job.folder, job.contestant, planned.task, self._registry, planned.settings)
+        batches = job.unfinished(strategy.batches(self._engine, job.folder, job.requests, job.per_prompt))
+        for number, batch in enumerate(batches, 1):
+            result = strategy.run_batch(self._engine, context, batch, job.examples)
+            yield JobResult(job, result, last=number == len(batches))
+            if job.closed:
                 return
 
     def describe(self) -> dict[str, Any] | None:

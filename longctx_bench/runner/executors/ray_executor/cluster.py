@@ -16,7 +16,7 @@ _MOST_CPUS = 8
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorkerLayout:
     """Engines on a cluster, all alike."""
 
     workers: int
@@ -56,7 +56,9 @@ def connect(address: str | None) -> tuple[Any, bool]:
     return ray, True
 
 
-def layout(nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: bool, gpus_each: int = 1) -> Layout:
+def layout(
+    nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: bool, gpus_each: int = 1
+) -> WorkerLayout:
     """Return how many engines to start and what each gets.
 
     Args:
@@ -73,14 +75,14 @@ def layout(nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: 
         if (workers or 0) > sum(gpus):
             raise UserError(f"--workers {workers}: the cluster has GPUs for {sum(gpus)}; each worker takes {gpus_each}")
         shares = [int(node.get("CPU", 0)) // n for node, n in zip(nodes, gpus, strict=True) if n]
-        return Layout(workers or sum(gpus), min(_MOST_CPUS, *shares), gpus_each)
+        return WorkerLayout(workers or sum(gpus), min(_MOST_CPUS, *shares), gpus_each)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     wanted = workers or sum(1 for own in cpus if own)
     if not wanted or wanted > sum(cpus):
         raise UserError(f"--workers {wanted}: the cluster has {sum(cpus)} CPUs, and each worker needs one")
     # The largest share at which every worker still finds a node with room.
     share = next(each for each in range(sum(cpus) // wanted, 0, -1) if sum(own // each for own in cpus) >= wanted)
-    return Layout(wanted, share, 0)
+    return WorkerLayout(wanted, share, 0)
 
 
 def _refuse_silence(address: str, message: str) -> None:

@@ -13,12 +13,12 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.engines.base import Footprint
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors.base import Note, Result, Work
+from longctx_bench.runner.executors.base import CellJob, JobResult, Note
 from longctx_bench.runner.executors.ray_executor.cluster import connect, layout
 from longctx_bench.runner.executors.ray_executor.prefix_sharding import Batch, shards
-from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, parts
-from longctx_bench.runner.executors.ray_executor.worker import Failure, Order
-from longctx_bench.runner.executors.ray_executor.worker_pool import Member, Pool
+from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, serialize
+from longctx_bench.runner.executors.ray_executor.worker import Failure, JobSpec
+from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerHandle, WorkerPool
 
 _DEPTH = 2
 """Tasks a worker holds: one that runs, and one that waits so that it never does."""
@@ -30,10 +30,10 @@ _ATTEMPTS = 3
 
 @dataclass(eq=False)
 class Task:
-    """What a worker is asked to do at once: a batch, a task of lm-eval, or (neither) to group a part's requests."""
+    """One call of a worker: to run a batch or, without one, to group a job's requests into batches."""
 
     part: _OpenPart
-    batch: Batch = ()
+    batch: Batch | None = None
     lost: int = 0
     """Workers that were lost over it."""
 
@@ -41,31 +41,31 @@ class Task:
 class _OpenPart:
     """A part of a cell, all of it unless it is very large, on its way through the cluster."""
 
-    def __init__(self, work: Work) -> None:
-        planned = work.planned
-        given = parts(planned.variant, work.contestant.base, planned.spec.digests.get("weights"))
+    def __init__(self, job: CellJob) -> None:
+        planned = job.planned
+        given = serialize(planned.variant, job.contestant.base, planned.spec.digests.get("weights"))
         task = planned.task
-        self.work = work
+        self.job = job
         code = planned.spec.code.get("metric")
-        self.order = Order(given, planned.cell.length, task.name, code, planned.kind, work.per_prompt)
-        self.left: int | None = None if work.harness is None else 1
+        self.order = JobSpec(
+            given, planned.cell.length, task.name, code, planned.kind, job.per_prompt, planned.settings
+        )
+        self.left: int | None = None
         """Batches that have not come back; None until they are made."""
 
-    def send(self, member: Member[Task], task: Task) -> Any:
+    def send(self, member: WorkerHandle[Task], task: Task) -> Any:
         """Start a task on a worker and return Ray's reference to its result."""
-        work = self.work
-        if work.harness is not None:
-            return member.worker.whole.remote(self.order, work.harness)
-        if not task.batch:
-            return member.worker.batches.remote(self.order, work.requests)
-        examples = {request.example_id: work.examples[request.example_id] for request in task.batch}
+        job = self.job
+        if task.batch is None:
+            return member.worker.batches.remote(self.order, job.requests)
+        examples = {request.example_id: job.examples[request.example_id] for request in task.batch}
         return member.worker.answer.remote(self.order, task.batch, examples)
 
 
 class RemoteEngine:
     """What is known of the engines on the workers, asked of one of them."""
 
-    def __init__(self, pool: Pool[Task]) -> None:
+    def __init__(self, pool: WorkerPool[Task]) -> None:
         facts = pool.first()
         self.name, self.dtype, self.device = facts.engine, facts.dtype, facts.device
         self._pool = pool
@@ -111,7 +111,7 @@ class RayExecutor:
         device = str(engine.get("device", "auto"))
         if device.startswith("cuda:"):
             raise UserError(f"--device {device}: Ray gives each worker its own GPU; use --device cuda or auto")
-        parcel = pack(registry)
+        bundle = pack(registry)
         ray, connected = connect(address)
         # A session that was there before is its owner's to end.
         self._leave: Callable[[], None] = ray.shutdown if connected else lambda: None
@@ -119,7 +119,7 @@ class RayExecutor:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             uses_gpus = device != "cpu" and engine.get("name") != "echo"
             self._layout = layout(nodes, workers, uses_gpus, engine.get("tensor_parallel", 1))
-            self._pool: Pool[Task] = Pool(ray, self._layout, engine, parcel)
+            self._pool: WorkerPool[Task] = WorkerPool(ray, self._layout, engine, bundle)
             self._engine = RemoteEngine(self._pool)
         except BaseException:
             self._leave()
@@ -137,7 +137,7 @@ class RayExecutor:
         """Wait until every worker is up, so that a measurement does not measure that; a run does not need it."""
         self._pool.wait_for_all()
 
-    def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
+    def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
         """Run cells side by side and give batches as they come back, of whichever cell.
 
         Raises:
@@ -146,7 +146,7 @@ class RayExecutor:
         more = True
         while True:
             self._drop_closed()
-            more = more and self._take_parts(works)
+            more = more and self._take_parts(jobs)
             self._hand_out()
             if not more and not self._ready and not self._pool.busy():
                 return
@@ -170,16 +170,16 @@ class RayExecutor:
         self._pool.close()
         self._leave()
 
-    def _take_parts(self, works: Iterator[Work]) -> bool:
+    def _take_parts(self, jobs: Iterator[CellJob]) -> bool:
         """Take parts of cells while the workers may run out of batches; return False when there are no more."""
         taken: list[list[Task]] = []
         more = True
         while self._opening < _OPENING and len(self._ready) + len(taken) < self._layout.workers:
-            work = next(works, None)
-            if work is None:
+            job = next(jobs, None)
+            if job is None:
                 more = False
                 break
-            part = _OpenPart(work)
+            part = _OpenPart(job)
             self._opening += part.left is None
             taken.append([Task(part)])
         # Ahead of the batches that wait: those keep the other workers busy meanwhile.
@@ -188,21 +188,21 @@ class RayExecutor:
 
     def _hand_out(self) -> None:
         for member in self._pool.members:
-            while len(member.flying) < _DEPTH and (member.queue or self._ready or self._steal_for(member)):
+            while len(member.in_flight) < _DEPTH and (member.queue or self._ready or self._steal_for(member)):
                 if not member.queue:
                     member.queue.extend(self._choose(member))
                 task = member.queue.popleft()
-                member.loaded = task.part.work.folder
-                member.flying[task.part.send(member, task)] = task
+                member.loaded = task.part.job.folder
+                member.in_flight[task.part.send(member, task)] = task
 
-    def _choose(self, member: Member[Task]) -> list[Task]:
+    def _choose(self, member: WorkerHandle[Task]) -> list[Task]:
         """Take the first shard of the checkpoint that the worker has loaded; without one, the first of any."""
-        place = next((at for at, shard in enumerate(self._ready) if shard[0].part.work.folder == member.loaded), 0)
+        place = next((at for at, shard in enumerate(self._ready) if shard[0].part.job.folder == member.loaded), 0)
         shard = self._ready[place]
         del self._ready[place]
         return shard
 
-    def _steal_for(self, member: Member[Task]) -> bool:
+    def _steal_for(self, member: WorkerHandle[Task]) -> bool:
         """Take a batch that waits behind others on another worker, now that nothing else is left."""
         longest = max(self._pool.members, key=lambda other: len(other.queue))
         if longest is member or not longest.queue:
@@ -210,43 +210,43 @@ class RayExecutor:
         self._ready.append([longest.queue.pop()])
         return True
 
-    def _arrived(self, task: Task, answer: Any) -> Iterator[Result]:
+    def _arrived(self, task: Task, answer: Any) -> Iterator[JobResult]:
         part = task.part
         opens = part.left is None
         self._opening -= opens
         if isinstance(answer, Failure):
-            yield Result(part.work, error=answer.error())
+            yield JobResult(part.job, error=answer.error())
         elif opens:
-            requests = {request.example_id: request for request in part.work.requests}
-            batches = part.work.unfinished([[requests[name] for name in batch] for batch in answer])
+            requests = {request.example_id: request for request in part.job.requests}
+            batches = part.job.unfinished([[requests[name] for name in batch] for batch in answer])
             part.left = len(batches)
             self._ready.extend([Task(part, batch) for batch in s] for s in shards(batches, self._layout.workers))
         else:
             assert part.left is not None
             part.left -= 1
-            yield Result(part.work, answer, last=part.left == 0)
+            yield JobResult(part.job, answer, last=part.left == 0)
 
-    def _lost(self, member: Member[Task], first: Task, note: Note) -> Iterator[Result]:
+    def _lost(self, member: WorkerHandle[Task], first: Task, note: Note) -> Iterator[JobResult]:
         """Put what a lost worker had back in front; the task that it was at counts the loss."""
         first.lost += 1
         again = [
-            task for task in (*member.flying.values(), *member.queue) if task is not first or task.lost < _ATTEMPTS
+            task for task in (*member.in_flight.values(), *member.queue) if task is not first or task.lost < _ATTEMPTS
         ]
-        cells = {task.part.work.planned.cell for task in again}
+        cells = {task.part.job.planned.cell for task in again}
         if again:
             note(f"a worker on {member.facts.node} was lost; what it had begun of {len(cells)} cells runs again")
         self._ready.extendleft([task] for task in reversed(again))
         if first.lost >= _ATTEMPTS:
             self._opening -= first.part.left is None
             reason = f"{first.lost} workers were lost over the same batch, the last on {member.facts.node}"
-            yield Result(first.part.work, error=UserError(f"{reason}; its memory may be full: try --batch-tokens"))
+            yield JobResult(first.part.job, error=UserError(f"{reason}; its memory may be full: try --batch-tokens"))
 
     def _drop_closed(self) -> None:
         """Forget the batches of cells that failed."""
         waiting = [*self._ready, *(member.queue for member in self._pool.members)]
         # Another part of the cell may have failed before this one was grouped.
-        self._opening -= sum(task.part.work.closed and task.part.left is None for tasks in waiting for task in tasks)
-        kept = ([task for task in shard if not task.part.work.closed] for shard in self._ready)
+        self._opening -= sum(task.part.job.closed and task.part.left is None for tasks in waiting for task in tasks)
+        kept = ([task for task in shard if not task.part.job.closed] for shard in self._ready)
         self._ready = deque(shard for shard in kept if shard)
         for member in self._pool.members:
-            member.queue = deque(task for task in member.queue if not task.part.work.closed)
+            member.queue = deque(task for task in member.queue if not task.part.job.closed)

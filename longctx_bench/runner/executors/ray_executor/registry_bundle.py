@@ -25,15 +25,14 @@ _MOST = 64 << 20
 
 
 @dataclass(frozen=True)
-class Parcel:
+class RegistryBundle:
     """The folders that a registry was built from, as zip files."""
 
-    baselines: tuple[bytes, ...]
-    task_folders: tuple[bytes, ...]
+    include_paths: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
-class VariantParts:
+class SerializedVariant:
     """A variant without live objects: its class may come from a folder that only the other side's registry has."""
 
     model: ModelSpec
@@ -47,36 +46,36 @@ class VariantParts:
     """The source of a method that is not longctx-bench's own; the other machine must have the same."""
 
 
-def pack(registry: Registry) -> Parcel:
+def pack(registry: Registry) -> RegistryBundle:
     """Return a registry's own folders.
 
     Raises:
         UserError: a folder holds more than code and YAML.
     """
-    return Parcel(_zipped(registry.baselines), _zipped(registry.task_folders))
+    return RegistryBundle(_zipped(registry.include_paths))
 
 
-def unpack(parcel: Parcel) -> tuple[Registry, AbstractContextManager[Any]]:
+def unpack(bundle: RegistryBundle) -> tuple[Registry, AbstractContextManager[Any]]:
     """Return a registry of the same names, and the temporary folder that it reads: keep it while you use them."""
     scratch = ScratchFolder("longctx-bench-")
-    folders: list[list[Path]] = []
-    for kind in (parcel.baselines, parcel.task_folders):
-        folders.append([])
-        for content in kind:
-            target = scratch.folder / f"{len(folders)}-{len(folders[-1])}"
-            target.mkdir()
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                archive.extractall(target)
-            folders[-1].append(target)
-    return Registry(baselines=folders[0], task_folders=folders[1]), scratch
+    folders = []
+    for number, content in enumerate(bundle.include_paths):
+        target = scratch.folder / str(number)
+        target.mkdir()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(target)
+        folders.append(target)
+    return Registry(folders), scratch
 
 
-def parts(variant: ModelVariant, base: Base, digest: str | None) -> VariantParts:
+def serialize(variant: ModelVariant, base: Base, digest: str | None) -> SerializedVariant:
     """Take a variant apart; a relative path of its weights becomes absolute."""
     source = variant.source
     if isinstance(source, PathSource):
         source = source.model_copy(update={"path": source.path.resolve()})
-    return VariantParts(variant.model, variant.spec, variant.method.model_dump(), source, digest, base, variant.code)
+    return SerializedVariant(
+        variant.model, variant.spec, variant.method.model_dump(), source, digest, base, variant.code
+    )
 
 
 def _zipped(folders: Sequence[Path]) -> tuple[bytes, ...]:

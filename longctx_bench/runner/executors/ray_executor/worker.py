@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from longctx_bench.core.errors import DoesNotFit, UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.types import Example, Request
-from longctx_bench.metrics import Metric
-from longctx_bench.runner.executors.base import Answer, HarnessSettings, RemoteError
-from longctx_bench.runner.executors.ray_executor.registry_bundle import Parcel, VariantParts
+from longctx_bench.runner.executors.base import RemoteError
+from longctx_bench.runner.executors.ray_executor.registry_bundle import RegistryBundle, SerializedVariant
+from longctx_bench.runner.strategies import STRATEGIES, BatchResult, CellContext, RunSettings
 
 T = TypeVar("T")
 
@@ -53,24 +53,26 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """What all batches of a cell have in common."""
 
-    variant: VariantParts
+    variant: SerializedVariant
     length: int
     task: str
     metric_code: Mapping[str, Any] | None
     """Digest of a metric that is not longctx-bench's own; the other machine must have the same."""
     kind: str
+    """The benchmark's, which names the strategy."""
     per_prompt: bool
+    settings: RunSettings
 
 
 class Worker:
     """Holds one engine; every method returns its result or a :class:`Failure`."""
 
-    def __init__(self, engine: Mapping[str, Any], parcel: Parcel) -> None:
+    def __init__(self, engine: Mapping[str, Any], bundle: RegistryBundle) -> None:
         self._engine_arguments = dict(engine)
-        self._parcel = parcel
+        self._bundle = bundle
         self._node = socket.gethostname()
         self._loaded: Path | None = None
         self._checked: set[tuple[Path, str]] = set()
@@ -102,38 +104,25 @@ class Worker:
         """Return the engine's settings."""
         return self._guarded(self._engine.describe)
 
-    def batches(self, order: Order, requests: Sequence[Request]) -> list[list[str]] | Failure:
+    def batches(self, order: JobSpec, requests: Sequence[Request]) -> list[list[str]] | Failure:
         """Load a cell's checkpoint and return its batches as example ids."""
-        from longctx_bench.runner.executors import batch_worker
 
         def grouped() -> list[list[str]]:
             folder, self._loaded = self._folder(order.variant), None
-            found = batch_worker.batches(self._engine, folder, requests, order.per_prompt)
+            batches = STRATEGIES[order.kind].batches(self._engine, folder, requests, order.per_prompt)
             self._loaded = folder
-            return [[request.example_id for request in batch] for batch in found]
+            return [[request.example_id for request in batch] for batch in batches]
 
         return self._guarded(grouped)
 
-    def answer(self, order: Order, batch: Sequence[Request], examples: Mapping[str, Example]) -> Answer | Failure:
+    def answer(
+        self, order: JobSpec, batch: Sequence[Request], examples: Mapping[str, Example]
+    ) -> BatchResult | Failure:
         """Run one batch."""
-        from longctx_bench.runner.executors import batch_worker
 
-        def ran() -> Answer:
+        def ran() -> BatchResult:
             self._load(order.variant)
-            contestant = self._contestant(order)
-            return batch_worker.answer(self._engine, order.kind, self._metric(order), contestant, batch, examples)
-
-        return self._guarded(ran)
-
-    def whole(self, order: Order, settings: HarnessSettings) -> Answer | Failure:
-        """Let lm-eval run a task."""
-        from longctx_bench.runner.executors import batch_worker
-
-        def ran() -> Answer:
-            (task,) = self._registry.select_tasks(order.task)
-            benchmark = self._registry.benchmark(task)
-            contestant = self._contestant(order)
-            return batch_worker.whole(self._engine, self._folder(order.variant), contestant, benchmark, settings)
+            return STRATEGIES[order.kind].run_batch(self._engine, self._context(order), batch, examples)
 
         return self._guarded(ran)
 
@@ -142,13 +131,13 @@ class Worker:
         from longctx_bench.engines import make_engine
         from longctx_bench.runner.executors.ray_executor.registry_bundle import unpack
 
-        self._registry, self._scratch = unpack(self._parcel)
+        self._registry, self._scratch = unpack(self._bundle)
         self._engine = make_engine(**self._engine_arguments)
         engine = self._engine
         packages = environment()["packages"]
         return WorkerFacts(self._node, package_version(), packages, engine.name, engine.dtype, engine.device)
 
-    def _load(self, variant: VariantParts) -> None:
+    def _load(self, variant: SerializedVariant) -> None:
         folder = self._folder(variant)
         if folder != self._loaded:
             self._loaded = None
@@ -156,7 +145,7 @@ class Worker:
             self._engine.peak_memory()
             self._loaded = folder
 
-    def _folder(self, variant: VariantParts) -> Path:
+    def _folder(self, variant: SerializedVariant) -> Path:
         """Return the checkpoint on this machine, and see to it that it is the driver's."""
         from longctx_bench.core.sources import digest
         from longctx_bench.models.checkpoint import checkpoint_folder
@@ -170,7 +159,7 @@ class Worker:
             self._checked.add((folder, variant.digest))
         return folder
 
-    def _contestant(self, order: Order) -> Any:
+    def _model(self, order: JobSpec) -> Any:
         from longctx_bench.models.variant import ModelUnderTest
 
         given = order.variant
@@ -182,15 +171,16 @@ class Worker:
             )
         return ModelUnderTest(given.base, variant.method, order.length)
 
-    def _metric(self, order: Order) -> Metric:
+    def _context(self, order: JobSpec) -> CellContext:
         (task,) = self._registry.select_tasks(order.task)
-        measure, code = self._registry.metric(task)
-        if (None if code is None else code.record()) != order.metric_code:
+        scoring = STRATEGIES[order.kind].scoring(task, self._registry)
+        code = None if scoring is None or scoring.code is None else scoring.code.record()
+        if code != order.metric_code:
             raise UserError(
                 f"metric of task {order.task}: is other code than on the machine of the run; install the same version "
                 f"on all nodes"
             )
-        return measure
+        return CellContext(self._folder(order.variant), self._model(order), task, self._registry, order.settings)
 
     def _guarded(self, work: Callable[[], T]) -> T | Failure:
         try:

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.runner.executors.base import Note
-from longctx_bench.runner.executors.ray_executor.cluster import Layout
-from longctx_bench.runner.executors.ray_executor.registry_bundle import Parcel
+from longctx_bench.runner.executors.ray_executor.cluster import WorkerLayout
+from longctx_bench.runner.executors.ray_executor.registry_bundle import RegistryBundle
 from longctx_bench.runner.executors.ray_executor.worker import Failure, Worker, WorkerFacts
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Lost:
 
 
 @dataclass(eq=False)
-class Member(Generic[T]):
+class WorkerHandle(Generic[T]):
     """A worker that is ready."""
 
     worker: Any
@@ -39,16 +39,16 @@ class Member(Generic[T]):
     """The checkpoint of the last task that it was given."""
     queue: deque[T] = field(default_factory=deque)
     """What it is to be given next."""
-    flying: dict[Any, T] = field(default_factory=dict)
+    in_flight: dict[Any, T] = field(default_factory=dict)
     """What it was given, by Ray's reference, in that order; it runs one after the other."""
 
 
-class Pool(Generic[T]):
+class WorkerPool(Generic[T]):
     """Keeps as many workers as the layout says, as far as the cluster lets it."""
 
-    def __init__(self, ray: Any, layout: Layout, engine: Mapping[str, Any], parcel: Parcel) -> None:
+    def __init__(self, ray: Any, layout: WorkerLayout, engine: Mapping[str, Any], bundle: RegistryBundle) -> None:
         self._ray = ray
-        self._arguments = (dict(engine), parcel)
+        self._arguments = (dict(engine), bundle)
         # SPREAD: a node that is lost takes as few workers with it as can be.
         options = {"num_cpus": layout.cpus, "num_gpus": layout.gpus, "scheduling_strategy": "SPREAD"}
         self._actor = ray.remote(**options, max_restarts=0, max_task_retries=0)(Worker)
@@ -56,9 +56,9 @@ class Pool(Generic[T]):
         self._failed_starts = 0
         self._notes: list[str] = []
         self._packages: dict[str, str] | None = None
-        self._gone: list[Member[T]] = []
+        self._gone: list[WorkerHandle[T]] = []
         """Lost, and not yet told of."""
-        self.members: list[Member[T]] = []
+        self.members: list[WorkerHandle[T]] = []
         self._last_heard = monotonic()
         for _ in range(layout.workers):
             self._spawn()
@@ -84,7 +84,7 @@ class Pool(Generic[T]):
 
     def busy(self) -> bool:
         """Tell whether any worker has something to do."""
-        return any(member.flying or member.queue for member in (*self.members, *self._gone))
+        return any(member.in_flight or member.queue for member in (*self.members, *self._gone))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Return what one worker answers, the one with the least to do.
@@ -96,7 +96,7 @@ class Pool(Generic[T]):
             if not self.members:
                 self._hear()
                 continue
-            member = min(self.members, key=lambda one: len(one.flying))
+            member = min(self.members, key=lambda one: len(one.in_flight))
             answer = self._answer(getattr(member.worker, method).remote(*arguments))
             if isinstance(answer, Lost):
                 self._drop(member)
@@ -105,7 +105,7 @@ class Pool(Generic[T]):
                 raise answer.error()
             return answer
 
-    def wait(self, note: Note) -> list[tuple[Member[T], T, Any]]:
+    def wait(self, note: Note) -> list[tuple[WorkerHandle[T], T, Any]]:
         """Wait a few seconds for results; return them, with None for what a worker was at when it was lost.
 
         A lost worker is no longer a member, what it was given is still its, and another one is being started.
@@ -113,18 +113,18 @@ class Pool(Generic[T]):
         Raises:
             UserError: no worker is left and none comes up.
         """
-        heard: list[tuple[Member[T], T, Any]] = []
+        heard: list[tuple[WorkerHandle[T], T, Any]] = []
         for reference in [] if self._gone else self._hear():
-            member = next((one for one in self.members if reference in one.flying), None)
+            member = next((one for one in self.members if reference in one.in_flight), None)
             if member is None:
                 continue  # Of a worker that was found to be lost a moment ago.
             answer = self._answer(reference)
             if isinstance(answer, Lost):
                 self._drop(member)
             else:
-                heard.append((member, member.flying.pop(reference), answer))
+                heard.append((member, member.in_flight.pop(reference), answer))
         for member in self._gone:
-            heard += [(member, task, None) for task in (*member.flying.values(), *member.queue)][:1]
+            heard += [(member, task, None) for task in (*member.in_flight.values(), *member.queue)][:1]
         self._gone.clear()
         for message in self._notes:
             note(message)
@@ -138,7 +138,7 @@ class Pool(Generic[T]):
         self.members.clear()
         self._starting.clear()
 
-    def _drop(self, member: Member[T]) -> None:
+    def _drop(self, member: WorkerHandle[T]) -> None:
         """Let a lost worker go, and start another one in its place."""
         self.members.remove(member)
         self._gone.append(member)
@@ -151,8 +151,8 @@ class Pool(Generic[T]):
 
     def _hear(self) -> list[Any]:
         """Wait a few seconds; let workers join that are ready and return the references of tasks that ended."""
-        flying = [reference for member in self.members for reference in member.flying]
-        waited = [*flying, *self._starting]
+        in_flight = [reference for member in self.members for reference in member.in_flight]
+        waited = [*in_flight, *self._starting]
         if self.members:
             self._last_heard = monotonic()
         elif not self._starting or monotonic() - self._last_heard > _PATIENCE:
@@ -166,14 +166,14 @@ class Pool(Generic[T]):
             if reference in self._starting:
                 self._join(reference, self._starting.pop(reference))
         over = set(ended)
-        return [reference for reference in flying if reference in over]
+        return [reference for reference in in_flight if reference in over]
 
     def _join(self, reference: Any, worker: Any) -> None:
         facts = self._answer(reference)
         if isinstance(facts, WorkerFacts):
             self._failed_starts = 0
             self._compare(facts)
-            self.members.append(Member(worker, facts))
+            self.members.append(WorkerHandle(worker, facts))
             return
         self._ray.kill(worker)
         if isinstance(facts, Lost):

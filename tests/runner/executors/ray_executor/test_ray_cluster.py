@@ -18,7 +18,7 @@ import pytest
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors.ray_executor.worker_pool import Pool
+from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerPool
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 pytestmark = pytest.mark.cluster
@@ -177,10 +177,10 @@ def test_real_models_one_raylet_killed_in_the_middle(
     for path in gate.iterdir():
         path.unlink()
     held: list[int] = []
-    drop = Pool._drop
+    drop = WorkerPool._drop
 
-    def noticed(self: Pool[Any], member: Any) -> None:
-        held.append(len(member.flying))
+    def noticed(self: WorkerPool[Any], member: Any) -> None:
+        held.append(len(member.in_flight))
         drop(self, member)
         (gate / "open").touch()
 
@@ -194,7 +194,7 @@ def test_real_models_one_raylet_killed_in_the_middle(
         killed.append(raylet.pid)
         os.kill(raylet.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Pool, "_drop", noticed)
+    monkeypatch.setattr(WorkerPool, "_drop", noticed)
     there = tmp_path / "there"
     killer = while_running(lambda: lines(there) >= 4 and any(gate.iterdir()), kill)
     late = threading.Timer(150, (gate / "open").touch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def run(
     batch_tokens: int | None = None,
     chat_template: bool = False,
     out: str | Path = "results",
-    rerun: bool = False,
+    overwrite: bool = False,
     registry: Registry | None = None,
     executor: str = "local",
     workers: int | None = None,
@@ -64,6 +65,7 @@ def run(
     server: Server | None = None,
     tensor_parallel: int = 1,
     compiled: bool = False,
+    rerun: bool | None = None,
 ) -> ResultFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
@@ -87,7 +89,7 @@ def run(
         batch_tokens: tokens a batch; from the free memory when None.
         chat_template: put prompts into the model's chat template.
         out: the run's folder; what it holds already is not measured again.
-        rerun: measure again what is there.
+        overwrite: measure again what is there already; the old results are moved to ``superseded/``.
         registry: knows the names; the built-in one when None.
         executor: ``local``, or ``ray`` for the workers of a Ray cluster.
         workers: engines on the Ray cluster; one a GPU, or without GPUs one a node, when None.
@@ -95,6 +97,7 @@ def run(
         server: what ``openai`` asks.
         tensor_parallel: devices that share each layer, with ``vllm``.
         compiled: fuse a model's small kernels, with ``hf``; its numbers change in their last bits.
+        rerun: deprecated, the old name of ``overwrite``.
 
     Returns:
         One row a finished cell of this call, with the columns of :func:`report`. ``attrs["skipped"]`` says which
@@ -103,12 +106,14 @@ def run(
     Raises:
         UserError: bad input, or a cell that could not be finished (the others are, and are kept).
     """
+    if rerun is not None:
+        warnings.warn("rerun= is deprecated and will be removed in the next release; use overwrite=", FutureWarning, 2)
     registry = registry or Registry()
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
     spec = RunSpec(
         registry.variants(names(model, "model")), registry.select_tasks(names(tasks, "tasks"), protocol),
         scales if scales or lengths else (1.0, 2.0), lengths, whole(limit, "limit"), seed_of(seed),
-        bool(chat_template), bool(rerun),
+        bool(chat_template), bool(overwrite or rerun),
     )  # fmt: skip
     made: dict[str, Any] = {"name": str(engine), "device": str(device), "dtype": dtype_of(dtype), "server": server}
     made |= {"batch_tokens": whole(batch_tokens, "batch_tokens"), "compiled": bool(compiled)}
