@@ -24,6 +24,7 @@ from longctx_bench.core.sources import embedded_folder
 from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
+from tests.helpers.fake_ray import Reference, StandInRay
 
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
@@ -147,6 +148,36 @@ def test_its_tasks_run_in_our_store(
         main()
     assert (folder / "records.jsonl").stat().st_mtime_ns == written
     assert "not a git repository" not in capfd.readouterr().err
+
+
+def test_a_worker_of_a_cluster_runs_its_tasks_whole_and_again_when_it_is_lost(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[Reference] = []
+
+    def dies(reference: Reference) -> bool:
+        if reference.method == "answer" and not lost:
+            lost.append(reference)
+            return True
+        return False
+
+    ray = StandInRay(cpus=1, dies=dies)
+    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.executor.connect", lambda address: (ray, True))
+    cells, records = {}, {}
+    for executor in ("local", "ray"):
+        registry = Registry(include_paths=[tasks])
+        frame = longctx_bench.run(
+            "rope-tiny", "lm_eval:words_local", scale=[1], limit=5, dtype="float32", device="cpu", executor=executor,
+            out=tmp_path / executor, registry=registry,
+        )  # fmt: skip
+        assert frame["n"].tolist() == [5]
+        [path] = (tmp_path / executor).rglob("cell.json")
+        cells[executor] = json.loads(path.read_text())
+        records[executor] = path.with_name("records.jsonl").read_bytes()
+    assert len(lost) == len(ray.lost) == 1
+    assert records["ray"] == records["local"]
+    for key in ("score", "metric", "n", "lm_eval", "spec_hash"):
+        assert cells["ray"][key] == cells["local"][key], key
 
 
 def test_a_task_of_ones_own_is_known_by_its_entry_whatever_its_file_is_called(tasks: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_own_methods_reach_the_workers_and_errors_come_back(
         "class Breaks(PI):\n    @contextmanager\n    def applied(self, model, base, length):\n"
         "        raise Oops('no luck')\n        yield\n"
     )
-    own = Registry([mine], (), {"ruler-essays": essays}, {"half": {"strength": 0.25}})
+    own = Registry([mine], {"ruler-essays": essays}, {"half": {"strength": 0.25}})
     arguments: dict[str, Any] = {
         "length": [512], "limit": 6, "dtype": "float32", "device": "cpu", "batch_tokens": 1100, "registry": own,
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_real_models_one_raylet_killed_in_the_middle(
     (mine / "waits.py").write_text(WAITS.format(gate=str(gate)))
     arguments: dict[str, Any] = {
         "length": [256, 512], "limit": 12, "dtype": "float32", "device": "cpu", "batch_tokens": 1100,
-        "registry": Registry([mine], (), {"ruler-essays": essays}),
+        "registry": Registry([mine], {"ruler-essays": essays}),
     }  # fmt: skip
     models = "rope-tiny,waits-tiny,drope-tiny"
     (gate / "open").touch()
