@@ -39,7 +39,7 @@ def examples_command(
         raise UserError("name one length: --length 4096 or --scale 2x")
 
     from longctx_bench.models.checkpoint import checkpoint_folder
-    from longctx_bench.runner.export_prompts import ExportJob, lines
+    from longctx_bench.runner.export_prompts import ExportJob, export_lines
 
     jobs = [
         ExportJob(
@@ -53,7 +53,7 @@ def examples_command(
         )
         for spec in tasks
     ]
-    written = lines(jobs, checkpoint_folder(variant.source))
+    written = export_lines(jobs, checkpoint_folder(variant.source))
     if out is None:
         sys.stdout.writelines(written)
         return

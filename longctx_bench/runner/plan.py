@@ -1,4 +1,4 @@
-"""From what was asked for to the cells that answer it."""
+"""Run planning: from models, tasks and lengths to cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, Task
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that a run was asked for."""
+    """The options of a run."""
 
     variants: tuple[ModelVariant, ...]
     tasks: tuple[TaskSpec, ...]
@@ -34,7 +34,7 @@ class RunSpec:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no cell can be.
+        """Validate lengths and limit.
 
         Raises:
             UserError: no length, or a scale, length or limit that is not positive.
@@ -53,7 +53,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell of a run with all that it takes to run it."""
+    """One cell of a run, with everything needed to run it."""
 
     cell: Cell
     variant: ModelVariant
@@ -76,13 +76,13 @@ class PlannedCell:
 
 
 def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:
-    """List a run's cells, grouped by weights so that each is loaded once.
+    """List a run's cells, grouped by checkpoint so that each is loaded once.
 
     Raises:
         UserError: a task's parameters or metric are wrong.
     """
     cells = []
-    # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
+    # First: everything below is built from this version of the code, even if the files change meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
     scorings: dict[str, Scoring | None] = {}
@@ -92,20 +92,20 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
             raise UserError(
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
             )
-    # Once a run: a digest reads megabytes of each local model.
-    here = {source: _as_of_now(source) for source in dict.fromkeys(variant.source for variant in spec.variants)}
-    contestants = [replace(variant, source=here[variant.source]) for variant in spec.variants]
-    sources = set(here.values())
+    # Once per run: a digest reads megabytes of each local model.
+    pinned_sources = {source: _try_pin(source) for source in dict.fromkeys(variant.source for variant in spec.variants)}
+    pinned_variants = [replace(variant, source=pinned_sources[variant.source]) for variant in spec.variants]
+    sources = set(pinned_sources.values())
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
     digests: dict[Source, str | None] = {source: digest(source) for source in sources if is_local(source)}
-    for source in dict.fromkeys(variant.source for variant in contestants):
-        variants = [variant for variant in contestants if variant.source == source]
+    for source in dict.fromkeys(variant.source for variant in pinned_variants):
+        variants = [variant for variant in pinned_variants if variant.source == source]
         for task in spec.tasks:
             for length in sorted({length for variant in variants for length in spec.cell_lengths(variant)}):
-                # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
+                # Methods in the innermost loop: they share the loaded weights and the prompts.
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
-                        described = _cell_spec(
+                        cell_spec = _cell_spec(
                             spec,
                             variant,
                             task,
@@ -118,13 +118,13 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
                         )
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
-                        done = not spec.overwrite and store.done(cell, described, n)
-                        cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, described, done))
+                        done = not spec.overwrite and store.done(cell, cell_spec, n)
+                        cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, cell_spec, done))
     return cells
 
 
-def _as_of_now(source: Source) -> Source:
-    """Pin a hub repository; one that cannot be had fails its own cells when they begin, and no others."""
+def _try_pin(source: Source) -> Source:
+    """Pin a hub repository to a commit; an unreachable one fails only its own cells, when they start."""
     try:
         return pinned(source)
     except UserError:
@@ -132,13 +132,13 @@ def _as_of_now(source: Source) -> Source:
 
 
 def _sources(benchmark: Benchmark) -> dict[str, Any]:
-    """Return the data of a benchmark that lies on this machine, by field."""
+    """Return a benchmark's local data sources, by field."""
     fields = {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
     return {name: value for name, value in fields.items() if is_local(value)}
 
 
 def _params(benchmark: Benchmark) -> dict[str, Any]:
-    """Return a benchmark's parameters; a local file in place of a named source by that name, its digest tells it."""
+    """Return a benchmark's parameters; a local file in place of a named source keeps that name (its digest differs)."""
     aliases = {name: source.alias for name, source in _sources(benchmark).items() if getattr(source, "alias", None)}
     return benchmark.model_dump(mode="json") | aliases
 
@@ -154,10 +154,10 @@ def _cell_spec(
     engine: EngineFacts,
     digests: Mapping[Source, str | None],
 ) -> CellSpec:
-    """Return what a cell's numbers depend on."""
+    """Return everything a cell's numbers depend on."""
     method, model = variant.method, variant.model
     local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}
-    # lm-eval's tasks bring metrics of their own.
+    # External harnesses bring their own metrics.
     metric_name, metric_version = (scoring.metric.name, scoring.metric.version) if scoring else (task.metric, 1)
     plugins = {**plugins, "metric": scoring.code if scoring else None}
     return CellSpec(

@@ -1,4 +1,4 @@
-"""Scoring the prediction files that LongBench's and RULER's own scripts write."""
+"""Score prediction files written by LongBench's and RULER's own scripts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def score_folder(folder: Path, form: str, registry: Registry) -> Scored:
     """Score a folder of prediction files, named after their tasks.
 
     Args:
-        folder: holds ``TASK.jsonl``, or folders of them, one a model.
+        folder: holds ``TASK.jsonl``, or one such folder per model.
         form: ``longbench`` (``pred/MODEL``), ``longbench-e`` (``pred_e/MODEL``, by word count) or ``ruler``.
-        registry: knows the tasks.
+        registry: has the tasks.
 
     Raises:
-        UserError: no such files, an unknown task, or a broken line, with its number.
+        UserError: no such files, an unknown task, or a malformed line; the message has its number.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

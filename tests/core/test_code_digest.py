@@ -126,7 +126,7 @@ def test_a_file_that_is_edited_during_a_run_changes_nothing_of_that_run_and_all_
     spec = {"use": "./own.py:Own", "metric": shipped.metric, "max_new_tokens": 8, "samples": 2}
     tasks = tmp_path / "tasks"
     (tasks / "own.yaml").write_text(json.dumps({"own": spec | {"params": shipped.params}}))
-    registry = Registry([folder], [tasks], {"ruler-essays": essays})
+    registry = Registry([folder, tasks], {"ruler-essays": essays})
 
     def planned() -> PlannedCell:
         run = RunSpec(registry.variants("mine-tiny"), registry.select_tasks("own"), lengths=(512,))

@@ -127,7 +127,7 @@ def test_each_part_is_stored_before_the_next_is_written(
 
 def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     part(8)
-    monkeypatch.setattr("longctx_bench.runner.request_builder._AHEAD", 1)
+    monkeypatch.setattr("longctx_bench.runner.request_builder._PREFETCH", 1)
     monkeypatch.setattr("longctx_bench.runner.request_builder.usable_cores", lambda: 1)
     held: list[tuple[int, int]] = []
     requests_of = RequestBuilder.requests_of

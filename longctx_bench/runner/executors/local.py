@@ -1,4 +1,4 @@
-"""One engine in this process, one batch after the other."""
+"""Local executor: one engine in this process, batches in sequence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longctx_bench.runner.strategies import CellContext
 
 
 class LocalExecutor:
-    """Runs every batch on one engine, here."""
+    """Runs all batches on one engine in this process."""
 
     name = "local"
 
@@ -23,20 +23,20 @@ class LocalExecutor:
 
     @property
     def engine(self) -> Engine:
-        """The one engine."""
+        """The engine."""
         return self._engine
 
     def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
-        """Run the cells in their order, part by part."""
+        """Run the jobs in order."""
         for job in jobs:
             try:
-                yield from self._part(job)
-            except Exception as error:  # noqa: BLE001 (whose fault it is, the runner decides)
+                yield from self._run(job)
+            except Exception as error:  # noqa: BLE001 (the runner decides whether it is a user error)
                 yield JobResult(job, error=error)
 
-    def _part(self, job: CellJob) -> Iterator[JobResult]:
+    def _run(self, job: CellJob) -> Iterator[JobResult]:
         planned, strategy = job.planned, job.planned.strategy
-        context = CellContext(job.folder, job.contestant, planned.task, self._registry, planned.settings)
+        context = CellContext(job.folder, job.model, planned.task, self._registry, planned.settings)
         batches = job.unfinished(strategy.batches(self._engine, job.folder, job.requests, job.per_prompt))
         for number, batch in enumerate(batches, 1):
             result = strategy.run_batch(self._engine, context, batch, job.examples)
@@ -45,7 +45,7 @@ class LocalExecutor:
                 return
 
     def describe(self) -> dict[str, Any] | None:
-        """Return None: a run is local unless its records say otherwise."""
+        """Return None: records without an executor are local."""
         return None
 
     def __enter__(self) -> Self:

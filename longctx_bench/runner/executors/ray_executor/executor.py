@@ -43,7 +43,7 @@ class _OpenPart:
 
     def __init__(self, job: CellJob) -> None:
         planned = job.planned
-        given = serialize(planned.variant, job.contestant.base, planned.spec.digests.get("weights"))
+        given = serialize(planned.variant, job.model.base, planned.spec.digests.get("weights"))
         task = planned.task
         self.job = job
         code = planned.spec.code.get("metric")

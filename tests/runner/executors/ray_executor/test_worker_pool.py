@@ -62,7 +62,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[WorkerPool[Any]
     ) -> tuple[WorkerPool[Any], StandInRay]:
         monkeypatch.setattr(Worker, "facts", facts)
         ray = StandInRay(dies=dies)
-        return WorkerPool(ray, WorkerLayout(workers, 3, 0), {"name": "echo"}, RegistryBundle((), ())), ray
+        return WorkerPool(ray, WorkerLayout(workers, 3, 0), {"name": "echo"}, RegistryBundle(())), ray
 
     return made
 
