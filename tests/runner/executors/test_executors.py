@@ -83,7 +83,7 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
 def test_a_folder_of_data_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry([tmp_path])
     (tmp_path / "rows.jsonl").write_bytes(b"0" * (2 << 20))
-    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.registry_bundle._MOST", 1 << 20)
+    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.registry_bundle._MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="holds 2 MiB besides weights, and at most 1 are sent"):
         pack(registry)
 
@@ -135,5 +135,5 @@ def test_no_cluster_at_the_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UserError, match=rf"--ray-address 127.0.0.1:{port}: no Ray cluster answers there; start one"):
+    with pytest.raises(UserError, match=rf"--ray-address 127.0.0.1:{port}: no Ray cluster responds there; start one"):
         make_executor("ray", ECHO, Registry(), address=f"127.0.0.1:{port}")

@@ -421,16 +421,16 @@ def test_a_part_that_was_given_up_before_it_was_grouped_is_not_waited_for() -> N
     executor = RayExecutor.__new__(RayExecutor)
     jobs = [SimpleNamespace(closed=closed) for closed in (True, True, False, False)]
     opening, batch, other, queued = (
-        Task(SimpleNamespace(job=job, left=left))  # type: ignore[arg-type]
+        Task(SimpleNamespace(job=job, num_pending=left))  # type: ignore[arg-type]
         for job, left in zip(jobs, (None, 2, None, 1), strict=True)
     )
     executor._ready = deque([[opening], [batch, other]])
     executor._pool = SimpleNamespace(members=[SimpleNamespace(queue=deque([queued, opening]))])  # type: ignore[assignment]
-    executor._opening = 3
+    executor._num_batching = 3
     executor._drop_closed()
     assert list(executor._ready) == [[other]]
     assert list(executor._pool.members[0].queue) == [queued]
-    assert executor._opening == 1
+    assert executor._num_batching == 1
 
 
 def test_idle_workers_take_batches_from_the_busy(there: Any) -> None:
