@@ -18,6 +18,7 @@ from longctx_bench.models.metadata import model_config
 from longctx_bench.named_sources import is_known
 from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import PathSource, Source, WheelSource
+from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
 DIFFERENCE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.models.delta_weights` merges with a base's."""
@@ -33,6 +34,10 @@ _TOKENIZER_FILES = (
     "chat_template*",
 )
 
+_INDEX = "model.safetensors.index.json"
+"""Says which file of weights in several holds what."""
+_LARGEST = 256 << 20
+"""Bytes of a file beside the weights, which is read whole: several times the largest there is."""
 _ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of them lies in every folder with a tokenizer."""
 
@@ -55,14 +60,39 @@ def checkpoint_folder(source: Source) -> Path:
         raise UserError(f"{describe(source)}: has an {ADAPTER}; merge the adapter into its base and save that")
     if not (path / "config.json").is_file():
         raise UserError(f"{describe(source)}: no config.json there; expected a model in Hugging Face format")
+    _refuse_large(path)
     if (path / DIFFERENCE).is_file():
         return _merged(path)
+    _refuse_weights_elsewhere(path)
     return path
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that are its tokenizer's."""
     return [file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+
+
+def _refuse_large(folder: Path) -> None:
+    """Refuse files beside the weights that would fill the memory: libraries read them whole."""
+    read = [*tokenizer_files(folder), folder / "generation_config.json", *folder.glob("additional_chat_templates/*")]
+    for file in read:
+        if file.is_file() and file.stat().st_size > _LARGEST:
+            raise UserError(f"{file}: is larger than {_LARGEST >> 20} MiB, as none is; fetch the model again")
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Refuse an index that names weights of another folder: they are no part of what results know the model by."""
+    index = folder / _INDEX
+    if not index.exists():
+        return
+    try:
+        weights = parse_object(read_content(index, _LARGEST)).get("weight_map")
+    except (FileNotFoundError, Unreadable) as error:
+        raise UserError(f"{index}: {error}; fetch the model again") from error
+    files = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
+    for name in sorted(files):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: names {name!a:.80} for weights; expected safetensors files beside it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
