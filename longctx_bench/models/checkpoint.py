@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from longctx_bench.cache import cache_dir, damage, seal, sha256, warn
+from longctx_bench.cache import cache_dir, made_once, sha256
 from longctx_bench.data import describe, digest, fetch
 from longctx_bench.errors import UserError
 from longctx_bench.files import safe_name
 from longctx_bench.models.fast_tokenizer import FileTokenizer
 from longctx_bench.models.metadata import model_config
 from longctx_bench.named_sources import is_known
-from longctx_bench.scratch import ScratchFolder
 from longctx_bench.specs import PathSource, Source, WheelSource
 from longctx_bench.untrusted import Unreadable, parse_object, read_content
 
@@ -181,31 +178,17 @@ def reason(error: BaseException) -> str:
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all.
-
-    What is no longer what was made is named and made again. A folder that is whole takes no lock and is not written to.
-    """
+    """Return a folder of models in the cache, as :func:`longctx_bench.cache.made_once` does."""
     folder = cache_dir() / "models" / name
-    if damage(folder) is None:
-        return folder
+
+    def into(made: Path) -> None:
+        made.mkdir()
+        make(made)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            reason = damage(folder)
-            if reason is not None:
-                if folder.exists():
-                    warn(f"{folder}: {reason}; it is made again")
-                with ScratchFolder(".converting-", folder.parent) as scratch:
-                    made = scratch / "made"
-                    made.mkdir()
-                    make(made)
-                    if folder.exists():
-                        folder.replace(scratch / "before")
-                    seal(made, folder)
-                    made.replace(folder)
+        return made_once(folder, into, ".converting-")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
-    return folder
 
 
 def _merged(folder: Path) -> Path:
