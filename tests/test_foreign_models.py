@@ -191,7 +191,7 @@ def test_merged_weights_in_a_cache_that_cannot_be_written_are_used(
 
     for name in ("mkdir", "touch", "replace", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    monkeypatch.setattr("longctx_bench.models.checkpoint.FileLock", refuse)
+    monkeypatch.setattr("longctx_bench.cache.FileLock", refuse)
     assert checkpoint_folder(PathSource(path=packed)) == folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="set LONGCTX_BENCH_CACHE"):
