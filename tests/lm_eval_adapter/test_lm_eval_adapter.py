@@ -195,6 +195,8 @@ def test_lm_evals_command_line_knows_the_model(tasks: Path, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|arc_local|" in done.stdout
+    # This folder is in no repository: git need not be asked, nor complain.
+    assert "fatal" not in done.stderr
     [heading] = [line for line in done.stdout.splitlines() if "Metric" in line]
     assert [cell.strip() for cell in heading.split("|") if cell.strip()][:2] == ["Tasks", "Version"]
 
@@ -215,6 +217,11 @@ def test_a_mistake_in_lm_evals_command_line_is_one_line(tasks: Path, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode != 0
     assert "unknown method 'drop'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    command[command.index("arc_local")] = "arc_locl"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Tasks not found: arc_locl" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
