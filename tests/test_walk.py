@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,16 @@ def test_lists_do_not_help_longrope_on_a_base_with_a_scaling_of_its_own() -> Non
     }  # fmt: skip
     with pytest.raises(UserError, match="scheme of their own .* and longrope on top of that is not defined"):
         LongRoPE().model_overrides(Base("mine", 2048, config), 4096)
+
+
+def test_a_server_that_is_not_there_is_named_at_once(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    code, _, error = call(
+        "run", "--engine", "openai", "--base-url", "http://127.0.0.1:9", "--model", f"rope:{tiny_folder}",
+        "--length", "256", "--limit", "1", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "http://127.0.0.1:9: cannot be reached" in error
+    # It was 8 s of retries; the command itself takes one or two.
+    assert time.monotonic() - start < 6
