@@ -25,10 +25,17 @@ class DiskFull(UserError):
     """Nothing can be written any more, whichever cell it belongs to: a run ends there and keeps what it has."""
 
 
+_MOST_NAMED = 24
+"""Known names that one line can list."""
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known name, or the known names when none is close."""
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or the known names when none is close.
+
+    Of very many names (every method on every base) none is listed.
+    """
     candidates = sorted(set(known))
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.55)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(candidates)}" if candidates else ""
+    return f"; known: {', '.join(candidates)}" if 0 < len(candidates) <= _MOST_NAMED else ""

@@ -66,7 +66,7 @@ def run_task(
     manager = _manager(benchmark)
     lm = LongCtxLM(engine, model, tokenizer)
     try:
-        with redirect_stderr(io.StringIO()), _without_git():
+        with redirect_stderr(io.StringIO()), without_git():
             evaluation = simple_evaluate(
                 model=lm,
                 tasks=[benchmark.task],
@@ -91,7 +91,7 @@ def run_task(
 
 
 @contextmanager
-def _without_git() -> Iterator[None]:
+def without_git() -> Iterator[None]:
     """Stop lm-eval from calling git in the current folder, which prints an error outside a repository."""
     from lm_eval import evaluator
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
@@ -73,6 +75,15 @@ class PlannedCell:
     def settings(self) -> RunSettings:
         """The options of the run that a harness with prompts of its own needs."""
         return run_settings(self.n, self.spec.seed, self.spec.chat_template and self.task.chat_template)
+
+    def raised_by(self, error: Exception) -> str:
+        """Return the plug-in that raised an error: file and line if known, otherwise all plug-ins of the cell."""
+        uses = (self.variant.spec.use, self.task.use, self.task.metric)
+        files = {Path(use.partition(":")[0]).name: use for use in uses if use.startswith("./")}
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if use := files.get(Path(frame.filename).name):
+                return f"{use}, line {frame.lineno}"
+        return " or ".join(uses)
 
 
 def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:

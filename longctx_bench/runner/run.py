@@ -149,9 +149,8 @@ class Runner:
         elif not isinstance(error, UserError):
             if not planned.spec.code:
                 raise error
-            uses = (planned.variant.spec.use, planned.task.use, planned.task.metric)
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
-            reason = f"{kind}{error} (raised by {' or '.join(uses)})"
+            reason = f"{kind}{error} (raised by {planned.raised_by(error)})"
         run_result.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # The reason may be that the folder cannot be written.
