@@ -80,9 +80,9 @@ def run(
         scale: multiples of each model's training context: ``"1x,2x"``, ``2`` or a list of either.
         length: absolute lengths in tokens: ``4096``, ``"4k,natural"`` or a list of either. Without scale and length,
             once and twice the training context.
-        limit: examples a cell; each task's own number when None.
+        limit: examples per task and length; the task's if None.
         seed: of all random choices in the examples.
-        protocol: ``ruler@paper`` for upstream's own procedure.
+        protocol: ``ruler@paper`` for RULER's own scripts.
         engine: ``hf``, ``vllm``, ``openai`` or ``echo``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -196,12 +196,12 @@ def compare(
     from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_rows
 
     path = path_of(folder, "folder")
-    chosen = parts(names(tasks, "tasks"))
+    selected = parts(names(tasks, "tasks"))
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
-    found, missing = compare_chosen(read_cells(path), path, str(a), str(b), chosen, scales, lengths)
-    rows = exact_rows(found)
-    notes = [f"left out: {line}" for line in found.refused] + [f"missing: {line}" for line in missing]
-    return result_frame(rows, list(rows[0]), partial(comparison_tables, found), notes)
+    comparison, missing = compare_chosen(read_cells(path), path, str(a), str(b), selected, scales, lengths)
+    rows = exact_rows(comparison)
+    notes = [f"left out: {line}" for line in comparison.refused] + [f"missing: {line}" for line in missing]
+    return result_frame(rows, list(rows[0]), partial(comparison_tables, comparison), notes)
 
 
 def figures(
@@ -259,10 +259,10 @@ def figures(
     if len(scales) > 1:
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
     runs = tuple(Path(part) for part in parts(names(checkpoints, "checkpoints")))
-    chosen = tuple(parts(names(task, "task")))
+    selected = tuple(parts(names(task, "task")))
     material = Material(
         path_of(folder, "folder"),
-        chosen,
+        selected,
         scales[0] if scales else None,
         checkpoints=runs,
         shipped_curves=asked != ["all"],  # they are of other runs than the folder's
@@ -282,9 +282,9 @@ def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> Fi
     material = Material(folder, models=tuple(models))
     layout = read_paper(names(paper, "paper"))
     require_models(material.results.finished, models)
-    made = dict(paper_figures(layout, material))
-    drawn = FigureSet({name: figure for name, figure in made.items() if not isinstance(figure, str)})
-    drawn.left_out = tuple(f"{name}, {figure}" for name, figure in made.items() if isinstance(figure, str))
+    figures_by_name = dict(paper_figures(layout, material))
+    drawn = FigureSet({name: figure for name, figure in figures_by_name.items() if not isinstance(figure, str)})
+    drawn.left_out = tuple(f"{name}, {figure}" for name, figure in figures_by_name.items() if isinstance(figure, str))
     return drawn
 
 

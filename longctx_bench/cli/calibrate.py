@@ -65,11 +65,13 @@ def calibrate_command(
     registry = make_registry(**options)  # type: ignore[arg-type]
     tunable = registry.variant(model).method.tunable
 
-    def tell(point: Point) -> None:
+    def print_point(point: Point) -> None:
         console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
-    found = calibrate(model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, tell)
-    table = ", ".join(f"{s:g}x: {value:g}" for s, value in found.table.items())
+    result = calibrate(
+        model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, print_point
+    )
+    table = ", ".join(f"{s:g}x: {value:g}" for s, value in result.table.items())
     console.print(
-        f"best {tunable}: {table}; law 1 + {found.fit.c:.3f} ln s\nwrote {found.path}", markup=False, soft_wrap=True
+        f"best {tunable}: {table}; law 1 + {result.fit.c:.3f} ln s\nwrote {result.path}", markup=False, soft_wrap=True
     )

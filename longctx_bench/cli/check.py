@@ -56,12 +56,12 @@ def check_command(
 
     from longctx_bench.analysis.probes.method_contract import check_method
 
-    found = check_method(variant, device, prompt_tokens)
+    report = check_method(variant, device, prompt_tokens)
     if form == "json":
-        click.echo(json.dumps(asdict(found) | {"passed": found.passed}, indent=2))
+        click.echo(json.dumps(asdict(report) | {"passed": report.passed}, indent=2))
     else:
-        _show(found)
-    sys.exit(0 if found.passed else 1)
+        _show(report)
+    sys.exit(0 if report.passed else 1)
 
 
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
@@ -71,14 +71,15 @@ def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
         raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():
         return registry.variant(f"{method}:{base}")
-    # A contestant's name, such as rope-tiny, says which base is meant.
+    # A model name such as rope-tiny names its base.
     return registry.variant(f"{method}:{registry.variant(base).model.name}")
 
 
-def _show(found: Checked) -> None:
-    prompts = ", ".join(map(str, found.prompts))
-    say(f"{found.method} on {found.model}, applied for {found.length} tokens, on {found.device}; prompts of {prompts}")
-    for check in found.checks:
+def _show(report: Checked) -> None:
+    prompts = ", ".join(map(str, report.prompts))
+    applied = f"{report.method} on {report.model}, applied for {report.length} tokens"
+    say(f"{applied}, on {report.device}; prompts of {prompts}")
+    for check in report.checks:
         difference = "" if check.difference is None else f"largest difference {check.difference:.1e}"
-        said = "; ".join(filter(None, (difference, check.detail)))
-        say(f"{check.result:14}  {check.name:16}  {said}".rstrip())
+        details = "; ".join(filter(None, (difference, check.detail)))
+        say(f"{check.result:14}  {check.name:16}  {details}".rstrip())

@@ -29,11 +29,11 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
         try:
             variant = registry.variant(name)
         except UserError as error:
-            known = [*registry.sources, *registry.models]
+            available = [*registry.sources, *registry.models]
             raise UserError(
                 f"data pull {name}: {error}"
                 if ":" in name or "unknown model" not in str(error)
-                else f"data pull: unknown name '{name}'{near_miss(name, known)}"
+                else f"data pull: unknown name '{name}'{near_miss(name, available)}"
             ) from error
         from longctx_bench.models.checkpoint import checkpoint_folder
         from longctx_bench.models.trusted_sources import remember

@@ -63,15 +63,15 @@ def figures_command(
     from longctx_bench.reporting.figures.registry import KINDS, Material, draw
 
     if paper is not None:
-        _refuse_beside_paper(out)
+        _reject_options_of_paper(out)
         write_paper(
-            paper, folder, parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, parts(bases), _parse_choices("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
-    kinds = _chosen("--kind", kind, tuple(KINDS))
+    kinds = _parse_choices("--kind", kind, tuple(KINDS))
     if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
         raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
@@ -79,17 +79,17 @@ def figures_command(
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
     if single is not None and (forms or len(kinds) > 1):
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
-    formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
-    # Everything that the folder has data for: the curves of what ships are of other runs.
+    formats = _parse_choices("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
+    # --kind all draws the folder's own data; the curves of shipped checkpoints belong to other runs.
     material = Material(
         folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
-    made = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
-    if single is not None and len(made) > 1:
-        raise UserError(f"--out {single}: is one file, there are {len(made)} figures; name a folder, or one --task")
-    for name, figure in made.items():
+    figures = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
+    if single is not None and len(figures) > 1:
+        raise UserError(f"--out {single}: is one file, there are {len(figures)} figures; name a folder, or one --task")
+    for name, figure in figures.items():
         stem = single.with_suffix("") if single else (out or folder / "figures") / name
         for path in style.save(figure, stem, formats):
             say(f"wrote {path}")
@@ -97,8 +97,8 @@ def figures_command(
         say(f"missing: {line}", err=True)
 
 
-def _refuse_beside_paper(out: Path | None) -> None:
-    """Refuse options that a paper's layout decides."""
+def _reject_options_of_paper(out: Path | None) -> None:
+    """Raise for options that a paper's layout determines."""
     context = click.get_current_context()
     for option in ("kind", "task", "scale", "checkpoints"):
         if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
@@ -107,14 +107,14 @@ def _refuse_beside_paper(out: Path | None) -> None:
         raise UserError(f"--out {out}: a paper has many tables and figures; name a folder")
 
 
-def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = known if text == "all" else tuple(parts(text))
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"{option} {name}: unknown{near_miss(name, known)}")
-    if not chosen:
-        raise UserError(f"{option}: names nothing; known: {', '.join(known)}")
-    return tuple(dict.fromkeys(chosen))
+def _parse_choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    selected = choices if text == "all" else tuple(parts(text))
+    for name in selected:
+        if name not in choices:
+            raise UserError(f"{option} {name}: unknown{near_miss(name, choices)}")
+    if not selected:
+        raise UserError(f"{option}: names nothing; known: {', '.join(choices)}")
+    return tuple(dict.fromkeys(selected))
 
 
 def _scale(text: str | None) -> float | None:

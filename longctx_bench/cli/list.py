@@ -43,7 +43,7 @@ def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
         registry.tasks.values(), key=lambda spec: list(dict.fromkeys(suites.values())).index(suites[spec.name])
     )
     if form != "terminal":
-        groups = {name: [group for group, own in registry.groups.items() if name in own] for name in suites}
+        groups = {name: [group for group, members in registry.groups.items() if name in members] for name in suites}
         put_records(
             [
                 {

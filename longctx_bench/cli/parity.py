@@ -80,16 +80,16 @@ def parity_command(
     from longctx_bench.engines.vllm_backend.engine import VLLMEngine
     from longctx_bench.runner.plan import RunSpec
 
-    chosen = registry.select_tasks(task, None)
-    if len(chosen) != 1:
-        raise UserError(f"--task {task}: names {len(chosen)} tasks; one is enough")
+    tasks = registry.select_tasks(task, None)
+    if len(tasks) != 1:
+        raise UserError(f"--task {task}: names {len(tasks)} tasks; one is enough")
     scales = scales if scales or lengths else (1.0, 2.0)
-    spec = RunSpec(registry.variants(models), chosen, scales, lengths, limit, seed, overwrite=True)
-    # vLLM first: whether it is there shows before minutes are spent.
-    checked = VLLMEngine(device, dtype)
+    spec = RunSpec(registry.variants(models), tasks, scales, lengths, limit, seed, overwrite=True)
+    # vLLM first: fails at once if it is not installed.
+    vllm = VLLMEngine(device, dtype)
     reference = HFEngine(device, dtype)
-    allowed = Tolerance(first_token_tolerance, tolerance)
-    written = certify(spec, registry, reference, checked, allowed, new_tokens, out, fp64_prompts)
+    tolerances = Tolerance(first_token_tolerance, tolerance)
+    written = certify(spec, registry, reference, vllm, tolerances, new_tokens, out, fp64_prompts)
     _show(written, form)
     sys.exit(0 if all(certificate["certified"] for certificate in written.values()) else 1)
 
@@ -98,15 +98,15 @@ def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
     from longctx_bench.reporting.formats import FORMATS, print_tables
     from longctx_bench.reporting.tables.base import Table
 
-    measured = [
-        (certificate["contestant"], length, found)
+    per_length = [
+        (certificate["contestant"], length, entry)
         for certificate in written.values()
-        for length, found in certificate["lengths"].items()
+        for length, entry in certificate["lengths"].items()
     ]
-    rows = tuple((name, f"{int(length):,}", *_row(found)) for name, length, found in measured)
+    rows = tuple((name, f"{int(length):,}", *_row(entry)) for name, length, entry in per_length)
     judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "score of hf", "score of vllm")
     header = ("model", "length", "verdict", "prompts", *judged)
-    records = tuple({"contestant": name, "length": int(length)} | _record(found) for name, length, found in measured)
+    records = tuple({"contestant": name, "length": int(length)} | _record(entry) for name, length, entry in per_length)
     notes = (
         "frequencies: largest relative difference; first token: largest difference of log-probabilities, in nats; hf "
         "to fp64: the same of transformers to itself in fp64",
@@ -121,24 +121,24 @@ def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
         say(f"wrote {path}", err=form != "terminal")
 
 
-def _record(found: dict[str, Any]) -> dict[str, object]:
-    """Return what a certificate says of one length, unrounded."""
-    rotary = found["rotary"]
+def _record(entry: dict[str, Any]) -> dict[str, object]:
+    """Return a certificate's entry for one length, unrounded."""
+    rotary = entry["rotary"]
     return {
-        "passed": found["passed"],
-        "prompts": found["prompts"],
+        "passed": entry["passed"],
+        "prompts": entry["prompts"],
         "frequency_difference": rotary["largest_relative_difference"] if rotary["positions"] else None,
-        "first_token_difference": found["first_token"]["largest_difference"],
-        "hf_against_fp64": found["first_token"].get("hf_against_fp64"),
-        "greedy_equal_share": found["greedy"]["equal_share"],
-        "unexplained": sum(not difference["explained"] for difference in found["greedy"]["differences"]),
-        "score_hf": found["scores"]["hf"],
-        "score_vllm": found["scores"]["vllm"],
+        "first_token_difference": entry["first_token"]["largest_difference"],
+        "hf_against_fp64": entry["first_token"].get("hf_against_fp64"),
+        "greedy_equal_share": entry["greedy"]["equal_share"],
+        "unexplained": sum(not difference["explained"] for difference in entry["greedy"]["differences"]),
+        "score_hf": entry["scores"]["hf"],
+        "score_vllm": entry["scores"]["vllm"],
     }
 
 
-def _row(found: dict[str, Any]) -> tuple[str, ...]:
-    record = _record(found)
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    record = _record(entry)
     frequency, exact = record["frequency_difference"], record["hf_against_fp64"]
     return (
         "passed" if record["passed"] else "FAILED",
@@ -146,7 +146,7 @@ def _row(found: dict[str, Any]) -> tuple[str, ...]:
         "none" if frequency is None else f"{frequency:.1e}",
         f"{record['first_token_difference']:.1e}",
         "" if exact is None else f"{exact:.1e}",
-        f"{100 * found['greedy']['equal_share']:.1f} %",
+        f"{100 * entry['greedy']['equal_share']:.1f} %",
         str(record["unexplained"]),
         f"{record['score_hf']:.4f}",
         f"{record['score_vllm']:.4f}",

@@ -133,21 +133,21 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
 
 
 def _methods(registry: Registry, text: str, variants: tuple[ModelVariant, ...], base: Any) -> dict[str, Method]:
-    """Return the methods that were named, or all that change frequencies where a base was."""
+    """Return the named methods, or for a base all methods that change rotary frequencies."""
     from longctx_bench.analysis.probes.rope_frequency_factors import METHODS
 
     if len(variants) > 1 or variants[0].method_name != variants[0].model.native_method:
         return {variant.method_name: variant.method for variant in variants}
     name = variants[0].model.name
-    chosen: dict[str, Method] = {}
+    methods: dict[str, Method] = {}
     for method in METHODS:
-        found = registry.variant(
+        candidate = registry.variant(
             f"{method}-{name}" if name in registry.models else f"{method}:{text.rpartition(':')[2]}"
         ).method
         try:
-            found.model_overrides(base, 2 * base.original_length)
+            candidate.model_overrides(base, 2 * base.original_length)
         except UserError as error:
             say(f"left out: {method}: {error}", err=True)
             continue
-        chosen[method] = found
-    return chosen
+        methods[method] = candidate
+    return methods

@@ -69,8 +69,8 @@ class ProgressBar:
     def note(self, message: str) -> None:
         """Print a line above the bar, reworded as ``failed: CELL: reason`` if it reports a failed or skipped cell."""
         for what in ("failed", "skipped"):
-            cell, found, reason = message.partition(f": {what}: ")
-            if found:
+            cell, separator, reason = message.partition(f": {what}: ")
+            if separator:
                 message = f"{what}: {cell}: {reason}"
                 self.printed.add(message)
                 break

@@ -156,8 +156,8 @@ class _Parts(Iterator[Part]):
 
     def __next__(self) -> Part:
         first = self._following is None
-        made = [*(self._following or islice(self._examples, 1)), *islice(self._examples, self._size - 1)]
-        if not made:
+        examples = [*(self._following or islice(self._examples, 1)), *islice(self._examples, self._size - 1)]
+        if not examples:
             raise StopIteration
         self._following = list(islice(self._examples, 1))
-        return Part(made, first, not self._following)
+        return Part(examples, first, not self._following)

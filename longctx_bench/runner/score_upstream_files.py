@@ -36,13 +36,13 @@ def score_folder(folder: Path, form: str, registry: Registry) -> Scored:
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*/*.jsonl"))
     if not files:
         raise UserError(f"{folder}: holds no .jsonl files")
-    known = registry.groups["ruler" if form == "ruler" else "longbench"]
+    tasks = registry.groups["ruler" if form == "ruler" else "longbench"]
     scores: dict[str, list[float]] = {}
     for file in files:
         # RULER leaves a task that several processes predicted in TASK-0.jsonl, TASK-1.jsonl, ...
         task = _CHUNK.sub("", file.stem) if form == "ruler" else file.stem
-        if task not in known:
-            raise UserError(f"{file}: '{task}' is no task of {form}{near_miss(task, known)}")
+        if task not in tasks:
+            raise UserError(f"{file}: '{task}' is no task of {form}{near_miss(task, tasks)}")
         name = task if file.parent == folder else f"{file.parent.name}/{task}"
         measure = registry.metric(registry.tasks[task]).metric
         for key, value in _READERS[form](file, measure.score):

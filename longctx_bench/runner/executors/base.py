@@ -53,7 +53,7 @@ class CellJob:
 
     cell: OpenCell
     requests: Sequence[Request] = ()
-    """All of the part's, those already measured included, because batches are made of all; none for a task that an
+    """All of the job's, including measured ones, because batches are formed from all; none for a task that an
     external harness runs."""
     examples: Mapping[str, Example] = field(default_factory=dict)
     """By id."""

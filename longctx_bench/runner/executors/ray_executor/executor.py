@@ -252,7 +252,7 @@ class RayExecutor:
         self._num_batching -= sum(
             task.running.job.closed and task.running.num_pending is None for tasks in waiting for task in tasks
         )
-        kept = ([task for task in shard if not task.running.job.closed] for shard in self._ready)
-        self._ready = deque(shard for shard in kept if shard)
+        open_shards = ([task for task in shard if not task.running.job.closed] for shard in self._ready)
+        self._ready = deque(shard for shard in open_shards if shard)
         for member in self._pool.members:
             member.queue = deque(task for task in member.queue if not task.running.job.closed)

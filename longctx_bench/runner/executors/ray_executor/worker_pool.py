@@ -192,9 +192,11 @@ class WorkerPool(Generic[T]):
         Raises:
             UserError: a worker differs.
         """
-        own = provenance.package_version()
-        if facts.version != own:
-            raise UserError(f"{facts.node}: has longctx-bench {facts.version}, and {own} runs here; install the same")
+        version = provenance.package_version()
+        if facts.version != version:
+            raise UserError(
+                f"{facts.node}: has longctx-bench {facts.version}, and {version} runs here; install the same"
+            )
         if self.members and facts.dtype != (other := self.members[0].facts).dtype:
             raise UserError(
                 f"--dtype auto: is {other.dtype} on {other.node} and {facts.dtype} on {facts.node}; name one of them"
