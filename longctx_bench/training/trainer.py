@@ -110,6 +110,8 @@ class Run:
             export(self.model, self.data.tokenizer, self.out)
             checkpointing.forget(self.out)
         self.say(f"done: validation loss {final:.4f}, {self._summary()}")
+        # No process leaves the group while the first one still writes.
+        self.accelerator.wait_for_everyone()
 
     def _steps(self, loader: ThreadPoolExecutor) -> None:
         recipe = self.recipe

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.training import checkpointing
+from longctx_bench.training.__main__ import main
 from longctx_bench.training.data.tokenizer_training import END
 from longctx_bench.training.train import train
 from longctx_bench.training.trainer import Run
@@ -120,7 +121,26 @@ def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=on_cpu)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "on 2 x cpu" in done.stdout
+    assert "destroy_process_group" not in done.stderr
     expected, got = weights(one), weights(tmp_path / "two")
     # Saved in bf16; the gradients of two halves are added in another order than those of the whole.
     assert all(torch.allclose(expected[name].float(), got[name].float(), atol=2e-3) for name in expected)
     assert all((expected[name] == got[name]).float().mean() > 0.99 for name in expected)
+
+
+def test_the_process_group_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed
+
+    def start(recipe: str, out: Path, overrides: dict[str, Any]) -> None:
+        assert (recipe, out, overrides) == ("recipe.yaml", tmp_path, {"lr": "0.1"})
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    monkeypatch.setattr("longctx_bench.training.__main__.train", start)
+    assert main(["recipe.yaml", str(tmp_path), "lr=0.1"]) == 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_argument_that_sets_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe.yaml", str(tmp_path), "lr"]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
             tokenizer,
             recipe.retrieval_pool,
             recipe.seed,
-            most=recipe.retrieval_needles,
+            max_needles=recipe.retrieval_needles,
             mixed=recipe.retrieval_exercises == "mixed",
         )
     batches = Batches(
