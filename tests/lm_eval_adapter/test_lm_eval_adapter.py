@@ -24,6 +24,7 @@ from longctx_bench.core.sources import embedded_folder
 from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
+from longctx_bench.store.schema import parse_result
 
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
@@ -142,6 +143,9 @@ def test_its_tasks_run_in_our_store(
     cell = json.loads((folder / "cell.json").read_text())
     assert cell["score"] == pytest.approx(cell["lm_eval"]["results"]["acc_norm,none"])
     assert "acc,none" in cell["lm_eval"]["results"]
+    # Part of what the cell is known by: raised, all are measured again.
+    task = parse_result(cell).spec.task
+    assert (task.benchmark_version, task.metric_version, task.metric) == (1, 1, "lm_eval")
     written = (folder / "records.jsonl").stat().st_mtime_ns
     with pytest.raises(SystemExit):
         main()

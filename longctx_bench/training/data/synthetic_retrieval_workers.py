@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
@@ -65,10 +66,9 @@ def retrieval_pool(
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
     name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {max_needles} {mixed}"
-    rows_file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-    haystack_file = rows_file.with_suffix(".haystack.npy")
-    # The rows are written last: where they are, the other file is too.
-    if not rows_file.is_file():
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.exercises"
+
+    def generate(target: Path) -> None:
         pool = RetrievalPool(
             np.empty((count, text.length + 1), dtype=text.arrays[0].dtype),
             np.empty((count, text.length + 1), dtype=np.bool_),
@@ -76,21 +76,17 @@ def retrieval_pool(
         for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mixed):
             pool.rows[first : first + len(block.rows)] = block.rows
             pool.haystack[first : first + len(block.rows)] = block.haystack
-        _write(haystack_file, pool.haystack)
-        _write(rows_file, pool.rows)
-    return RetrievalPool(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (rows_file, haystack_file)))
+        target.mkdir()
+        for field, array in pool._asdict().items():
+            np.save(target / f"{field}.npy", array)
 
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_suffix(f".new{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
+        made_once(path, generate)
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot write retrieval sequences: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"{folder}: cannot write retrieval sequences: {error.strerror or error}") from error
+    return RetrievalPool(
+        *(np.load(path / f"{field}.npy", mmap_mode="r", allow_pickle=False) for field in RetrievalPool._fields)
+    )
 
 
 def _encode_function(tokenizer: Tokenizer) -> Encode:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import sync_file, sync_folder
+from longctx_bench.core.file_cache import cache_dir, made_once
 from longctx_bench.core.text_files import documents_of_file
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
@@ -34,7 +32,7 @@ hundred MB of memory for a batch's tokens."""
 
 def cache_folder() -> Path:
     """Return the folder of token arrays, in ``$LONGCTX_BENCH_CACHE`` or the user's cache folder."""
-    return Path(os.environ.get("LONGCTX_BENCH_CACHE", "~/.cache/longctx-bench")).expanduser() / "tokens"
+    return cache_dir() / "tokens"
 
 
 def tokenizer_text(tokenizer: Any) -> str:
@@ -87,44 +85,32 @@ def _file_tokens(folder: Path, base: str, file: Path, text_field: str, tokenizer
 
 def _cached(folder: Path, name: str, documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tokens:
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-    if not path.is_file():
-        _write(path, documents, tokenizer, limit)
+    try:
+        made_once(path, lambda made: _write(made, documents, tokenizer, limit))
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{folder}: cannot write tokens: {error.strerror or error} ({free / 1e9:.1f} GB free); "
+            f"make room or set LONGCTX_BENCH_CACHE to another folder"
+        ) from error
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _write(path: Path, documents: Iterable[str], tokenizer: Any, limit: int | None) -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    # Two processes, or two threads where a corpus holds a file twice, may write the same array.
-    writer = f"{os.getpid()}-{threading.get_ident()}"
-    raw = path.with_suffix(f".raw{writer}")
-    temporary = path.with_suffix(f".new{writer}")
-    try:
-        total = 0
-        with raw.open("wb") as stream:
-            for batch in _batches(documents):
-                ids = _token_ids(tokenizer, batch, dtype)
-                ids.tofile(stream)
-                total += len(ids)
-                if limit is not None and total >= limit:
-                    break
-        if total == 0:
-            raise UserError(f"{path}: the data holds no text")
-        array = np.memmap(raw, dtype=dtype, mode="r", shape=(total,))
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        # A file that lost its end with the power would be believed.
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"{path.parent}: cannot write tokens: {error.strerror or error} ({free / 1e9:.1f} GB free); "
-            f"make room or set LONGCTX_BENCH_CACHE to another folder"
-        ) from error
-    finally:
-        raw.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
+    raw = path.with_suffix(".raw")
+    total = 0
+    with raw.open("wb") as stream:
+        for batch in _batches(documents):
+            ids = _token_ids(tokenizer, batch, dtype)
+            ids.tofile(stream)
+            total += len(ids)
+            if limit is not None and total >= limit:
+                break
+    if total == 0:
+        raise UserError(f"{path}: the data holds no text")
+    with path.open("wb") as stream:
+        np.save(stream, np.memmap(raw, dtype=dtype, mode="r", shape=(total,)))
 
 
 def _token_ids(tokenizer: Any, batch: list[str], dtype: type[np.unsignedinteger[Any]]) -> Tokens:
