@@ -18,7 +18,7 @@ from longctx_bench.training import checkpointing
 from longctx_bench.training.__main__ import main
 from longctx_bench.training.data.tokenizer_training import END
 from longctx_bench.training.train import train
-from longctx_bench.training.trainer import Run
+from longctx_bench.training.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -26,14 +26,14 @@ class Killed(BaseException):
 
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Run._one_step
+    before = Trainer._train_step
 
-    def one_step(self: Run, rows: torch.Tensor) -> torch.Tensor:
+    def one_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:
         if self.step == step:
             raise Killed
         return before(self, rows)
 
-    monkeypatch.setattr(Run, "_one_step", one_step)
+    monkeypatch.setattr(Trainer, "_train_step", one_step)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,17 +99,17 @@ def test_no_space_for_a_checkpoint_is_one_clear_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpointing, "save_file", full)
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="No space left on device"):
-        checkpointing.save(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
+        checkpointing.save_state(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
     assert not list((tmp_path / "state").iterdir())
 
 
 def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     adam = torch.optim.AdamW(layer.parameters())
-    checkpointing.save(tmp_path, 3, layer, adam, {})
+    checkpointing.save_state(tmp_path, 3, layer, adam, {})
     (tmp_path / "state" / "step-00000003" / "optimiser.pt").write_bytes(b"no")
     with pytest.raises(UserError, match="damaged state"):
-        checkpointing.load(tmp_path, layer, adam)
+        checkpointing.load_state(tmp_path, layer, adam)
 
 
 def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> None:
