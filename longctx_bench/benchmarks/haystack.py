@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core.errors import UserError
@@ -23,7 +23,7 @@ WINDOW = 64
 _SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+(?=[\"'(\[\u2018\u201c]*[A-Z0-9])")
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Split text at sentence ends; joined with single spaces, the pieces give the words back in order."""
     pieces: list[str] = []
     start = 0
@@ -74,7 +74,7 @@ def _ends(path: Path) -> tuple[int, ...]:
 
 
 def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:
-    """Return the :func:`sentences` of an :func:`excerpt` of the essays, of which the whole was split once.
+    """Return the :func:`split_sentences` of an :func:`excerpt` of the essays, of which the whole was split once.
 
     Whether a sentence ends between two words is a matter of these two alone.
     """
@@ -89,9 +89,9 @@ def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:
     return [" ".join(taken[begin:end]) for begin, end in pairwise((*cuts, count)) if begin < end]
 
 
-def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
+def noise_sentences(encoder: PromptEncoder, tokens: int) -> list[str]:
     """Return sentences of the noise haystack that take at most ``tokens`` tokens, each on a line of its own."""
-    phrases = sentences(prompt_templates.NOISE)
+    phrases = split_sentences(prompt_templates.NOISE)
     sizes = [encoder.size(phrase + "\n") for phrase in phrases]
     taken: list[str] = []
     while tokens >= sizes[len(taken) % len(phrases)]:
@@ -100,14 +100,16 @@ def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
     return taken
 
 
-class Fit(NamedTuple):
+class FittedSize(NamedTuple):
     """How many units of text fill a budget, and the tokens that they make."""
 
     units: int
     tokens: int
 
 
-def fit(tokens: Callable[[int], int], budget: int, window: int, least: int, guess: int, what: str) -> Fit:
+def fit_to_budget(
+    tokens: Callable[[int], int], budget: int, window: int, least: int, guess: int, what: str
+) -> FittedSize:
     """Find how many units of text fill a budget: ``budget - window < tokens(units) <= budget``.
 
     The answer depends on the arguments alone, so that an example is the same bytes wherever it is made.
@@ -125,22 +127,22 @@ def fit(tokens: Callable[[int], int], budget: int, window: int, least: int, gues
         The number of units and their tokens; when no number lands in the window, the most that fit the budget.
 
     Raises:
-        DoesNotFit: ``least`` units are more than the budget.
+        ContextTooShort: ``least`` units are more than the budget.
     """
     low, low_tokens = least, tokens(least)
     if low_tokens > budget:
-        raise DoesNotFit(
+        raise ContextTooShort(
             f"{what}: the shortest prompt takes {low_tokens} tokens, {budget} are free; choose a larger length"
         )
     if low_tokens > budget - window:
-        return Fit(low, low_tokens)
+        return FittedSize(low, low_tokens)
     high: int | None = None
     high_tokens = 0
     units = max(guess, least + 1)
     while high is None or high - low > 1:
         found = tokens(units)
         if budget - window < found <= budget:
-            return Fit(units, found)
+            return FittedSize(units, found)
         if found > budget:
             high, high_tokens = units, found
         else:
@@ -152,4 +154,4 @@ def fit(tokens: Callable[[int], int], budget: int, window: int, least: int, gues
             slope = (high_tokens - low_tokens) / (high - low)
             step = int((aim - low_tokens) / slope) if slope > 0 else (high - low) // 2
             units = min(high - 1, max(low + 1, low + step))
-    return Fit(low, low_tokens)
+    return FittedSize(low, low_tokens)

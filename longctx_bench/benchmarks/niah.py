@@ -26,7 +26,7 @@ _RULER_DEPTHS = [round(100 * point / 39) for point in range(40)]
 """RULER draws depths without replacement from these 40 points."""
 
 
-class Needles(IndexedBenchmark):
+class NeedleInAHaystack(IndexedBenchmark):
     """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
 
     id: ClassVar[str] = "needle-in-a-haystack"
@@ -47,7 +47,7 @@ class Needles(IndexedBenchmark):
     """Hide a grid's needles in one and the same text, which an engine then need not read anew for each depth."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Needles:
+    def _consistent(self) -> NeedleInAHaystack:
         if self.queries > self.keys:
             raise ValueError(f"queries ({self.queries}) cannot exceed keys ({self.keys})")
         if self.haystack == "essay" and self.essays is None:
@@ -77,7 +77,7 @@ class Needles(IndexedBenchmark):
             return prompt_template.format(context=text.context(units), **words)
 
         budget = length - max_new_tokens
-        units, n_tokens = haystack.fit(
+        units, n_tokens = haystack.fit_to_budget(
             lambda units: encoder.count(prompt(units), answer_prefix),
             budget,
             haystack.WINDOW,
@@ -87,7 +87,7 @@ class Needles(IndexedBenchmark):
         )
         if budget - n_tokens >= haystack.WINDOW:
             # No whole needle fits any more (a uuid needle takes some 90 tokens): close with noise sentences.
-            text.closing = haystack.noise_phrases(encoder, budget - n_tokens - haystack.WINDOW // 4)
+            text.closing = haystack.noise_sentences(encoder, budget - n_tokens - haystack.WINDOW // 4)
             n_tokens = encoder.count(prompt(units), answer_prefix)
         return Example(
             id=example_id(index),
@@ -99,7 +99,7 @@ class Needles(IndexedBenchmark):
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the values as the question joins its keys."""
         return prompt_templates.enumerate_queries(list(references))
 
@@ -134,7 +134,7 @@ def grid_depth(index: int, points: int) -> float:
 class _Text:
     """One example's haystack at any size: the same draws whatever the size, so that sizes can be compared."""
 
-    def __init__(self, task: Needles, rng: random.Random, needles: list[str], depths: list[float]) -> None:
+    def __init__(self, task: NeedleInAHaystack, rng: random.Random, needles: list[str], depths: list[float]) -> None:
         self.kind = task.haystack
         self.needles = needles
         self.depths = depths

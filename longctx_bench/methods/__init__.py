@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
 
 _HERE = "longctx_bench.methods"
 
-METHODS: Extensions[type[Method]] = Extensions(
+METHODS: PluginRegistry[type[Method]] = PluginRegistry(
     "method",
     {
         "alibi": f"{_HERE}.alibi:ALiBi",
         "crop": f"{_HERE}.rope_scaling:Crop",
         "drope": f"{_HERE}.drope:DroPE",
         "dynamic-ntk": f"{_HERE}.rope_scaling:DynamicNTK",
-        "exported": f"{_HERE}.exported_checkpoint:Exported",
+        "exported": f"{_HERE}.exported_checkpoint:ExportedCheckpoint",
         "llama3": f"{_HERE}.rope_scaling:Llama3",
         "longrope": f"{_HERE}.rope_scaling:LongRoPE",
         "nope": f"{_HERE}.nope:NoPE",

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.attention_override import attending
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.override_validation import Change
 
@@ -77,10 +77,10 @@ class ALiBi(Method):
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "alibi"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return NoPE().model_overrides(base, length)
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        with attending(model, IMPLEMENTATION, alibi_attention):
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
+        with override_attention(model, IMPLEMENTATION, alibi_attention):
             yield

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from longctx_bench.core.deprecation import renamed_attributes
 from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class UnmaskedError(UserError):
+class MissingMaskError(UserError):
     """A method's attention would not be told what it must not attend to."""
 
 
 @contextmanager
-def attending(
+def override_attention(
     model: PreTrainedModel, name: str, function: Callable[..., Any], mask: Callable[..., Any] | None = None
 ) -> Iterator[None]:
     """Let a model attend by ``function``, known to transformers under ``name``, as long as this lasts.
@@ -50,7 +51,7 @@ def attending(
         model.config._attn_implementation = before
 
 
-def refuse_unmasked(model: PreTrainedModel) -> None:
+def require_attention_mask(model: PreTrainedModel) -> None:
     """See to it that the attention that a method brought is told about padding, and is the one that will be asked.
 
     Raises:
@@ -63,20 +64,23 @@ def refuse_unmasked(model: PreTrainedModel) -> None:
 
     name = model.config._attn_implementation
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
-        raise UnmaskedError(
+        raise MissingMaskError(
             "the method put its attention in the place of 'sdpa', which engines replace: bring it under a name of its "
-            "own, by longctx_bench.methods.attention_override.attending"
+            "own, by longctx_bench.methods.attention_override.override_attention"
         )
     if name in (None, "eager", "sdpa"):
         return
     if not getattr(model, "_supports_attention_backend", False):
-        raise UnmaskedError(
+        raise MissingMaskError(
             f"{model.config.model_type}: does not ask transformers for its attention, so that the method's would be "
             f"passed by without a word"
         )
     if name not in AttentionMaskInterface._global_mapping:
-        raise UnmaskedError(
+        raise MissingMaskError(
             f"the method's attention '{name}' has no mask registered, so that padding would be attended to without a "
-            "word: bring it by longctx_bench.methods.attention_override.attending, or call "
+            "word: bring it by longctx_bench.methods.attention_override.override_attention, or call "
             "AttentionMaskInterface.register"
         )
+
+
+__getattr__ = renamed_attributes(__name__, {"attending": "override_attention"}, globals())

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from longctx_bench.core.errors import DoesNotFit
+from longctx_bench.core.errors import ContextTooShort
 from longctx_bench.core.specs import Spec, validate
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
-MARK = "longctx_bench_export"
-"""The entry of ``config.json`` that holds a :class:`Mark`; loaders that do not know it pass it by."""
+EXPORT_KEY = "longctx_bench_export"
+"""The entry of ``config.json`` that holds a :class:`ExportMetadata`; loaders that do not know it pass it by."""
 
 
-class Mark(Spec):
+class ExportMetadata(Spec):
     """What an exported checkpoint was made from."""
 
     model: str
@@ -32,17 +32,17 @@ class Mark(Spec):
     """Softmax temperature that the weights hold."""
 
 
-def mark_of(config: Mapping[str, Any], name: str) -> Mark | None:
+def read_export_metadata(config: Mapping[str, Any], name: str) -> ExportMetadata | None:
     """Return the mark of an exported checkpoint's config; None when it is no exported one.
 
     Raises:
         UserError: there is a mark, and it is damaged.
     """
-    found = config.get(MARK)
-    return None if found is None else validate(Mark, found, f"{name}: config.json: {MARK}")
+    found = config.get(EXPORT_KEY)
+    return None if found is None else validate(ExportMetadata, found, f"{name}: config.json: {EXPORT_KEY}")
 
 
-class Exported(Method):
+class ExportedCheckpoint(Method):
     """Changes nothing: whatever the method did at its length stands in the config and the weights."""
 
     id: ClassVar[str] = "exported"
@@ -50,9 +50,9 @@ class Exported(Method):
     made_for: int
     """Tokens that the checkpoint was made to read."""
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         if length > self.made_for:
-            raise DoesNotFit(
+            raise ContextTooShort(
                 f"{base.name} was exported for {self.made_for} tokens, not for {length}; export it again with --length"
             )
         return {}

@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.nope import no_positions
+from longctx_bench.methods.nope import nope_rope_parameters
 
 ATTENTION_TYPES = {
     "nope": (False, False),
@@ -48,7 +48,7 @@ def _settle(config: Any, attention_type: str, softmax_scale: float | None) -> No
     config.attention_type = attention_type
     config.softmax_scale = softmax_scale
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
-    config.rope_parameters = no_positions(theta)
+    config.rope_parameters = nope_rope_parameters(theta)
 
 
 class LlamaDropeConfig(LlamaConfig):
@@ -71,7 +71,7 @@ class Qwen2DropeConfig(Qwen2Config):
         _settle(self, attention_type, softmax_scale)
 
 
-class UnrotatedAttention(nn.Module):
+class DropeAttention(nn.Module):
     """Causal attention without positions, its queries and keys optionally normalised.
 
     The norm is an RMSNorm over the whole projection (heads x head_dim) before the split into heads. Weight
@@ -123,26 +123,26 @@ class UnrotatedAttention(nn.Module):
 
 
 class LlamaDropeForCausalLM(LlamaForCausalLM):
-    """Llama with :class:`UnrotatedAttention` in every layer."""
+    """Llama with :class:`DropeAttention` in every layer."""
 
     config_class = LlamaDropeConfig
 
     def __init__(self, config: LlamaDropeConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
         for index, layer in enumerate(self.model.layers):
-            layer.self_attn = UnrotatedAttention(config, index, config.attention_bias, config.attention_bias)
+            layer.self_attn = DropeAttention(config, index, config.attention_bias, config.attention_bias)
         self.post_init()  # type: ignore[no-untyped-call]
 
 
 class Qwen2DropeForCausalLM(Qwen2ForCausalLM):
-    """Qwen2 with :class:`UnrotatedAttention` in every layer."""
+    """Qwen2 with :class:`DropeAttention` in every layer."""
 
     config_class = Qwen2DropeConfig
 
     def __init__(self, config: Qwen2DropeConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
         for index, layer in enumerate(self.model.layers):
-            layer.self_attn = UnrotatedAttention(config, index, qkv_bias=True, output_bias=False)
+            layer.self_attn = DropeAttention(config, index, qkv_bias=True, output_bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
 

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base, Capability, Method, Tuning
+from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
 from longctx_bench.methods.override_validation import Change
-from longctx_bench.methods.scalar_schedule import Calibration, Law, fitted_law
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def no_positions(theta: float) -> dict[str, Any]:
+def nope_rope_parameters(theta: float) -> dict[str, Any]:
     """Return rope_parameters whose rotation is the identity, in stock transformers."""
     return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
 
 
-def turning_nothing(theta: float) -> dict[str, Any]:
+def identity_llama3_rope_parameters(theta: float) -> dict[str, Any]:
     """Return rope_parameters that turn by nothing in every server that knows Llama 3.1's.
 
     Every wavelength is longer than an original context of one token, so that every frequency is divided by a factor
@@ -49,7 +49,7 @@ def attention_layers(model: PreTrainedModel) -> list[Any]:
 
 
 @contextmanager
-def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
+def scale_softmax(model: PreTrainedModel, beta: float) -> Iterator[None]:
     """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it.
 
     Raises:
@@ -89,38 +89,38 @@ class NoPE(Method):
     ``paper`` is DroPE's law, ``auto`` the retrieval fit where there is one and else DroPE's law."""
     paper_c: float = 0.412
     """The DroPE paper's c: 0.412 for models trained from scratch, 0.103 for SmolLM."""
-    temperature: Law | None = None
+    temperature: ScalarSchedule | None = None
     """beta(s) itself; set by the calibration unless given here."""
 
-    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+    def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:
             return self
-        paper = Law(c=self.paper_c, source="paper")
-        return self.model_copy(update={"temperature": fitted_law(self.calibration, fits, paper)})
+        paper = ScalarSchedule(c=self.paper_c, source="paper")
+        return self.model_copy(update={"temperature": fitted_schedule(self.calibration, fits, paper)})
 
-    def tuned(self, value: float) -> Self:
+    def with_scalar(self, value: float) -> Self:
         # A law without a slope holds the value at every length: the table's last entry is just above 1.
-        return self.model_copy(update={"temperature": Law(table={1.0 + 1e-9: value})})
+        return self.model_copy(update={"temperature": ScalarSchedule(table={1.0 + 1e-9: value})})
 
-    def tuning(self, base: Base, length: int) -> Tuning | None:
+    def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         law = self.temperature
-        return None if law is None else Tuning("temperature", law.at(self.scale(base, length)), law.source)
+        return None if law is None else AppliedScalar("temperature", law.at(self.scale(base, length)), law.source)
 
-    def attention_temperature(self, base: Base, length: int) -> float:
-        tuning = self.tuning(base, length)
+    def attention_temperature(self, base: BaseModelInfo, length: int) -> float:
+        tuning = self.applied_scalar(base, length)
         return 1.0 if tuning is None else tuning.value
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         # No frequency is used: the theta is there because every rope type must name one.
-        rope = no_positions(10000.0)
+        rope = nope_rope_parameters(10000.0)
         if base.config.get("model_type"):
             own = base.positions
             # Layers that rotate a part of each head cut it off themselves, and `proportional` is of whole heads.
             if 0 < 2 * own.pairs < own.head_dim and own.rope["rope_type"] != rope["rope_type"]:
-                rope = turning_nothing(10000.0)
+                rope = identity_llama3_rope_parameters(10000.0)
         return {"rope_parameters": rope, "max_position_embeddings": length}
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        with sharpened(model, self.attention_temperature(base, length)):
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
+        with scale_softmax(model, self.attention_temperature(base, length)):
             yield

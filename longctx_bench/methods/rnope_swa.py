@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class RNoPESWA(Method):
@@ -13,5 +13,5 @@ class RNoPESWA(Method):
     id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        return {"max_position_embeddings": max(length, base.original_length)}
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        return {"max_position_embeddings": max(length, base.training_context)}

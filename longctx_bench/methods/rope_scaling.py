@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from longctx_bench.core.errors import DoesNotFit, UserError
-from longctx_bench.methods.base import Base, Method, Tuning
-from longctx_bench.methods.override_validation import Change, scaled_already
-from longctx_bench.methods.scalar_schedule import Calibration, Law, fitted_law
+from longctx_bench.core.errors import ContextTooShort, UserError
+from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Method
+from longctx_bench.methods.override_validation import Change, already_scaled_error
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ class RoPE(Method):
 
     id: ClassVar[str] = "rope"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {}
 
 
@@ -33,11 +33,11 @@ class Crop(RoPE):
 
     id: ClassVar[str] = "crop"
 
-    def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
-        room = base.original_length - new_tokens
+    def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
+        room = base.training_context - new_tokens
         if room < _LEAST:
-            raise DoesNotFit(
-                f"crop: {new_tokens} new tokens leave {max(0, room)} of the {base.original_length} that the base was "
+            raise ContextTooShort(
+                f"crop: {new_tokens} new tokens leave {max(0, room)} of the {base.training_context} that the base was "
                 f"trained on, at least {_LEAST} are needed"
             )
         return ids[-room:]
@@ -53,12 +53,12 @@ class PI(Method):
     id: ClassVar[str] = "pi"
     changes: ClassVar[frozenset[Change]] = frozenset({"scaling"})
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         own, scaling = base.positions.rope, base.positions.scaling
         factor = self.scale(base, length)
         if scaling is not None:
             if own["rope_type"] != "linear":
-                raise scaled_already(type(self).__name__, base.name, scaling, base.original_length)
+                raise already_scaled_error(type(self).__name__, base.name, scaling, base.training_context)
             factor *= own["factor"]
         return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=factor)
 
@@ -74,9 +74,9 @@ class NTK(Method):
     id: ClassVar[str] = "ntk"
     changes: ClassVar[frozenset[Change]] = frozenset({"theta"})
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         if base.positions.scaling is not None:
-            raise scaled_already(type(self).__name__, base.name, base.positions.scaling, base.original_length)
+            raise already_scaled_error(type(self).__name__, base.name, base.positions.scaling, base.training_context)
         if base.rotary_dim <= 2:
             raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions a head, and NTK needs at least 4")
         theta = ntk_theta(base.rope_theta, base.rotary_dim, self.scale(base, length))
@@ -109,32 +109,32 @@ class YaRN(Method):
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
     calibration: Calibration = "paper"
     """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` take our fit from ``calibration.json``."""
-    attention_law: Law | None = None
+    attention_law: ScalarSchedule | None = None
     """The fitted attention factor by s; set by the calibration."""
 
-    def calibrated(self, fits: Mapping[str, Any]) -> Self:
-        return self.model_copy(update={"attention_law": fitted_law(self.calibration, fits, None)})
+    def with_calibration(self, fits: Mapping[str, Any]) -> Self:
+        return self.model_copy(update={"attention_law": fitted_schedule(self.calibration, fits, None)})
 
-    def tuned(self, value: float) -> Self:
+    def with_scalar(self, value: float) -> Self:
         return self.model_copy(update={"attention_factor": value})
 
-    def tuning(self, base: Base, length: int) -> Tuning | None:
+    def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         if self.attention_factor is not None:
-            return Tuning("attention_factor", self.attention_factor, "user")
+            return AppliedScalar("attention_factor", self.attention_factor, "user")
         if self.attention_law is not None:
             law = self.attention_law
-            return Tuning("attention_factor", law.at(self.scale(base, length)), law.source)
+            return AppliedScalar("attention_factor", law.at(self.scale(base, length)), law.source)
         return None
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        tuning = self.tuning(base, length)
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        tuning = self.applied_scalar(base, length)
         extra = {} if tuning is None else {"attention_factor": tuning.value}
         return _overrides(
             length,
             rope_type="yarn",
             rope_theta=base.rope_theta,
             factor=self.scale(base, length),
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
             beta_fast=self.beta_fast,
             beta_slow=self.beta_slow,
             **extra,
@@ -154,7 +154,7 @@ class LongRoPE(Method):
     long_factor: tuple[float, ...] | None = None
     """Divisors of the rotary frequencies, one for each pair of rotated dimensions (head_dim / 2 where all are)."""
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         half = base.positions.pairs
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
@@ -162,13 +162,13 @@ class LongRoPE(Method):
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
                     f"YAML of your own and name its folder with --baselines"
                 )
-        chosen = list((self.long_factor if length > base.original_length else self.short_factor) or ())
+        chosen = list((self.long_factor if length > base.training_context else self.short_factor) or ())
         return _overrides(
             length,
             rope_type="longrope",
             rope_theta=base.rope_theta,
             factor=self.scale(base, length),
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
             short_factor=chosen,
             long_factor=chosen,
         )
@@ -182,7 +182,7 @@ class Llama3(Method):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return _overrides(
             length,
             rope_type="llama3",
@@ -190,5 +190,5 @@ class Llama3(Method):
             factor=self.scale(base, length),
             low_freq_factor=self.low_freq_factor,
             high_freq_factor=self.high_freq_factor,
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
         )

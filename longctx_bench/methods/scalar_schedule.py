@@ -20,7 +20,7 @@ _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Law(Spec):
+class ScalarSchedule(Spec):
     """A scalar that is 1 at the training context: a table where it was fitted, the law 1 + c ln s beyond."""
 
     c: float = Field(default=0.0, allow_inf_nan=False)
@@ -41,7 +41,9 @@ class Law(Spec):
         return last_value + self.c * math.log(scale / last_scale)
 
 
-def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) -> Law | None:
+def fitted_schedule(
+    wanted: Calibration, fits: Mapping[str, Any], paper: ScalarSchedule | None
+) -> ScalarSchedule | None:
     """Return the law that a calibration names; ``paper`` where it names the method's own, None where it names none.
 
     Raises:
@@ -58,7 +60,7 @@ def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) 
             f"no {wanted} calibration lies beside the weights; make one with `longctx-bench calibrate MODEL "
             f"--objective {wanted}`"
         )
-    return validate(Law, {**fits[wanted], "source": wanted}, f"calibration.json: {wanted}")
+    return validate(ScalarSchedule, {**fits[wanted], "source": wanted}, f"calibration.json: {wanted}")
 
 
 def fit_law(table: dict[float, float]) -> float:

@@ -86,8 +86,8 @@ class _Generation(BaseModel):
     eos_token_id: _Ids = None
 
 
-def fits(source: Source, tunable: str | None) -> dict[str, Any]:
-    """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
+def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
+    """Return what ``longctx-bench calibrate`` stored beside the weights: ScalarSchedule arguments by objective."""
     if tunable is None or not is_local(source):
         return {}
     path = fetch(source) / "calibration.json"
@@ -116,7 +116,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def end_ids(folder: Path) -> frozenset[int]:
+def eos_token_ids(folder: Path) -> frozenset[int]:
     """Return the token ids at which transformers' ``generate`` would stop, read without the weights.
 
     Raises:

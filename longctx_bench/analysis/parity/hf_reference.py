@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from longctx_bench.analysis.parity.output_comparison import Answer, Rotation, first_difference
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 TOP = 20
@@ -48,7 +48,7 @@ def reference(
         turned = None
         if not contestant.base.config["model_type"].endswith("_drope"):
             turned = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
-        answers = [_answer(model, request, sorted(end_ids(folder) | request.stop_ids)) for request in asked]
+        answers = [_answer(model, request, sorted(eos_token_ids(folder) | request.stop_ids)) for request in asked]
         # Last, since it changes the loaded weights for good.
         rounding = _rounding(model, asked[:in_fp64], answers)
     return Reference(answers, turned, rounding)

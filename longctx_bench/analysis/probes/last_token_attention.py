@@ -18,7 +18,7 @@ from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import RoPE
 
 NEAR = 4
@@ -53,14 +53,14 @@ class Weights:
     """``[layers, heads, BINS]``: attention on each part of the prompt; a head's parts sum to 1."""
 
 
-def without_scaling(method: Method, base: Base, length: int) -> Method | None:
+def without_scaling(method: Method, base: BaseModelInfo, length: int) -> Method | None:
     """Return a method without what it does to scale with the length, on the same weights; None where it does nothing.
 
     A model without positions loses its softmax temperature; a method on the base's own weights (PI, NTK, YaRN ...)
     is the base as it is.
     """
     if method.tunable == "temperature":
-        return method.tuned(1.0) if method.tuning(base, length) is not None else None
+        return method.with_scalar(1.0) if method.applied_scalar(base, length) is not None else None
     return RoPE() if method.checkpoint is None and method.model_overrides(base, length) else None
 
 
@@ -119,7 +119,7 @@ def choose_heads(at_context: Weights) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_length(
-    rows: Rows, base: Base, method: Method, by_length: Mapping[int, Sequence[Prompt]]
+    rows: Rows, base: BaseModelInfo, method: Method, by_length: Mapping[int, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """Measure a method with and without its scaling at several lengths.
 
@@ -135,7 +135,7 @@ def attention_by_length(
         attention on ``needle`` and ``near`` tokens, their ``profile``, and ``needle_by_head`` ``[layers][heads]``.
         ``without`` is missing where scaling does nothing.
     """
-    context = base.original_length
+    context = base.training_context
     heads = choose_heads(measure(rows, method, context, by_length[context]))
     lengths = []
     for length, given in sorted(by_length.items()):
@@ -158,7 +158,7 @@ def attention_by_length(
     }
 
 
-def write_attention(out: Path, name: str, base: Base, found: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write_attention(out: Path, name: str, base: BaseModelInfo, found: dict[str, Any], settings: dict[str, Any]) -> Path:
     """Write ``probes/attention/METHOD-BASE.json`` below a run's folder and return its path.
 
     Raises:
@@ -166,7 +166,7 @@ def write_attention(out: Path, name: str, base: Base, found: dict[str, Any], set
     """
     path = out / "probes" / "attention" / f"{safe_name(name)}.json"
     made = {"at": provenance.now(), **provenance.environment()}
-    model = {"model": name, "base": base.name, "original_length": base.original_length}
+    model = {"model": name, "base": base.name, "original_length": base.training_context}
     write_json(path, {**model, "settings": settings, **found, "made": made})
     return path
 

@@ -52,12 +52,12 @@ def check_method(variant: ModelVariant, device: str = "auto", prompt_tokens: int
     """
     resolved = variant.resolve()
     folder, base = resolved.folder, resolved.base
-    length = 2 * base.original_length
+    length = 2 * base.training_context
     longest = min(prompt_tokens, length) - NEW
     if longest < _LEAST:
         raise UserError(f"{variant.name}: a check takes prompts of {_LEAST + NEW} tokens at least; name more")
     # What a method refuses is no failure of it.
-    for tokens in (base.original_length, length):
+    for tokens in (base.training_context, length):
         variant.method.model_overrides(base, tokens)
     model = load_model(folder, "float32", checked_device(device))
     sizes = tuple(max(COMPARED + 1, round(share * longest)) for share in _SHARES)

@@ -17,7 +17,7 @@ from longctx_bench.engines.hf.cache_ops import Piece, can_merge, keys_are_final,
 from longctx_bench.engines.hf.engine import prepared
 from longctx_bench.engines.hf.padding import padded
 from longctx_bench.engines.hf.scheduler import Decoder
-from longctx_bench.methods.attention_override import UnmaskedError
+from longctx_bench.methods.attention_override import MissingMaskError
 from longctx_bench.models.variant import ModelUnderTest
 
 TOLERANCE = 1e-4
@@ -72,7 +72,7 @@ class Trial:
         self._model, self._contestant, self._prompts, self._own_weights = model, contestant, prompts, own_weights
         self._decoder = Decoder.on(model, _Words(), frozenset())
         self._reader = self._decoder.reader
-        within = prompts[0][: contestant.base.original_length]
+        within = prompts[0][: contestant.base.training_context]
         # Once before, so that whatever a first pass sets up is there.
         self._ends([within])
         self._base, self._within = self._ends([within])[0], within
@@ -83,7 +83,7 @@ class Trial:
         try:
             with self._applied():
                 self._alone = [self._ends([prompt])[0] for prompt in self._prompts]
-        except UnmaskedError as error:
+        except MissingMaskError as error:
             yield Check("attention mask", "failed", detail=str(error))
             return
         except Exception as error:  # noqa: BLE001 (whatever somebody's method raises is what was to be found out)
@@ -235,7 +235,7 @@ class Trial:
         if self._own_weights:
             return Check("1x", "not applicable", detail="it has weights of its own")
         try:
-            with self._applied(self._contestant.base.original_length):
+            with self._applied(self._contestant.base.training_context):
                 found = self._ends([self._within])[0]
         except Exception as error:  # noqa: BLE001 (as in checks)
             return Check("1x", "failed", detail=_said(error))

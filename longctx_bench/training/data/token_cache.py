@@ -13,7 +13,7 @@ import numpy as np
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import sync_file, sync_folder
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
@@ -67,7 +67,7 @@ def token_arrays(
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             name = f"{base} {digest} {source.text_field}"
-            arrays.append(_cached(folder, name, documents_of_file(file, source.text_field), tokenizer, None))
+            arrays.append(_cached(folder, name, read_documents(file, source.text_field), tokenizer, None))
     return arrays
 
 
