@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -184,7 +185,7 @@ class Registry:
             needed = kind.checkpoint if kind is not None and kind.needs_checkpoint else None
             if kind is not None and needed not in (None, model.native_method):
                 raise UserError(
-                    f"{method}:{name}: its config does not say that it is a {kind.checkpoint} checkpoint; if it is "
+                    f"{method}:{name}: its config does not say that it is a checkpoint of {kind.checkpoint}; if it is "
                     f"one, list it under 'checkpoints' of its base in a models.yaml (--baselines)"
                 )
             return self._variant(method or model.native_method, model)
@@ -338,7 +339,18 @@ def _component(
     found = known.resolve(use, f"{where}: use", folder)
     if not (isinstance(found.value, type) and issubclass(found.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
+    if missing := sorted(getattr(found.value, "__abstractmethods__", ())):
+        # To its author nothing but a misspelt name looks like this: what the class itself defines may be near.
+        near = difflib.get_close_matches(missing[0], _defined(found.value), n=1)
+        also = f", only '{near[0]}'" if near else ""
+        raise UserError(f"{where}: use: {use}: does not define '{missing[0]}'{also}")
     return LoadedClass(found.value, found.code)
+
+
+def _defined(kind: type) -> list[str]:
+    """Return the names of a class's own functions that none of its bases has."""
+    inherited = {name for base in kind.__mro__[1:] for name in vars(base)}
+    return [name for name, value in vars(kind).items() if callable(value) and name not in inherited]
 
 
 def _installed_tasks() -> list[Path]:

@@ -72,6 +72,8 @@ def figures_command(
     if bases is not None:
         raise UserError("--base goes with --paper")
     kinds = _chosen("--kind", kind, tuple(KINDS))
+    if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
+        raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")

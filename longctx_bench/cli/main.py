@@ -72,9 +72,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_terminal()
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="longctx-bench", standalone_mode=False)
     except UserError as error:
         say(f"longctx-bench: {error}", err=True)
+        sys.exit(2)
+    except click.MissingParameter as error:
+        usage = error.ctx.get_usage() if error.ctx else ""
+        say(f"longctx-bench: {error.format_message()} {' '.join(usage.split())}".rstrip(), err=True)
         sys.exit(2)
     except click.ClickException as error:
         say(f"longctx-bench: {error.format_message()}", err=True)

@@ -87,8 +87,7 @@ def run_command(
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)
         if dry_run:
-            _print_plan(cells, runs_on.engine)
-            return
+            sys.exit(_print_plan(cells, runs_on.engine))
         if not all(planned.done for planned in cells):
             require_server(runs_on.engine)
         with Bars() as bars:
@@ -97,22 +96,30 @@ def run_command(
     sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
 
 
-def _print_plan(cells: list[Any], engine: Any) -> None:
+def _print_plan(cells: list[Any], engine: Any) -> int:
+    """Print what a run would take, and return the exit code that it would end with for what is refused already."""
+    from longctx_bench.core.errors import ContextTooShort
     from longctx_bench.registry import ALL_EXAMPLES
     from longctx_bench.runner.estimate import estimate
 
     rows = []
+    refused: dict[str, UserError] = {}
     total = 0.0
     for item in estimate(cells, engine):
         total += item.seconds or 0.0
         time = "-" if item.seconds is None else _duration(item.seconds)
         memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
-        state = "done" if item.planned.done else "to run"
+        state = "refused" if item.refusal else "done" if item.planned.done else "to run"
+        if item.refusal:
+            refused[str(item.planned.cell)] = item.refusal
         examples = "all" if item.planned.n == ALL_EXAMPLES else str(item.planned.n)
         tokens = "-" if item.tokens is None else f"{item.tokens:,}"
         rows.append((str(item.planned.cell), examples, tokens, time, memory, state))
     put_list(("cell", "examples", "tokens", "time", "memory", "state"), rows)
+    for cell, error in refused.items():
+        say(f"{'skipped' if isinstance(error, ContextTooShort) else 'failed'}: {cell}: {error}", err=True)
     say(f"{pluralize(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
+    return 0 if not refused else 1 if all(isinstance(error, ContextTooShort) for error in refused.values()) else 2
 
 
 def _duration(seconds: float) -> str:

@@ -126,8 +126,15 @@ def parse_path(value: Any, where: str) -> Path:
 
 
 def dtype_name(value: Any) -> str:
-    """Return a precision's name; torch's own dtype is one too."""
-    return str(value).removeprefix("torch.")
+    """Return a precision's name; torch's own dtype is one too.
+
+    Raises:
+        UserError: no engine computes in it.
+    """
+    name = str(value).removeprefix("torch.")
+    if name not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"dtype: expected auto, float32 or bfloat16 (got {name:.60})")
+    return name
 
 
 def _items(value: Any, where: str, example: str) -> Iterator[Any]:

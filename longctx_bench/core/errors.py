@@ -27,13 +27,20 @@ class DiskFull(UserError):
     """The disk is full or read-only, so that no cell can be written: the run stops and keeps what it has stored."""
 
 
+_MAX_LISTED = 24
+"""Known names that fit into a one-line message."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known name, or list the known names when none is close."""
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or list the known names when none is close.
+
+    More than 24 names (every method on every base model) are not listed.
+    """
     candidates = sorted(set(known))
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.55)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(candidates)}" if candidates else ""
+    return f"; known: {', '.join(candidates)}" if 0 < len(candidates) <= _MAX_LISTED else ""
 
 
 __getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort", "near_miss": "did_you_mean"}, globals())

@@ -66,7 +66,7 @@ def run_task(
     manager = _manager(benchmark)
     model = LongCtxLM(engine, contestant, tokenizer)
     try:
-        with redirect_stderr(io.StringIO()), _without_git():
+        with redirect_stderr(io.StringIO()), without_git():
             found = simple_evaluate(
                 model=model,
                 tasks=[benchmark.task],
@@ -91,7 +91,7 @@ def run_task(
 
 
 @contextmanager
-def _without_git() -> Iterator[None]:
+def without_git() -> Iterator[None]:
     """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
     from lm_eval import evaluator
 

@@ -22,7 +22,8 @@ def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tup
         and sin are multiplied with (1 but for YaRN and LongRoPE).
 
     Raises:
-        UserError: the method takes positions away, or cannot be applied to this base.
+        UserError: the method takes positions away, or cannot be applied to this base, or transformers knows no such
+            rotation as the base's config has.
     """
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -37,5 +38,11 @@ def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tup
     entries["rope_parameters"] = rope
     dims = base.rotary_dim
     shape: dict[str, Any] = {"head_dim": dims, "hidden_size": 2 * dims, "num_attention_heads": 2}
-    rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
+    try:
+        rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
+    except Exception as error:  # a config is anybody's
+        raise UserError(
+            f"{base.name}: config.json has rotary entries that transformers does not compute "
+            f"({type(error).__name__}: {error!s:.200})"
+        ) from error
     return rotary.inv_freq.double().tolist(), float(rotary.attention_scaling)

@@ -158,6 +158,9 @@ class LongRoPE(Method):
         half = base.positions.pairs
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
+                if base.positions.scaling is not None:
+                    # Lists would not help: what every other scaling says of such a base is the true reason.
+                    raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
                     f"YAML of your own and name its folder with --baselines"

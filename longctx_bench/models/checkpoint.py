@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.file_cache import cache_dir, find_damage, sha256, warn, write_digests
+from longctx_bench.core.file_cache import cache_dir, made_once, sha256
 from longctx_bench.core.io import safe_name
 from longctx_bench.core.sources import content_digest, fetch, source_label
 from longctx_bench.core.specs import PathSource, Source, WheelSource
-from longctx_bench.core.temp_dirs import ScratchFolder
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.models.fast_tokenizer import LightTokenizer
 from longctx_bench.models.metadata import model_config
 from longctx_bench.models.trusted_sources import is_trusted
@@ -33,6 +31,10 @@ _TOKENIZER_FILES = (
     "chat_template*",
 )
 
+_INDEX = "model.safetensors.index.json"
+"""Says which file of weights in several holds what."""
+_LARGEST = 256 << 20
+"""Bytes of a file beside the weights, which is read whole: several times the largest there is."""
 _ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of them lies in every folder with a tokenizer."""
 
@@ -57,14 +59,39 @@ def checkpoint_folder(source: Source) -> Path:
         )
     if not (path / "config.json").is_file():
         raise UserError(f"{source_label(source)}: no config.json there; expected a model in Hugging Face format")
+    _refuse_large(path)
     if (path / DELTA_FILE).is_file():
         return _merged(path)
+    _refuse_weights_elsewhere(path)
     return path
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that are its tokenizer's."""
     return [file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+
+
+def _refuse_large(folder: Path) -> None:
+    """Refuse files beside the weights that would fill the memory: libraries read them whole."""
+    read = [*tokenizer_files(folder), folder / "generation_config.json", *folder.glob("additional_chat_templates/*")]
+    for file in read:
+        if file.is_file() and file.stat().st_size > _LARGEST:
+            raise UserError(f"{file}: is larger than {_LARGEST >> 20} MiB, as none is; fetch the model again")
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Refuse an index that names weights of another folder: they are no part of what results know the model by."""
+    index = folder / _INDEX
+    if not index.exists():
+        return
+    try:
+        weights = parse_object(read_content(index, _LARGEST)).get("weight_map")
+    except (FileNotFoundError, UnreadableFile) as error:
+        raise UserError(f"{index}: {error}; fetch the model again") from error
+    files = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
+    for name in sorted(files):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: names {name!a:.80} for weights; expected safetensors files beside it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -153,31 +180,17 @@ def error_summary(error: BaseException) -> str:
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all.
-
-    What is no longer what was made is named and made again. A folder that is whole takes no lock and is not written to.
-    """
+    """Return a folder of models in the cache, as :func:`longctx_bench.core.file_cache.made_once` does."""
     folder = cache_dir() / "models" / name
-    if find_damage(folder) is None:
-        return folder
+
+    def into(made: Path) -> None:
+        made.mkdir()
+        make(made)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            reason = find_damage(folder)
-            if reason is not None:
-                if folder.exists():
-                    warn(f"{folder}: {reason}; it is made again")
-                with ScratchFolder(".converting-", folder.parent) as scratch:
-                    made = scratch / "made"
-                    made.mkdir()
-                    make(made)
-                    if folder.exists():
-                        folder.replace(scratch / "before")
-                    write_digests(made, folder)
-                    made.replace(folder)
+        return made_once(folder, into, ".converting-")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
-    return folder
 
 
 def _merged(folder: Path) -> Path:

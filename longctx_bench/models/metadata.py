@@ -86,8 +86,22 @@ class _Generation(BaseModel):
     eos_token_id: _Ids = None
 
 
+class _VirtualLength(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+
+
+class _Recipe(BaseModel):
+    """What is read of a ``recipe.json``: see :class:`longctx_bench.training.recipe.Recipe`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    virtual_length: _VirtualLength | None = None
+
+
 def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
-    """Return what ``longctx-bench calibrate`` stored beside the weights: ScalarSchedule arguments by objective."""
+    """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
     if tunable is None or not is_local(source):
         return {}
     path = fetch(source) / "calibration.json"
@@ -98,6 +112,23 @@ def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
         return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in loaded.get(tunable, {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
+
+
+def virtual_length(source: Source) -> float | None:
+    """Return the largest factor of the virtual length that local weights were trained under; None for others.
+
+    The ``recipe.json`` that training leaves beside weights says so.
+
+    Raises:
+        UserError: there is one, but it is no recipe.
+    """
+    if not is_local(source):
+        return None
+    path = fetch(source) / "recipe.json"
+    if not path.is_file():
+        return None
+    option = validate(_Recipe, require_object(path, "remove it, or train again"), str(path)).virtual_length
+    return None if option is None else option.factor
 
 
 def model_config(path: Path, name: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def read_cells(folder: Path) -> Results:
         if "runs" in folder.parts:
             above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
             raise UserError(f"{folder}: {what}; name the run's folder itself, {above}")
-        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
+        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes one")
     return results
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
@@ -62,6 +64,15 @@ class PlannedCell:
     n: int
     spec: CellSpec
     done: bool
+
+    def raised_by(self, error: Exception) -> str:
+        """Return the plug-in that an error comes from: its file and line where they are known, else all that may be."""
+        uses = (self.variant.spec.use, self.task.use, self.task.metric)
+        files = {Path(use.partition(":")[0]).name: use for use in uses if use.startswith("./")}
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if use := files.get(Path(frame.filename).name):
+                return f"{use}, line {frame.lineno}"
+        return " or ".join(uses)
 
 
 def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:

@@ -18,6 +18,7 @@ from longctx_bench.core.errors import ContextTooShort, DiskFull, UserError
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.metrics import shipped_metric
+from longctx_bench.models.metadata import virtual_length
 from longctx_bench.registry import ALL_EXAMPLES, Registry
 from longctx_bench.runner.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
 from longctx_bench.runner.plan import PlannedCell, RunSpec
@@ -144,9 +145,8 @@ class Runner:
         elif not isinstance(error, UserError):
             if not planned.spec.code:
                 raise error
-            uses = (planned.variant.spec.use, planned.task.use, planned.task.metric)
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
-            reason = f"{kind}{error} (raised by {' or '.join(uses)})"
+            reason = f"{kind}{error} (raised by {planned.raised_by(error)})"
         outcome.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # A folder that cannot be written may be the very reason.
@@ -157,7 +157,8 @@ class Runner:
         resolved = planned.variant.resolve()
         # Refuses a method that this base cannot take before anything heavy is loaded.
         overrides = planned.variant.method.model_overrides(resolved.base, planned.cell.length)
-        return OpenCell(planned, resolved.folder, resolved.at(planned.cell.length), overrides=overrides)
+        trained_for = virtual_length(planned.variant.source)
+        return OpenCell(planned, resolved.folder, resolved.at(planned.cell.length), trained_for, overrides=overrides)
 
     def _parts(self, cell: OpenCell, cache: PromptCache, outcome: Outcome) -> Iterator[Work]:
         """Yield the parts of a cell that have something to run."""
@@ -284,6 +285,7 @@ class Runner:
             factor_source=_factor_source(planned),
             applied=open_cell.overrides,
             tuning=None if tuning is None else Tuning(*tuning),
+            virtual_length=open_cell.virtual_length,
             spec_hash=planned.spec.hash,
             spec=planned.spec,
             engine=engine,

@@ -29,6 +29,8 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
         UserError: the file cannot be read, or a line lacks something, with its number.
     """
     registry = registry or Registry()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; prediction files of others are read with --format longbench or ruler")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     scores: dict[str, list[float]] = defaultdict(list)

@@ -161,6 +161,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     applied: Any = None
     """Settings that the method changed in the model's config."""
     tuning: Tuning | None = None
+    virtual_length: float | None = None
+    """Largest factor of the virtual length that the weights were trained under, where they were."""
     spec_hash: str
     """:attr:`CellSpec.hash`."""
     spec: CellSpec
@@ -256,9 +258,11 @@ def upgraded_method(method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
-    """Return a certificate of ``longctx-bench parity`` as this version writes it."""
+    """Return a certificate of ``longctx-bench parity`` as this version writes it; what no version wrote, as it is."""
     method = certificate.get("method")
-    if not isinstance(method, dict) or "id" in method or not isinstance(method.get("name"), str):
+    if not isinstance(method, dict) or "id" in method:
+        return certificate
+    if not (isinstance(method.get("name"), str) and isinstance(method.get("use", ""), str)):
         return certificate
     return certificate | {"method": upgraded_method(method)}
 

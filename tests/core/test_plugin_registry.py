@@ -259,7 +259,7 @@ def test_the_metric_of_the_readme(tmp_path: Path, essays: Path) -> None:
     assert list(measured(folder, tmp_path / "out", essays)["score"]) == [0.0]
     scope: dict[str, Any] = {}
     exec(source, scope)  # noqa: S102 (our own documentation)
-    assert [scope["first_word"](answer, ["7", "8"]) for answer in ("7 it is", "it is 7", "", "8")] == [1, 0, 0, 1]
+    assert [scope["first_word"](answer, ["7", "8"]) for answer in ("7 it is", "it is 7", "", "8.")] == [1, 0, 0, 1]
 
 
 def test_functions_become_metrics() -> None:

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from longctx_bench.core import file_cache
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import content_digest, fetch, sha256
-from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, WheelSource, validate
+from longctx_bench.core.sources import content_digest, fetch, sha256, source_label
+from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource, validate
 
 
 @pytest.fixture
@@ -300,3 +300,17 @@ def test_a_damaged_file_in_the_hubs_cache_is_one_line_where_the_hub_is_out_of_re
     with pytest.raises(UserError, match="model.safetensors: is damaged"):
         fetch(HubSource(hub="org/model"))
     assert fetch(HubSource(hub="org/model", file="config.json")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (PathSource(path=Path("a/b")), "a/b"),
+        (ShippedSource(embedded="drope-tiny"), "embedded drope-tiny"),
+        (WheelSource(wheel="words", version="1.0", sha256="0" * 64, member="a.txt"), "PyPI words==1.0"),
+        (HubSource(hub="a/b"), "hub a/b"),
+        (HubSource(hub="a/b", revision="0123456789" * 4), "hub a/b@01234567"),
+    ],
+)
+def test_where_a_source_comes_from_in_a_phrase(source: Source, said: str) -> None:
+    assert source_label(source) == said

@@ -24,6 +24,7 @@ from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
+from longctx_bench.store.schema import parse_result
 
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
@@ -142,6 +143,9 @@ def test_its_tasks_run_in_our_store(
     cell = json.loads((folder / "cell.json").read_text())
     assert cell["score"] == pytest.approx(cell["lm_eval"]["results"]["acc_norm,none"])
     assert "acc,none" in cell["lm_eval"]["results"]
+    # Part of what the cell is known by: raised, all are measured again.
+    task = parse_result(cell).spec.task
+    assert (task.benchmark_version, task.metric_version, task.metric) == (1, 1, "lm_eval")
     written = (folder / "records.jsonl").stat().st_mtime_ns
     with pytest.raises(SystemExit):
         main()
@@ -191,6 +195,8 @@ def test_lm_evals_command_line_knows_the_model(tasks: Path, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|arc_local|" in done.stdout
+    # This folder is in no repository: git need not be asked, nor complain.
+    assert "fatal" not in done.stderr
     [heading] = [line for line in done.stdout.splitlines() if "Metric" in line]
     assert [cell.strip() for cell in heading.split("|") if cell.strip()][:2] == ["Tasks", "Version"]
 
@@ -211,6 +217,11 @@ def test_a_mistake_in_lm_evals_command_line_is_one_line(tasks: Path, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode != 0
     assert "unknown method 'drop'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    command[command.index("arc_local")] = "arc_locl"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Tasks not found: arc_locl" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

@@ -191,7 +191,7 @@ def test_merged_weights_in_a_cache_that_cannot_be_written_are_used(
 
     for name in ("mkdir", "touch", "replace", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    monkeypatch.setattr("longctx_bench.models.checkpoint.FileLock", refuse)
+    monkeypatch.setattr("longctx_bench.core.file_cache.FileLock", refuse)
     assert checkpoint_folder(PathSource(path=packed)) == folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="set LONGCTX_BENCH_CACHE"):
@@ -217,6 +217,46 @@ def test_an_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     (folder / ADAPTER_CONFIG).write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
     with pytest.raises(UserError, match="merge the adapter"):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize("where", ["../elsewhere", "ABSOLUTE", "sub"])
+def test_an_index_names_no_weights_of_another_folder(where: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    elsewhere = shutil.copytree(tiny_folder, tmp_path / "elsewhere")
+    (folder / "sub").mkdir()
+    shutil.copyfile(tiny_folder / "model.safetensors", folder / "sub/model.safetensors")
+    name = f"{elsewhere if where == 'ABSOLUTE' else where}/model.safetensors"
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(elsewhere / "model.safetensors"), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="expected safetensors files beside it"):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}', "[" * 100_000, '{"weight_map": {"a": ""}}'],
+)
+def test_an_index_that_is_none_is_one_line(content: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="model.safetensors.index.json: "):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "generation_config.json", "special_tokens_map.json",
+     "additional_chat_templates/tool.jinja", "model.safetensors.index.json"],
+)  # fmt: skip
+def test_files_beside_the_weights_have_a_size_that_is_read_whole(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("ab") as file:
+        # A hole, as large as it says and no larger on the disk.
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=f"{name}: is larger than 256 MiB"):
         checkpoint_folder(PathSource(path=folder))
 
 

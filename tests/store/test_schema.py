@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.result_stores import result_of, spec_of
+from helpers.result_stores import result_of, spec_of, write_store
 
 from longctx_bench import run
 from longctx_bench.benchmarks import BENCHMARKS
@@ -238,6 +238,49 @@ def test_what_cannot_be_migrated_is_named_and_left(tmp_path: Path, call: Call) -
     assert {path: path.read_bytes() for path in tmp_path.rglob("cell.json")} == before
     code, _, error = call("migrate", tmp_path / "none")
     assert (code, len(error.strip().splitlines())) == (2, 1)
+
+
+def test_a_link_among_the_results_is_named_and_the_rest_is_migrated(tmp_path: Path, call: Call) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere.json"
+    for values in V1[:3]:
+        folder = ResultStore(out).path(Cell(**values["cell"]))
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps(values))
+    elsewhere.write_text(json.dumps(V1[0]))
+    linked = ResultStore(out).path(Cell(**V1[0]["cell"])) / "cell.json"
+    linked.unlink()
+    linked.symlink_to(elsewhere)
+    code, printed, error = call("migrate", out)
+    assert (code, f"{linked}: is a symbolic link" in printed + error) == (2, True)
+    assert "2 files migrated, 0 up to date, 1 left as they are" in printed
+    assert (linked.is_symlink(), json.loads(elsewhere.read_text())) == (True, V1[0])
+
+
+NO_METHODS = [
+    None,
+    5,
+    [],
+    "rope",
+    {},
+    {"name": 5},
+    {"name": "rope", "use": []},
+    {"name": "rope", "use": 5},
+    {"use": "a:B"},
+]
+
+
+@pytest.mark.parametrize("method", NO_METHODS, ids=str)
+def test_a_certificate_that_no_version_wrote_is_left_and_ends_no_report(
+    tmp_path: Path, call: Call, method: Any
+) -> None:
+    write_store(tmp_path, {("rope", "niah", 512): [1.0]})
+    file = tmp_path / "parity" / "x.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"contestant": "rope-tiny", "lengths": {"512": {}}, "method": method}))
+    before = file.read_bytes()
+    assert call("report", tmp_path)[0] == 0
+    assert call("migrate", tmp_path)[0] == 0
+    assert file.read_bytes() == before
 
 
 def test_a_later_versions_cell_is_not_overwritten(tmp_path: Path, call: Call) -> None:

@@ -74,7 +74,8 @@ def _find(folder: Path, name: str) -> list[Path]:
         split = sorted((root / name).glob("**/*.parquet"))
         if split:
             return split
-    here = {file.name.partition(".")[0] for file in folder.glob("*") if not file.name.startswith(".")}
+    files = [*folder.glob("*"), *(folder / "data").glob("*")]
+    here = {file.name.partition(".")[0] for file in files if not file.name.startswith(".")} - {"data"}
     raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){did_you_mean(name, sorted(here))}")
 
 

@@ -40,7 +40,7 @@ def method_notes(cells: Sequence[CellSummary]) -> list[str]:
         if any(summary.cell.length == NATURAL for summary in cells):
             derived += ", the length being each prompt's own where documents are whole"
         notes.append(derived)
-    return notes + fixed + _tunings(cells)
+    return notes + fixed + _tunings(cells) + _virtual_lengths(cells)
 
 
 def size_note(cells: Sequence[CellSummary]) -> str:
@@ -210,6 +210,16 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
     return [
         f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
         for what, values in sorted(found.items())
+    ]
+
+
+def _virtual_lengths(cells: Sequence[CellSummary]) -> list[str]:
+    """Name the models that were trained under virtual length, which no paper's published numbers were."""
+    factors = {summary.contestant: summary.result.virtual_length for summary in cells}
+    return [
+        f"{name}: trained under virtual length up to {factor:g}x, which is not part of the DroPE paper's recipe"
+        for name, factor in sorted(factors.items())
+        if factor is not None
     ]
 
 

@@ -35,6 +35,8 @@ class OpenCell:
     folder: Path
     """Of the checkpoint, on this machine."""
     contestant: ModelUnderTest
+    virtual_length: float | None = None
+    """See :class:`~longctx_bench.store.schema.CellResult`."""
     have: Mapping[str, str] = field(default_factory=dict)
     """Hashes of the examples that are measured already, by id."""
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
 from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, exercise
@@ -54,32 +55,27 @@ def retrieval_pool(
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
     name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {most} {mixed}"
-    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-    haystack = path.with_suffix(".haystack.npy")
-    # The rows are written last: where they are, the other file is too.
-    if not path.is_file():
-        made = RetrievalPool(
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.exercises"
+
+    def make(made: Path) -> None:
+        pool = RetrievalPool(
             np.empty((count, text.length + 1), dtype=text.arrays[0].dtype),
             np.empty((count, text.length + 1), dtype=np.bool_),
         )
         for first, block in _blocks(text, tokenizer, count, seed, most, mixed):
-            made.rows[first : first + len(block.rows)] = block.rows
-            made.haystack[first : first + len(block.rows)] = block.haystack
-        _write(haystack, made.haystack)
-        _write(path, made.rows)
-    return RetrievalPool(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (path, haystack)))
+            pool.rows[first : first + len(block.rows)] = block.rows
+            pool.haystack[first : first + len(block.rows)] = block.haystack
+        made.mkdir()
+        for field, array in pool._asdict().items():
+            np.save(made / f"{field}.npy", array)
 
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_suffix(f".new{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
+        made_once(path, make)
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot write retrieval sequences: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"{folder}: cannot write retrieval sequences: {error.strerror or error}") from error
+    return RetrievalPool(
+        *(np.load(path / f"{field}.npy", mmap_mode="r", allow_pickle=False) for field in RetrievalPool._fields)
+    )
 
 
 def _encode(tokenizer: Tokenizer) -> Encode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import sync_file, sync_folder
+from longctx_bench.core.file_cache import cache_dir, made_once
 from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
@@ -28,7 +27,7 @@ _BATCH_CHARACTERS = 8_000_000
 
 def cache_folder() -> Path:
     """Return where token arrays are kept: ``$LONGCTX_BENCH_CACHE`` or the user's cache folder."""
-    return Path(os.environ.get("LONGCTX_BENCH_CACHE", "~/.cache/longctx-bench")).expanduser() / "tokens"
+    return cache_dir() / "tokens"
 
 
 def tokenizer_text(tokenizer: Any) -> str:
@@ -73,42 +72,32 @@ def token_arrays(
 
 def _cached(folder: Path, name: str, documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tokens:
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-    if not path.is_file():
-        _write(path, documents, tokenizer, limit)
+    try:
+        made_once(path, lambda made: _write(made, documents, tokenizer, limit))
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{folder}: cannot write tokens: {error.strerror or error} ({free / 1e9:.1f} GB free); "
+            f"make room or set LONGCTX_BENCH_CACHE to another folder"
+        ) from error
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _write(path: Path, documents: Iterable[str], tokenizer: Any, limit: int | None) -> None:
     kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    raw = path.with_suffix(f".raw{os.getpid()}")
-    made = path.with_suffix(f".new{os.getpid()}")
-    try:
-        total = 0
-        with raw.open("wb") as stream:
-            for batch in _batches(documents):
-                for ids in _encode(tokenizer, batch):
-                    np.asarray([*ids, tokenizer.eos_token_id], dtype=kind).tofile(stream)
-                    total += len(ids) + 1
-                if limit is not None and total >= limit:
-                    break
-        if total == 0:
-            raise UserError(f"{path}: the data holds no text")
-        array = np.memmap(raw, dtype=kind, mode="r", shape=(total,))
-        with made.open("wb") as stream:
-            np.save(stream, array)
-        # A file that lost its end with the power would be believed.
-        sync_file(made)
-        made.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"{path.parent}: cannot write tokens: {error.strerror or error} ({free / 1e9:.1f} GB free); "
-            f"make room or set LONGCTX_BENCH_CACHE to another folder"
-        ) from error
-    finally:
-        raw.unlink(missing_ok=True)
-        made.unlink(missing_ok=True)
+    raw = path.with_suffix(".raw")
+    total = 0
+    with raw.open("wb") as stream:
+        for batch in _batches(documents):
+            for ids in _encode(tokenizer, batch):
+                np.asarray([*ids, tokenizer.eos_token_id], dtype=kind).tofile(stream)
+                total += len(ids) + 1
+            if limit is not None and total >= limit:
+                break
+    if total == 0:
+        raise UserError(f"{path}: the data holds no text")
+    with path.open("wb") as stream:
+        np.save(stream, np.memmap(raw, dtype=kind, mode="r", shape=(total,)))
 
 
 def _encode(tokenizer: Any, batch: list[str]) -> Iterator[list[int]]:

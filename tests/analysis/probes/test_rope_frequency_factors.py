@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,20 @@ def test_mistakes(call: Any, tmp_path: Path, arguments: list[str], line: str) ->
     code, _, error = call("probe", "factors", *arguments, "--out", tmp_path)
     assert (code, line in error) == (2, True), error
     assert not (tmp_path / "probes").exists()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{"rope_type": "evil"}, {"rope_type": "yarn", "factor": "x"}, {"rope_type": "longrope", "factor": 2.0}],
+    ids=str,
+)
+def test_a_rotation_that_no_model_has_is_one_line(
+    rope: dict[str, Any], tiny_folder: Path, tmp_path: Path, call: Any
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 1e4} | rope}))
+    code, _, error = call("probe", "factors", folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert "config.json" in error.splitlines()[-1]
+    assert "Traceback" not in error

@@ -187,6 +187,8 @@ def test_a_length_that_leaves_nothing_of_the_prompt_does_not_fit(tiny_encoder: P
     for length in (50, 128, 128 + 31):
         with pytest.raises(ContextTooShort, match="at least 32 are needed"):
             list(benchmark("qasper", tmp_path).examples(tiny_encoder, length, 128, 1, 42))
+    [example] = benchmark("qasper", tmp_path).examples(tiny_encoder, 128 + 32, 128, 1, 42)
+    assert example.n_tokens <= 32
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------

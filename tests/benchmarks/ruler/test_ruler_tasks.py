@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.haystack import essay_words, excerpt, excerpt_sentences, fit_to_budget, split_sentences
 from longctx_bench.benchmarks.niah import grid_depth
-from longctx_bench.benchmarks.ruler.aggregation import _shuffle, _zeta
+from longctx_bench.benchmarks.ruler.aggregation import FrequentWords, _shuffle, _zeta
 from longctx_bench.benchmarks.ruler.word_lists import uuid4
 from longctx_bench.core.types import Example
 from longctx_bench.registry import Registry
@@ -210,3 +211,9 @@ def test_zeta_is_scipys(alpha: float) -> None:
     from scipy.special import zeta
 
     assert _zeta(alpha) == float(zeta(alpha))
+
+
+def test_coded_words_have_three_letters_at_least() -> None:
+    assert FrequentWords(word_length=3).word_length == 3
+    with pytest.raises(ValidationError, match="word_length"):
+        FrequentWords(word_length=2)

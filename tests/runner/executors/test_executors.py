@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +17,7 @@ from longctx_bench.core.sources import content_digest
 from longctx_bench.core.types import Request
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors import make_executor
-from longctx_bench.runner.executors.ray_executor.cluster import Layout, layout
+from longctx_bench.runner.executors.ray_executor.cluster import Layout, connect, layout
 from longctx_bench.runner.executors.ray_executor.prefix_sharding import shards
 from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, parts, unpack
 from longctx_bench.runner.executors.ray_executor.worker import Failure, Order, Worker, WorkerFacts
@@ -33,6 +36,8 @@ ECHO = {"name": "echo"}
         ([{"CPU": 16}], 3, True, Layout(3, 5, 0)),
         ([{"CPU": 3}, {"CPU": 1}], 2, True, Layout(2, 1, 0)),
         ([{"CPU": 4}, {"CPU": 4}], 3, True, Layout(3, 2, 0)),
+        ([{"CPU": 32, "GPU": 4}], 4, True, Layout(4, 8, 1)),
+        ([{"CPU": 3}, {"CPU": 1}], 4, True, Layout(4, 1, 0)),
     ],
 )  # fmt: skip
 def test_layout(nodes: list[dict[str, float]], workers: int | None, use_gpus: bool, wanted: Layout) -> None:
@@ -124,6 +129,25 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"needs the package 'ray': pip install 'longctx-bench\[ray\]'"):
         make_executor("ray", ECHO, Registry())
+
+
+def test_ray_starts_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: bool(asked)  # type: ignore[attr-defined]
+    ray.init = lambda **options: asked.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    assert connect(None) == (ray, True)
+    # Whoever connected before disconnects.
+    assert connect(None) == (ray, False)
+    # No output of the workers between the lines of the progress, no server for a browser, no report of its use.
+    assert asked == [
+        {"address": None, "log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR}
+    ]
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_no_cluster_at_the_address() -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import lzma
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files
 from longctx_bench.training.data.sequence_packing import Batches, PackedText, RetrievalPool
@@ -74,6 +78,46 @@ def test_tokens_are_made_once_with_an_end_after_each_document(
     assert text.rstrip("\0") == (corpus / "train.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "without digests"])
+def test_damaged_tokens_are_named_and_made_again(
+    corpus: Path, tokenizer: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = [TextSource(path="train.txt")]
+    (first,) = token_arrays(source, corpus, tokenizer, 0, tmp_path)
+    before = np.array(first)
+    (file,) = tmp_path.glob("*.npy")
+    content = file.read_bytes()
+    if damage == "without digests":
+        # As an earlier version left it: whether it is whole, nobody knows.
+        file.with_name(f"{file.name}.digests.json").unlink()
+    else:
+        file.write_bytes(content[:-5] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
+    (again,) = token_arrays(source, corpus, tokenizer, 0, tmp_path)
+    assert np.array_equal(before, again)
+    assert file.read_bytes() == content
+    [said] = [record.getMessage() for record in caplog.records if record.name == "longctx_bench"]
+    assert said.startswith(f"{file}: ")
+
+
+def test_what_a_killed_tokenisation_left_goes_with_the_next(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("fork").Process(target=_killed_while_it_tokenises, args=(tmp_path,))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    left = list(tmp_path.glob(".making-*/made*"))
+    assert left, "the test means nothing unless something was left"
+    token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def _killed_while_it_tokenises(folder: Path) -> None:
+    def make(made: Path) -> None:
+        made.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    made_once(folder / "tokens.npy", make)
+
+
 def test_a_full_disk_is_one_clear_line(
     corpus: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +127,7 @@ def test_a_full_disk_is_one_clear_line(
     monkeypatch.setattr("numpy.save", full)
     with pytest.raises(UserError, match=r"No space left on device .* LONGCTX_BENCH_CACHE"):
         token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_rows_predict_every_token_once() -> None:

@@ -112,6 +112,18 @@ def test_the_pool_is_cached_rows_of_exercises(corpus: Path, tokenizer: Any, tmp_
         assert tokenizer.decode(row[~haystack].tolist()).count(" is:") == tokenizer.decode(row.tolist()).count(" is:")
 
 
+@pytest.mark.parametrize("name", ["rows", "haystack"])
+def test_a_damaged_pool_is_made_again(corpus: Path, tokenizer: Any, tmp_path: Path, name: str) -> None:
+    text = PackedText(token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path), 600)
+    before = [np.array(array) for array in retrieval_pool(text, tokenizer, 3, 0, tmp_path)]
+    [file] = tmp_path.glob(f"*.exercises/{name}.npy")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = retrieval_pool(text, tokenizer, 3, 0, tmp_path)
+    assert all(np.array_equal(one, other) for one, other in zip(before, again, strict=True))
+    assert file.read_bytes() == content
+
+
 def test_a_context_too_short_for_any_exercise_is_refused(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
     arrays = token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
     with pytest.raises(UserError, match="too short for retrieval"):
