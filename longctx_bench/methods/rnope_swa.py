@@ -8,7 +8,7 @@ from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class RNoPESWA(Method):
-    """A checkpoint trained so; its layer types and windows stand in its own config, in stock transformers (SmolLM3)."""
+    """A checkpoint trained with RNoPE-SWA; stock transformers reads its layer types and windows from config.json."""
 
     id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"

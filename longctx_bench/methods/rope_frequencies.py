@@ -1,4 +1,4 @@
-"""The rotary frequencies that a method's config entries stand for."""
+"""Rotary frequencies of a method, computed by transformers from its config entries."""
 
 from __future__ import annotations
 

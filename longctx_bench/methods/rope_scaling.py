@@ -1,4 +1,4 @@
-"""Methods that change only the rotary frequencies, as transformers' own ``rope_parameters`` wherever it has them."""
+"""RoPE-scaling methods: they change only the rotary frequencies, via transformers' ``rope_parameters``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": rope_parameters, "max_position_embeddings": length}
 
 
-_LEAST = 32
-"""Prompt tokens below which cropping leaves nothing to read."""
+_MIN_PROMPT_TOKENS = 32
+"""Cropping to fewer prompt tokens is an error."""
 
 
 class RoPE(Method):
-    """The base model as it is (Su et al. 2021, arXiv 2104.09864); no extension."""
+    """The unchanged base model (Su et al. 2021, arXiv 2104.09864); no extension."""
 
     id: ClassVar[str] = "rope"
 
@@ -29,37 +29,37 @@ class RoPE(Method):
 
 
 class Crop(RoPE):
-    """The base model as it is, given the end of the prompt that its training context holds; no extension."""
+    """The unchanged base model on the prompt truncated from the left to its training context; no extension."""
 
     id: ClassVar[str] = "crop"
 
     def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
-        room = base.training_context - new_tokens
-        if room < _LEAST:
+        available = base.training_context - new_tokens
+        if available < _MIN_PROMPT_TOKENS:
             raise ContextTooShort(
-                f"crop: {new_tokens} new tokens leave {max(0, room)} of the {base.training_context} that the base was "
-                f"trained on, at least {_LEAST} are needed"
+                f"crop: {new_tokens} new tokens leave {max(0, available)} of the base's training context of "
+                f"{base.training_context} tokens, at least {_MIN_PROMPT_TOKENS} are needed"
             )
-        return ids[-room:]
+        return ids[-available:]
 
 
 class PI(Method):
     """Position interpolation: all positions divided by s (Chen et al. 2023, arXiv 2306.15595).
 
-    On a base that was interpolated so itself, the two factors are multiplied: dividing positions by one and then by
-    the other is that. Scaling of any other kind is refused, for PI and for all methods here.
+    If the base model is interpolated itself, the two factors are multiplied. A base model with any other scaling is
+    rejected by PI and by all methods here.
     """
 
     id: ClassVar[str] = "pi"
     changes: ClassVar[frozenset[Change]] = frozenset({"scaling"})
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
-        own, scaling = base.positions.rope, base.positions.scaling
+        rope, scaling = base.positions.rope, base.positions.scaling
         factor = self.scale(base, length)
         if scaling is not None:
-            if own["rope_type"] != "linear":
+            if rope["rope_type"] != "linear":
                 raise already_scaled_error(type(self).__name__, base.name, scaling, base.training_context)
-            factor *= own["factor"]
+            factor *= rope["factor"]
         return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=factor)
 
 
@@ -78,7 +78,7 @@ class NTK(Method):
         if base.positions.scaling is not None:
             raise already_scaled_error(type(self).__name__, base.name, base.positions.scaling, base.training_context)
         if base.rotary_dim <= 2:
-            raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions a head, and NTK needs at least 4")
+            raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions per head, and NTK needs at least 4")
         theta = ntk_theta(base.rope_theta, base.rotary_dim, self.scale(base, length))
         return _overrides(length, rope_type="default", rope_theta=theta)
 
@@ -86,8 +86,8 @@ class NTK(Method):
 class DynamicNTK(NTK):
     """NTK-aware interpolation with s from each prompt's own length (emozilla 2023).
 
-    The base is pinned once per prompt. transformers' ``dynamic`` type follows the longest input seen so
-    far instead, so that a prompt's logits depend on the prompts before it.
+    The rotary base is fixed once per prompt. transformers' ``dynamic`` type follows the longest input seen so far
+    instead, so that a prompt's logits depend on earlier prompts.
     """
 
     id: ClassVar[str] = "dynamic-ntk"
@@ -102,15 +102,15 @@ class YaRN(Method):
     tunable_span: ClassVar[float] = 0.35
 
     beta_fast: float = 32.0
-    """Rotations over the training context above which a dimension is left alone."""
+    """Dimensions with more rotations over the training context are left unchanged."""
     beta_slow: float = 1.0
-    """Rotations below which a dimension is interpolated by s."""
+    """Dimensions with fewer rotations are interpolated by s."""
     attention_factor: float | None = None
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
     calibration: Calibration = "paper"
-    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` take our fit from ``calibration.json``."""
+    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` use our fits in ``calibration.json``."""
     attention_law: ScalarSchedule | None = None
-    """The fitted attention factor by s; set by the calibration."""
+    """The fitted attention factor as a function of s; set by ``calibration``."""
 
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         return self.model_copy(update={"attention_law": fitted_schedule(self.calibration, fits, None)})
@@ -122,13 +122,13 @@ class YaRN(Method):
         if self.attention_factor is not None:
             return AppliedScalar("attention_factor", self.attention_factor, "user")
         if self.attention_law is not None:
-            law = self.attention_law
-            return AppliedScalar("attention_factor", law.at(self.scale(base, length)), law.source)
+            schedule = self.attention_law
+            return AppliedScalar("attention_factor", schedule.at(self.scale(base, length)), schedule.source)
         return None
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
-        tuning = self.applied_scalar(base, length)
-        extra = {} if tuning is None else {"attention_factor": tuning.value}
+        scalar = self.applied_scalar(base, length)
+        extra = {} if scalar is None else {"attention_factor": scalar.value}
         return _overrides(
             length,
             rope_type="yarn",
@@ -144,15 +144,15 @@ class YaRN(Method):
 class LongRoPE(Method):
     """Per-dimension factors found by search (Ding et al. 2024, arXiv 2402.13753); the lists come from the spec.
 
-    One list is chosen per cell: ``long_factor`` above the training context, ``short_factor`` up to it.
-    transformers switches lists in the middle of a sequence; here a prompt is read with one of them.
+    One list is used for a whole cell: ``long_factor`` above the training context, ``short_factor`` up to it.
+    transformers would switch lists in the middle of a sequence.
     """
 
     id: ClassVar[str] = "longrope"
 
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
-    """Divisors of the rotary frequencies, one for each pair of rotated dimensions (head_dim / 2 where all are)."""
+    """Divisors of the rotary frequencies, one per pair of rotated dimensions (head_dim / 2 with full rotation)."""
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         half = base.positions.pairs
@@ -162,8 +162,8 @@ class LongRoPE(Method):
                     # Lists would not help: what every other scaling says of such a base is the true reason.
                     raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
-                    f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
-                    f"YAML of your own and name its folder with --baselines"
+                    f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "
+                    f"own YAML and pass its folder with --baselines"
                 )
         chosen = list((self.long_factor if length > base.training_context else self.short_factor) or ())
         return _overrides(

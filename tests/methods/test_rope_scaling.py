@@ -17,7 +17,7 @@ from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
-from longctx_bench.methods.scalar_schedule import ScalarSchedule, fit_law
+from longctx_bench.methods.scalar_schedule import ScalarSchedule, fit_slope
 from longctx_bench.models.variant import ModelUnderTest
 
 LENGTH = 1024  # four times the tiny model's training context
@@ -137,5 +137,5 @@ def test_a_base_without_rotary_positions_is_refused() -> None:
     assert RoPE().model_overrides(base, 2048) == {}
 
 
-def test_fit_law() -> None:
-    assert fit_law({2.0: 1 + 0.3 * 0.6931471805599453, 8.0: 1 + 0.3 * 2.0794415416798357}) == pytest.approx(0.3)
+def test_fit_slope() -> None:
+    assert fit_slope({2.0: 1 + 0.3 * 0.6931471805599453, 8.0: 1 + 0.3 * 2.0794415416798357}) == pytest.approx(0.3)

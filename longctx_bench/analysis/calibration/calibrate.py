@@ -14,7 +14,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import atomic_write, write_json
 from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.methods.base import BaseModelInfo, Method
-from longctx_bench.methods.scalar_schedule import fit_law
+from longctx_bench.methods.scalar_schedule import fit_slope
 from longctx_bench.models.variant import ModelUnderTest
 
 COARSE, FINE = 0.1, 0.025
@@ -90,7 +90,7 @@ def calibrate(
         _require_a_best(fine, coarse, scale, objective.name)
         table[scale] = best(fine)
         sweep += coarse + fine
-    return Fit(table, fit_law(table), sweep)
+    return Fit(table, fit_slope(table), sweep)
 
 
 def _require_a_best(points: Sequence[Point], coarse: Sequence[Point], scale: float, objective: str) -> None:

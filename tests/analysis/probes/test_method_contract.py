@@ -221,7 +221,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
     contestant = ModelUnderTest(variant.base(read_config(folder)), variant.method, 512)
     model = load_model(folder, "float32", "cpu")
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", lambda *_, **__: None)
-    with pytest.raises(MissingMaskError, match="in the place of 'sdpa'"), prepared(model, contestant, 512):
+    with pytest.raises(MissingMaskError, match="replaced 'sdpa'"), prepared(model, contestant, 512):
         pass
 
 
