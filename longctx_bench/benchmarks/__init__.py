@@ -1,4 +1,4 @@
-"""Benchmarks: from a task spec to examples, without a model."""
+"""Benchmarks: generators of examples."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ BENCHMARKS: PluginRegistry[type[Benchmark]] = PluginRegistry(
         "ruler-upstream-variable-tracking": f"{_HERE}.ruler_upstream.niah_and_tracking:UpstreamVariableTracking",
     },
 )
-"""Classes of benchmarks by id; a task's YAML names one under ``use``."""
+"""Benchmark classes by id; a task YAML names one under ``use``."""

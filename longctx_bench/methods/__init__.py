@@ -1,4 +1,4 @@
-"""Context-extension methods: one small class each."""
+"""Context-extension methods, one small class each."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ METHODS: PluginRegistry[type[Method]] = PluginRegistry(
         "yarn": f"{_HERE}.rope_scaling:YaRN",
     },
 )
-"""Classes of methods by id; a method's YAML names one under ``use``, and those from outside need no YAML."""
+"""Method classes by id; a method YAML names one under ``use``. Plug-in methods need no YAML."""

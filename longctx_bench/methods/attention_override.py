@@ -74,8 +74,8 @@ def require_attention_mask(model: PreTrainedModel) -> None:
         return
     if not getattr(model, "_supports_attention_backend", False):
         raise MissingMaskError(
-            f"{model.config.model_type}: does not use transformers' attention interface, so the method's attention would "
-            f"silently be ignored"
+            f"{model.config.model_type}: does not use transformers' attention interface, so the method's attention "
+            f"would silently be ignored"
         )
     if name not in AttentionMaskInterface._global_mapping:
         raise MissingMaskError(
