@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from longctx_bench.analysis.parity.output_comparison import Generation, Rotation, first_difference
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 TOP_LOGPROBS = 20

@@ -18,7 +18,7 @@ from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import RoPE
 
 NEAR = 4
@@ -60,7 +60,7 @@ def without_scaling(method: Method, base: Base, length: int) -> Method | None:
     becomes the base model.
     """
     if method.tunable == "temperature":
-        return method.tuned(1.0) if method.tuning(base, length) is not None else None
+        return method.with_scalar(1.0) if method.applied_scalar(base, length) is not None else None
     return RoPE() if method.checkpoint is None and method.model_overrides(base, length) else None
 
 

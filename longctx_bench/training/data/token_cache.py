@@ -14,7 +14,7 @@ import numpy as np
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import cache_dir, made_once
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
