@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 
 Call = Callable[..., tuple[int, str, str]]
 
 METHOD = """
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class Mine(Method):
@@ -100,8 +100,8 @@ def test_long_lists_of_names_are_not_printed_and_far_names_not_suggested(call: C
     code, _, error = call("run", "--model", "neox", "--dry-run")
     assert code == 2
     assert len(error) < 200
-    assert near_miss("half-pi", ["alibi", "pi"]) == "; known: alibi, pi"
-    assert near_miss("yarn-tny", ["yarn-tiny"]) == "; did you mean 'yarn-tiny'?"
+    assert did_you_mean("half-pi", ["alibi", "pi"]) == "; known: alibi, pi"
+    assert did_you_mean("yarn-tny", ["yarn-tiny"]) == "; did you mean 'yarn-tiny'?"
 
 
 def test_a_missing_argument_comes_with_the_usage(call: Call) -> None:
@@ -132,7 +132,7 @@ def test_a_longbench_file_that_is_not_there_names_those_that_are(tmp_path: Path)
 
 
 def test_lists_do_not_help_longrope_on_a_base_with_a_scaling_of_its_own() -> None:
-    from longctx_bench.methods.base import Base
+    from longctx_bench.methods.base import BaseModelInfo
     from longctx_bench.methods.rope_scaling import LongRoPE
 
     rope: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -141,7 +141,7 @@ def test_lists_do_not_help_longrope_on_a_base_with_a_scaling_of_its_own() -> Non
         "rope_parameters": {"rope_theta": 10000.0, **rope},
     }  # fmt: skip
     with pytest.raises(UserError, match="scheme of their own .* and longrope on top of that is not defined"):
-        LongRoPE().model_overrides(Base("mine", 2048, config), 4096)
+        LongRoPE().model_overrides(BaseModelInfo("mine", 2048, config), 4096)
 
 
 def test_a_server_that_is_not_there_is_named_at_once(call: Call, tiny_folder: Path, tmp_path: Path) -> None:

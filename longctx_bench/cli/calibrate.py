@@ -10,7 +10,7 @@ import click
 from longctx_bench.cli.options import engine_options, make_registry, registry_options, writable
 
 if TYPE_CHECKING:
-    from longctx_bench.analysis.calibration.calibrate import Point
+    from longctx_bench.analysis.calibration.calibrate import SweepPoint
 
 
 @click.command("calibrate")
@@ -65,7 +65,7 @@ def calibrate_command(
     registry = make_registry(**options)  # type: ignore[arg-type]
     tunable = registry.variant(model).method.tunable
 
-    def print_point(point: Point) -> None:
+    def print_point(point: SweepPoint) -> None:
         console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
     result = calibrate(

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from longctx_bench.cli.options import parse_scales, parts, writable
+from longctx_bench.cli.options import parse_scales, split_commas, writable
 from longctx_bench.cli.output import require_finished, say
 from longctx_bench.cli.paper_figures import write_paper
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 
 _FORMATS = ("png", "pdf", "svg")
@@ -65,7 +65,7 @@ def figures_command(
     if paper is not None:
         _reject_options_of_paper(out)
         write_paper(
-            paper, folder, parts(bases), _parse_choices("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, split_commas(bases), _parse_choices("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
@@ -82,7 +82,7 @@ def figures_command(
     formats = _parse_choices("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     # --kind all draws the folder's own data; the curves of shipped checkpoints belong to other runs.
     material = Material(
-        folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
+        folder, tuple(split_commas(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
@@ -108,10 +108,10 @@ def _reject_options_of_paper(out: Path | None) -> None:
 
 
 def _parse_choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    selected = choices if text == "all" else tuple(parts(text))
+    selected = choices if text == "all" else tuple(split_commas(text))
     for name in selected:
         if name not in choices:
-            raise UserError(f"{option} {name}: unknown{near_miss(name, choices)}")
+            raise UserError(f"{option} {name}: unknown{did_you_mean(name, choices)}")
     if not selected:
         raise UserError(f"{option}: names nothing; known: {', '.join(choices)}")
     return tuple(dict.fromkeys(selected))

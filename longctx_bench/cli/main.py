@@ -33,7 +33,7 @@ from longctx_bench.cli.train import train_command
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import disk_is_full
 from longctx_bench.core.provenance import package_version
-from longctx_bench.core.sanitize import printable
+from longctx_bench.core.sanitize import escape_control_chars
 
 _format_warning = warnings.formatwarning
 
@@ -110,16 +110,16 @@ def _sanitize_terminal_output() -> None:
 
 
 def _warning(*arguments: Any, **named: Any) -> str:
-    return printable(_format_warning(*arguments, **named))
+    return escape_control_chars(_format_warning(*arguments, **named))
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(escape_control_chars("".join(traceback.format_exception(kind, error, trace))))
 
 
 class _LogRecord(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802 (logging's name)
-        return printable(super().getMessage())
+        return escape_control_chars(super().getMessage())
 
 
 def _close_output() -> None:

@@ -10,13 +10,21 @@ import click
 import yaml
 from click.core import ParameterSource
 
-from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, parts
+from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, split_commas
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import require_writable
 
 __all__ = [
-    "add_options", "engine_options", "make_registry", "parse_lengths", "parse_scales", "parse_settings", "parts",
-    "registry_options", "renamed_option", "writable",
+    "add_options",
+    "engine_options",
+    "make_registry",
+    "parse_lengths",
+    "parse_scales",
+    "parse_settings",
+    "registry_options",
+    "renamed_option",
+    "split_commas",
+    "writable",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])

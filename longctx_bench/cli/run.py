@@ -18,9 +18,9 @@ from longctx_bench.cli.options import (
     renamed_option,
 )
 from longctx_bench.cli.output import put_list, say
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
-from longctx_bench.core.sanitize import counted, plain
+from longctx_bench.core.sanitize import pluralize, single_line
 
 _TEMPERATURES = click.Choice(["auto", "none", "paper", "perplexity", "retrieval"])
 
@@ -93,7 +93,7 @@ def run_command(
     method_names = {variant.method_name for variant in variants}
     for method in parse_settings(settings):
         if method not in method_names:
-            raise UserError(f"--set {method}.…: no model of this run uses {method}{near_miss(method, method_names)}")
+            raise UserError(f"--set {method}.…: no model of this run uses {method}{did_you_mean(method, method_names)}")
     task_specs = registry.select_tasks(tasks, protocol)
     engine_options = engine_arguments(**engine)
     if not dry_run:
@@ -123,8 +123,8 @@ def run_command(
 
 def _print_plan(cells: list[Any], engine: Any) -> int:
     """Print what a run would take, and return the exit code that it would end with for what is refused already."""
-    from longctx_bench.core.errors import DoesNotFit
-    from longctx_bench.registry import ALL
+    from longctx_bench.core.errors import ContextTooShort
+    from longctx_bench.registry import ALL_EXAMPLES
     from longctx_bench.runner.estimate import estimate
 
     rows = []
@@ -137,14 +137,14 @@ def _print_plan(cells: list[Any], engine: Any) -> int:
         state = "refused" if item.refusal else "done" if item.planned.done else "to run"
         if item.refusal:
             refused[str(item.planned.cell)] = item.refusal
-        examples = "all" if item.planned.n == ALL else str(item.planned.n)
+        examples = "all" if item.planned.n == ALL_EXAMPLES else str(item.planned.n)
         tokens = "-" if item.tokens is None else f"{item.tokens:,}"
         rows.append((str(item.planned.cell), examples, tokens, time, memory, state))
     put_list(("cell", "examples", "tokens", "time", "memory", "state"), rows)
     for cell, error in refused.items():
-        say(f"{'skipped' if isinstance(error, DoesNotFit) else 'failed'}: {cell}: {error}", err=True)
-    say(f"{counted(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
-    return 0 if not refused else 1 if all(isinstance(error, DoesNotFit) for error in refused.values()) else 2
+        say(f"{'skipped' if isinstance(error, ContextTooShort) else 'failed'}: {cell}: {error}", err=True)
+    say(f"{pluralize(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
+    return 0 if not refused else 1 if all(isinstance(error, ContextTooShort) for error in refused.values()) else 2
 
 
 def _duration(seconds: float) -> str:
@@ -169,11 +169,11 @@ def _print_summary(result: Any, out: Path, printed: set[str]) -> None:
             line = f"{what}: {cell}: {reason}"
             # Printed during the run already: only their number is repeated below.
             if line not in printed:
-                console.print(plain(line), markup=False, soft_wrap=True)
+                console.print(single_line(line), markup=False, soft_wrap=True)
         if len(cells) > 1:
-            console.print(f"{counted(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
+            console.print(f"{pluralize(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
     if result.finished:
         number = len(result.finished)
         what = "it" if number == 1 else "them"
-        line = f"{counted(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
+        line = f"{pluralize(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
         say(line)

@@ -12,7 +12,7 @@ from typing import Any
 
 from longctx_bench.benchmarks.lm_eval_task import LMEval
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Finished
+from longctx_bench.core.types import SampleRecord
 from longctx_bench.engines.base import Engine
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -24,7 +24,7 @@ _PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
 class LmEvalResult:
     """The result of an lm-eval task."""
 
-    finished: list[Finished]
+    finished: list[SampleRecord]
     metric: str
     score: float
     """lm-eval's aggregate of that metric."""
@@ -141,7 +141,7 @@ def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], evaluati
     )
     if not samples or not isinstance(samples[0].get(metric), int | float):
         raise UserError(f"lm_eval:{task}: reports no score per document; run it with lm-eval itself")
-    finished = [Finished(_record(sample, metric), 0.0) for sample in samples]
+    finished = [SampleRecord(_record(sample, metric), 0.0) for sample in samples]
     details = {
         "results": aggregated,
         "version": evaluation["versions"].get(task),

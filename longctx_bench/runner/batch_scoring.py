@@ -7,7 +7,7 @@ from math import fsum
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Example, Finished, Generation, Losses, Request
+from longctx_bench.core.types import Example, Generation, LoglikelihoodResult, Request, SampleRecord
 from longctx_bench.engines.base import Engine
 from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
@@ -22,11 +22,11 @@ def score_generations(
     model: ModelUnderTest,
     metric: Metric,
     examples: Mapping[str, Example],
-) -> list[Finished]:
+) -> list[SampleRecord]:
     """Generate greedily and score the texts."""
 
     def is_final(example_id: str, text: str) -> bool:
-        return metric.settled(text, examples[example_id].references)
+        return metric.is_final(text, examples[example_id].references)
 
     finished = []
     for generation in engine.generate(batch, model, is_final):
@@ -37,7 +37,7 @@ def score_generations(
                 f"metric '{metric.name}': gave {value:g} for a generation, but rates are in [0, 1]; use Metric(..., "
                 f"percent=False) for other scores"
             )
-        finished.append(Finished(_generation_record(example, generation, metric.name, value), generation.seconds))
+        finished.append(SampleRecord(_generation_record(example, generation, metric.name, value), generation.seconds))
     return finished
 
 
@@ -47,10 +47,10 @@ def score_loglikelihoods(
     model: ModelUnderTest,
     metric: Metric,
     examples: Mapping[str, Example],
-) -> list[Finished]:
+) -> list[SampleRecord]:
     """Score the log-likelihood of the text itself: mean loss per token, in nats."""
     return [
-        Finished(_loss_record(examples[losses.example_id], losses, metric.name), losses.seconds)
+        SampleRecord(_loss_record(examples[losses.example_id], losses, metric.name), losses.seconds)
         for losses in engine.losses(batch, model)
     ]
 
@@ -76,7 +76,7 @@ def _generation_record(example: Example, generation: Generation, metric: str, va
     return record
 
 
-def _loss_record(example: Example, losses: Losses, metric: str) -> dict[str, Any]:
+def _loss_record(example: Example, losses: LoglikelihoodResult, metric: str) -> dict[str, Any]:
     first = example.n_tokens - len(losses.losses)
     width = max(1, -(-example.n_tokens // _NUM_BINS))
     bins: dict[int, list[float]] = {}

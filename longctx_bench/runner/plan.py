@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.core.code_digest import Code
+from longctx_bench.core.code_digest import CodeDigest
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import digest, is_local, pinned
+from longctx_bench.core.sources import content_digest, is_local, resolve_revision
 from longctx_bench.core.specs import Source, TaskSpec
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.base import EngineFacts
 from longctx_bench.models.variant import ModelVariant
-from longctx_bench.registry import Registry, Scoring
+from longctx_bench.registry import LoadedMetric, Registry
 from longctx_bench.runner.strategies import STRATEGIES, RunSettings, Strategy, run_settings
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
@@ -96,7 +96,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
     # First: everything below is built from this version of the code, even if the files change meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
-    scorings: dict[str, Scoring | None] = {}
+    scorings: dict[str, LoadedMetric | None] = {}
     for task in spec.tasks:
         scorings[task.name] = STRATEGIES[benchmarks[task.name].kind].load_scoring(task, registry)
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
@@ -108,7 +108,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
     pinned_variants = [replace(variant, source=pinned_sources[variant.source]) for variant in spec.variants]
     sources = set(pinned_sources.values())
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
-    digests: dict[Source, str | None] = {source: digest(source) for source in sources if is_local(source)}
+    digests: dict[Source, str | None] = {source: content_digest(source) for source in sources if is_local(source)}
     for source in dict.fromkeys(variant.source for variant in pinned_variants):
         variants = [variant for variant in pinned_variants if variant.source == source]
         for task in spec.tasks:
@@ -137,7 +137,7 @@ def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Regis
 def _try_pin(source: Source) -> Source:
     """Pin a hub repository to a commit; an unreachable one fails only its own cells, when they start."""
     try:
-        return pinned(source)
+        return resolve_revision(source)
     except UserError:
         return source
 
@@ -159,8 +159,8 @@ def _cell_spec(
     variant: ModelVariant,
     task: TaskSpec,
     benchmark: Benchmark,
-    scoring: Scoring | None,
-    plugins: Mapping[str, Code | None],
+    scoring: LoadedMetric | None,
+    plugins: Mapping[str, CodeDigest | None],
     length: int,
     engine: EngineFacts,
     digests: Mapping[Source, str | None],

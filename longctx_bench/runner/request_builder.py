@@ -15,7 +15,7 @@ from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.specs import TaskSpec
 from longctx_bench.core.types import Example, Request
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec
@@ -56,7 +56,7 @@ class RequestBuilder:
         """Return a cell's examples; ``folder`` holds the tokenizer."""
         return [example for part in self.parts(planned, folder) for example, _ in part.examples]
 
-    def requests(self, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
+    def requests(self, planned: PlannedCell, folder: Path, base: BaseModelInfo) -> list[Request]:
         """Return a cell's requests, in the order of its examples."""
         return [
             request
@@ -81,7 +81,9 @@ class RequestBuilder:
 
         return map(cache_whole_cell, _Parts(self._write(planned.task, folder, planned.cell.length, planned.n), PART))
 
-    def requests_of(self, examples: EncodedExamples, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
+    def requests_of(
+        self, examples: EncodedExamples, planned: PlannedCell, folder: Path, base: BaseModelInfo
+    ) -> list[Request]:
         """Return the requests of some of a cell's examples, in order."""
         task, method = planned.task, planned.variant.method
         encoder, benchmark = self._encoder(task, folder), self._registry.benchmark(task)
@@ -108,7 +110,9 @@ class RequestBuilder:
         """Return draft tokens for speculative decoding: the expected completion, as it would follow the prompt."""
         if not example.references or example.scored:
             return ()
-        draft = encoder.continuation(example.prompt, example.answer_prefix, benchmark.answer(example.references))
+        draft = encoder.continuation(
+            example.prompt, example.answer_prefix, benchmark.expected_completion(example.references)
+        )
         return (tuple(draft[:_MAX_DRAFT_TOKENS]),) if draft else ()
 
     def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from longctx_bench.benchmarks.base import example_id
 from longctx_bench.core import provenance
-from longctx_bench.core.errors import DiskFull, DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, DiskFull, UserError
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.metrics import shipped_metric
@@ -139,7 +139,7 @@ class Runner:
         """
         if isinstance(error, DiskFull):
             raise error
-        if isinstance(error, DoesNotFit):
+        if isinstance(error, ContextTooShort):
             run_result.skipped.append((planned.cell, str(error)))
             self.progress.note(f"{planned.cell}: skipped: {error}")
             return
@@ -178,7 +178,7 @@ class Runner:
             if cell.closed:
                 return
         if not cell.num_examples:
-            raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
+            raise ContextTooShort(f"{planned.task.name}: its data hold no examples")
         if not job.num_missing and not cell.num_running_jobs:
             self._finish(cell, self.executor.engine.describe(), run_result)
 
@@ -270,7 +270,7 @@ class Runner:
         is_plugin = scoring is not None and shipped_metric(planned.spec.task.metric) is None
         measure = scoring.metric if scoring is not None and is_plugin else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
-        tuning = method.tuning(open_cell.model.base, longest)
+        tuning = method.applied_scalar(open_cell.model.base, longest)
         return CellResult(
             schema_version=SCHEMA_VERSION,
             cell=CellKey(cell.model, cell.method, cell.task, cell.length),

@@ -14,12 +14,12 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.specs import TaskSpec
-from longctx_bench.core.types import NATURAL, Example, Finished, Request
+from longctx_bench.core.types import NATURAL, Example, Request, SampleRecord
 from longctx_bench.engines.base import Engine
 from longctx_bench.models.variant import ModelUnderTest
-from longctx_bench.registry import ALL, Registry, Scoring
+from longctx_bench.registry import ALL_EXAMPLES, LoadedMetric, Registry
 from longctx_bench.runner.batch_scoring import score_generations, score_loglikelihoods
 
 _PREFILL_CHUNK = 256
@@ -62,7 +62,7 @@ class HarnessSummary:
 class BatchResult:
     """The records of one batch, or of a whole task that lm-eval ran."""
 
-    finished: Sequence[Finished]
+    finished: Sequence[SampleRecord]
     """In the batch's order."""
     peak: int | None
     """Peak memory in bytes, where the engine reports it."""
@@ -81,7 +81,7 @@ class Strategy(ABC):
     """True when prompts of different lengths must not share a batch."""
     _losses: ClassVar[bool] = False
 
-    def load_scoring(self, task: TaskSpec, registry: Registry) -> Scoring | None:
+    def load_scoring(self, task: TaskSpec, registry: Registry) -> LoadedMetric | None:
         """Load a task's metric anew and check that it fits the benchmark; None when the harness brings its own.
 
         Raises:
@@ -92,7 +92,7 @@ class Strategy(ABC):
             raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
         return scoring
 
-    def scoring(self, task: TaskSpec, registry: Registry) -> Scoring | None:
+    def scoring(self, task: TaskSpec, registry: Registry) -> LoadedMetric | None:
         """Return a task's metric as it was loaded; None when the harness brings its own."""
         return registry.metric(task)
 
@@ -106,7 +106,7 @@ class Strategy(ABC):
 
     def count(self, n: int) -> str:
         """Return ``n`` examples in words, for the progress on a pipe."""
-        return counted(n, "example")
+        return pluralize(n, "example")
 
     def prefill_chunk(self, length: int) -> int:
         """Return how many tokens of a prompt of ``length`` tokens a forward pass must hold at least."""
@@ -177,11 +177,11 @@ class LmEvalStrategy(Strategy):
 
     external = True
 
-    def load_scoring(self, task: TaskSpec, registry: Registry) -> Scoring | None:
+    def load_scoring(self, task: TaskSpec, registry: Registry) -> LoadedMetric | None:
         """Return None: lm-eval's tasks bring their own metrics."""
         return None
 
-    def scoring(self, task: TaskSpec, registry: Registry) -> Scoring | None:
+    def scoring(self, task: TaskSpec, registry: Registry) -> LoadedMetric | None:
         """Return None: lm-eval's tasks bring their own metrics."""
         return None
 
@@ -240,4 +240,4 @@ STRATEGIES: dict[str, Strategy] = {
 
 def run_settings(n: int, seed: int, chat_template: bool) -> RunSettings:
     """Return the settings of a cell of ``n`` examples, all of the data's where ``n`` is ``ALL``."""
-    return RunSettings(None if n == ALL else n, seed, chat_template)
+    return RunSettings(None if n == ALL_EXAMPLES else n, seed, chat_template)

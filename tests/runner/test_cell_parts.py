@@ -30,7 +30,7 @@ from longctx_bench.store.run_store import ResultStore
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
 
 OWN = """
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.core.types import Example
 
 class Rows(Benchmark):
@@ -41,7 +41,7 @@ class Rows(Benchmark):
     def examples(self, encoder, length, max_new_tokens, n, seed):
         for index in range(min(n, self.rows)):
             if index == self.bad:
-                raise DoesNotFit("row too long")
+                raise ContextTooShort("row too long")
             prompt = "word " * (400 + 100 * index)
             yield Example(example_id(index), prompt, "", ("1",), (), encoder.count(prompt, ""), max_new_tokens)
 """
@@ -141,13 +141,13 @@ def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.M
         made = [type(item) for item in gc.get_objects() if type(item) in {Example, Request}]
         return made.count(Example), made.count(Request)
 
-    def counted(*arguments: Any) -> Any:
+    def pluralize(*arguments: Any) -> Any:
         found = requests_of(*arguments)
         held.append(count())
         return found
 
     before = count()
-    monkeypatch.setattr(RequestBuilder, "requests_of", counted)
+    monkeypatch.setattr(RequestBuilder, "requests_of", pluralize)
     echo("out", limit=48)
     assert len(held) == 6
     # One more is written to see whether there is another part, and one by the thread that writes ahead.

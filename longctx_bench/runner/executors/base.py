@@ -72,7 +72,7 @@ class CellJob:
 
     @property
     def model(self) -> ModelUnderTest:
-        """Base, method and length."""
+        """BaseModelInfo, method and length."""
         return self.cell.model
 
     @property

@@ -5,6 +5,7 @@ import lzma
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import made_once
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files
 from longctx_bench.training.data.sequence_packing import Batches, PackedText, RetrievalPool
 from longctx_bench.training.data.token_cache import token_arrays
@@ -30,7 +31,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "five"}) + "\n\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["six"]}), tmp_path / "d.parquet")
     found = files(TextSource(path="."), tmp_path)
-    assert [text for file in found for text in documents_of_file(file)] == [
+    assert [text for file in found for text in read_documents(file)] == [
         "one",
         "two",
         "three",
@@ -57,7 +58,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        [list(documents_of_file(file)) for file in files(TextSource(path=name), tmp_path)]
+        [list(read_documents(file)) for file in files(TextSource(path=name), tmp_path)]
 
 
 def test_a_missing_corpus_says_how_to_name_it(tmp_path: Path) -> None:
@@ -76,6 +77,25 @@ def test_tokens_are_made_once_with_an_end_after_each_document(
     assert int((first == tokenizer.eos_token_id).sum()) == 4
     text = tokenizer.decode(first.tolist()).replace(tokenizer.eos_token, "\0")
     assert text.rstrip("\0") == (corpus / "train.txt").read_text(encoding="utf-8")
+
+
+def test_files_tokenised_at_the_same_time_keep_their_order_and_bytes(
+    corpus: Path, tokenizer: Any, tmp_path: Path, prose: Callable[[int, int], str]
+) -> None:
+    texts = [prose(seed, 5 + seed) for seed in range(7)]
+    for number, text in enumerate([*texts, texts[0]]):  # the last is a second copy of the first
+        (tmp_path / f"{number}.txt").write_text(f"{text}\0{text[:40]}", encoding="utf-8")
+    cache = tmp_path / "cache"
+    arrays = token_arrays([TextSource(path="*.txt")], tmp_path, tokenizer, 0, cache)
+    for text, array in zip([*texts, texts[0]], arrays, strict=True):
+        ids = [
+            token
+            for document in (text, text[:40])
+            for token in [*tokenizer.encode(document, add_special_tokens=False), tokenizer.eos_token_id]
+        ]
+        assert array.dtype == np.uint16
+        assert array.tolist() == ids
+    assert len(list(cache.glob("*.npy"))) == 7
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "without digests"])

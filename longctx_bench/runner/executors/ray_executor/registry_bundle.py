@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.code_digest import Code
+from longctx_bench.core.code_digest import CodeDigest
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import MethodSpec, ModelSpec, PathSource, Source
 from longctx_bench.core.temp_dirs import ScratchFolder
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry
 
@@ -41,8 +41,8 @@ class SerializedVariant:
     source: Source
     digest: str | None
     """Digest of weights given by a path, which the other machine checks."""
-    base: Base
-    code: Code | None = None
+    base: BaseModelInfo
+    code: CodeDigest | None = None
     """Code digest of a plug-in method, which the other machine checks."""
 
 
@@ -68,7 +68,7 @@ def unpack(bundle: RegistryBundle) -> tuple[Registry, AbstractContextManager[Any
     return Registry(folders), scratch
 
 
-def serialize(variant: ModelVariant, base: Base, digest: str | None) -> SerializedVariant:
+def serialize(variant: ModelVariant, base: BaseModelInfo, digest: str | None) -> SerializedVariant:
     """Serialize a variant, with the path of its weights made absolute."""
     source = variant.source
     if isinstance(source, PathSource):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longctx_bench.core.errors import DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.types import Example, Request
 from longctx_bench.runner.executors.base import RemoteError
@@ -33,7 +33,7 @@ class Failure:
     def error(self) -> Exception:
         """Convert to an exception for the runner."""
         if self.kind != "bug":
-            return (DoesNotFit if self.kind == "skip" else UserError)(self.message)
+            return (ContextTooShort if self.kind == "skip" else UserError)(self.message)
         error = RemoteError(self.message)
         error.add_note(self.trace)
         return error
@@ -145,12 +145,12 @@ class Worker:
 
     def _folder(self, variant: SerializedVariant) -> Path:
         """Return the checkpoint on this machine, checked against the driver's digest."""
-        from longctx_bench.core.sources import digest
+        from longctx_bench.core.sources import content_digest
         from longctx_bench.models.checkpoint import checkpoint_folder
 
         folder = checkpoint_folder(variant.source)
         if variant.digest is not None and (folder, variant.digest) not in self._checked:
-            if digest(variant.source) != variant.digest:
+            if content_digest(variant.source) != variant.digest:
                 raise UserError(
                     f"{folder}: holds other weights than on the machine of the run; share the folder among the nodes"
                 )
@@ -161,7 +161,7 @@ class Worker:
         from longctx_bench.models.variant import ModelUnderTest
 
         sent = job.variant
-        variant = self._registry.rebuilt(sent.model, sent.spec, sent.params, sent.source)
+        variant = self._registry.variant_from_parts(sent.model, sent.spec, sent.params, sent.source)
         if variant.code != sent.code:
             raise UserError(
                 f"method {sent.spec.name}: {sent.spec.use} is other code than on the machine of the run; install "
@@ -185,7 +185,7 @@ class Worker:
             return call()
         except UserError as error:
             where = f"{error} (on the worker at {self._node})"
-            return Failure("skip" if isinstance(error, DoesNotFit) else "user", where)
+            return Failure("skip" if isinstance(error, ContextTooShort) else "user", where)
         except MemoryError as error:
             return Failure("user", f"the memory of {self._node} is full ({error}); choose a smaller --length")
         except Exception as error:  # noqa: BLE001 (the driver raises it again)

@@ -214,7 +214,7 @@ def test_nothing_comes_up_for_minutes(pool: Any, monkeypatch: pytest.MonkeyPatch
     give(made.members[0], 1)
     ray.end(made.members[0].worker)
     drain(made)
-    assert made.first() == FACTS, "the minutes are counted from when the last worker was there"
+    assert made.first() == FACTS, "the minutes are pluralize from when the last worker was there"
 
 
 def test_an_engine_that_cannot_be_made(pool: Any) -> None:
