@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from longctx_bench.core import file_cache
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import _hub_reachable, describe, digest, fetch, sha256
-from longctx_bench.core.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource, validate
+from longctx_bench.core.sources import _hub_reachable, content_digest, fetch, sha256, source_label
+from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource, validate
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_one_line_where_the_hub_is_out_of_re
     ],
 )
 def test_where_a_source_comes_from_in_a_phrase(source: Source, said: str) -> None:
-    assert describe(source) == said
+    assert source_label(source) == said
 
 
 def test_the_hub_is_looked_for_where_it_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from helpers.fake_hub import publish
 from safetensors.torch import load_file
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.models.checkpoint import ADAPTER
+from longctx_bench.models.checkpoint import ADAPTER_CONFIG
 from longctx_bench.training.checkpoint_export import save_model
 from longctx_bench.training.models import fresh_model, recipe_tokenizer, starting_model
 from longctx_bench.training.recipe import Recipe, Shape, read_recipe

@@ -75,7 +75,7 @@ def calibrate(
         length = round(scale * base.training_context)
 
         def measure(value: float, examples: int, scale: float = scale, length: int = length) -> SweepPoint:
-            score = objective.score(ModelUnderTest(base, method.tuned(value), length), examples)
+            score = objective.score(ModelUnderTest(base, method.with_scalar(value), length), examples)
             point = SweepPoint(scale, value, score, examples)
             tell(point)
             return point
@@ -90,7 +90,7 @@ def calibrate(
         _require_a_maximum(fine, coarse, scale, objective.name)
         table[scale] = best_value(fine)
         sweep += coarse + fine
-    return CalibrationResult(table, fit_law(table), sweep)
+    return CalibrationResult(table, fit_slope(table), sweep)
 
 
 def _require_a_maximum(

@@ -108,7 +108,7 @@ class Perplexity:
     def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
         if not self._ids:
             eos = self._encoder.tokenizer.eos_token_id
-            for document in documents_of_file(self._text):
+            for document in read_documents(self._text):
                 ids = self._encoder.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
                 self._ids += [*ids, *([] if eos is None else [eos])]
                 if len(self._ids) > 2_000_000:

@@ -53,7 +53,7 @@ class MeanAttention:
     """``[layers, heads, BINS]``: attention on each part of the prompt; a head's parts sum to 1."""
 
 
-def without_scaling(method: Method, base: Base, length: int) -> Method | None:
+def without_scaling(method: Method, base: BaseModelInfo, length: int) -> Method | None:
     """Return the method with length scaling disabled, on the same weights; None if it does not scale.
 
     A model without positions loses its softmax temperature; a method on the base's own weights (PI, NTK, YaRN ...)
@@ -123,7 +123,7 @@ def choose_heads(at_context: MeanAttention) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_length(
-    attention: AttentionFunction, base: Base, method: Method, prompts: Mapping[int, Sequence[Prompt]]
+    attention: AttentionFunction, base: BaseModelInfo, method: Method, prompts: Mapping[int, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """Measure a method with and without its scaling at several lengths.
 
@@ -162,7 +162,9 @@ def attention_by_length(
     }
 
 
-def write_attention(out: Path, name: str, base: Base, result: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write_attention(
+    out: Path, name: str, base: BaseModelInfo, result: dict[str, Any], settings: dict[str, Any]
+) -> Path:
     """Write ``probes/attention/METHOD-BASE.json`` below a run's folder and return its path.
 
     Raises:

@@ -18,9 +18,14 @@ from longctx_bench.benchmarks import haystack
 from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import word_lists
-from longctx_bench.benchmarks.ruler_upstream.aggregation_and_qa import PaperCommonWords
+from longctx_bench.benchmarks.ruler_upstream.aggregation_and_qa import UpstreamCommonWords
 from longctx_bench.benchmarks.ruler_upstream.base import UpstreamError
-from longctx_bench.benchmarks.ruler_upstream.niah_and_tracking import PaperNeedles, PaperTracking, _Pairs, _value
+from longctx_bench.benchmarks.ruler_upstream.niah_and_tracking import (
+    UpstreamNeedleInAHaystack,
+    UpstreamVariableTracking,
+    _Pairs,
+    _value,
+)
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.types import Example
 from longctx_bench.metrics import METRICS
@@ -203,7 +208,7 @@ def test_numbers_are_drawn_from_upstreams_ranges(monkeypatch: pytest.MonkeyPatch
     # A name that comes up twice: upstream draws for one more chain, then fails.
     names = iter(["A", "A", "B"])
     monkeypatch.setattr("longctx_bench.benchmarks.ruler_upstream.niah_and_tracking._letters", lambda *_: next(names))
-    tracking = PaperTracking(chains=1, hops=1)
+    tracking = UpstreamVariableTracking(chains=1, hops=1)
     with pytest.raises(UpstreamError, match="one name"):
         tracking._chains(SimpleNamespace(rng=None, numpy=source), worked=False)  # type: ignore[arg-type]
     assert drawn == [(1_000_000, 9_999_999), (10_000, 99_999), (10_000, 99_999)]
