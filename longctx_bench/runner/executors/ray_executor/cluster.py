@@ -81,8 +81,8 @@ def layout(
     if not num_workers or num_workers > sum(cpus):
         raise UserError(f"--workers {num_workers}: the cluster has {sum(cpus)} CPUs, and each worker needs one")
     # The largest share at which every worker still fits on a node.
-    shares = range(sum(cpus) // num_workers, 0, -1)
-    share = next(share for share in shares if sum(node_cpus // share for node_cpus in cpus) >= num_workers)
+    candidates = range(sum(cpus) // num_workers, 0, -1)
+    share = next(share for share in candidates if sum(node_cpus // share for node_cpus in cpus) >= num_workers)
     return WorkerLayout(num_workers, share, 0)
 
 
