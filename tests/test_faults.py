@@ -199,7 +199,7 @@ def test_a_memory_that_is_full_at_the_first_long_cell(
 def test_a_memory_that_is_full_while_prompts_are_made(
     tiny_folder: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = ResultStore.keep_excerpts
+    keep = ResultStore.save_excerpts
 
     def full(self: ResultStore, cell: Any, examples: Any) -> None:
         if cell.length == 512:

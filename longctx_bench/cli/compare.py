@@ -31,12 +31,12 @@ def compare_command(
     Each cell: difference with its 95 % interval, exact McNemar or permutation test, Holm correction over the table,
     examples won, tied and lost. Examples without an identical counterpart are left out and named on standard error.
     """
-    from longctx_bench.reporting.comparison_selection import compare_chosen
+    from longctx_bench.reporting.comparison_selection import compare_selected
     from longctx_bench.reporting.results import read_cells
 
     results = read_cells(folder)
     require_finished(results, folder)
-    comparison, missing = compare_chosen(
+    comparison, missing = compare_selected(
         results, folder, a, b, parts(tasks), parse_scales(scale), parse_lengths(length)
     )
     form = format_of(form, out)

@@ -60,7 +60,7 @@ def figures_command(
     With --kind all, everything that the folder has data for; a line says what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.registry import KINDS, Material, draw
+    from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs, draw_figures
 
     if paper is not None:
         _refuse_beside_paper(out)
@@ -71,7 +71,7 @@ def figures_command(
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
-    kinds = _chosen("--kind", kind, tuple(KINDS))
+    kinds = _chosen("--kind", kind, tuple(FIGURE_KINDS))
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
@@ -79,12 +79,12 @@ def figures_command(
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     # Everything that the folder has data for: the curves of what ships are of other runs.
-    material = Material(
+    material = FigureInputs(
         folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
-    made = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
+    made = draw_figures(material, kinds, lambda line: say(f"left out: {line}", err=True))
     if single is not None and len(made) > 1:
         raise UserError(f"--out {single}: is one file, there are {len(made)} figures; name a folder, or one --task")
     for name, figure in made.items():

@@ -22,6 +22,6 @@ def show_command(cell: str, example: str | None, out: Path, beside: str | None, 
     The prompt's ends are what the run kept of it; where it kept nothing, the prompt is written again from the cell's
     spec and checked against the stored hash.
     """
-    from longctx_bench.reporting.show_example import replay
+    from longctx_bench.reporting.show_example import show_example
 
-    put(replay(out, cell, example, make_registry(**options), beside) + "\n", None)  # type: ignore[arg-type]
+    put(show_example(out, cell, example, make_registry(**options), beside) + "\n", None)  # type: ignore[arg-type]

@@ -11,8 +11,13 @@ import numpy as np
 
 from longctx_bench.core.errors import UserError, near_miss
 from longctx_bench.core.types import NATURAL, length_name
-from longctx_bench.reporting.results import CellSummary, contributions
-from longctx_bench.reporting.stats.paired_tests import LEVEL, Paired, holm, paired
+from longctx_bench.reporting.results import CellSummary, mean_contributions
+from longctx_bench.reporting.stats.paired_tests import (
+    SIGNIFICANCE_LEVEL,
+    PairedResult,
+    holm_correction,
+    paired_comparison,
+)
 from longctx_bench.reporting.tables.footnotes import difference_notes, method_notes
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ class ComparedCell:
     metric: str
     percent: bool
     higher_is_better: bool
-    result: Paired
+    result: PairedResult
     """In the scores' unit: [0, 1], or nats."""
     p_holm: float
     """``result.p`` corrected for all cells of the comparison."""
@@ -39,7 +44,7 @@ class ComparedCell:
     @property
     def verdict(self) -> int:
         """1 where a is better beyond chance, -1 where b is, 0 where the two cannot be told apart."""
-        if self.p_holm >= LEVEL or not self.result.difference:
+        if self.p_holm >= SIGNIFICANCE_LEVEL or not self.result.difference:
             return 0
         return 1 if (self.result.difference > 0) == self.higher_is_better else -1
 
@@ -72,14 +77,14 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
     Raises:
         UserError: there is no such contestant, both are the same, or no example of theirs is identical.
     """
-    known = {summary.contestant for summary in cells}
+    known = {summary.variant for summary in cells}
     for name in (a, b):
         if name not in known:
             raise UserError(f"no finished cell of '{name}'{near_miss(name, known)}")
     if a == b:
         raise UserError(f"'{a}' cannot be compared with itself; name two contestants")
-    of_a = {(s.cell.task, s.cell.length): s for s in cells if s.contestant == a}
-    of_b = {(s.cell.task, s.cell.length): s for s in cells if s.contestant == b}
+    of_a = {(s.cell.task, s.cell.length): s for s in cells if s.variant == a}
+    of_b = {(s.cell.task, s.cell.length): s for s in cells if s.variant == b}
     compared, refused = [], []
     tasks = list(dict.fromkeys(task for task, _ in of_a))
     for place in sorted(of_a.keys() & of_b.keys(), key=lambda place: (tasks.index(place[0]), place[1])):
@@ -91,19 +96,19 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
         more = f" (and {len(refused) - 1} more such cells)" if len(refused) > 1 else ""
         raise UserError(f"nothing to compare: {why}{more}")
     refused += [*_alone(a, of_a, of_b), *_alone(b, of_b, of_a)]
-    corrected = holm([cell.result.p for cell in compared])
+    corrected = holm_correction([cell.result.p for cell in compared])
     rows = tuple(replace(cell, p_holm=p) for cell, p in zip(compared, corrected, strict=True))
     used = [own[cell.task, cell.length] for own in (of_a, of_b) for cell in rows]
     return Comparison(a, b, rows, tuple(refused), (*method_notes(used), *difference_notes(used)))
 
 
-def matched(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paired_contributions(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what the examples that two cells share contribute to their scores, in the order of the first, [n] and [n].
 
     Of examples that a cell has several times, the first pairs with the first, and so on.
     """
     if np.array_equal(a.hashes, b.hashes) and np.array_equal(a.scored, b.scored):
-        return a.values, b.values
+        return a.contributions, b.contributions
     places = {key: place for place, key in enumerate(_keys(b))}
     pairs = [(place, places[key]) for place, key in enumerate(_keys(a)) if key in places]
     left, right = [one for one, _ in pairs], [other for _, other in pairs]
@@ -112,7 +117,7 @@ def matched(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArra
 
 def _shared(summary: CellSummary, places: list[int]) -> NDArray[np.float64]:
     scored = summary.scored[places] if len(summary.scored) else summary.scored
-    return contributions(summary.scores[places], scored)
+    return mean_contributions(summary.scores[places], scored)
 
 
 def _keys(summary: CellSummary) -> list[tuple[bytes, int, int]]:
@@ -130,11 +135,11 @@ def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]
     """Compare one cell; also return the line that says what of it was left out, empty where nothing was."""
     name = f"{a.cell.task} at {length_name(a.cell.length)}"
     if a.metric != b.metric:
-        return None, f"{name}: not compared: {a.contestant} is scored by {a.metric}, {b.contestant} by {b.metric}"
-    left, right = matched(a, b)
+        return None, f"{name}: not compared: {a.variant} is scored by {a.metric}, {b.variant} by {b.metric}"
+    left, right = paired_contributions(a, b)
     line = ""
     if len(left) < max(len(a.scores), len(b.scores)):
-        counts = " and ".join(f"{len(s.scores) - len(left)} of {len(s.scores)} of {s.contestant}" for s in (a, b))
+        counts = " and ".join(f"{len(s.scores) - len(left)} of {len(s.scores)} of {s.variant}" for s in (a, b))
         line = f"{name}: examples without an identical counterpart: {counts}: {_why(a, b)}; "
         line += f"left out, {len(left)} pairs compared" if len(left) else "not compared"
     if not len(left):
@@ -143,7 +148,7 @@ def _compared(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, str]
     if broken:
         return None, f"{name}: not compared: {broken} of {len(left)} pairs have a score that is no finite number"
     percent = a.percent and b.percent
-    result = paired(left, right, percent, a.higher_is_better)
+    result = paired_comparison(left, right, percent, a.higher_is_better)
     scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None
     cell = ComparedCell(
         a.cell.task, a.cell.length, scale, a.metric, percent, a.higher_is_better, result, p_holm=result.p

@@ -12,7 +12,7 @@ from longctx_bench.reporting.comparison import Comparison, compare
 from longctx_bench.reporting.results import CellSummary, Results
 
 
-def compare_chosen(
+def compare_selected(
     results: Results,
     folder: Path,
     a: str,
@@ -38,7 +38,7 @@ def compare_chosen(
     Raises:
         UserError: a name is unknown, nothing was measured there, or nothing can be compared.
     """
-    known = {summary.contestant for summary in results.finished}
+    known = {summary.variant for summary in results.finished}
     for name in (a, b):
         if name not in known:
             raise UserError(f"{folder}: no finished cell of '{name}'{near_miss(name, known)}")
@@ -56,7 +56,7 @@ def _chosen(
     Raises:
         UserError: a task was not measured, or no cell is left.
     """
-    own = [summary for summary in cells if summary.contestant == name]
+    own = [summary for summary in cells if summary.variant == name]
     for task in tasks:
         measured = {summary.cell.task for summary in own}
         if task not in measured:

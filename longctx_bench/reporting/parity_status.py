@@ -9,7 +9,7 @@ from typing import Any
 
 from longctx_bench.core.types import NATURAL
 from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
-from longctx_bench.store.schema import CellResult, plain, upgraded_certificate
+from longctx_bench.store.schema import CellResult, to_builtins, upgrade_certificate
 
 _SAME = {
     "model": ("spec.model", "model"),
@@ -31,15 +31,15 @@ _SAME = {
 
 
 @dataclass(frozen=True)
-class Standing:
+class ParityStatus:
     """How a number of vLLM's stands to transformers' certificates."""
 
     certified: bool
-    why: str = ""
+    reason: str = ""
     """What keeps it from being certified."""
 
     def __str__(self) -> str:
-        return "certified against transformers" if self.certified else f"not certified ({self.why})"
+        return "certified against transformers" if self.certified else f"not certified ({self.reason})"
 
 
 def read_certificates(folder: Path) -> list[dict[str, Any]]:
@@ -51,11 +51,11 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
         except (FileNotFoundError, Unreadable):
             continue
         if isinstance(certificate.get("lengths"), dict):
-            found.append(upgraded_certificate(certificate))
+            found.append(upgrade_certificate(certificate))
     return found
 
 
-def standing(result: CellResult, certificates: Sequence[dict[str, Any]]) -> Standing | None:
+def parity_status(result: CellResult, certificates: Sequence[dict[str, Any]]) -> ParityStatus | None:
     """Tell whether a cell's number is certified: by its own weights, parameters, length, precision and versions.
 
     Args:
@@ -67,22 +67,22 @@ def standing(result: CellResult, certificates: Sequence[dict[str, Any]]) -> Stan
     """
     if result.spec.engine != "vllm":
         return None
-    cell, details = result.cell, plain(result)
+    cell, details = result.cell, to_builtins(result)
     if cell.length == NATURAL:
-        return Standing(False, "whole documents have no certificate")
+        return ParityStatus(False, "whole documents have no certificate")
     name = f"{cell.method}-{cell.model}"
     own = [certificate for certificate in certificates if certificate.get("contestant") == name]
     if not own:
-        return Standing(False, "no certificate")
+        return ParityStatus(False, "no certificate")
     # The nearest one says best what is lacking.
     differing, nearest = min(((_differing(details, other), other) for other in own), key=lambda found: len(found[0]))
     if differing:
-        return Standing(False, f"the certificate has another {' and another '.join(differing)}")
+        return ParityStatus(False, f"the certificate has another {' and another '.join(differing)}")
     section = nearest["lengths"].get(str(cell.length))
     if section is None:
-        return Standing(False, "the certificate lacks this length")
+        return ParityStatus(False, "the certificate lacks this length")
     passed = isinstance(section, dict) and section.get("passed") is True
-    return Standing(passed, "" if passed else "failed at this length")
+    return ParityStatus(passed, "" if passed else "failed at this length")
 
 
 def _differing(details: dict[str, Any], certificate: dict[str, Any]) -> list[str]:

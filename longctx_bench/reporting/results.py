@@ -18,12 +18,12 @@ from longctx_bench.core.types import Cell
 from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.metrics.length_buckets import Point, buckets_of
-from longctx_bench.reporting.parity_status import Standing, read_certificates, standing
+from longctx_bench.reporting.parity_status import ParityStatus, parity_status, read_certificates
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
-from longctx_bench.store.cell_folders import leads_to
-from longctx_bench.store.reader import Columns, DamagedError, count_records, read_columns, read_result
+from longctx_bench.store.cell_folders import is_cell_path
+from longctx_bench.store.reader import DamagedCellError, RecordColumns, count_records, read_columns, read_result
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import CellResult, TaskRecord, plain
+from longctx_bench.store.schema import CellResult, TaskRecord, to_builtins
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
 """Metrics of lm-eval that are rates; its others are shown as they are."""
@@ -56,13 +56,13 @@ class CellSummary:
     """Each example's score and length, where the task sorts its results by length."""
     depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
     """[n], percent, where every example has exactly one needle; else empty."""
-    parity: Standing | None = None
+    parity: ParityStatus | None = None
     """Whether a number of vLLM's is certified against transformers; None for other engines."""
 
     @property
     def percent(self) -> bool:
         """Whether the score is shown as per cent; a loss is not."""
-        return in_percent(self.result)
+        return is_percentage(self.result)
 
     @property
     def higher_is_better(self) -> bool:
@@ -75,12 +75,12 @@ class CellSummary:
         return bool((self.result.lm_eval or {}).get("higher_is_better", True))
 
     @property
-    def values(self) -> NDArray[np.float64]:
+    def contributions(self) -> NDArray[np.float64]:
         """Each example's contribution to the score, [n]: intervals and tests are made of them; their mean is it."""
-        return contributions(self.scores, self.scored)
+        return mean_contributions(self.scores, self.scored)
 
     @property
-    def contestant(self) -> str:
+    def variant(self) -> str:
         """``METHOD-BASE``."""
         return f"{self.cell.method}-{self.cell.model}"
 
@@ -90,7 +90,7 @@ class CellSummary:
         return self.cell.length / self.original_length
 
 
-def in_percent(result: CellResult) -> bool:
+def is_percentage(result: CellResult) -> bool:
     """Tell whether a metric's scores lie in [0, 1] and are shown in per cent: by its name, the same for all cells."""
     known = shipped_metric(result.metric)
     if known is not None:
@@ -98,7 +98,7 @@ def in_percent(result: CellResult) -> bool:
     return result.metric in _RATES if result.percent is None else result.percent
 
 
-def contributions(scores: NDArray[np.float64], scored: NDArray[np.int64]) -> NDArray[np.float64]:
+def mean_contributions(scores: NDArray[np.float64], scored: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return values whose mean is the mean over tokens, and whose spread is that mean's (linearised ratio estimator).
 
     Args:
@@ -146,7 +146,7 @@ def read_cells(folder: Path) -> Results:
                 results.unfinished.append(f"{name}: {_how_far(path)}")
             else:
                 results.finished.append(_summary(path, _shared(result, known), certificates))
-        except DamagedError as error:
+        except DamagedCellError as error:
             results.damaged.append(f"{name}: {error}; delete its folder and run again")
     if not results.finished and not results.unfinished:
         if results.damaged:
@@ -169,7 +169,7 @@ def _shared(result: CellResult, known: dict[str, Any]) -> CellResult:
 
 def _first_of(value: Any, known: dict[str, Any]) -> Any:
     """Return the first value that was seen with the same content and type."""
-    return known.setdefault(f"{type(value).__name__} {json.dumps(plain(value))}", value)
+    return known.setdefault(f"{type(value).__name__} {json.dumps(to_builtins(value))}", value)
 
 
 def _how_far(path: Path) -> str:
@@ -186,14 +186,14 @@ def _how_far(path: Path) -> str:
 
 def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, Any]]) -> CellSummary:
     cell = Cell(*astuple(result.cell))
-    if not leads_to(path, cell):
-        raise DamagedError(f"its cell.json is that of {cell}")
+    if not is_cell_path(path, cell):
+        raise DamagedCellError(f"its cell.json is that of {cell}")
     columns, metric = read_columns(path), result.metric
     if len(columns.scores) != result.n:
-        raise DamagedError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {result.n}")
-    if in_percent(result) and ((columns.scores < 0) | (columns.scores > 1)).any():
-        raise DamagedError(f"records.jsonl: a score of {metric} is not in [0, 1]")
-    low, high = mean_interval(contributions(columns.scores, columns.scored), in_percent(result))
+        raise DamagedCellError(f"records.jsonl holds {len(columns.scores)} whole examples, cell.json says {result.n}")
+    if is_percentage(result) and ((columns.scores < 0) | (columns.scores > 1)).any():
+        raise DamagedCellError(f"records.jsonl: a score of {metric} is not in [0, 1]")
+    low, high = mean_interval(mean_contributions(columns.scores, columns.scored), is_percentage(result))
     return CellSummary(
         cell=cell,
         original_length=result.original_length,
@@ -210,7 +210,7 @@ def _summary(path: Path, result: CellResult, certificates: Sequence[dict[str, An
         scored=np.broadcast_to(np.int64(1), columns.scored.shape) if (columns.scored == 1).all() else columns.scored,
         points=_points(columns) if buckets_of(cell.task, cell.length) else (),
         depths=columns.depths if (columns.needles == 1).all() else np.empty(0),
-        parity=standing(result, certificates),
+        parity=parity_status(result, certificates),
     )
 
 
@@ -218,14 +218,14 @@ def _has_grid(task: TaskRecord) -> bool:
     return task.grid is not None and bool((task.params or {}).get(task.grid))
 
 
-def _points(columns: Columns) -> tuple[Point, ...]:
+def _points(columns: RecordColumns) -> tuple[Point, ...]:
     found = zip(columns.scores.tolist(), columns.tokens.tolist(), columns.words.tolist(), strict=True)
     return tuple(Point(score, tokens, None if words < 0 else words) for score, tokens, words in found)
 
 
-def _by_depth(columns: Columns) -> dict[float, float]:
+def _by_depth(columns: RecordColumns) -> dict[float, float]:
     if not columns.needles.all():
         place = int(columns.needles.argmin())
-        raise DamagedError(f"records.jsonl: example {place} has no depth, its task has a grid of them")
+        raise DamagedCellError(f"records.jsonl: example {place} has no depth, its task has a grid of them")
     scores = {depth: columns.scores[columns.depths == depth].tolist() for depth in np.unique(columns.depths).tolist()}
     return {depth: sum(values) / len(values) for depth, values in scores.items()}

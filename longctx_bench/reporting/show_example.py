@@ -17,10 +17,10 @@ from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.trusted_sources import is_known
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
-from longctx_bench.store.prompt_excerpts import Excerpt, excerpt, read_excerpts
-from longctx_bench.store.reader import DamagedError, read_records
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, make_excerpt, read_excerpts
+from longctx_bench.store.reader import DamagedCellError, read_records
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord, plain
+from longctx_bench.store.schema import SampleRecord, to_builtins
 
 
 class _Asked(BaseModel):
@@ -34,7 +34,7 @@ class _Asked(BaseModel):
     chat_template: StrictBool
 
 
-def replay(
+def show_example(
     folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None, beside: str | None = None
 ) -> str:
     """Return one example as text: prompt (beginning, needle, end), references, generation, score.
@@ -60,7 +60,7 @@ def replay(
     if record is None:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {ids[0]} to {ids[1]}")
     other = "" if beside is None else _beside(store, summary.cell, beside, record.hash)
-    kept = read_excerpts(store._prompts(summary.cell), {record.hash}).get(record.hash)
+    kept = read_excerpts(store.excerpts_path(summary.cell), {record.hash}).get(record.hash)
     if kept is None:
         example = _example(summary, record.id, registry or Registry())
         if example.hash != record.hash:
@@ -68,7 +68,7 @@ def replay(
                 f"{cell_name}: example {record.id} written again differs from the one that was run; name the same "
                 f"--data as then, or use that version"
             )
-        kept = excerpt(example)
+        kept = make_excerpt(example)
     return printable(_text(summary.cell, kept, record) + other)
 
 
@@ -90,7 +90,7 @@ def _records(store: ResultStore, cell: Cell) -> Iterator[SampleRecord]:
     folder = store.path(cell)
     try:
         yield from read_records(folder)
-    except DamagedError as error:
+    except DamagedCellError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
@@ -117,7 +117,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 
-    cell, spec = summary.cell, plain(summary.result.spec)
+    cell, spec = summary.cell, to_builtins(summary.result.spec)
     again = f"{cell}: its prompts were not kept, and cannot be written again"
     if cell.task.startswith(PREFIX):
         raise UserError(f"{again}: lm-eval writes those of its tasks itself")
@@ -146,7 +146,7 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     return found
 
 
-def _text(cell: Cell, kept: Excerpt, record: SampleRecord) -> str:
+def _text(cell: Cell, kept: PromptExcerpt, record: SampleRecord) -> str:
     prompt = kept.begin + kept.end
     if kept.hidden:
         found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)

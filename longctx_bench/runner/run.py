@@ -24,7 +24,7 @@ from longctx_bench.runner.executors.base import Executor, HarnessSettings, OpenC
 from longctx_bench.runner.plan import PlannedCell, RunSpec
 from longctx_bench.runner.request_builder import Part, PromptCache
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, Tuning
+from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, TuningRecord
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Runner:
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # A folder that cannot be written may be the very reason.
         with suppress(UserError):
-            self.store.fail(planned.cell, planned.spec, reason)
+            self.store.record_failure(planned.cell, planned.spec, reason)
 
     def _open(self, planned: PlannedCell) -> OpenCell:
         resolved = planned.variant.resolve()
@@ -193,7 +193,7 @@ class Runner:
         for name, example in known.items():
             if name in cell.have and cell.have[name] != example.hash:
                 raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --rerun")
-        self.store.keep_excerpts(planned.cell, known.values())
+        self.store.save_excerpts(planned.cell, known.values())
         missing = sum(request.example_id not in cell.have for request in requests)
         if part.first:
             stored = sum(name < example_id(planned.n) for name in cell.have)
@@ -281,11 +281,11 @@ class Runner:
             exhausted=(open_cell.examples or totals.n) < planned.n,
             prompt_tokens=totals.prompt_tokens,
             new_tokens=totals.new_tokens,
-            seconds=self.store.seconds(cell),
+            seconds=self.store.total_seconds(cell),
             factor=method.factor or max(1.0, longest / planned.variant.model.original_length),
             factor_source=_factor_source(planned),
             applied=open_cell.overrides,
-            tuning=None if tuning is None else Tuning(*tuning),
+            tuning=None if tuning is None else TuningRecord(*tuning),
             virtual_length=open_cell.virtual_length,
             spec_hash=planned.spec.hash,
             spec=planned.spec,

@@ -15,21 +15,21 @@ _CELL_FILES = frozenset(("cell.json", "started.json", "records.jsonl"))
 """What makes a folder a cell's."""
 
 
-def cell_parts(cell: Cell) -> tuple[str, str, str, str]:
+def cell_path_parts(cell: Cell) -> tuple[str, str, str, str]:
     """Return the names of the four folders that lead to a cell, which lead to no other."""
     return safe_name(cell.model), safe_name(cell.method), safe_name(cell.task), length_name(cell.length)
 
 
-def old_cell_parts(cell: Cell) -> tuple[str, str, str, str]:
+def legacy_cell_path_parts(cell: Cell) -> tuple[str, str, str, str]:
     """Return the folders' names from before they were kept apart; most are the same."""
     # Longer ones could never be made.
     model, method, task = (plain_name(name)[:255] for name in (cell.model, cell.method, cell.task))
     return model, method, task, length_name(cell.length)
 
 
-def leads_to(folder: Path, cell: Cell) -> bool:
+def is_cell_path(folder: Path, cell: Cell) -> bool:
     """Tell whether a folder's path is one that a cell may have: today's, or an earlier version's."""
-    return folder.parts[-4:] in {cell_parts(cell), old_cell_parts(cell)}
+    return folder.parts[-4:] in {cell_path_parts(cell), legacy_cell_path_parts(cell)}
 
 
 def cell_folder(runs: Path, cell: Cell) -> Path:
@@ -39,7 +39,7 @@ def cell_folder(runs: Path, cell: Cell) -> Path:
         runs: holds the folders of all models.
         cell: that need not exist.
     """
-    folder, old = runs.joinpath(*cell_parts(cell)), runs.joinpath(*old_cell_parts(cell))
+    folder, old = runs.joinpath(*cell_path_parts(cell)), runs.joinpath(*legacy_cell_path_parts(cell))
     return old if old != folder and not folder.exists() and _is_of(old, cell) else folder
 
 
@@ -60,7 +60,7 @@ def cell_folders(runs: Path) -> list[Path]:
     )
 
 
-def refuse_links(top: Path, path: Path) -> None:
+def reject_symlinks(top: Path, path: Path) -> None:
     """See to it that what is written at a path lies below a folder.
 
     Raises:

@@ -72,7 +72,7 @@ class HashesById(MutableMapping[str, str]):
 
     def __setitem__(self, name: str, value: str) -> None:
         row = self._rows.setdefault(name, len(self._digests) // 16)
-        digest = digest_of(value)
+        digest = hash_to_digest(value)
         self._digests[16 * row : 16 * row + 16] = digest or bytes(16)
         self._others.pop(row, None)
         if digest is None:
@@ -91,7 +91,7 @@ class HashesById(MutableMapping[str, str]):
         return iter(self._rows)
 
 
-def digest_of(value: str) -> bytes | None:
+def hash_to_digest(value: str) -> bytes | None:
     """Return the 16 bytes of an example's hash; None where it is not 32 small hexadecimal digits."""
     try:
         digest = bytes.fromhex(value)

@@ -33,10 +33,10 @@ class TimingLine(msgspec.Struct):
     seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
-Kind = type[RecordLine] | type[TimingLine]
+LineType = type[RecordLine] | type[TimingLine]
 
 
-def sound(line: dict[str, Any], kind: Kind) -> str | None:
+def line_error(line: dict[str, Any], kind: LineType) -> str | None:
     """Return what keeps an object from being a line of its file; None where nothing does."""
     try:
         msgspec.convert(line, kind)
@@ -45,7 +45,7 @@ def sound(line: dict[str, Any], kind: Kind) -> str | None:
     return None
 
 
-def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> Mapping[str, str]:
+def quarantine_damaged_lines(path: Path, kind: LineType, note: Callable[[str], None]) -> Mapping[str, str]:
     """Move the lines of a cell's file that cannot be gone on with into another file, ``records.damaged.jsonl``.
 
     Those are lines that are not of their kind, and lines of one example that contradict each other: none of them is
@@ -68,7 +68,7 @@ def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> Mapping[st
     repeated: set[str] = set()
     for number, line in _numbered(path):
         loaded = object_of_line(line)
-        problem = loaded if isinstance(loaded, str) else sound(loaded, kind)
+        problem = loaded if isinstance(loaded, str) else line_error(loaded, kind)
         if isinstance(loaded, str) or problem is not None:
             refused[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
         elif kind is TimingLine:

@@ -13,13 +13,13 @@ import msgspec
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.untrusted_files import read_object
-from longctx_bench.store.cell_folders import refuse_links
+from longctx_bench.store.cell_folders import reject_symlinks
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import (
     UnsupportedVersionError,
     parse_spec,
-    upgraded,
-    upgraded_certificate,
+    upgrade,
+    upgrade_certificate,
 )
 
 
@@ -48,9 +48,9 @@ def migrate(folder: Path, note: Callable[[str], None]) -> Migration:
         store = ResultStore(run)
         with store.locked():
             for path in (cell / name for cell in store.folders() for name in ("cell.json", "started.json")):
-                _rewrite(run, path, _upgraded_cell, done, note)
+                _rewrite(run, path, _upgrade_cell, done, note)
             for path in sorted((run / "parity").glob("*.json")):
-                _rewrite(run, path, upgraded_certificate, done, note)
+                _rewrite(run, path, upgrade_certificate, done, note)
     if done == Migration():
         raise UserError(f"{folder}: holds no results; name the folder that a run wrote")
     return done
@@ -63,8 +63,8 @@ def _runs_below(folder: Path) -> list[Path]:
     return sorted(path for path in found if "superseded" not in path.relative_to(folder).parts)
 
 
-def _upgraded_cell(values: dict[str, Any]) -> Mapping[str, Any]:
-    after = upgraded(values)
+def _upgrade_cell(values: dict[str, Any]) -> Mapping[str, Any]:
+    after = upgrade(values)
     # What the types refuse is no cell of any version, and left alone.
     parse_spec(after)
     return after
@@ -78,7 +78,7 @@ def _rewrite(
     note: Callable[[str], None],
 ) -> None:
     """Write a file as this version would, unless it is so already; ``upgrade`` then returns what it was given."""
-    refuse_links(run, path)
+    reject_symlinks(run, path)
     try:
         before = read_object(path)
         after = None if before is None else upgrade(before)

@@ -29,7 +29,7 @@ _REWRITTEN = 8 << 20
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class PromptExcerpt:
     """What is kept of one example's prompt."""
 
     hash: str
@@ -46,11 +46,11 @@ class Excerpt:
     """Of the whole prompt and the answer prefix."""
 
 
-def excerpt(example: Example) -> Excerpt:
+def make_excerpt(example: Example) -> PromptExcerpt:
     """Return what is kept of an example's prompt."""
     prompt, edge = example.prompt, _EDGE
     hidden = max(0, len(prompt) - 2 * edge)
-    return Excerpt(
+    return PromptExcerpt(
         hash=example.hash,
         begin=prompt[:edge],
         end=prompt[edge + hidden :],
@@ -61,7 +61,7 @@ def excerpt(example: Example) -> Excerpt:
     )
 
 
-def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, Excerpt]:
+def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, PromptExcerpt]:
     """Return a file's excerpts by hash; none when there is no such file.
 
     A damaged line counts as missing, as no number depends on it: the next run of such an example writes it again.
@@ -87,7 +87,7 @@ def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
             missing.pop(found.hash, None)
     if not missing:
         return
-    added = (json.dumps(asdict(excerpt(example))).encode() + b"\n" for example in missing.values())
+    added = (json.dumps(asdict(make_excerpt(example))).encode() + b"\n" for example in missing.values())
     if whole and path.exists() and not path.is_symlink() and path.stat().st_size > _REWRITTEN:
         append(path, b"".join(added))
         return
@@ -109,18 +109,18 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
             yield " ".join(prompt[max(0, match.start() - _BEFORE) : match.end() + _AFTER].split())
 
 
-def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
+def _kept(path: Path) -> Iterator[tuple[bytes, PromptExcerpt]]:
     """Yield the lines of a file that are excerpts, one after the other: all of a cell's may be more than the memory."""
     return ((line, found) for line, found in _lines(path) if found is not None)
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, Excerpt | None]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt | None]]:
     """Yield the lines of a file with what they are; the last is None where what follows cannot be read."""
     try:
         for block in line_blocks(path):
             for line in block.removesuffix(b"\n").split(b"\n"):
                 try:
-                    yield line, msgspec.json.decode(line, type=Excerpt)
+                    yield line, msgspec.json.decode(line, type=PromptExcerpt)
                 except (ValueError, RecursionError):
                     yield line, None
             if not block.endswith(b"\n"):

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx_bench.core.untrusted_files import DEEPEST, Unreadable, line_blocks, parse_json, read_content
-from longctx_bench.store.example_index import digest_of
-from longctx_bench.store.run_store import before_gap
+from longctx_bench.store.example_index import hash_to_digest
+from longctx_bench.store.run_store import count_before_gap
 from longctx_bench.store.schema import CellResult, SampleRecord, UnsupportedVersionError, parse_result
 
 
-class DamagedError(Exception):
+class DamagedCellError(Exception):
     """A cell that cannot be shown; the message says which of its files and why."""
 
 
@@ -42,12 +42,12 @@ def read_result(folder: Path) -> CellResult | None:
     except FileNotFoundError:
         return None
     except (Unreadable, UnsupportedVersionError) as error:
-        raise DamagedError(f"cell.json {error}") from error
+        raise DamagedCellError(f"cell.json {error}") from error
     except msgspec.ValidationError as error:
-        raise DamagedError(f"cell.json is damaged or another version's ({error})") from error
+        raise DamagedCellError(f"cell.json is damaged or another version's ({error})") from error
 
 
-class Columns(NamedTuple):
+class RecordColumns(NamedTuple):
     """A cell's records by column, each [n], in the order of examples."""
 
     scores: NDArray[np.float64]
@@ -63,9 +63,9 @@ class Columns(NamedTuple):
     words: NDArray[np.int64]
     """Of the document; -1 where that is not counted."""
 
-    def at(self, places: Sequence[int]) -> Columns:
+    def at(self, places: Sequence[int]) -> RecordColumns:
         """Return the examples at some places, in that order."""
-        return Columns(
+        return RecordColumns(
             self.scores[places],
             self.hashes[places],
             self.scored[places],
@@ -76,7 +76,7 @@ class Columns(NamedTuple):
         )
 
 
-def read_columns(folder: Path) -> Columns:
+def read_columns(folder: Path) -> RecordColumns:
     """Return a cell's records up to the first gap, as :meth:`.ResultStore.records` has them.
 
     Raises:
@@ -98,17 +98,17 @@ def read_columns(folder: Path) -> Columns:
         return columns
     order = sorted(range(number), key=ids.__getitem__)
     try:
-        order = order[: before_gap([ids[place] for place in order])]
+        order = order[: count_before_gap([ids[place] for place in order])]
     except ValueError as error:
-        raise DamagedError("records.jsonl: an example's id is no number") from error
+        raise DamagedCellError("records.jsonl: an example's id is no number") from error
     return columns.at(order)
 
 
-def _joined(parts: list[Columns]) -> Columns:
+def _joined(parts: list[RecordColumns]) -> RecordColumns:
     """Join parts of a file, letting go of each column's pieces when it is whole."""
     pieces = [list(column) for column in zip(*parts, strict=True)]
     parts.clear()
-    return Columns(*(np.concatenate(pieces.pop(0)) for _ in Columns._fields))
+    return RecordColumns(*(np.concatenate(pieces.pop(0)) for _ in RecordColumns._fields))
 
 
 def read_records(folder: Path) -> Iterator[SampleRecord]:
@@ -132,11 +132,11 @@ def count_records(folder: Path) -> int:
     except FileNotFoundError:
         return 0
     except Unreadable as error:
-        raise DamagedError(f"records.jsonl {error}") from error
+        raise DamagedCellError(f"records.jsonl {error}") from error
 
 
-def _columns(records: Sequence[SampleRecord]) -> Columns:
-    return Columns(
+def _columns(records: Sequence[SampleRecord]) -> RecordColumns:
+    return RecordColumns(
         np.array([record.score for record in records], np.float64),
         np.array(list(map(_digest, records)), "S16"),
         np.array([record.scored for record in records], np.int64),
@@ -149,7 +149,7 @@ def _columns(records: Sequence[SampleRecord]) -> Columns:
 
 def _digest(record: SampleRecord) -> bytes:
     """Return 16 bytes that are equal where the hashes are, whatever somebody has for hashes."""
-    return digest_of(record.hash) or hashlib.sha256(record.hash.encode()).digest()[:16]
+    return hash_to_digest(record.hash) or hashlib.sha256(record.hash.encode()).digest()[:16]
 
 
 def _tokens(record: SampleRecord) -> int:
@@ -168,9 +168,9 @@ def _blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
             number += len(records)
             yield records
     except FileNotFoundError as error:
-        raise DamagedError("records.jsonl is missing") from error
+        raise DamagedCellError("records.jsonl is missing") from error
     except Unreadable as error:
-        raise DamagedError(f"records.jsonl {error}") from error
+        raise DamagedCellError(f"records.jsonl {error}") from error
 
 
 def _one_by_one(block: bytes, before: int) -> list[SampleRecord]:
@@ -180,11 +180,11 @@ def _one_by_one(block: bytes, before: int) -> list[SampleRecord]:
         try:
             records.append(msgspec.convert(json.loads(line), SampleRecord))
         except msgspec.ValidationError as error:
-            raise DamagedError(f"records.jsonl: line {number} is not a record ({error})") from error
+            raise DamagedCellError(f"records.jsonl: line {number} is not a record ({error})") from error
         except ValueError as error:
-            raise DamagedError(f"records.jsonl: line {number} is not valid JSON ({error})") from error
+            raise DamagedCellError(f"records.jsonl: line {number} is not valid JSON ({error})") from error
         except RecursionError as error:
-            raise DamagedError(
+            raise DamagedCellError(
                 f"records.jsonl: line {number} is not valid JSON (nested deeper than {DEEPEST} levels)"
             ) from error
     return records

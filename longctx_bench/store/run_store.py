@@ -41,11 +41,24 @@ from longctx_bench.core.io import (
 )
 from longctx_bench.core.types import Cell, Example, Finished
 from longctx_bench.core.untrusted_files import objects_at, placed_objects, read_object, read_objects
-from longctx_bench.store.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
+from longctx_bench.store.cell_folders import (
+    cell_folder,
+    cell_folders,
+    cell_path_parts,
+    legacy_cell_path_parts,
+    reject_symlinks,
+)
 from longctx_bench.store.example_index import NumbersById
-from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, put_aside, sound
-from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
-from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, UnsupportedVersionError, plain, upgraded
+from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, line_error, quarantine_damaged_lines
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, add_excerpts, read_excerpts
+from longctx_bench.store.schema import (
+    SCHEMA_VERSION,
+    CellResult,
+    CellSpec,
+    UnsupportedVersionError,
+    to_builtins,
+    upgrade,
+)
 
 _KEPT = "what was measured before is kept, run the same command again"
 
@@ -105,7 +118,7 @@ class ResultStore:
             UserError: the folder cannot be written, leads elsewhere, or does not say which spec its records are of.
         """
         folder = self.path(cell)
-        refuse_links(self.folder, folder)
+        reject_symlinks(self.folder, folder)
         found = self._existing_hash(folder)
         # A start that was cut off may have left a temporary file, and nothing that was measured.
         replaced = rerun or found != spec.hash
@@ -113,7 +126,7 @@ class ResultStore:
             where = self._supersede(folder, found or "unknown")
             folder = self.path(cell)
             note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
-        begun = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": plain(spec)}
+        begun = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": to_builtins(spec)}
         write_json(folder / "started.json", begun)
         if (folder / "cell.json").exists():
             # Until it is finished again, a cell that is being extended is not done, whatever happens.
@@ -122,8 +135,8 @@ class ResultStore:
         records, timings = folder / "records.jsonl", folder / "timings.jsonl"
         drop_cut_line(records, _KEPT)
         drop_cut_line(timings, _KEPT)
-        put_aside(timings, TimingLine, note)
-        return put_aside(records, RecordLine, note)
+        quarantine_damaged_lines(timings, TimingLine, note)
+        return quarantine_damaged_lines(records, RecordLine, note)
 
     def done(self, cell: Cell, spec: CellSpec, n: int) -> bool:
         """Tell whether a cell is complete under this spec, with at least ``n`` examples.
@@ -169,10 +182,10 @@ class ResultStore:
         places = _places(path)
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, _records_at(path, places.values())))
-        write_json(folder / "cell.json", plain(result))
+        write_json(folder / "cell.json", to_builtins(result))
         (folder / "started.json").unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, spec: CellSpec, reason: str) -> None:
+    def record_failure(self, cell: Cell, spec: CellSpec, reason: str) -> None:
         """Note why a cell that was begun was not finished; the next start forgets it.
 
         Raises:
@@ -183,27 +196,28 @@ class ResultStore:
         if started is not None and started.get("spec_hash") == spec.hash:
             write_json(path, {**started, "failed": reason})
 
-    def keep_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
+    def save_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
         """Keep what readers want to see of a cell's prompts; what is there already is left alone.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        path = self._prompts(cell)
-        refuse_links(self.folder, path.parent)
+        path = self.excerpts_path(cell)
+        reject_symlinks(self.folder, path.parent)
         add_excerpts(path, examples)
 
-    def excerpts(self, cell: Cell) -> dict[str, Excerpt]:
+    def load_excerpts(self, cell: Cell) -> dict[str, PromptExcerpt]:
         """Return what was kept of a cell's prompts by the hash of the example; empty where nothing was.
 
         The methods of a base share them, so there may be more than the cell's own.
         """
-        return read_excerpts(self._prompts(cell))
+        return read_excerpts(self.excerpts_path(cell))
 
-    def _prompts(self, cell: Cell) -> Path:
+    def excerpts_path(self, cell: Cell) -> Path:
+        """Return the file of a cell's prompt excerpts, which need not exist; the methods of a base share it."""
         path, old = (
             self.folder / "prompts" / model / task / f"{length}.jsonl"
-            for model, _, task, length in (cell_parts(cell), old_cell_parts(cell))
+            for model, _, task, length in (cell_path_parts(cell), legacy_cell_path_parts(cell))
         )
         # Excerpts go by their hashes: that an old file may be two cells' takes nothing away from either.
         return old if old.exists() and not path.exists() else path
@@ -219,13 +233,13 @@ class ResultStore:
         """
         path = self.path(cell) / "records.jsonl"
         places = _places(path)
-        return _records_at(path, islice(places.values(), before_gap(places)))
+        return _records_at(path, islice(places.values(), count_before_gap(places)))
 
-    def seconds(self, cell: Cell) -> float:
+    def total_seconds(self, cell: Cell) -> float:
         """Return the wall time that a cell's examples took, over all the runs that it needed."""
         rows, spent = NumbersById(), array("d")
         for line in read_objects(self.path(cell) / "timings.jsonl"):
-            if sound(line, TimingLine) is not None:
+            if line_error(line, TimingLine) is not None:
                 continue
             row = rows.setdefault(line["id"], len(spent))
             # The last one counts.
@@ -254,7 +268,7 @@ class ResultStore:
         while target.exists():
             number += 1
             target = target.with_name(f"{folder.name}-{tag}-{number}")
-        refuse_links(self.folder, target)
+        reject_symlinks(self.folder, target)
         try:
             make_folder(target.parent)
             folder.replace(target)
@@ -269,12 +283,12 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     """Return what ``cell.json`` or ``started.json`` says, as this version writes it; None when there is none."""
     values = read_object(path)
     try:
-        return None if values is None else upgraded(values)
+        return None if values is None else upgrade(values)
     except UnsupportedVersionError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def before_gap(ids: Collection[str]) -> int:
+def count_before_gap(ids: Collection[str]) -> int:
     """Return how many of a cell's example ids, in order, come before the first that is missing."""
     gaps = (place for place, name in enumerate(ids) if name.isdigit() and int(name) != place)
     return next(gaps, len(ids))

@@ -1,7 +1,7 @@
 """What a cell's files hold: types, a version, and the identity that decides whether two cells are the same measurement.
 
 ``cell.json`` is a :class:`CellResult`, a line of ``records.jsonl`` a :class:`SampleRecord`. Files of an older version
-are read as if they were of this one (:func:`upgraded`); ``longctx-bench migrate`` writes them so.
+are read as if they were of this one (:func:`upgrade`); ``longctx-bench migrate`` writes them so.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_measured(self) -> dict[str, Any]:
         """Return it without what two versions of the code may say differently of the same measurement."""
-        return {name: value for name, value in plain(self).items() if name not in {"use", "grid"}}
+        return {name: value for name, value in to_builtins(self).items() if name not in {"use", "grid"}}
 
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,7 +132,7 @@ class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-class Tuning(msgspec.Struct, frozen=True):
+class TuningRecord(msgspec.Struct, frozen=True):
     """A method's scalar at this length."""
 
     scalar: str
@@ -160,7 +160,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     factor_source: str
     applied: Any = None
     """Settings that the method changed in the model's config."""
-    tuning: Tuning | None = None
+    tuning: TuningRecord | None = None
     virtual_length: float | None = None
     """Largest factor of the virtual length that the weights were trained under, where they were."""
     spec_hash: str
@@ -207,7 +207,7 @@ class UnsupportedVersionError(Exception):
     """A file of a version that this one does not know."""
 
 
-def plain(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """Return what JSON holds of a spec or result."""
     return msgspec.to_builtins(value)
 
@@ -219,15 +219,15 @@ def parse_result(values: Any) -> CellResult:
         UnsupportedVersionError: a later version wrote it.
         msgspec.ValidationError: keys are missing or of another type.
     """
-    return msgspec.convert(upgraded(values) if isinstance(values, Mapping) else values, CellResult)
+    return msgspec.convert(upgrade(values) if isinstance(values, Mapping) else values, CellResult)
 
 
 def parse_spec(values: Mapping[str, Any]) -> CellSpec:
     """Return the spec that ``cell.json`` or ``started.json`` of any version holds; errors as :func:`parse_result`."""
-    return msgspec.convert(upgraded(values).get("spec"), CellSpec)
+    return msgspec.convert(upgrade(values).get("spec"), CellSpec)
 
 
-def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def upgrade(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what ``cell.json`` or ``started.json`` would hold had this version written it.
 
     What is not as any version wrote it stays as it is, for the types to refuse.
@@ -243,7 +243,7 @@ def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
             f"has schema version {version!r:.20}, this longctx-bench reads up to {SCHEMA_VERSION}; update it"
         )
     try:
-        spec = _upgraded_spec(values)
+        spec = _upgrade_spec(values)
     except (KeyError, TypeError, AttributeError, ValueError):
         return values
     result = {"schema_version": SCHEMA_VERSION, "exhausted": False, **values, "spec": spec}
@@ -252,25 +252,25 @@ def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return result
 
 
-def upgraded_method(method: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_method(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's record of version 1 as this version has it: with the id of its class."""
     return {"id": _id_of(method.get("use", "")) or method["name"], "version": 1, **method}
 
 
-def upgraded_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
+def upgrade_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
     """Return a certificate of ``longctx-bench parity`` as this version writes it."""
     method = certificate.get("method")
     if not isinstance(method, dict) or "id" in method or not isinstance(method.get("name"), str):
         return certificate
-    return certificate | {"method": upgraded_method(method)}
+    return certificate | {"method": upgrade_method(method)}
 
 
-def _upgraded_spec(values: Mapping[str, Any]) -> dict[str, Any]:
+def _upgrade_spec(values: Mapping[str, Any]) -> dict[str, Any]:
     spec, cell = dict(values["spec"]), values.get("cell") or {}
     context = values.get("original_length", 1)
     if isinstance(spec.get("model", {}), Mapping):
         spec["model"] = {"name": cell.get("model", ""), "original_length": context, **spec.get("model", {})}
-    spec["method"] = upgraded_method({"name": cell.get("method", ""), **(spec.get("method") or {})})
+    spec["method"] = upgrade_method({"name": cell.get("method", ""), **(spec.get("method") or {})})
     task = spec["task"]
     benchmark = _id_of(task.get("use", "")) or task["name"]
     metric = values.get("metric", "")

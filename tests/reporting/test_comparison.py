@@ -15,9 +15,9 @@ from helpers.table_cells import cell as table_cell
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Cell, Finished
-from longctx_bench.reporting.comparison import compare, matched
+from longctx_bench.reporting.comparison import compare, paired_contributions
 from longctx_bench.reporting.results import read_cells
-from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
+from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired_comparison
 from longctx_bench.reporting.tables.comparison_tables import comparison_tables
 from longctx_bench.store.run_store import ResultStore
 
@@ -101,7 +101,7 @@ def test_cells_are_compared_by_the_test_that_fits(results: Path) -> None:
     assert list(rows) == [("niah", 512), ("niah", 1024), ("perplexity_last", 1024), ("qmsum", 1024)]
     assert found.refused == ()
     assert [rows[key].result.test for key in rows] == [MCNEMAR, MCNEMAR, PERMUTATION_EXACT, PERMUTATION]
-    assert rows["niah", 1024].result == paired(YARN, PI)
+    assert rows["niah", 1024].result == paired_comparison(YARN, PI)
     assert [rows[key].scale for key in rows] == [1, 2, 2, 2]
     assert (rows["niah", 1024].result.wins, rows["niah", 1024].result.losses) == (18, 2)
 
@@ -145,7 +145,7 @@ def test_csv_is_exact(results: Path, call: Call, tmp_path: Path) -> None:
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["task"] for row in rows] == ["niah", "niah", "perplexity_last", "qmsum"]
-    expected = paired(YARN, PI)
+    expected = paired_comparison(YARN, PI)
     found = rows[1]
     assert [float(found[key]) for key in ("score_a", "score_b", "difference", "low", "high", "p")] == [
         expected.mean_a, expected.mean_b, expected.difference, expected.low, expected.high, expected.p
@@ -208,8 +208,8 @@ def test_mistakes_are_one_line(results: Path, call: Call, arguments: tuple[str, 
 def test_the_examples_that_pair_are_matched_by_hash_not_by_place(tmp_path: Path) -> None:
     add(tmp_path, "yarn", [1, 0, 1, 0.0], prompts=[0, 1, 2, 3])
     add(tmp_path, "pi", [0, 0, 1, 1.0], prompts=[3, 2, 1, 0])
-    cells = {summary.contestant: summary for summary in read_cells(tmp_path).finished}
-    left, right = matched(cells["yarn-tiny"], cells["pi-tiny"])
+    cells = {summary.variant: summary for summary in read_cells(tmp_path).finished}
+    left, right = paired_contributions(cells["yarn-tiny"], cells["pi-tiny"])
     assert (left.tolist(), right.tolist()) == ([1, 0, 1, 0], [1, 1, 0, 0])
     assert comparison(tmp_path).refused == ()
 
@@ -227,7 +227,7 @@ def test_the_same_prompt_with_other_tokens_scored_is_another_example() -> None:
     kind = {"metric": "token_loss", "task": "perplexity_last"}
     short = table_cell("rope", [3.0, 2.0, 4.0], scored=[256] * 3, **kind)
     long = table_cell("yarn", [3.0, 2.0, 4.0], scored=[1024, 1024, 256], **kind)
-    left, right = matched(short, long)
+    left, right = paired_contributions(short, long)
     assert (left.tolist(), right.tolist()) == ([4.0], [4.0])
 
 

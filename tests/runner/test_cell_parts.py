@@ -20,7 +20,7 @@ from longctx_bench.registry import Registry
 from longctx_bench.runner.request_builder import PromptCache
 from longctx_bench.runner.run import Silent
 from longctx_bench.store.example_index import HashesById, NumbersById
-from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, add_excerpts, read_excerpts
 from longctx_bench.store.run_store import ResultStore
 
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
@@ -113,7 +113,7 @@ def test_each_part_is_stored_before_the_next_is_written(
 ) -> None:
     part(4)
     stored: list[int] = []
-    keep = ResultStore.keep_excerpts
+    keep = ResultStore.save_excerpts
 
     def noted(self: ResultStore, cell: Any, examples: Any) -> None:
         records = self.path(cell) / "records.jsonl"
@@ -174,7 +174,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
 ) -> None:
     echo("whole")
     part(4)
-    keep, calls = ResultStore.keep_excerpts, []
+    keep, calls = ResultStore.save_excerpts, []
 
     def killed(self: ResultStore, *arguments: Any) -> None:
         calls.append(1)
@@ -317,7 +317,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
             other.write_bytes(path.read_bytes()[:-cut])
             add_excerpts(other, map(example, range(9)))
             assert len(other.read_bytes().splitlines()) == len(read_excerpts(other)) == 9
-            found: list[Excerpt] = list(read_excerpts(other).values())
+            found: list[PromptExcerpt] = list(read_excerpts(other).values())
             assert sorted(one.begin for one in found) == [f"prompt {index}" for index in range(9)]
 
 

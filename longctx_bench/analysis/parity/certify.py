@@ -19,7 +19,7 @@ from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
 from longctx_bench.runner.request_builder import PromptCache
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import plain
+from longctx_bench.store.schema import to_builtins
 
 if TYPE_CHECKING:
     from longctx_bench.engines.hf.engine import HFEngine
@@ -86,8 +86,8 @@ def certify(
         # What the report compares with a cell's, and what two measurements must share to be one certificate.
         certificate = {
             "contestant": name,
-            "model": plain(cell.spec.model),
-            "method": plain(cell.spec.method),
+            "model": to_builtins(cell.spec.model),
+            "method": to_builtins(cell.spec.method),
             "weights": cell.spec.weights,
             "digests": cell.spec.digests,
             # As in a cell: there where the method is a plug-in.

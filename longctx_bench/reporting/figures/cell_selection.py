@@ -43,7 +43,7 @@ def at_scale(cells: Sequence[CellSummary], wanted: float | None, preferred: floa
     return [summary for summary in cells if summary.scale == chosen]
 
 
-def sizes(cells: Iterable[CellSummary]) -> str:
+def sample_sizes(cells: Iterable[CellSummary]) -> str:
     """Return how many examples stand behind each score, or the range."""
     counts = sorted({summary.n for summary in cells})
     return "n = " + " to ".join(f"{count:,}" for count in sorted({counts[0], counts[-1]}))
@@ -54,27 +54,27 @@ def scale_name(scale: float) -> str:
     return "natural" if scale == NATURAL else f"{scale:g}x"
 
 
-def unit(summary: CellSummary) -> str:
+def score_unit(summary: CellSummary) -> str:
     """Return what a score counts in."""
     if summary.percent:
         return "%"
     return "nats a token" if summary.metric == "token_loss" else "score"
 
 
-def measure(cells: Sequence[CellSummary]) -> str:
+def axis_label(cells: Sequence[CellSummary]) -> str:
     """Return an axis label, such as ``string match all (%)``; several metrics of one unit are a ``score``."""
     metrics = {summary.metric for summary in cells}
     what = next(iter(metrics)).replace("_", " ") if len(metrics) == 1 else "score"
-    return f"{what} ({unit(cells[0])})"
+    return f"{what} ({score_unit(cells[0])})"
 
 
-def shown(summary: CellSummary) -> tuple[float, float, float]:
-    """Return low, mean and high in the unit of :func:`unit`."""
+def displayed_interval(summary: CellSummary) -> tuple[float, float, float]:
+    """Return low, mean and high in the unit of :func:`score_unit`."""
     factor = 100.0 if summary.percent else 1.0
     return factor * summary.low, factor * summary.score, factor * summary.high
 
 
-def top(cells: Sequence[CellSummary]) -> float:
+def axis_top(cells: Sequence[CellSummary]) -> float:
     """Return where an axis of percentages that begins at 0 ends: 100, unless all scores would be stumps."""
-    highest = max((shown(summary)[2] for summary in cells), default=100.0)
+    highest = max((displayed_interval(summary)[2] for summary in cells), default=100.0)
     return 100.0 if highest > 50 else 10.0 * math.ceil(max(highest, 1.0) / 10)

@@ -16,7 +16,7 @@ import yaml
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.untrusted_files import Unreadable, read_content
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.plot_styles import look_of
+from longctx_bench.reporting.figures.plot_styles import plot_style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def _panel(axis: Axes, curves: Sequence[Curve], ends: dict[str, float]) -> None:
     most = max(tokens for curve in curves for tokens, _ in curve.points)
     divisor, unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
     for curve in curves:
-        look = look_of(curve.positions)
+        look = plot_style_of(curve.positions)
         line = look.line() | {"linestyle": (0, (4, 1.5))} if curve.kind == "control" else look.line()
         tokens, losses = zip(*curve.points, strict=True)
         axis.plot([count / divisor for count in tokens], losses, label=f"{curve.name}: {losses[-1]:.3f}",

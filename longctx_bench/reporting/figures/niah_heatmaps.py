@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.plot_styles import base_title, labels, looks
+from longctx_bench.reporting.figures.plot_styles import assign_plot_styles, base_title, labels
 from longctx_bench.reporting.results import CellSummary
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
     gridded = [summary for summary in cells if summary.by_depth]
     if not gridded:
         raise UserError("no finished cell has a grid of depths; run the task niah first")
-    names = list(looks(gridded))
+    names = list(assign_plot_styles(gridded))
     depths = sorted({depth for summary in gridded for depth in summary.by_depth})
     rows, columns = style.grid_of(len(names), _MOST_COLUMNS)
     cell_lengths = max(len(_lengths(gridded, name)) for name in names)
@@ -60,7 +60,7 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
             if place >= len(names):
                 axis.set_axis_off()
                 continue
-            own = [s for s in gridded if s.contestant == names[place]]
+            own = [s for s in gridded if s.variant == names[place]]
             image = _heatmap(axis, own, _lengths(gridded, names[place]), depths, values)
             _mark_lengths(axis, _lengths(gridded, names[place]), own[0].original_length, panel - 0.1)
             axis.set_title(named[names[place]], pad=3, fontsize=title)
@@ -93,7 +93,7 @@ def _on(cells: Sequence[CellSummary]) -> str:
 
 def _lengths(cells: Sequence[CellSummary], name: str) -> list[int]:
     """Return the lengths at which any contestant with the same training context was measured."""
-    context = next(s.original_length for s in cells if s.contestant == name)
+    context = next(s.original_length for s in cells if s.variant == name)
     return sorted({s.cell.length for s in cells if s.original_length == context})
 
 

@@ -16,7 +16,7 @@ _SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """Colour, marker and dashes: each of them tells neighbours apart when printed grey."""
 
     colour: str
@@ -53,34 +53,34 @@ class Look:
         }
 
 
-METHODS: dict[str, Look] = {
-    "rope": Look(_BLACK, "o", family=0),
-    "crop": Look(_GREY, "X", _DASHED, family=0),
-    "pi": Look(_SKY, "v", family=1),
-    "ntk": Look(_GREEN, "^", family=1),
-    "dynamic-ntk": Look(_GREEN, "<", _DASHED, family=1),
-    "llama3": Look(_PURPLE, "P", family=1),
-    "longrope": Look(_PURPLE, "p", _DASHED, family=1),
-    "yarn": Look(_BLUE, "s", family=2),
-    "yarn-perplexity": Look(_BLUE, "d", _DOTTED, family=2),
-    "yarn-retrieval": Look(_BLUE, "h", _DASHED, family=2),
-    "alibi": Look(_OLIVE, ">", family=3),
-    "rnope-swa": Look(_WINE, "H", family=3),
-    "nope": Look(_ORANGE, "D", family=4),
-    "nope-retrieval": Look(_ORANGE, "8", _DASHED, family=4),
-    "drope": Look(_VERMILLION, "*", family=5),
-    "drope-perplexity": Look(_VERMILLION, "d", _DOTTED, family=5),
-    "drope-paper": Look(_VERMILLION, "X", _DASHED, family=5),
+METHODS: dict[str, PlotStyle] = {
+    "rope": PlotStyle(_BLACK, "o", family=0),
+    "crop": PlotStyle(_GREY, "X", _DASHED, family=0),
+    "pi": PlotStyle(_SKY, "v", family=1),
+    "ntk": PlotStyle(_GREEN, "^", family=1),
+    "dynamic-ntk": PlotStyle(_GREEN, "<", _DASHED, family=1),
+    "llama3": PlotStyle(_PURPLE, "P", family=1),
+    "longrope": PlotStyle(_PURPLE, "p", _DASHED, family=1),
+    "yarn": PlotStyle(_BLUE, "s", family=2),
+    "yarn-perplexity": PlotStyle(_BLUE, "d", _DOTTED, family=2),
+    "yarn-retrieval": PlotStyle(_BLUE, "h", _DASHED, family=2),
+    "alibi": PlotStyle(_OLIVE, ">", family=3),
+    "rnope-swa": PlotStyle(_WINE, "H", family=3),
+    "nope": PlotStyle(_ORANGE, "D", family=4),
+    "nope-retrieval": PlotStyle(_ORANGE, "8", _DASHED, family=4),
+    "drope": PlotStyle(_VERMILLION, "*", family=5),
+    "drope-perplexity": PlotStyle(_VERMILLION, "d", _DOTTED, family=5),
+    "drope-paper": PlotStyle(_VERMILLION, "X", _DASHED, family=5),
 }
 """Okabe and Ito's colours, without the yellow that is lost on white, and three of Paul Tol's muted ones."""
 
 _OTHERS = [
-    Look(colour, marker, _MIXED)
+    PlotStyle(colour, marker, _MIXED)
     for marker, colour in zip("ov^sDPp", (_SKY, _ORANGE, _GREEN, _PURPLE, _OLIVE, _WINE, _BLUE), strict=True)
 ]
 
 
-def look_of(method: str) -> Look:
+def plot_style_of(method: str) -> PlotStyle:
     """Return a method's look; one that this project does not know gets a look that depends on its name alone."""
     known = METHODS.get(method)
     if known is not None:
@@ -88,7 +88,7 @@ def look_of(method: str) -> Look:
     return _OTHERS[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]
 
 
-def looks(cells: Sequence[CellSummary]) -> dict[str, Look]:
+def assign_plot_styles(cells: Sequence[CellSummary]) -> dict[str, PlotStyle]:
     """Return the look of each contestant, in the order in which figures show them.
 
     The order is by base, then by family of methods, the untouched model first. Filled markers stand for the base
@@ -97,7 +97,7 @@ def looks(cells: Sequence[CellSummary]) -> dict[str, Look]:
     methods = list(dict.fromkeys(s.cell.method for s in cells))
     chosen = _told_apart(methods)
     bases = _bases(cells)
-    found = {s.contestant: (bases.index(s.cell.model), s.cell.method) for s in cells}
+    found = {s.variant: (bases.index(s.cell.model), s.cell.method) for s in cells}
     known = list(METHODS)
 
     def order(name: str) -> tuple[int, int, int, str]:
@@ -111,8 +111,8 @@ def looks(cells: Sequence[CellSummary]) -> dict[str, Look]:
 def labels(cells: Sequence[CellSummary]) -> dict[str, str]:
     """Return how each contestant is named: its method where all share one base, which :func:`base_title` names."""
     if len({s.cell.model for s in cells}) == 1:
-        return {s.contestant: s.cell.method for s in cells}
-    return {s.contestant: s.contestant for s in cells}
+        return {s.variant: s.cell.method for s in cells}
+    return {s.variant: s.variant for s in cells}
 
 
 def base_title(cells: Sequence[CellSummary]) -> str:
@@ -128,11 +128,11 @@ def _bases(cells: Sequence[CellSummary]) -> list[str]:
     return sorted(counts, key=lambda base: (-len(counts[base]), base))
 
 
-def _told_apart(methods: Iterable[str]) -> dict[str, Look]:
-    chosen: dict[str, Look] = {}
-    taken: set[Look] = set()
+def _told_apart(methods: Iterable[str]) -> dict[str, PlotStyle]:
+    chosen: dict[str, PlotStyle] = {}
+    taken: set[PlotStyle] = set()
     for method in sorted(methods, key=lambda name: (name not in METHODS, name)):
-        look = look_of(method)
+        look = plot_style_of(method)
         if look in taken:
             look = next((other for other in _OTHERS if other not in taken), look)
         taken.add(look)

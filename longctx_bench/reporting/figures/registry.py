@@ -20,12 +20,12 @@ from longctx_bench.reporting.results import CellSummary, Results, read_cells
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Figures = dict[str, "Figure"]
+FiguresByName = dict[str, "Figure"]
 """By file name, without its ending."""
 
 
 @dataclass(frozen=True)
-class Material:
+class FigureInputs:
     """What figures are drawn from; cells are read when the first kind asks for them."""
 
     folder: Path
@@ -98,7 +98,7 @@ class _FactorProbe(msgspec.Struct):
     model: str
 
 
-def _heatmaps(material: Material) -> Figures:
+def _heatmaps(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.niah_heatmaps import heatmap_sheet
 
     by_task: dict[str, list[CellSummary]] = {}
@@ -110,36 +110,36 @@ def _heatmaps(material: Material) -> Figures:
     return {f"{safe_name(task)}-heatmap": heatmap_sheet(cells) for task, cells in sorted(by_task.items())}
 
 
-def _length(material: Material) -> Figures:
+def _length(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.score_vs_length import length_sheet
 
     return {f"{material.name}-length": length_sheet(material.cells)}
 
 
-def _bars(material: Material) -> Figures:
+def _bars(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.score_bars import bar_sheet
 
     return {f"{material.name}-bars-{_where(material)}": bar_sheet(material.cells, material.scale)}
 
 
-def _tasks(material: Material) -> Figures:
+def _tasks(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.task_heatmap import task_table
 
     return {f"{material.name}-tasks-{_where(material)}": task_table(material.cells, material.scale)}
 
 
-def _where(material: Material) -> str:
+def _where(material: FigureInputs) -> str:
     chosen = at_scale([s for s in material.cells if s.percent], material.scale)
     return scale_name(chosen[0].scale) if chosen else "none"
 
 
-def _in_context(material: Material) -> Figures:
+def _in_context(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.short_context import in_context_sheet
 
     return {"in-context": in_context_sheet(material.cells, material.scale)}
 
 
-def _curves(material: Material) -> Figures:
+def _curves(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.loss_curves import curve_sheet, read_curves
 
     missing = [folder for folder in material.checkpoints if not folder.is_dir()]
@@ -153,7 +153,7 @@ def _curves(material: Material) -> Figures:
     return {"curves": curve_sheet(read_curves(folders))}
 
 
-def _factors(material: Material) -> Figures:
+def _factors(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.rope_factors import factor_sheet
 
     made = {}
@@ -168,7 +168,7 @@ def _factors(material: Material) -> Figures:
     return made
 
 
-def _attention(material: Material) -> Figures:
+def _attention(material: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.attention_by_length import attention_sheet
 
     return {f"attention-{path.stem}": attention_sheet(_probe(path)) for path in material.probes("attention")}
@@ -186,7 +186,7 @@ def _probe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}; run the probe again") from error
 
 
-KINDS: Extensions[Callable[[Material], Figures]] = Extensions(
+FIGURE_KINDS: Extensions[Callable[[FigureInputs], FiguresByName]] = Extensions(
     "figure",
     {
         "heatmap": _heatmaps,
@@ -202,12 +202,12 @@ KINDS: Extensions[Callable[[Material], Figures]] = Extensions(
 """Functions from a folder's material to figures; UserError where it has nothing for them, with what to do."""
 
 
-def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) -> Figures:
+def draw_figures(material: FigureInputs, kinds: Sequence[str], tell: Callable[[str], None]) -> FiguresByName:
     """Draw several kinds of figures.
 
     Args:
         material: what from.
-        kinds: of :data:`KINDS`.
+        kinds: of :data:`FIGURE_KINDS`.
         tell: called with a line for each kind that is left out because the folder has nothing for it.
 
     Raises:
@@ -217,10 +217,10 @@ def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) 
     for name in material.tasks:
         if name not in measured:
             raise UserError(f"--task {name}: not measured in {material.folder}{near_miss(name, measured)}")
-    made: Figures = {}
+    made: FiguresByName = {}
     for name in kinds:
         try:
-            made |= KINDS[name](material)
+            made |= FIGURE_KINDS[name](material)
         except UserError as error:
             if len(kinds) == 1:
                 raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.plot_styles import METHODS, look_of
+from longctx_bench.reporting.figures.plot_styles import METHODS, plot_style_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def factor_sheet(
         for place, name in enumerate(names):
             # Markers at different pairs, so that methods that agree over a range can be seen to.
             start = place * every // len(names)
-            axis.plot(pairs, factors[name], label=name, markevery=(start, every), **look_of(name).line())
+            axis.plot(pairs, factors[name], label=name, markevery=(start, every), **plot_style_of(name).line())
         axis.axhline(1 / scale, color=style.FAINT, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0,
                      label=f"1/s = {1 / scale:.3g}")  # fmt: skip
         turns = [original_length * value / (2 * math.pi) for value in rope]

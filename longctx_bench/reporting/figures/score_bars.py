@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from longctx_bench.benchmarks.lm_eval_task import PREFIX
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name, shown, sizes, task_order, top
-from longctx_bench.reporting.figures.plot_styles import Look, base_title, labels, looks
+from longctx_bench.reporting.figures.cell_selection import (
+    at_scale,
+    axis_top,
+    displayed_interval,
+    sample_sizes,
+    scale_name,
+    task_order,
+)
+from longctx_bench.reporting.figures.plot_styles import PlotStyle, assign_plot_styles, base_title, labels
 from longctx_bench.reporting.results import CellSummary
 
 if TYPE_CHECKING:
@@ -41,12 +48,12 @@ def bar_sheet(cells: Sequence[CellSummary], scale: float | None = None, preferre
     chosen = at_scale([summary for summary in cells if summary.percent], scale, preferred)
     if not chosen:
         raise UserError("no finished cell of these tasks has a score in per cent")
-    found = looks(chosen)
+    found = assign_plot_styles(chosen)
     with style.styled():
         return _grouped(chosen, found) if len(found) <= _SIDE_BY_SIDE else _panels(chosen, found)
 
 
-def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+def _grouped(cells: Sequence[CellSummary], found: dict[str, PlotStyle]) -> Figure:
     tasks = _tasks(cells)
     rows, columns = style.grid_of(len(tasks), max(1, _BARS_A_ROW // (len(found) + 1)))
     width = min(style.PAGE, max(style.COLUMN, 0.19 * columns * (len(found) + 1) + 1.6))
@@ -56,7 +63,7 @@ def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     for row, axis in enumerate(axes):
         own = tasks[row * columns : (row + 1) * columns]
         for place, (name, look) in enumerate(found.items()):
-            mine = {s.cell.task: s for s in cells if s.contestant == name}
+            mine = {s.cell.task: s for s in cells if s.variant == name}
             drawn = [(index, mine[task]) for index, task in enumerate(own) if task in mine]
             _bars(axis, [index + wide * (place - (len(found) - 1) / 2) for index, _ in drawn],
                   [s for _, s in drawn], look, wide, labels(cells)[name])  # fmt: skip
@@ -70,7 +77,7 @@ def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     return figure
 
 
-def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+def _panels(cells: Sequence[CellSummary], found: dict[str, PlotStyle]) -> Figure:
     tasks = _tasks(cells)
     rows, columns = style.grid_of(len(tasks), 4)
     names = list(found)
@@ -82,9 +89,9 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     for panel, (axis, task) in enumerate(zip(axes.flat, tasks, strict=False)):
         axis.tick_params(axis="x", labelbottom=panel + columns >= len(tasks))
         for summary in (s for s in cells if s.cell.task == task):
-            place = float(names.index(summary.contestant))
-            _bars(axis, [place], [summary], found[summary.contestant], 0.74, "", upright=False)
-        absent = set(names) - {s.contestant for s in cells if s.cell.task == task}
+            place = float(names.index(summary.variant))
+            _bars(axis, [place], [summary], found[summary.variant], 0.74, "", upright=False)
+        absent = set(names) - {s.variant for s in cells if s.cell.task == task}
         for name in absent:
             # A bar of zero is as short.
             axis.annotate("not measured", (0, names.index(name)), (2, 0), textcoords="offset points",
@@ -100,12 +107,12 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
 
 
 def _bars(
-    axis: Axes, places: Sequence[float], cells: Sequence[CellSummary], look: Look, wide: float, label: str,
+    axis: Axes, places: Sequence[float], cells: Sequence[CellSummary], look: PlotStyle, wide: float, label: str,
     upright: bool = True,
 ) -> None:  # fmt: skip
     from matplotlib.patheffects import Normal, Stroke
 
-    values = [shown(summary) for summary in cells]
+    values = [displayed_interval(summary) for summary in cells]
     means = [mean for _, mean, _ in values]
     ends = [[mean - low for low, mean, _ in values], [high - mean for _, mean, high in values]]
     # Black in white shows on every bar and beside it.
@@ -123,7 +130,7 @@ def _bars(
 
 def _percent(axis: Axes, which: Literal["x", "y"], cells: Sequence[CellSummary]) -> None:
     # From zero always, or bars lie.
-    (axis.set_ylim if which == "y" else axis.set_xlim)(0, top(cells))
+    (axis.set_ylim if which == "y" else axis.set_xlim)(0, axis_top(cells))
     axis.grid(visible=True, axis=which)
 
 
@@ -138,7 +145,7 @@ def _short(task: str) -> str:
 
 
 def _sizes(task: str, cells: Sequence[CellSummary]) -> str:
-    return sizes(s for s in cells if s.cell.task == task)
+    return sample_sizes(s for s in cells if s.cell.task == task)
 
 
 def _where(cells: Sequence[CellSummary]) -> str:

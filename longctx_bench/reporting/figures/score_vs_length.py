@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.cell_selection import measure, scale_name, shown, sizes, task_order, top
-from longctx_bench.reporting.figures.plot_styles import Look, base_title, labels, looks
+from longctx_bench.reporting.figures.cell_selection import (
+    axis_label,
+    axis_top,
+    displayed_interval,
+    sample_sizes,
+    scale_name,
+    task_order,
+)
+from longctx_bench.reporting.figures.plot_styles import PlotStyle, assign_plot_styles, base_title, labels
 from longctx_bench.reporting.results import CellSummary
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
     if not panels:
         raise UserError("no task was measured at two lengths; run one with --scale 1x,2x,4x")
     drawn = [summary for own in panels.values() for summary in own]
-    found = looks(drawn)
+    found = assign_plot_styles(drawn)
     parts = groups(found)
     rows, columns = style.grid_of(len(panels), _COLUMNS)
     with style.styled():
@@ -64,7 +71,7 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
             for axis, (task, cells_of_task) in zip(axes, panels.items(), strict=False):
                 _describe(axis, task, cells_of_task, narrow=columns == _COLUMNS)
                 for place, name in enumerate(names):
-                    line = [s for s in cells_of_task if s.contestant == name]
+                    line = [s for s in cells_of_task if s.variant == name]
                     if line:
                         shift = _APART * (place - (len(names) - 1) / 2)
                         handles[name] = _line(axis, line, found[name], shift, labels(drawn)[name])
@@ -77,7 +84,7 @@ def length_sheet(cells: Sequence[CellSummary]) -> Figure:
     return figure
 
 
-def groups(found: dict[str, Look]) -> list[list[str]]:
+def groups(found: dict[str, PlotStyle]) -> list[list[str]]:
     """Divide contestants into groups of at most nine, families kept whole; each begins with the first of all."""
     names = list(found)
     if len(names) <= _TOGETHER:
@@ -104,9 +111,9 @@ def _panels(cells: Sequence[CellSummary]) -> dict[str, list[CellSummary]]:
     return {task: own for task, own in found.items() if len({s.scale for s in own}) > 1}
 
 
-def _line(axis: Axes, cells: Sequence[CellSummary], look: Look, shift: float, label: str) -> Any:
+def _line(axis: Axes, cells: Sequence[CellSummary], look: PlotStyle, shift: float, label: str) -> Any:
     places = [summary.scale * 2**shift for summary in cells]
-    low, means, high = zip(*map(shown, cells), strict=True)
+    low, means, high = zip(*map(displayed_interval, cells), strict=True)
     axis.fill_between(places, low, high, color=look.colour, alpha=0.13, linewidth=0)
     axis.vlines(places, low, high, color=look.colour, linewidth=0.6)
     return axis.plot(places, means, label=label, **look.line(), clip_on=False, zorder=3)[0]
@@ -127,10 +134,10 @@ def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool)
     axis.set_xticks(scales, ticks, **_size(5, narrow and len(scales) > _TICKS))
     axis.minorticks_off()
     axis.set_xlabel("scale and length (tokens)" if context else "length / training context")
-    axis.set_ylabel(measure(cells))
+    axis.set_ylabel(axis_label(cells))
     if cells[0].percent:
-        axis.set_ylim(0, top(cells))
-    title = f"{task} ({sizes(cells)})"
+        axis.set_ylim(0, axis_top(cells))
+    title = f"{task} ({sample_sizes(cells)})"
     axis.set_title(title, **_size(7, narrow and len(title) > _TITLE))
     axis.grid(visible=True, axis="y")
     if scales[0] <= 1 < scales[-1]:

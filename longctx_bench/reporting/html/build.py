@@ -10,7 +10,7 @@ from longctx_bench.core.sanitize import counted
 from longctx_bench.reporting.html import assets
 from longctx_bench.reporting.html.escaping import inert_json, source_hash
 from longctx_bench.reporting.html.examples import PAGE_BYTES, example_columns
-from longctx_bench.reporting.html.overview import in_order, overview, shared_notes, task_tables
+from longctx_bench.reporting.html.overview import overview, page_tables, shared_notes, sort_cells
 from longctx_bench.reporting.results import Results
 from longctx_bench.store.run_store import ResultStore
 
@@ -35,9 +35,9 @@ def html_page(results: Results, store: ResultStore, examples: int | None = None,
         UserError: the package itables is not whole, or a file of the folder is damaged.
     """
     template = _template()
-    cells = in_order(results.finished)
+    cells = sort_cells(results.finished)
     columns = example_columns(cells, store, examples, budget)
-    tables = task_tables(cells)
+    tables = page_tables(cells)
     style, library, script = assets.own_style(), assets.grid_library(), assets.own_script()
     shown, measured = sum(columns["shown"]), sum(summary.n for summary in cells)
     return template.render(

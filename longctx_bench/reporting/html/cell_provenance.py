@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.store.schema import Tuning
+from longctx_bench.store.schema import TuningRecord
 
 
 def provenance(summary: CellSummary) -> dict[str, str]:
@@ -38,7 +38,7 @@ def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _tuning(tuning: Tuning | None) -> str:
+def _tuning(tuning: TuningRecord | None) -> str:
     if tuning is None:
         return "none"
     return f"{tuning.scalar.replace('_', ' ')} {tuning.value:.4g} by {tuning.source}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from longctx_bench.core.types import ending
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.store.prompt_excerpts import Excerpt, read_excerpts
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, read_excerpts
 from longctx_bench.store.reader import read_records
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import SampleRecord
@@ -23,7 +23,7 @@ _ROW_BYTES, _PROMPT_BYTES = 60, 180
 """What a row and a prompt take besides their texts: names, numbers, commas."""
 
 
-class Pool:
+class TextPool:
     """Texts by number, each stored once."""
 
     def __init__(self) -> None:
@@ -93,19 +93,21 @@ def _row_size(record: SampleRecord) -> int:
 
 def _excerpts(
     cells: Sequence[CellSummary], records: Sequence[Sequence[SampleRecord]], store: ResultStore
-) -> list[dict[str, Excerpt]]:
+) -> list[dict[str, PromptExcerpt]]:
     """Return each cell's excerpts by hash, those of its records only; the methods of one base share them."""
-    found: dict[tuple[str, str, int], dict[str, Excerpt]] = {}
+    found: dict[tuple[str, str, int], dict[str, PromptExcerpt]] = {}
     made = []
     for summary, own in zip(cells, records, strict=True):
         key = (summary.cell.model, summary.cell.task, summary.cell.length)
         if key not in found:
-            found[key] = read_excerpts(store._prompts(summary.cell), {record.hash for record in own})
+            found[key] = read_excerpts(store.excerpts_path(summary.cell), {record.hash for record in own})
         made.append(found[key])
     return made
 
 
-def _fitting(records: Sequence[Sequence[SampleRecord]], excerpts: Sequence[dict[str, Excerpt]], budget: int) -> int:
+def _fitting(
+    records: Sequence[Sequence[SampleRecord]], excerpts: Sequence[dict[str, PromptExcerpt]], budget: int
+) -> int:
     """Return how many examples of each cell fit the budget, at least one."""
     spent, seen = 0, set()
     most = max(map(len, records), default=0)
@@ -128,7 +130,7 @@ def _size(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _excerpt_texts(excerpt: Excerpt) -> list[str]:
+def _excerpt_texts(excerpt: PromptExcerpt) -> list[str]:
     return [excerpt.begin, excerpt.end, excerpt.answer_prefix, *excerpt.needles]
 
 
@@ -136,14 +138,14 @@ class _Columns:
     """The rows of a page as they come."""
 
     def __init__(self) -> None:
-        self.pool = Pool()
+        self.pool = TextPool()
         self.prompts: list[dict[str, Any]] = []
         self.rows: dict[str, list[Any]] = {
             name: [] for name in ("cell", "id", "prompt", "score", "text", "given", "written", "end", "curve")
         }
         self._prompt_places: dict[tuple[str, tuple[str, ...]], int] = {}
 
-    def add(self, cell: int, record: SampleRecord, excerpts: dict[str, Excerpt]) -> None:
+    def add(self, cell: int, record: SampleRecord, excerpts: dict[str, PromptExcerpt]) -> None:
         """Add one example of a cell."""
         values = {
             "cell": cell,
@@ -159,7 +161,7 @@ class _Columns:
         for name, value in values.items():
             self.rows[name].append(value)
 
-    def _prompt(self, record: SampleRecord, excerpts: dict[str, Excerpt]) -> int:
+    def _prompt(self, record: SampleRecord, excerpts: dict[str, PromptExcerpt]) -> int:
         key = (record.hash, tuple(record.references))
         place = self._prompt_places.setdefault(key, len(self.prompts))
         if place == len(self.prompts):

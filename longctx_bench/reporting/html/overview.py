@@ -10,7 +10,7 @@ from typing import Any
 
 from longctx_bench.core.types import NATURAL, length_name
 from longctx_bench.reporting.html.cell_provenance import provenance
-from longctx_bench.reporting.html.examples import Pool
+from longctx_bench.reporting.html.examples import TextPool
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.reporting.tables.base import Entry, Table
@@ -55,7 +55,7 @@ class TaskTable:
     """Further tables of the task, such as scores by the documents' length."""
 
 
-def in_order(cells: Sequence[CellSummary]) -> list[CellSummary]:
+def sort_cells(cells: Sequence[CellSummary]) -> list[CellSummary]:
     """Return the cells by task in the order met, then base, the untouched model first, method and length."""
     tasks = {name: place for place, name in enumerate(dict.fromkeys(s.cell.task for s in cells))}
     return sorted(
@@ -64,12 +64,12 @@ def in_order(cells: Sequence[CellSummary]) -> list[CellSummary]:
     )
 
 
-def task_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
-    """Return one table a task for cells that are :func:`in_order`."""
+def page_tables(cells: Sequence[CellSummary]) -> list[TaskTable]:
+    """Return one table a task for cells that are :func:`sort_cells`."""
     made = []
     for task in dict.fromkeys(summary.cell.task for summary in cells):
         own = [(number, summary) for number, summary in enumerate(cells) if summary.cell.task == task]
-        found = {(s.contestant, s.cell.length): (number, s) for number, s in own}
+        found = {(s.variant, s.cell.length): (number, s) for number, s in own}
         contexts = {s.original_length for _, s in own}
         context = contexts.pop() if len(contexts) == 1 else None
         columns = _columns(sorted({s.cell.length for _, s in own}), context)
@@ -128,17 +128,17 @@ def overview(cells: Sequence[CellSummary], examples: dict[str, Any]) -> dict[str
     """Return the cells as the page's scripts read them.
 
     Args:
-        cells: finished cells, :func:`in_order`.
+        cells: finished cells, :func:`sort_cells`.
         examples: of :func:`~longctx_bench.reporting.html.examples.example_columns`, for the number of examples
             behind each depth.
     """
-    pool = Pool()
+    pool = TextPool()
     depths = _scores_by_depth(examples)
     made = []
     for number, (summary, shown) in enumerate(zip(cells, examples["shown"], strict=True)):
         made.append(
             {
-                "name": pool(summary.contestant),
+                "name": pool(summary.variant),
                 "task": pool(summary.cell.task),
                 "length": summary.cell.length,
                 "lengthName": length_name(summary.cell.length),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.reporting.figures.registry import KINDS, Material
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs
 from longctx_bench.reporting.papers.paper_spec import Paper
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def paper_figures(paper: Paper, material: Material) -> Iterator[tuple[str, Figure | str]]:
+def paper_figures(paper: Paper, material: FigureInputs) -> Iterator[tuple[str, Figure | str]]:
     """Draw a paper's figures one after the other.
 
     Args:
@@ -25,11 +25,11 @@ def paper_figures(paper: Paper, material: Material) -> Iterator[tuple[str, Figur
     Yields:
         Name and figure, or name and why it cannot be drawn yet.
     """
-    for number, wanted in paper.layout.figures.items():
+    for number, wanted in paper.spec.figures.items():
         own = replace(material, tasks=wanted.tasks, methods=wanted.methods, scale=wanted.scale)
         name = f"figure-{number}"
         try:
-            drawn = KINDS[wanted.kind](own)
+            drawn = FIGURE_KINDS[wanted.kind](own)
         except UserError as error:
             yield name, f"{wanted.title}: {error}"
             continue

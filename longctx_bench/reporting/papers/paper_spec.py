@@ -13,7 +13,7 @@ from pydantic import Field
 from longctx_bench.core.errors import UserError, near_miss
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
-from longctx_bench.reporting.figures.registry import KINDS
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS
 
 IN_CONTEXT = "in-context"
 """A paper's word for the training context."""
@@ -37,7 +37,7 @@ class PaperFigure(Spec):
     """Length over training context, for kinds that draw one."""
 
 
-class Layout(Spec):
+class PaperSpec(Spec):
     """A paper's YAML."""
 
     name: str
@@ -58,7 +58,7 @@ class Layout(Spec):
 
 
 @dataclass(frozen=True)
-class Number:
+class PublishedNumber:
     """One published number."""
 
     table: int
@@ -76,10 +76,10 @@ class Paper:
     """A paper's layout with its numbers."""
 
     name: str
-    layout: Layout
-    numbers: tuple[Number, ...]
+    spec: PaperSpec
+    numbers: tuple[PublishedNumber, ...]
 
-    def of_table(self, table: int, base: str) -> list[Number]:
+    def of_table(self, table: int, base: str) -> list[PublishedNumber]:
         """Return a table's numbers for one base, in the paper's order."""
         return [number for number in self.numbers if number.table == table and number.base == base]
 
@@ -100,28 +100,30 @@ def read_paper(name: str) -> Paper:
         if not path.is_file():
             known = [file.stem for file in path.parent.glob("*.yaml")]
             raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{near_miss(name, known)}")
-    layout = validate(Layout, read_yaml(path), str(path))
-    numbers = tuple(_numbers(path.parent / layout.numbers))
-    for number, figure in layout.figures.items():
-        if figure.kind not in KINDS:
-            raise UserError(f"{path}: figure {number}: kind '{figure.kind}' is unknown{near_miss(figure.kind, KINDS)}")
-    bare = sorted({number.base for number in numbers} - set(layout.bases))
+    spec = validate(PaperSpec, read_yaml(path), str(path))
+    numbers = tuple(_numbers(path.parent / spec.numbers))
+    for number, figure in spec.figures.items():
+        if figure.kind not in FIGURE_KINDS:
+            raise UserError(
+                f"{path}: figure {number}: kind '{figure.kind}' is unknown{near_miss(figure.kind, FIGURE_KINDS)}"
+            )
+    bare = sorted({number.base for number in numbers} - set(spec.bases))
     if bare:
         raise UserError(f"{path}: 'bases' does not say how to print '{bare[0]}'")
-    for table in layout.tables:
+    for table in spec.tables:
         if not any(number.table == table for number in numbers):
-            raise UserError(f"{path}: table {table} has no numbers in {layout.numbers}")
-    return Paper(path.stem, layout, numbers)
+            raise UserError(f"{path}: table {table} has no numbers in {spec.numbers}")
+    return Paper(path.stem, spec, numbers)
 
 
-def _numbers(path: Path) -> list[Number]:
-    made: list[Number] = []
+def _numbers(path: Path) -> list[PublishedNumber]:
+    made: list[PublishedNumber] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != _COLUMNS:
                 raise UserError(f"{path}: line 1: the columns must be {','.join(_COLUMNS)}")
-            found: dict[Number, int] = {}
+            found: dict[PublishedNumber, int] = {}
             for line, row in enumerate(rows, 2):
                 number = _number(path, line, row)
                 before = found.setdefault(replace(number, value=""), line)
@@ -135,7 +137,7 @@ def _numbers(path: Path) -> list[Number]:
         raise UserError(f"{path}: is no CSV file in UTF-8 ({error})") from error
 
 
-def _number(path: Path, line: int, row: dict[str, str]) -> Number:
+def _number(path: Path, line: int, row: dict[str, str]) -> PublishedNumber:
     if None in row or None in row.values():
         raise UserError(f"{path}: line {line}: must have {len(_COLUMNS)} columns")
     if not _LENGTH.fullmatch(row["length"]):
@@ -148,4 +150,4 @@ def _number(path: Path, line: int, row: dict[str, str]) -> Number:
             raise ValueError
     except ValueError as error:
         raise UserError(f"{path}: line {line}: 'table' and 'value' must be numbers") from error
-    return Number(table, row["base"], row["method"], row["task"], row["length"], row["value"])
+    return PublishedNumber(table, row["base"], row["method"], row["task"], row["length"], row["value"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from longctx_bench.core.types import Cell
-from longctx_bench.reporting.papers.paper_spec import AVERAGE, Number, Paper
-from longctx_bench.reporting.papers.result_lookup import Measured, require_models
+from longctx_bench.reporting.papers.paper_spec import AVERAGE, Paper, PublishedNumber
+from longctx_bench.reporting.papers.result_lookup import ResultLookup, require_models
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Entry, Table
 from longctx_bench.reporting.tables.footnotes import difference_notes, method_notes
@@ -37,17 +37,17 @@ def paper_tables(paper: Paper, cells: Sequence[CellSummary], models: Sequence[st
     shown = list(models) or sorted({summary.cell.model for summary in cells})
     return {
         table: [_table(paper, table, base, cells, shown) for base in paper.bases_of(table)]
-        for table in paper.layout.tables
+        for table in paper.spec.tables
     }
 
 
 def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], models: Sequence[str]) -> Table:
-    layout = paper.layout
+    spec = paper.spec
     published = paper.of_table(table, base)
     columns: list[Column] = list(dict.fromkeys((number.task, number.length) for number in published))
     methods = list(dict.fromkeys(number.method for number in published))
     values = {(number.method, number.task, number.length): number.value for number in published}
-    beside = {model: Measured(cells, model) for model in models if model == base or model not in layout.bases}
+    beside = {model: ResultLookup(cells, model) for model in models if model == base or model not in spec.bases}
     notes: list[str] = []
     found = {
         model: {
@@ -61,7 +61,7 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
         notes.append("nothing of this table was measured yet")
     header = ["method"]
     for task, length in columns:
-        header.append(f"{task} {length}, {layout.bases[base]} (published)")
+        header.append(f"{task} {length}, {spec.bases[base]} (published)")
         header += [f"{task} {length}, {model} (measured)" for model in found]
     rows = []
     for method in methods:
@@ -72,13 +72,13 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
             row += [entries[method, column] for entries in found.values()]
         rows.append(tuple(row))
     notes += _notes(paper, shown, methods, columns)
-    title = f"{layout.name} table {table}, {layout.bases[base]}: {layout.tables[table]}, in %, higher is better"
+    title = f"{spec.name} table {table}, {spec.bases[base]}: {spec.tables[table]}, in %, higher is better"
     records = _records(paper, table, base, published, shown)
     return Table(title, tuple(header), tuple(rows), tuple(notes), tuple(records))
 
 
 def _records(
-    paper: Paper, table: int, base: str, published: Sequence[Number], beside: Mapping[str, Measured]
+    paper: Paper, table: int, base: str, published: Sequence[PublishedNumber], beside: Mapping[str, ResultLookup]
 ) -> Iterator[dict[str, object]]:
     """Yield a line of the CSV for each number: what was published, then what was measured beside it."""
     columns = list(dict.fromkeys((number.task, number.length) for number in published))
@@ -99,7 +99,7 @@ def _records(
                 yield mine | {"value": 100 * mean, "low": 100 * low, "high": 100 * high, "n": n}
 
 
-def _entry(paper: Paper, own: Measured, method: str, column: Column, columns: Sequence[Column]) -> Entry:
+def _entry(paper: Paper, own: ResultLookup, method: str, column: Column, columns: Sequence[Column]) -> Entry:
     task, length = column
     parts = _averaged(paper, column, columns)
     if parts:
@@ -109,21 +109,21 @@ def _entry(paper: Paper, own: Measured, method: str, column: Column, columns: Se
 
 
 def _ours(paper: Paper, task: str) -> str:
-    return paper.layout.measured_as.get(task, task)
+    return paper.spec.measured_as.get(task, task)
 
 
 def _averaged(paper: Paper, column: Column, columns: Sequence[Column]) -> list[Column]:
     """Return what a column averages, under our names; nothing where it is no average."""
     task, length = column
-    if task in paper.layout.averages:
-        return [(_ours(paper, part), length) for part in paper.layout.averages[task]]
+    if task in paper.spec.averages:
+        return [(_ours(paper, part), length) for part in paper.spec.averages[task]]
     if task == AVERAGE:
         return [(_ours(paper, part), at) for part, at in columns if part != AVERAGE]
     return []
 
 
 def _notes(
-    paper: Paper, beside: Mapping[str, Measured], methods: Sequence[str], columns: Sequence[Column]
+    paper: Paper, beside: Mapping[str, ResultLookup], methods: Sequence[str], columns: Sequence[Column]
 ) -> list[str]:
     """Say how the measured numbers came about, and which averages are not whole."""
     notes = []
@@ -140,6 +140,6 @@ def _notes(
         shown = list(used.values())
         counts = sorted({summary.n for summary in shown})
         span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        notes.append(f"measured: [95 % interval], n = {span} a cell; published: as printed in {paper.layout.title}")
+        notes.append(f"measured: [95 % interval], n = {span} a cell; published: as printed in {paper.spec.title}")
         notes += method_notes(shown) + difference_notes(shown)
     return notes

@@ -11,7 +11,7 @@ from longctx_bench.reporting.papers.paper_spec import IN_CONTEXT
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.reporting.tables.base import Entry
-from longctx_bench.reporting.tables.formatting import EMPTY, number
+from longctx_bench.reporting.tables.formatting import EMPTY, interval_entry
 
 _BUCKETS = {bucket.name: bucket for bucket in BY_CONTEXT}
 
@@ -28,7 +28,7 @@ def require_models(cells: Iterable[CellSummary], models: Iterable[str]) -> None:
             raise UserError(f"--base {model}: nothing was measured on it{near_miss(model, known)}")
 
 
-class Measured:
+class ResultLookup:
     """The cells of one model, found by what a paper calls them."""
 
     def __init__(self, cells: Iterable[CellSummary], model: str) -> None:
@@ -69,7 +69,7 @@ class Measured:
         if values is None:
             return EMPTY
         mean, low, high, n = values
-        shown = number(mean, low, high, percent=True)
+        shown = interval_entry(mean, low, high, percent=True)
         return Entry(shown.text, f"{shown.detail} ({n})") if length in _BUCKETS else shown
 
     def parts(self, method: str, tasks: Sequence[tuple[str, str]]) -> list[CellSummary]:

@@ -21,7 +21,7 @@ _BOOTSTRAPPED = 1_000
 """Up to so many examples the bootstrap is drawn; beyond, its limit in closed form is as exact as the drawing."""
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a rate (Wilson 1927): right at 0 and 1, where the usual one has no width."""
     if n == 0:
         return 0.0, 1.0
@@ -36,8 +36,8 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def mean_interval(scores: Sequence[float] | NDArray[np.float64], bounded: bool = True) -> tuple[float, float]:
     """Return a 95 % interval of a mean; the same one for the same scores, always.
 
-    - Scores that are all 0 or 1: Wilson's (:func:`wilson`).
-    - Graded scores in [0, 1]: the bias-corrected and accelerated bootstrap (:func:`bca`).
+    - Scores that are all 0 or 1: Wilson's (:func:`wilson_interval`).
+    - Graded scores in [0, 1]: the bias-corrected and accelerated bootstrap (:func:`bca_interval`).
     - Fewer than 20 graded scores, or fewer than ten that differ from the commonest one: Wilson's with the number of
       successes that has the same mean. Resampling such scores shows too little of their spread, and none at all
       where they are equal. No score in [0, 1] varies more than a rate of the same mean, so this interval is on the
@@ -54,20 +54,20 @@ def mean_interval(scores: Sequence[float] | NDArray[np.float64], bounded: bool =
     if not np.isfinite(values).all():
         return (0.0, 1.0) if bounded else (-math.inf, math.inf)
     if not bounded:
-        return student(values)
-    if is_rate(values) or few_differ(values):
-        return wilson(float(values.sum()), len(values))
-    low, high = bca(values)
+        return student_t_interval(values)
+    if is_rate(values) or too_few_to_resample(values):
+        return wilson_interval(float(values.sum()), len(values))
+    low, high = bca_interval(values)
     return max(0.0, low), min(1.0, high)
 
 
 def safe_variance(values: NDArray[np.float64]) -> float:
     """Return the variance of scores in [0, 1], never 0.
 
-    For rates, and for graded scores that are too few to resample (:func:`few_differ`), it is that of a rate
+    For rates, and for graded scores that are too few to resample (:func:`too_few_to_resample`), it is that of a rate
     p = (successes + 2) / (n + 4) (Agresti and Coull 1998), which is not 0 at 0 or 1.
     """
-    if is_rate(values) or few_differ(values):
+    if is_rate(values) or too_few_to_resample(values):
         rate = (float(values.sum()) + 2) / (len(values) + 4)
         return rate * (1 - rate)
     return sample_variance(values)
@@ -78,7 +78,7 @@ def is_rate(values: NDArray[np.float64]) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def few_differ(values: NDArray[np.float64]) -> bool:
+def too_few_to_resample(values: NDArray[np.float64]) -> bool:
     """Tell whether scores are too few to resample: below 20, or fewer than ten that differ from the commonest one."""
     if len(values) < 2 * _FEWEST:
         return True
@@ -88,7 +88,7 @@ def few_differ(values: NDArray[np.float64]) -> bool:
     return bool((ordered[run - 1 :] == ordered[: len(values) - run + 1]).any())
 
 
-def student(values: NDArray[np.float64]) -> tuple[float, float]:
+def student_t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return Student's 95 % interval of a mean; endless where fewer than two values or equal ones show no spread."""
     variance = sample_variance(values)
     if not variance > 0:
@@ -100,7 +100,7 @@ def student(values: NDArray[np.float64]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def bca(values: NDArray[np.float64]) -> tuple[float, float]:
+def bca_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the bias-corrected and accelerated 95 % bootstrap interval of a mean.
 
     Efron 1987; Efron and Tibshirani 1993, equations 14.9 to 14.15. The acceleration is the jackknife's, for a mean

@@ -10,13 +10,13 @@ import numpy as np
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, length_name
-from longctx_bench.reporting.stats.confidence_intervals import few_differ
+from longctx_bench.reporting.stats.confidence_intervals import too_few_to_resample
 from longctx_bench.reporting.stats.resampling import RESAMPLES, SEED, bootstrap_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OWN_SHARE = 0.85
+RELATIVE_THRESHOLD = 0.85
 """Threshold relative to the model's own score at its training context."""
 RULER_THRESHOLD = 0.856
 """RULER's absolute one: the score of Llama 2 7B at 4,096 tokens (arXiv 2404.06654, Table 3)."""
@@ -46,7 +46,7 @@ def effective_length(
 
     The interval is the percentile bootstrap's over the examples, of the whole walk; examples of the same place in
     their cells are drawn together. A threshold relative to an own score is drawn anew with that score. Cells whose
-    scores are too few or too equal to resample (:func:`.intervals.few_differ`) draw their mean from
+    scores are too few or too equal to resample (:func:`.too_few_to_resample`) draw their mean from
     Beta(s + 1/2, n - s + 1/2) with s the sum of their scores (Jeffreys' posterior of a rate): 22 hits of 22 are no
     certainty.
 
@@ -97,7 +97,7 @@ def _drawn_means(scores: NDArray[np.float64], length: int) -> NDArray[np.float64
     """Return bootstrap means of one cell, [RESAMPLES]."""
     n, total = len(scores), float(scores.sum())
     rng = np.random.default_rng((SEED, length))
-    if few_differ(scores):
+    if too_few_to_resample(scores):
         return rng.beta(total + 0.5, n - total + 0.5, RESAMPLES)
     if n > _DRAWN:
         return rng.normal(total / n, scores.std() / np.sqrt(n), RESAMPLES)

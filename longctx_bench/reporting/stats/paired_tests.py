@@ -11,22 +11,21 @@ import numpy as np
 
 from longctx_bench.reporting.stats.confidence_intervals import (
     Z,
-    few_differ,
     is_rate,
     safe_variance,
     sample_variance,
-    student,
+    student_t_interval,
+    too_few_to_resample,
 )
-from longctx_bench.reporting.stats.resampling import SIGN_FLIPS, flipped_sums
+from longctx_bench.reporting.stats.resampling import SIGN_FLIPS, sign_flip_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Of significance, two-sided: corrected p-values below it tell two methods apart."""
-FEWEST = 6
-"""Pairs that must differ, all in one direction, for p to fall below :data:`LEVEL`: 2 / 2 ** 6 is 3.1 %, 2 / 2 ** 5 is
-6.3 %."""
+MIN_DIFFERING_PAIRS = 6
+"""Pairs that must differ, all in one direction, for p < 5 %: 2 / 2 ** 6 is 3.1 %, 2 / 2 ** 5 is 6.3 %."""
 MCNEMAR = "McNemar, exact"
 PERMUTATION_EXACT = "permutation, exact"
 PERMUTATION = "permutation, 9,999 draws"
@@ -35,7 +34,7 @@ _ENUMERATED = 13
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedResult:
     """Two methods' scores on the same examples, compared."""
 
     n: int
@@ -56,24 +55,24 @@ class Paired:
     losses: int
 
 
-def paired(
+def paired_comparison(
     a: Sequence[float] | NDArray[np.float64],
     b: Sequence[float] | NDArray[np.float64],
     bounded: bool = True,
     higher_is_better: bool = True,
-) -> Paired:
+) -> PairedResult:
     """Compare two methods on the same examples; the same answer for the same scores, always.
 
     - Scores that are all 0 or 1: McNemar's exact test (two-sided binomial on the pairs that differ; McNemar 1947), and
       Bonett and Price's adjusted Wald interval of paired proportions (2012, J. Educ. Behav. Stat. 37).
       The exact test is conservative: its false-positive rate lies below 5 %, far below with few pairs that differ.
-    - Others: a permutation test of the mean difference by sign flips (Fisher 1935), over all sign vectors where at most
-      13 pairs differ, else over the observed signs and 9,999 random ones (:func:`.resampling.flipped_sums`). The
-      observed ones count as a hit, so that p is never below 0.0001 (Phipson and Smyth 2010). The interval is
-      Student's t of the differences: these are nearly symmetric, and it holds its level from 20 pairs on, where a
-      bootstrap falls to 90 %. Where too few of bounded ones differ (:func:`.intervals.few_differ`), it is Bonett and
-      Price's with the sums of the gains and of the losses in place of the counts: no differences with those sums vary
-      more than whole ones.
+    - Others: a permutation test of the mean difference by sign flips (Fisher 1935): over all sign vectors where at most
+      13 pairs differ, else over the observed signs and 9,999 random ones (:func:`.resampling.sign_flip_sums`). The
+      observed signs count as a hit, so that p is never below 0.0001 (Phipson and Smyth 2010). The interval is
+      Student's t of the differences: these are nearly symmetric, and it keeps its coverage from 20 pairs on, where a
+      bootstrap falls to 90 %. Where too few of bounded differences are distinct (:func:`.too_few_to_resample`), it is
+      Bonett and Price's with the sums of the gains and of the losses in place of the counts: no differences with those
+      sums vary more than whole ones.
 
     Args:
         a: [n], one method's scores.
@@ -92,13 +91,13 @@ def paired(
     wins, losses = (above, below) if higher_is_better else (below, above)
     means = float(left.mean()), float(right.mean())
     n = left.size
-    return Paired(n, *means, float(differences.mean()), low, high, p, test, wins, n - wins - losses, losses)
+    return PairedResult(n, *means, float(differences.mean()), low, high, p, test, wins, n - wins - losses, losses)
 
 
 def paired_test(
     a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64], bounded: bool = True
 ) -> tuple[str, float]:
-    """Return the name and the p-value of the test alone, for tables with thousands of pairs: see :func:`paired`."""
+    """Return name and p-value of the test that :func:`paired_comparison` uses, without the interval."""
     left, right = _scores(a, b)
     differences = left - right
     if bounded and is_rate(left) and is_rate(right):
@@ -106,7 +105,7 @@ def paired_test(
     return _permutation(differences[differences != 0])
 
 
-def smallest_p(
+def min_attainable_p(
     scores: Sequence[float] | NDArray[np.float64], bounded: bool = True, higher_is_better: bool = True
 ) -> float:
     """Return a bound below which no paired test of a method against another one that is worse can come.
@@ -126,18 +125,18 @@ def smallest_p(
     return min(1.0, 2.0 ** (1 - could_win))
 
 
-def detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded: bool = True) -> float:
+def min_detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded: bool = True) -> float:
     """Return the smallest difference between two methods on these n examples that the paired test can call significant.
 
     It is what :func:`paired_test` needs for p below 5 %, before a correction for several tests. A true difference of
     just that size is found in about every second run; to find it for certain takes more examples.
 
-    - Scores that are all 0 or 1 (McNemar, exact): one method wins on :data:`FEWEST` examples and loses on none, 6 / n.
-      With more pairs that differ, more is needed.
+    - Scores that are all 0 or 1 (McNemar, exact): one method wins on :data:`MIN_DIFFERING_PAIRS` examples and
+      loses on none, 6 / n. With more pairs that differ, more is needed.
     - Others (permutation): under random signs the sum of the differences d has the variance sum(d^2), and is beyond
       1.960 sqrt(sum(d^2)) with a probability of 5 % (normal approximation). A cell alone knows no partner: d is taken
       as the difference of two of its examples at random, of variance 2 v, moved by the mean difference m; v is the
-      variance of the scores (:func:`.intervals.safe_variance` of bounded ones). Then sum(d^2) = n (2 v + m^2), and the
+      variance of the scores (:func:`.safe_variance` of bounded ones). Then sum(d^2) = n (2 v + m^2), and the
       smallest n m that reaches its own limit has m = 1.960 sqrt(2 v / (n - 1.960^2)). Methods that agree on how hard
       an example is differ less on it, and show smaller differences.
 
@@ -151,15 +150,15 @@ def detectable_difference(scores: Sequence[float] | NDArray[np.float64], bounded
     """
     values = np.asarray(scores, dtype=np.float64)
     n = len(values)
-    if n < FEWEST or not np.isfinite(values).all():
+    if n < MIN_DIFFERING_PAIRS or not np.isfinite(values).all():
         return math.inf
     if bounded and is_rate(values):
-        return FEWEST / n
+        return MIN_DIFFERING_PAIRS / n
     variance = safe_variance(values) if bounded else sample_variance(values)
     return Z * math.sqrt(2 * variance / (n - Z**2)) if variance > 0 else math.inf
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number, in the order given (Holm 1979).
 
     The chance of even one false positive among all tests whose corrected p is below 5 % is then below 5 %.
@@ -204,14 +203,14 @@ def _permutation(differences: NDArray[np.float64]) -> tuple[str, float]:
         for difference in differences:
             sums = np.concatenate((sums + difference, sums - difference))
         return PERMUTATION_EXACT, float((np.abs(sums) >= reached).mean())
-    hits = int(np.count_nonzero(np.abs(flipped_sums(differences)) >= np.float32(reached)))
+    hits = int(np.count_nonzero(np.abs(sign_flip_sums(differences)) >= np.float32(reached)))
     return PERMUTATION, hits / SIGN_FLIPS
 
 
 def _interval(differences: NDArray[np.float64], bounded: bool) -> tuple[float, float]:
-    if bounded and few_differ(differences):
+    if bounded and too_few_to_resample(differences):
         return _bonett_price(differences)
-    low, high = student(differences)
+    low, high = student_t_interval(differences)
     return (max(-1.0, low), min(1.0, high)) if bounded else (low, high)
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.reporting.stats.confidence_intervals import few_differ, safe_variance
+from longctx_bench.reporting.stats.confidence_intervals import safe_variance, too_few_to_resample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class DepthBias:
+class PositionBias:
     """How a cell's score depends on the depth of its needle."""
 
     slope: float
@@ -31,14 +31,14 @@ class DepthBias:
     """Mean score at that depth, in [0, 1]."""
 
 
-def depth_bias(
+def fit_position_bias(
     depths: Sequence[float] | NDArray[np.float64], scores: Sequence[float] | NDArray[np.float64]
-) -> DepthBias:
+) -> PositionBias:
     """Fit a line to the scores by depth (least squares) and find the depth with the lowest mean.
 
     The interval is Student's with the variance HC3 (MacKinnon and White 1985; Long and Ervin 2000), since rates near
-    0 or 1 vary less than others. Scores too few or too equal to resample (:func:`.intervals.few_differ`), or a depth
-    that one example alone stands for, get the variance of :func:`.intervals.safe_variance` for all, which is never 0.
+    0 or 1 vary less than others. Scores too few or too equal to resample (:func:`.too_few_to_resample`), or a depth
+    with a single example, get the variance of :func:`.safe_variance` for all, which is never 0.
 
     Args:
         depths: [n], in percent of the context, 0 = start.
@@ -64,13 +64,15 @@ def depth_bias(
     slope = float(centred @ y) / squares
     half = float(stdtrit(len(x) - 2, 0.975)) * math.sqrt(_variance(centred, y, slope, squares))
     worst = int(np.argmin(means))
-    return DepthBias(100 * slope, 100 * (slope - half), 100 * (slope + half), float(found[worst]), float(means[worst]))
+    return PositionBias(
+        100 * slope, 100 * (slope - half), 100 * (slope + half), float(found[worst]), float(means[worst])
+    )
 
 
 def _variance(centred: NDArray[np.float64], y: NDArray[np.float64], slope: float, squares: float) -> float:
     """Return the variance of the slope."""
     free = 1 - (1 / len(y) + centred**2 / squares)
-    if few_differ(y) or free.min() < 1e-9:
+    if too_few_to_resample(y) or free.min() < 1e-9:
         return safe_variance(y) / squares
     residuals = (y - y.mean() - slope * centred) / free
     return float(((centred * residuals) ** 2).sum()) / squares**2

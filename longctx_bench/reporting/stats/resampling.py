@@ -38,7 +38,7 @@ def bootstrap_weights(n: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(counts.T, dtype=np.float32) / np.float32(n)
 
 
-def flipped_sums(differences: NDArray[np.float64]) -> NDArray[np.float32]:
+def sign_flip_sums(differences: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the sums of ``differences`` [k] under :data:`SIGN_FLIPS` vectors of signs, the first of them all +1.
 
     1,250 vectors are drawn, and of each all eight are taken that arise when every fourth difference keeps its sign and

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from longctx_bench.core.sanitize import counted
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
-from longctx_bench.reporting.stats.paired_tests import FEWEST, LEVEL
+from longctx_bench.reporting.stats.paired_tests import MIN_DIFFERING_PAIRS, SIGNIFICANCE_LEVEL
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.formatting import digits_of, number, rounded, tokens_name
+from longctx_bench.reporting.tables.formatting import format_number, interval_entry, length_label, num_decimals
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -62,15 +62,15 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
 
 def _row(cell: ComparedCell) -> tuple[str, ...]:
     found = cell.result
-    digits = digits_of(found.high - found.low, cell.percent)
+    digits = num_decimals(found.high - found.low, cell.percent)
     return (
         cell.task,
-        tokens_name(cell.length),
+        length_label(cell.length),
         "" if cell.scale is None else f"{cell.scale:g}x",
         f"{found.n:,}",
-        rounded(found.mean_a, digits, cell.percent),
-        rounded(found.mean_b, digits, cell.percent),
-        str(number(found.difference, found.low, found.high, cell.percent, signed=True)),
+        format_number(found.mean_a, digits, cell.percent),
+        format_number(found.mean_b, digits, cell.percent),
+        str(interval_entry(found.difference, found.low, found.high, cell.percent, signed=True)),
         _p(found.p),
         _p(cell.p_holm),
         f"{found.wins}/{found.ties}/{found.losses}",
@@ -89,7 +89,7 @@ def _totals(comparison: Comparison) -> Table:
     rows = tuple(_total(task, cells) for task, cells in by_task.items())
     a, b = comparison.a, comparison.b
     header = ("task", "cells", f"{a} better", "not told apart", f"{b} better", "examples won/tied/lost")
-    note = f"better: beyond chance, p (Holm) below {LEVEL:g}"
+    note = f"better: beyond chance, p (Holm) below {SIGNIFICANCE_LEVEL:g}"
     return Table(f"{a} against {b} by task: cells, and examples of all of them", header, rows, (note,))
 
 
@@ -119,8 +119,8 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
 
 def _too_few(cells: Sequence[ComparedCell]) -> list[str]:
     """Say which rows have fewer examples than any difference could be significant with."""
-    small = sorted({cell.result.n for cell in cells if cell.result.n < FEWEST})
+    small = sorted({cell.result.n for cell in cells if cell.result.n < MIN_DIFFERING_PAIRS})
     if not small:
         return []
     span = f"n = {small[0]}" if len(small) == 1 else f"n = {small[0]} to {small[-1]}"
-    return [f"{span} is too small to show anything at {100 * LEVEL:g} %"]
+    return [f"{span} is too small to show anything at {100 * SIGNIFICANCE_LEVEL:g} %"]

@@ -11,7 +11,14 @@ from longctx_bench.core.io import safe_name, shipped_folder
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.formatting import cell_columns, contexts_of, heading, row_of, rows_of, tasks_of
+from longctx_bench.reporting.tables.formatting import (
+    cell_columns,
+    contexts_of,
+    length_heading,
+    row_of,
+    rows_of,
+    tasks_of,
+)
 
 _SEEN = re.compile(r"^\| tokens seen \| ([\d,]+) \|$", re.MULTILINE)
 """How the model card of a training run says it (``longctx_bench/training/model_card.py``)."""
@@ -78,7 +85,7 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
     devices = sorted({_device(summary) for summary in cells} - {""})
     rows, records = [], []
     for place, summary in enumerate(cells):
-        row = [names[row_of(summary)], heading(summary.cell.length, contexts), f"{summary.n:,}"]
+        row = [names[row_of(summary)], length_heading(summary.cell.length, contexts), f"{summary.n:,}"]
         found = [(show, values[key][place]) for _, key, _, show in shown]
         row += ["" if value is None else show(value) for show, value in found]
         rows.append((*row, *([_device(summary)] if len(devices) > 1 else [])))

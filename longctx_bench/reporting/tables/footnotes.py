@@ -12,17 +12,21 @@ import numpy as np
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import is_rate
-from longctx_bench.reporting.stats.paired_tests import FEWEST, LEVEL, detectable_difference
+from longctx_bench.reporting.stats.paired_tests import (
+    MIN_DIFFERING_PAIRS,
+    SIGNIFICANCE_LEVEL,
+    min_detectable_difference,
+)
 from longctx_bench.reporting.tables.formatting import (
-    digits_of,
-    listed,
+    join_names,
+    length_label,
+    num_decimals,
     row_of,
     rows_of,
     tasks_of,
-    tokens_name,
     unit_of,
 )
-from longctx_bench.reporting.tables.significance import Row, Verdicts
+from longctx_bench.reporting.tables.significance import ColumnSignificance, RowKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +37,7 @@ _RUN = ("seed", "dtype", "engine", "chat_template")
 
 def method_notes(cells: Sequence[CellSummary]) -> list[str]:
     """Say which extension factors were used, and what a tuned scalar was at each length."""
-    fixed = sorted({f"{s.contestant}: factor fixed at {s.result.factor:g}" for s in cells if _is_fixed(s)})
+    fixed = sorted({f"{s.variant}: factor fixed at {s.result.factor:g}" for s in cells if _is_fixed(s)})
     notes = []
     if not all(map(_is_fixed, cells)):
         derived = "factors derived from the length: s = max(1, length / training context)"
@@ -45,28 +49,32 @@ def method_notes(cells: Sequence[CellSummary]) -> list[str]:
 
 def size_note(cells: Sequence[CellSummary]) -> str:
     """Say which difference between two rows the number of examples could have shown."""
-    return scores_note([summary.values for summary in cells], cells[0])
+    return scores_note([summary.contributions for summary in cells], cells[0])
 
 
 def scores_note(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSummary) -> str:
     """Say the same of any sets of scores, each [n], that are of one kind with a cell's."""
-    own = [detectable_difference(values, kind.percent) for values in scores]
+    own = [min_detectable_difference(values, kind.percent) for values in scores]
     found = [value for value in own if math.isfinite(value)]
     sizes = sorted({len(values) for values in scores})
-    level = f"{100 * LEVEL:g} %"
+    level = f"{100 * SIGNIFICANCE_LEVEL:g} %"
     if not found:
         return f"{_n(sizes)} is too small to show anything at {level}"
-    digits = digits_of(max(found), kind.percent)
+    digits = num_decimals(max(found), kind.percent)
     scale = 100 if kind.percent else 1
     span = " to ".join(dict.fromkeys(f"{scale * value:,.{digits}f}" for value in (min(found), max(found))))
     unit = "points" if kind.percent else unit_of(kind)
-    many = _n([n for n in sizes if n >= FEWEST])
+    many = _n([n for n in sizes if n >= MIN_DIFFERING_PAIRS])
     depending = ", depending on the cell" if " to " in span else ""
     note = (
         f"smallest difference between two rows that {many} could have shown at {level}: "
         f"{f'{span} {unit}'.rstrip()}{depending} ({_test(scores, kind)})"
     )
-    return f"{note}; fewer than {FEWEST} examples can show nothing" if sizes[0] < FEWEST else note
+    return (
+        f"{note}; fewer than {MIN_DIFFERING_PAIRS} examples can show nothing"
+        if sizes[0] < MIN_DIFFERING_PAIRS
+        else note
+    )
 
 
 def _n(sizes: Sequence[int]) -> str:
@@ -77,7 +85,7 @@ def _test(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: CellSum
     """Name the paired test that the numbers of the note come from, and what they are for it."""
     rates = {kind.percent and is_rate(np.asarray(values, dtype=np.float64)) for values in scores}
     if rates == {True}:
-        return f"exact McNemar test before Holm's correction: {FEWEST} examples won and none lost"
+        return f"exact McNemar test before Holm's correction: {MIN_DIFFERING_PAIRS} examples won and none lost"
     if rates == {False}:
         return "permutation test before Holm's correction; less where the rows agree on which examples are hard"
     return "exact McNemar test, of graded scores permutation test, before Holm's correction"
@@ -97,7 +105,7 @@ def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
     return notes + _parity(cells)
 
 
-def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[str]:
+def mark_notes(columns: Iterable[ColumnSignificance], names: Mapping[RowKey, str]) -> list[str]:
     """Say which rows the marks compare, where not all rows of a column were given the same examples."""
     split = {column.groups for column in columns if len(column.groups) > 1}
     if not split:
@@ -110,9 +118,9 @@ def mark_notes(columns: Iterable[Verdicts], names: Mapping[Row, str]) -> list[st
     if len(together) > 1 and all(len(base) == 1 for base in bases):
         note += ": the methods of one base"
     elif len(together) > 1:
-        note += ": " + "; ".join(listed([names[row] for row in group]) for group in together)
+        note += ": " + "; ".join(join_names([names[row] for row in group]) for group in together)
     if alone:
-        shown = listed([name for row, name in names.items() if row in alone])
+        shown = join_names([name for row, name in names.items() if row in alone])
         note += f"; the only one with its prompts in a column, and so not marked: {shown}"
     return [note]
 
@@ -126,7 +134,7 @@ def _differing(cells: Sequence[CellSummary], what: str, values: Sequence[object]
     usual = found.most_common(1)[0][0]
     return [
         f"not the same for all cells: {what} is {other}, not {usual}, in "
-        f"{where([s for s, value in zip(cells, shown, strict=True) if value == other], cells)}"
+        f"{describe_cells([s for s, value in zip(cells, shown, strict=True) if value == other], cells)}"
         for other in sorted(set(found) - {usual})
     ]
 
@@ -141,7 +149,9 @@ def _versions(cells: Sequence[CellSummary]) -> list[str]:
         keys = sorted({key for key, _ in set(other) ^ set(usual)})
         own = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
         verb = "differs" if len(keys) == 1 else "differ"
-        notes.append(f"another version of {cells[0].cell.task} ({listed(keys)} {verb}) in {where(own, cells)}")
+        notes.append(
+            f"another version of {cells[0].cell.task} ({join_names(keys)} {verb}) in {describe_cells(own, cells)}"
+        )
     digests = [s.result.spec.digests.get("data") for s in cells]
     return notes + _differing(cells, f"the digest of {cells[0].cell.task}'s data", digests)
 
@@ -153,18 +163,18 @@ def _parity(cells: Sequence[CellSummary]) -> list[str]:
         if summary.parity is not None:
             found.setdefault(str(summary.parity), []).append(summary)
     notes = [
-        f"made by vLLM, {said}: {'all numbers' if len(own) == len(cells) else where(own, cells)}"
+        f"made by vLLM, {said}: {'all numbers' if len(own) == len(cells) else describe_cells(own, cells)}"
         for said, own in sorted(found.items())
     ]
     lacking = [s for own in found.values() for s in own if s.parity and not s.parity.certified]
     lengths = sorted({summary.cell.length for summary in lacking} - {NATURAL})
     if lengths:
-        names = ",".join(sorted({summary.contestant for summary in lacking}))
+        names = ",".join(sorted({summary.variant for summary in lacking}))
         dtypes = sorted({summary.result.spec.dtype for summary in lacking})
         commands = [
             f"`longctx-bench parity {names} --length {','.join(map(str, lengths))} --dtype {dtype}`" for dtype in dtypes
         ]
-        notes.append(f"to certify them: {listed(commands)}, --out being this folder")
+        notes.append(f"to certify them: {join_names(commands)}, --out being this folder")
     return notes
 
 
@@ -181,11 +191,11 @@ def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def where(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
+def describe_cells(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
     """Name cells briefly: a row alone where all of its cells are meant, else with its tasks and lengths."""
     tasks = {summary.cell.task for summary in cells}
-    whole: Counter[Row] = Counter(map(row_of, cells))
-    found: dict[Row, list[Cell]] = {}
+    whole: Counter[RowKey] = Counter(map(row_of, cells))
+    found: dict[RowKey, list[Cell]] = {}
     for summary in some:
         found.setdefault(row_of(summary), []).append(summary.cell)
     names = rows_of(some)
@@ -194,9 +204,9 @@ def where(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
         if len(own) == whole[row]:
             parts.append(names[row])
         else:
-            places = [f"{f'{cell.task} ' if len(tasks) > 1 else ''}{tokens_name(cell.length)}" for cell in sorted(own)]
-            parts.append(f"{names[row]} at {listed(places)}")
-    return listed(parts)
+            places = [f"{f'{cell.task} ' if len(tasks) > 1 else ''}{length_label(cell.length)}" for cell in sorted(own)]
+            parts.append(f"{names[row]} at {join_names(places)}")
+    return join_names(parts)
 
 
 def _tunings(cells: Sequence[CellSummary]) -> list[str]:
@@ -205,7 +215,7 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
     for summary in cells:
         tuning = summary.result.tuning  # older cells do not say
         if tuning:
-            what = f"{summary.contestant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
+            what = f"{summary.variant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
             found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning.value)
     return [
         f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
@@ -215,7 +225,7 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
 
 def _virtual_lengths(cells: Sequence[CellSummary]) -> list[str]:
     """Name the models that were trained under virtual length, which no paper's published numbers were."""
-    factors = {summary.contestant: summary.result.virtual_length for summary in cells}
+    factors = {summary.variant: summary.result.virtual_length for summary in cells}
     return [
         f"{name}: trained under virtual length up to {factor:g}x, which is not part of the DroPE paper's recipe"
         for name, factor in sorted(factors.items())
@@ -226,7 +236,7 @@ def _virtual_lengths(cells: Sequence[CellSummary]) -> list[str]:
 def _tuned(length: int, values: set[float]) -> str:
     """Say what a scalar was at a length; whole documents have a longest prompt a task, and a value for each."""
     span = " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values), max(values))))
-    return f"{span} at {tokens_name(length)}{' (longest prompt of each task)' if length == NATURAL else ''}"
+    return f"{span} at {length_label(length)}{' (longest prompt of each task)' if length == NATURAL else ''}"
 
 
 def _is_fixed(summary: CellSummary) -> bool:

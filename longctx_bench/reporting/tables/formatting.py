@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark
-from longctx_bench.reporting.tables.significance import Row
+from longctx_bench.reporting.tables.significance import RowKey
 
 EMPTY = Entry("")
 """Where nothing was measured."""
 
 
-def row_of(summary: CellSummary) -> Row:
+def row_of(summary: CellSummary) -> RowKey:
     """Return the row that a cell stands in."""
     return summary.cell.model, summary.cell.method
 
@@ -26,7 +26,7 @@ def cell_columns(summary: CellSummary) -> dict[str, object]:
     """
     cell = summary.cell
     return {
-        "model": summary.contestant,
+        "model": summary.variant,
         "base": cell.model,
         "method": cell.method,
         "task": cell.task,
@@ -34,9 +34,9 @@ def cell_columns(summary: CellSummary) -> dict[str, object]:
     }
 
 
-def rows_of(cells: Iterable[CellSummary]) -> dict[Row, str]:
+def rows_of(cells: Iterable[CellSummary]) -> dict[RowKey, str]:
     """Return the rows with their names, sorted by base; the untouched model first, the other methods by name."""
-    found = {row_of(summary): summary.contestant for summary in cells}
+    found = {row_of(summary): summary.variant for summary in cells}
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "rope", item[0][1])))
 
 
@@ -60,19 +60,19 @@ def direction_of(summary: CellSummary) -> str:
     return f"{'higher' if summary.higher_is_better else 'lower'} is better"
 
 
-def measure(summary: CellSummary) -> str:
+def metric_description(summary: CellSummary) -> str:
     """Say what a score is: metric, unit, interval, direction."""
     unit = unit_of(summary)
     return f"{summary.metric}{f' in {unit}' if unit else ''} [95 % interval], {direction_of(summary)}"
 
 
-def sizes(cells: Iterable[CellSummary]) -> str:
+def n_per_cell(cells: Iterable[CellSummary]) -> str:
     """Return how many examples a cell has, or the range."""
     found = sorted({summary.n for summary in cells})
     return f"n = {found[0]:,} a cell" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,} a cell"
 
 
-def heading(length: int, contexts: frozenset[int]) -> str:
+def length_heading(length: int, contexts: frozenset[int]) -> str:
     """Return a length with its scale, where all models share one training context."""
     if length == NATURAL:
         return "natural"
@@ -81,7 +81,7 @@ def heading(length: int, contexts: frozenset[int]) -> str:
     return f"{length:,} ({length / next(iter(contexts)):g}x)"
 
 
-def tokens_name(length: int) -> str:
+def length_label(length: int) -> str:
     """Return a length as prose has it."""
     return "natural" if length == NATURAL else f"{length:,}"
 
@@ -90,10 +90,12 @@ def score_entry(summary: CellSummary | None, mark: Mark = Mark.NONE) -> Entry:
     """Return a cell's mean and interval, rounded by its width."""
     if summary is None:
         return EMPTY
-    return number(summary.score, summary.low, summary.high, summary.percent, mark)
+    return interval_entry(summary.score, summary.low, summary.high, summary.percent, mark)
 
 
-def number(mean: float, low: float, high: float, percent: bool, mark: Mark = Mark.NONE, signed: bool = False) -> Entry:
+def interval_entry(
+    mean: float, low: float, high: float, percent: bool, mark: Mark = Mark.NONE, signed: bool = False
+) -> Entry:
     """Return a mean and its interval with as many digits as the interval's width warrants.
 
     Args:
@@ -104,12 +106,12 @@ def number(mean: float, low: float, high: float, percent: bool, mark: Mark = Mar
         mark: of the entry.
         signed: a difference, shown with its sign.
     """
-    digits = digits_of(high - low, percent)
-    text, below, above = (rounded(value, digits, percent, signed) for value in (mean, low, high))
+    digits = num_decimals(high - low, percent)
+    text, below, above = (format_number(value, digits, percent, signed) for value in (mean, low, high))
     return Entry(text, f"[{below}, {above}]" if math.isfinite(high - low) else "", mark)
 
 
-def digits_of(width: float, percent: bool) -> int:
+def num_decimals(width: float, percent: bool) -> int:
     """Return how many decimals an interval of that width warrants.
 
     A hundred examples cannot tell tenths of a percent apart: digits follow the interval's width. Losses and what
@@ -122,14 +124,14 @@ def digits_of(width: float, percent: bool) -> int:
     return 2 if width < 10 else 1
 
 
-def rounded(value: float, digits: int, percent: bool, signed: bool = False) -> str:
+def format_number(value: float, digits: int, percent: bool, signed: bool = False) -> str:
     """Return a number with so many decimals, a share as per cent."""
     shown = f"{100 * value if percent else value:{'+' if signed else ''},.{digits}f}"
     # A sign before nothing but zeros says more than was measured.
     return shown if shown.strip("+-0.") else shown.lstrip("+-")
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
+def join_names(names: Sequence[str], most: int = 6) -> str:
     """Return names with commas; of a long list its beginning and how many follow."""
     if len(names) <= most + 1:
         return ", ".join(names)

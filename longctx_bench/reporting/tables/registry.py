@@ -12,7 +12,7 @@ from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
 from longctx_bench.reporting.tables.summary import summary_tables
 
-KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extensions(
+TABLE_KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extensions(
     "table",
     {"lengths": length_tables, "tasks": task_tables, "summary": summary_tables, "cost": cost_tables},
 )
@@ -21,5 +21,5 @@ KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extensions(
 
 def report_tables(cells: Sequence[CellSummary], kind: str = "lengths") -> list[Table]:
     """Return the tables of a kind, or of each with ``all``; none where the cells are too few for it."""
-    kinds = KINDS.names() if kind == "all" else [kind]
-    return [table for name in kinds for table in KINDS[name](cells)]
+    kinds = TABLE_KINDS.names() if kind == "all" else [kind]
+    return [table for name in kinds for table in TABLE_KINDS[name](cells)]

@@ -8,23 +8,23 @@ from longctx_bench.core.types import length_name
 from longctx_bench.metrics.length_buckets import Bucket, buckets_of, sorted_into
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
-from longctx_bench.reporting.stats.paired_tests import detectable_difference
+from longctx_bench.reporting.stats.paired_tests import min_detectable_difference
 from longctx_bench.reporting.tables.base import Entry, Table
 from longctx_bench.reporting.tables.footnotes import difference_notes, mark_notes, method_notes, scores_note, size_note
 from longctx_bench.reporting.tables.formatting import (
     EMPTY,
     cell_columns,
     contexts_of,
-    heading,
-    measure,
-    number,
+    interval_entry,
+    length_heading,
+    length_label,
+    metric_description,
+    n_per_cell,
     row_of,
     rows_of,
     score_entry,
-    sizes,
-    tokens_name,
 )
-from longctx_bench.reporting.tables.significance import Row, Verdict, competitor, verdicts
+from longctx_bench.reporting.tables.significance import RowKey, RowSignificance, column_entry, compare_rows
 
 
 def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
@@ -39,7 +39,7 @@ def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
     return made
 
 
-def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
+def cell_record(summary: CellSummary, verdict: RowSignificance) -> dict[str, object]:
     """Return a cell as a line of the CSV: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
     result, spec = summary.result, summary.result.spec
     return {
@@ -53,7 +53,7 @@ def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
         "high": summary.high,
         "n": summary.n,
         "spec_hash": result.spec_hash,
-        "detectable_difference": detectable_difference(summary.values, summary.percent),
+        "detectable_difference": min_detectable_difference(summary.contributions, summary.percent),
         "mark": verdict.mark.value,
         "p_against_best": verdict.p,
         "protocol": spec.task.protocol,
@@ -65,20 +65,22 @@ def cell_record(summary: CellSummary, verdict: Verdict) -> dict[str, object]:
 
 
 def _by_length(task: str, cells: Sequence[CellSummary]) -> Table:
-    columns: dict[int, dict[Row, CellSummary]] = {length: {} for length in sorted({s.cell.length for s in cells})}
+    columns: dict[int, dict[RowKey, CellSummary]] = {length: {} for length in sorted({s.cell.length for s in cells})}
     for summary in cells:
         columns[summary.cell.length][row_of(summary)] = summary
     names, contexts = rows_of(cells), contexts_of(cells)
-    found = {length: verdicts(competitor(own[row]) for row in names if row in own) for length, own in columns.items()}
+    found = {
+        length: compare_rows(column_entry(own[row]) for row in names if row in own) for length, own in columns.items()
+    }
 
-    def entry(row: Row, length: int) -> Entry:
+    def entry(row: RowKey, length: int) -> Entry:
         summary = columns[length].get(row)
         return score_entry(summary, found[length].by_row[row].mark) if summary else EMPTY
 
     notes = [size_note(cells), *method_notes(cells), *mark_notes(found.values(), names), *difference_notes(cells)]
     return Table(
-        title=f"{task}: {measure(cells[0])}, {sizes(cells)}",
-        header=("model", *(heading(length, contexts) for length in columns)),
+        title=f"{task}: {metric_description(cells[0])}, {n_per_cell(cells)}",
+        header=("model", *(length_heading(length, contexts) for length in columns)),
         rows=tuple((name, *(entry(row, length) for length in columns)) for row, name in names.items()),
         notes=tuple(notes),
         records=tuple(cell_record(s, found[s.cell.length].by_row[row_of(s)]) for s in cells),
@@ -100,8 +102,8 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
             rows.append((names[row], *(_mean(scores[bucket.name], own[row].percent) for bucket in buckets)))
             sets += filter(None, scores.values())
             records.append(_bucket_record(own[row], buckets, scores))
-        at = length_name(length) if not length else f"{tokens_name(length)} tokens"
-        title = f"{task} at {at}, by the documents' length: {measure(cells[0])}, (n)"
+        at = length_name(length) if not length else f"{length_label(length)} tokens"
+        title = f"{task} at {at}, by the documents' length: {metric_description(cells[0])}, (n)"
         notes = (scores_note(sets, cells[0]),) if sets else ()
         made.append(Table(title, ("model", *(bucket.name for bucket in buckets)), tuple(rows), notes, tuple(records)))
     return made
@@ -110,7 +112,7 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 def _mean(scores: Sequence[float], percent: bool) -> Entry:
     if not scores:
         return EMPTY
-    entry = number(sum(scores) / len(scores), *mean_interval(scores, percent), percent)
+    entry = interval_entry(sum(scores) / len(scores), *mean_interval(scores, percent), percent)
     return Entry(entry.text, f"{entry.detail} ({len(scores)})")
 
 

@@ -14,18 +14,24 @@ from longctx_bench.reporting.tables.footnotes import difference_notes, mark_note
 from longctx_bench.reporting.tables.formatting import (
     EMPTY,
     contexts_of,
-    digits_of,
     direction_of,
+    n_per_cell,
+    num_decimals,
     row_of,
     rows_of,
     score_entry,
-    sizes,
     unit_of,
 )
 from longctx_bench.reporting.tables.scores_by_length import cell_record
-from longctx_bench.reporting.tables.significance import Competitor, Row, Verdicts, competitor, verdicts
+from longctx_bench.reporting.tables.significance import (
+    ColumnEntry,
+    ColumnSignificance,
+    RowKey,
+    column_entry,
+    compare_rows,
+)
 
-Column = Mapping[Row, CellSummary]
+Column = Mapping[RowKey, CellSummary]
 """One task's cells by row."""
 
 
@@ -33,7 +39,7 @@ def task_tables(cells: Sequence[CellSummary]) -> list[Table]:
     """Make a table for each length with two or more tasks; an empty place means not measured."""
     made = []
     for length in sorted({summary.cell.length for summary in cells}, key=lambda length: (length == NATURAL, length)):
-        columns: dict[str, dict[Row, CellSummary]] = {}
+        columns: dict[str, dict[RowKey, CellSummary]] = {}
         for summary in cells:
             if summary.cell.length == length:
                 columns.setdefault(summary.cell.task, {})[row_of(summary)] = summary
@@ -46,7 +52,8 @@ def _at_length(length: int, columns: Mapping[str, Column]) -> Table:
     cells = [summary for column in columns.values() for summary in column.values()]
     names = rows_of(cells)
     found = {
-        task: verdicts(competitor(column[row]) for row in names if row in column) for task, column in columns.items()
+        task: compare_rows(column_entry(column[row]) for row in names if row in column)
+        for task, column in columns.items()
     }
     rows = []
     averages = _averages(columns, names)
@@ -58,7 +65,7 @@ def _at_length(length: int, columns: Mapping[str, Column]) -> Table:
         rows.append((name, *shown, *averages.get(row, ())))
     title, heads = _headings(length, columns)
     return Table(
-        title=f"{title}, {sizes(cells)}",
+        title=f"{title}, {n_per_cell(cells)}",
         header=("model", *heads, *(["average"] if averages else [])),
         rows=tuple(rows),
         notes=(*_notes(columns, cells, names, found),),
@@ -67,7 +74,10 @@ def _at_length(length: int, columns: Mapping[str, Column]) -> Table:
 
 
 def _notes(
-    columns: Mapping[str, Column], cells: Sequence[CellSummary], names: dict[Row, str], found: Mapping[str, Verdicts]
+    columns: Mapping[str, Column],
+    cells: Sequence[CellSummary],
+    names: dict[RowKey, str],
+    found: Mapping[str, ColumnSignificance],
 ) -> list[str]:
     notes = []
     by_unit: dict[str, list[CellSummary]] = {}
@@ -105,7 +115,7 @@ def _headings(length: int, columns: Mapping[str, Column]) -> tuple[str, list[str
     return f"{at}: scores by task [95 % interval], higher is better unless the column says otherwise", heads
 
 
-def _averages(columns: Mapping[str, Column], names: Mapping[Row, str]) -> dict[Row, tuple[Entry]]:
+def _averages(columns: Mapping[str, Column], names: Mapping[RowKey, str]) -> dict[RowKey, tuple[Entry]]:
     """Return the unweighted mean over tasks of each row; nothing unless every row has every task in per cent.
 
     Marked as the other columns are, over the examples of all tasks, where every cell has the same number of them:
@@ -115,9 +125,9 @@ def _averages(columns: Mapping[str, Column], names: Mapping[Row, str]) -> dict[R
     whole = all(row in column for column in columns.values() for row in names)
     if not whole or not all(s.percent for s in cells) or len({s.higher_is_better for s in cells}) > 1:
         return {}
-    marks: dict[Row, Mark] = {}
+    marks: dict[RowKey, Mark] = {}
     if len({summary.n for summary in cells}) == 1:
-        found = verdicts(_pooled(row, [column[row] for column in columns.values()]) for row in names)
+        found = compare_rows(_pooled(row, [column[row] for column in columns.values()]) for row in names)
         marks = {row: verdict.mark for row, verdict in found.by_row.items()}
     made = {}
     for row in names:
@@ -125,13 +135,13 @@ def _averages(columns: Mapping[str, Column], names: Mapping[Row, str]) -> dict[R
         mean = fsum(summary.score for summary in own) / len(own)
         # The tasks' examples are independent: their intervals add up as the sides of a right angle do.
         width = hypot(*(summary.high - summary.low for summary in own)) / len(own)
-        entry = Entry(f"{100 * mean:.{digits_of(width, percent=True)}f}", "", marks.get(row, Mark.NONE))
+        entry = Entry(f"{100 * mean:.{num_decimals(width, percent=True)}f}", "", marks.get(row, Mark.NONE))
         made[row] = (entry,)
     return made
 
 
-def _pooled(row: Row, own: Sequence[CellSummary]) -> Competitor:
-    parts = [competitor(summary) for summary in own]
+def _pooled(row: RowKey, own: Sequence[CellSummary]) -> ColumnEntry:
+    parts = [column_entry(summary) for summary in own]
     score = fsum(part.score for part in parts) / len(parts)
     examples = tuple(part.examples for part in parts)
-    return Competitor(row, score, np.concatenate([part.scores for part in parts]), examples, own[0].higher_is_better)
+    return ColumnEntry(row, score, np.concatenate([part.scores for part in parts]), examples, own[0].higher_is_better)

@@ -10,18 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.reporting.stats.paired_tests import LEVEL, holm, paired_test, smallest_p
+from longctx_bench.reporting.stats.paired_tests import (
+    SIGNIFICANCE_LEVEL,
+    holm_correction,
+    min_attainable_p,
+    paired_test,
+)
 from longctx_bench.reporting.tables.base import Mark
 
-Row = tuple[str, str]
+RowKey = tuple[str, str]
 """Model and method: what a row of a table is about."""
 
 
 @dataclass(frozen=True, eq=False)
-class Competitor:
+class ColumnEntry:
     """What one row has to show in a column."""
 
-    row: Row
+    row: RowKey
     score: float
     """As the table shows it."""
     scores: NDArray[np.float64]
@@ -34,7 +39,7 @@ class Competitor:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RowSignificance:
     """What a column's comparison says of a row."""
 
     mark: Mark
@@ -43,46 +48,45 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class ColumnSignificance:
     """One column's comparison."""
 
-    by_row: dict[Row, Verdict]
-    groups: tuple[tuple[Row, ...], ...]
+    by_row: dict[RowKey, RowSignificance]
+    groups: tuple[tuple[RowKey, ...], ...]
     """The rows that share their examples, in the column's order; one group where all can be compared."""
 
 
-def competitor(summary: CellSummary) -> Competitor:
+def column_entry(summary: CellSummary) -> ColumnEntry:
     """Return a cell as a competitor."""
     examples = (summary.metric, summary.hashes.tobytes(), summary.scored.tobytes())
     row = (summary.cell.model, summary.cell.method)
     direction, bounded = summary.higher_is_better, summary.percent
-    return Competitor(row, summary.score, summary.values, examples, direction, bounded)
+    return ColumnEntry(row, summary.score, summary.contributions, examples, direction, bounded)
 
 
-def verdicts(column: Iterable[Competitor]) -> Verdicts:
+def compare_rows(column: Iterable[ColumnEntry]) -> ColumnSignificance:
     """Compare the rows of a column with the best of those that were given the same examples.
 
     The best are those with the best mean. Every other row is tested against the first of them, pair by pair of
     examples, the p values adjusted by Holm's procedure over the group; above 5 % a row is not significantly worse.
-    Where all have one mean, none is marked, nor where the best has so few examples, or so few right ones, that no row
-    could be significantly worse (:func:`.paired.smallest_p`): nothing sets the best apart there. A row whose examples
-    are nobody else's is compared with nothing and gets no mark, nor does one that has a score which is no finite
-    number.
+    No row is marked where all have the same mean, or where the best has so few examples, or so few right answers, that
+    no row could be significantly worse (:func:`.min_attainable_p`). A row that shares its examples with no other row
+    gets no mark, nor does a row with a score that is not finite.
     """
-    groups: dict[object, list[Competitor]] = {}
-    found: dict[Row, Verdict] = {}
+    groups: dict[object, list[ColumnEntry]] = {}
+    found: dict[RowKey, RowSignificance] = {}
     for entry in column:
         if np.isfinite(entry.scores).all():
             groups.setdefault(entry.examples, []).append(entry)
         else:
             # What is no number has no place in an order.
-            found[entry.row] = Verdict(Mark.NONE)
+            found[entry.row] = RowSignificance(Mark.NONE)
     for group in groups.values():
-        found |= _within(group) if len(group) > 1 else {group[0].row: Verdict(Mark.NONE)}
-    return Verdicts(found, tuple(tuple(entry.row for entry in group) for group in groups.values()))
+        found |= _within(group) if len(group) > 1 else {group[0].row: RowSignificance(Mark.NONE)}
+    return ColumnSignificance(found, tuple(tuple(entry.row for entry in group) for group in groups.values()))
 
 
-def _within(group: Sequence[Competitor]) -> dict[Row, Verdict]:
+def _within(group: Sequence[ColumnEntry]) -> dict[RowKey, RowSignificance]:
     sign = 1 if group[0].higher_is_better else -1
     top = max(sign * entry.score for entry in group)
     # Sums in another order may differ in their last bits.
@@ -90,18 +94,21 @@ def _within(group: Sequence[Competitor]) -> dict[Row, Verdict]:
     tied = [entry for entry, is_best in zip(group, places, strict=True) if is_best]
     others = [entry for entry, is_best in zip(group, places, strict=True) if not is_best]
     if not others:
-        return {entry.row: Verdict(Mark.NONE) for entry in group}
+        return {entry.row: RowSignificance(Mark.NONE) for entry in group}
     # Rows that answer alike (all wrong at eight times the context) are tested once.
     distinct = {entry.scores.tobytes(): entry.scores for entry in others}
     tests = {key: paired_test(tied[0].scores, scores, group[0].bounded) for key, scores in distinct.items()}
-    adjusted = holm([tests[entry.scores.tobytes()][1] for entry in others])
+    adjusted = holm_correction([tests[entry.scores.tobytes()][1] for entry in others])
     # Holm multiplies the smallest p by the number of tests.
-    if len(others) * smallest_p(tied[0].scores, group[0].bounded, group[0].higher_is_better) >= LEVEL:
-        unmarked = {entry.row: Verdict(Mark.NONE, p) for entry, p in zip(others, adjusted, strict=True)}
-        return {entry.row: unmarked.get(entry.row, Verdict(Mark.NONE)) for entry in group}
-    found = {entry.row: Verdict(Mark.BEST) for entry in tied}
+    if (
+        len(others) * min_attainable_p(tied[0].scores, group[0].bounded, group[0].higher_is_better)
+        >= SIGNIFICANCE_LEVEL
+    ):
+        unmarked = {entry.row: RowSignificance(Mark.NONE, p) for entry, p in zip(others, adjusted, strict=True)}
+        return {entry.row: unmarked.get(entry.row, RowSignificance(Mark.NONE)) for entry in group}
+    found = {entry.row: RowSignificance(Mark.BEST) for entry in tied}
     for entry, p in zip(others, adjusted, strict=True):
         # A mean over tokens can be worse where the mean over examples is not: that is no sign of being worse.
-        worse = p < LEVEL and sign * float(tied[0].scores.mean() - entry.scores.mean()) > 0
-        found[entry.row] = Verdict(Mark.NONE if worse else Mark.CLOSE, p)
+        worse = p < SIGNIFICANCE_LEVEL and sign * float(tied[0].scores.mean() - entry.scores.mean()) > 0
+        found[entry.row] = RowSignificance(Mark.NONE if worse else Mark.CLOSE, p)
     return found

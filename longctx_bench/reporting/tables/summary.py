@@ -8,25 +8,30 @@ import numpy as np
 
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.reporting.stats.effective_length import OWN_SHARE, RULER_THRESHOLD, EffectiveLength, effective_length
-from longctx_bench.reporting.stats.paired_tests import Paired, paired
-from longctx_bench.reporting.stats.position_bias import depth_bias
+from longctx_bench.reporting.stats.effective_length import (
+    RELATIVE_THRESHOLD,
+    RULER_THRESHOLD,
+    EffectiveLength,
+    effective_length,
+)
+from longctx_bench.reporting.stats.paired_tests import PairedResult, paired_comparison
+from longctx_bench.reporting.stats.position_bias import fit_position_bias
 from longctx_bench.reporting.tables.base import Entry, Table
 from longctx_bench.reporting.tables.footnotes import size_note
 from longctx_bench.reporting.tables.formatting import (
     EMPTY,
     cell_columns,
     contexts_of,
-    digits_of,
-    heading,
-    number,
+    interval_entry,
+    length_heading,
+    n_per_cell,
+    num_decimals,
     row_of,
     rows_of,
-    sizes,
     tasks_of,
     unit_of,
 )
-from longctx_bench.reporting.tables.significance import Row, competitor
+from longctx_bench.reporting.tables.significance import RowKey, column_entry
 
 ByLength = Mapping[int, CellSummary]
 """One method's cells of one task, by length, the shortest first."""
@@ -51,24 +56,24 @@ def at_training_context(by_length: ByLength) -> CellSummary | None:
     return next((summary for summary in by_length.values() if summary.scale == 1), None)
 
 
-def retention(by_length: ByLength, base: ByLength) -> Paired | None:
+def retention(by_length: ByLength, base: ByLength) -> PairedResult | None:
     """Compare a method with the untouched base, both at 1x; None where their examples are not the same."""
     own, reference = at_training_context(by_length), at_training_context(base)
     if own is None or reference is None or own is reference or own.metric != reference.metric:
         return None
-    if competitor(own).examples != competitor(reference).examples:
+    if column_entry(own).examples != column_entry(reference).examples:
         return None
-    if not (np.isfinite(own.values).all() and np.isfinite(reference.values).all()):
+    if not (np.isfinite(own.contributions).all() and np.isfinite(reference.contributions).all()):
         return None
-    return paired(own.values, reference.values, own.percent)
+    return paired_comparison(own.contributions, reference.contributions, own.percent)
 
 
 def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
-    by_row: dict[Row, dict[int, CellSummary]] = {}
+    by_row: dict[RowKey, dict[int, CellSummary]] = {}
     for summary in sorted(cells, key=lambda s: s.cell.length):
         by_row.setdefault(row_of(summary), {})[summary.cell.length] = summary
     names = rows_of(cells)
-    entries: dict[Row, dict[str, Entry]] = {}
+    entries: dict[RowKey, dict[str, Entry]] = {}
     records = []
     for row in names:
         record: dict[str, object] = {"model": names[row], "base": row[0], "method": row[1], "task": task}
@@ -77,7 +82,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         records.append(record)
     unit = "points" if cells[0].percent else unit_of(cells[0])
     heads = {
-        _OWN: f"effective length ({100 * OWN_SHARE:g} % of own 1x)",
+        _OWN: f"effective length ({100 * RELATIVE_THRESHOLD:g} % of own 1x)",
         _RULER: f"effective length ({100 * RULER_THRESHOLD:g} %)",
         _RETENTION: "retention (%)",
         _DIFFERENCE: "difference at 1x" + (f" ({unit})" if unit else ""),
@@ -90,7 +95,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     ]
     parts = ["effective length"] if {_OWN, _RULER} & set(columns) else []
     parts += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
-    title = f"{task}, summary: {' and '.join(parts)}, {sizes(cells)}"
+    title = f"{task}, summary: {' and '.join(parts)}, {n_per_cell(cells)}"
     header = ("model", *(heads[key] for key in columns))
     return [Table(title, header, tuple(rows), (size_note(cells), *_explained(columns)), tuple(records))]
 
@@ -98,7 +103,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 def _explained(columns: Sequence[str]) -> list[str]:
     notes = []
     if _OWN in columns or _RULER in columns:
-        own = f"{100 * OWN_SHARE:g} % of the method's own at the training context (1x)"
+        own = f"{100 * RELATIVE_THRESHOLD:g} % of the method's own at the training context (1x)"
         ruler = f"{100 * RULER_THRESHOLD:g} %, RULER's threshold"
         meant = " or ".join(text for key, text in ((_OWN, own), (_RULER, ruler)) if key in columns)
         notes.append(
@@ -121,7 +126,7 @@ def _lengths(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]
     found = {_RULER: effective_length(scores, RULER_THRESHOLD)}
     at_1x = at_training_context(by_length)
     if at_1x and at_1x.score > 0:
-        found[_OWN] = effective_length(scores, OWN_SHARE, relative_to=at_1x.cell.length)
+        found[_OWN] = effective_length(scores, RELATIVE_THRESHOLD, relative_to=at_1x.cell.length)
     for key, what in ((_OWN, "effective_length_of_own"), (_RULER, "effective_length_ruler")):
         own = found.get(key)
         record[what] = own and (own.length or cells[0].cell.length)
@@ -142,16 +147,16 @@ def _length(found: EffectiveLength, shortest: int, longest: int) -> Entry:
     return Entry(f"≥ {text}" if found.length == longest else text, f"[{low}, {high}]")
 
 
-def _kept(found: Paired | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
+def _kept(found: PairedResult | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
     """Return what a method keeps of the base's score at 1x; add it to the line of the CSV."""
     share = found.mean_a / found.mean_b if found and percent and found.mean_b > 0 else None
     record |= {"retention": share, "difference_at_1x": found and found.difference}
     record |= {"difference_low": found and found.low, "difference_high": found and found.high}
     if found is None:
         return {}
-    made = {_DIFFERENCE: number(found.difference, found.low, found.high, percent, signed=True)}
+    made = {_DIFFERENCE: interval_entry(found.difference, found.low, found.high, percent, signed=True)}
     if share is not None:
-        made[_RETENTION] = Entry(f"{100 * share:.{digits_of(found.high - found.low, percent)}f}")
+        made[_RETENTION] = Entry(f"{100 * share:.{num_decimals(found.high - found.low, percent)}f}")
     return made
 
 
@@ -174,8 +179,8 @@ def _bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     )
     return [
         Table(
-            title=f"{task}, position bias: slope in points [95 % interval], worst % at depth, {sizes(cells)}",
-            header=("model", *(heading(length, contexts_of(cells)) for length in lengths)),
+            title=f"{task}, position bias: slope in points [95 % interval], worst % at depth, {n_per_cell(cells)}",
+            header=("model", *(length_heading(length, contexts_of(cells)) for length in lengths)),
             rows=tuple(rows),
             notes=notes,
             records=tuple(record for _, record in found.values()),
@@ -184,10 +189,10 @@ def _bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 
 
 def _slope(summary: CellSummary) -> tuple[Entry, dict[str, object]]:
-    bias = depth_bias(summary.depths, summary.scores)
+    bias = fit_position_bias(summary.depths, summary.scores)
     record = cell_columns(summary) | {"slope": bias.slope, "slope_low": bias.low, "slope_high": bias.high}
     record |= {"worst_depth": bias.worst_depth, "worst_score": bias.worst_score}
     if len(set(summary.by_depth.values())) == 1:
         return Entry("0"), record
-    entry = number(bias.slope / 100, bias.low / 100, bias.high / 100, percent=True, signed=True)
+    entry = interval_entry(bias.slope / 100, bias.low / 100, bias.high / 100, percent=True, signed=True)
     return Entry(entry.text, f"{entry.detail}, {100 * bias.worst_score:.0f} at {bias.worst_depth:g} %"), record

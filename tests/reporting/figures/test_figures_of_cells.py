@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures.niah_heatmaps import heatmap_sheet
-from longctx_bench.reporting.figures.plot_styles import METHODS, looks
+from longctx_bench.reporting.figures.plot_styles import METHODS, assign_plot_styles
 from longctx_bench.reporting.figures.score_bars import bar_sheet
 from longctx_bench.reporting.figures.score_vs_length import groups, length_sheet
 from longctx_bench.reporting.figures.short_context import in_context_sheet
@@ -142,7 +142,7 @@ def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) 
 
 def test_fifteen_lines_are_divided_into_rows_with_the_untouched_model_in_each(cells: Cells) -> None:
     summaries = cells({(name, "niah", length): HALF for name in FIFTEEN for length in (512, 1024)})
-    found = looks(summaries)
+    found = assign_plot_styles(summaries)
     rows = groups(found)
     assert [row[0] for row in rows] == ["rope-tiny"] * len(rows)
     assert all(len(row) <= 9 for row in rows)
@@ -164,9 +164,9 @@ def test_two_bases_are_named_and_the_smaller_is_hollow(cells: Cells) -> None:
 
 
 def test_unknown_methods_keep_their_look_and_differ(cells: Cells) -> None:
-    both = looks(cells({(name, "niah", 512): HIT for name in ("half-pi", "mine", "third-pi", "rope")}))
+    both = assign_plot_styles(cells({(name, "niah", 512): HIT for name in ("half-pi", "mine", "third-pi", "rope")}))
     assert len({(look.colour, look.marker) for look in both.values()}) == 4
-    alone = looks([s for s in cells({}) if s.cell.method == "half-pi"])
+    alone = assign_plot_styles([s for s in cells({}) if s.cell.method == "half-pi"])
     assert alone["half-pi-tiny"].colour == both["half-pi-tiny"].colour
 
 

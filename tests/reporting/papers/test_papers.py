@@ -14,7 +14,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
 from longctx_bench.metrics.length_buckets import Point
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.figures.registry import KINDS
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS
 from longctx_bench.reporting.papers.paper_spec import Paper, read_paper
 from longctx_bench.reporting.papers.paper_tables import paper_tables
 from longctx_bench.reporting.tables.base import Table
@@ -68,7 +68,7 @@ def test_every_table_of_the_drope_paper_is_there_with_its_numbers(paper: Paper) 
 
 def test_what_the_paper_names_is_ours_or_declared(paper: Paper) -> None:
     registry = Registry()
-    layout = paper.layout
+    layout = paper.spec
     tasks = {
         layout.measured_as.get(number.task, number.task) for number in paper.numbers if number.table in layout.tables
     }
@@ -77,7 +77,7 @@ def test_what_the_paper_names_is_ours_or_declared(paper: Paper) -> None:
     for task in tasks - {"average", *layout.averages}:
         assert registry.select_tasks(task, None), task
     for figure in layout.figures.values():
-        assert figure.kind in KINDS
+        assert figure.kind in FIGURE_KINDS
         assert set(figure.methods) <= set(registry.methods)
 
 
@@ -192,7 +192,7 @@ def test_a_misspelt_key_of_a_papers_yaml_gets_a_suggestion(text: str, wrong: str
     for name, content in published.items():
         assert name is not None
         (tmp_path / name).write_text(content)
-    assert read_paper(str(tmp_path / "mine.yaml")).layout.figures[1].kind == "bars"
+    assert read_paper(str(tmp_path / "mine.yaml")).spec.figures[1].kind == "bars"
     (tmp_path / "mine.yaml").write_text(published["mine.yaml"].replace(text, wrong, 1))
     with pytest.raises(UserError, match=f"unknown key '.*{wrong.split(':', maxsplit=1)[0]}'; did you mean '{right}'"):
         read_paper(str(tmp_path / "mine.yaml"))

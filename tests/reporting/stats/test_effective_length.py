@@ -8,7 +8,7 @@ from scipy import stats
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
-from longctx_bench.reporting.stats.effective_length import OWN_SHARE, RULER_THRESHOLD, effective_length
+from longctx_bench.reporting.stats.effective_length import RELATIVE_THRESHOLD, RULER_THRESHOLD, effective_length
 
 
 def rate(successes: int, n: int = 100) -> list[float]:
@@ -26,7 +26,7 @@ def test_the_walk_stops_at_the_first_length_that_fails() -> None:
 def test_a_threshold_relative_to_the_own_score() -> None:
     scores = {512: rate(60), 1024: rate(58), 2048: rate(20)}
     assert effective_length(scores, RULER_THRESHOLD).length is None
-    found = effective_length(scores, OWN_SHARE, relative_to=512)
+    found = effective_length(scores, RELATIVE_THRESHOLD, relative_to=512)
     assert (found.length, found.low, found.high) == (1024, 512, 1024)
     assert found.threshold == pytest.approx(0.51)
 
