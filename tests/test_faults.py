@@ -206,7 +206,7 @@ def test_a_memory_that_is_full_while_prompts_are_made(
             raise MemoryError
         keep(self, cell, examples)
 
-    monkeypatch.setattr(ResultStore, "keep_excerpts", full)
+    monkeypatch.setattr(ResultStore, "save_excerpts", full)
     code, out, errors = call(
         "run", "--model", tiny_folder, "--tasks", "niah_single_1", "--length", "448,512,1024", "--limit", "2",
         "--engine", "echo", "--out", tmp_path,

@@ -120,7 +120,7 @@ def test_each_part_is_stored_before_the_next_is_written(
         stored.append(len(records.read_text().splitlines()) if records.exists() else 0)
         keep(self, cell, examples)
 
-    monkeypatch.setattr(ResultStore, "keep_excerpts", noted)
+    monkeypatch.setattr(ResultStore, "save_excerpts", noted)
     echo("out")
     assert stored == [0, 4, 8]
 
@@ -183,7 +183,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
         keep(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ResultStore, "keep_excerpts", killed)
+        patched.setattr(ResultStore, "save_excerpts", killed)
         with pytest.raises(KeyboardInterrupt):
             echo("killed")
     assert len((tmp_path / "killed" / RECORDS).read_text().splitlines()) == 8
@@ -307,7 +307,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
     inode = other.stat().st_ino
     add_excerpts(path, map(example, range(2, 7)))
     with monkeypatch.context() as patched:
-        patched.setattr("longctx_bench.store.prompt_excerpts._REWRITTEN", 0)
+        patched.setattr("longctx_bench.store.prompt_excerpts._MAX_REWRITE_BYTES", 0)
         add_excerpts(other, map(example, range(2, 7)))
         assert other.stat().st_ino == inode
         assert other.read_bytes() == path.read_bytes()

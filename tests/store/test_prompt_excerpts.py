@@ -109,7 +109,7 @@ def test_numbers_do_not_depend_on_excerpts(
 ) -> None:
     run(str(tiny_folder), "niah", **arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(ResultStore, "keep_excerpts", lambda *_: None)
+        patched.setattr(ResultStore, "save_excerpts", lambda *_: None)
         run(str(tiny_folder), "niah", **arguments | {"out": tmp_path / "bare"})
     records, bare = (ResultStore(out).path(CELL) / "records.jsonl" for out in (arguments["out"], tmp_path / "bare"))
     assert records.read_bytes() == bare.read_bytes()

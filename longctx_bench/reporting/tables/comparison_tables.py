@@ -1,4 +1,4 @@
-"""A comparison as tables: one row a cell, then a row a task; and one of exact numbers for programs."""
+"""Tables of a paired comparison: one row per cell, totals per task, and unrounded numbers for CSV and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longctx_bench.reporting.tables.formatting import format_number, interval_en
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the rows of a comparison for readers, and its totals by task; numbers are rounded by their interval."""
+    """Return the table of cells and the table of totals per task, with rounded numbers."""
     a, b = comparison.a, comparison.b
     header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
     rows = tuple(_row(cell) for cell in comparison.cells)
@@ -24,19 +24,19 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def exact_table(comparison: Comparison) -> Table:
-    """Return one row a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
+    """Return one row per cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
     rows = exact_rows(comparison)
     shown = tuple(tuple(map(str, row.values())) for row in rows)
     return Table(f"{comparison.a} against {comparison.b}", tuple(rows[0]), shown, records=tuple(rows))
 
 
 def exact_rows(comparison: Comparison) -> list[dict[str, object]]:
-    """Return one mapping a cell, by column of :func:`exact_table`."""
+    """Return one mapping per cell, with the columns of :func:`exact_table`."""
     return [_exact(comparison, cell) for cell in comparison.cells]
 
 
 def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
-    found = cell.result
+    result = cell.result
     return {
         "a": comparison.a,
         "b": comparison.b,
@@ -45,36 +45,36 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
         "scale": 0 if cell.length == NATURAL else "" if cell.scale is None else cell.scale,
         "metric": cell.metric,
         "higher_is_better": cell.higher_is_better,
-        "n": found.n,
-        "score_a": found.mean_a,
-        "score_b": found.mean_b,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "n": result.n,
+        "score_a": result.mean_a,
+        "score_b": result.mean_b,
+        "difference": result.difference,
+        "low": result.low,
+        "high": result.high,
+        "p": result.p,
         "p_holm": cell.p_holm,
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
-        "test": found.test,
+        "wins": result.wins,
+        "ties": result.ties,
+        "losses": result.losses,
+        "test": result.test,
     }
 
 
 def _row(cell: ComparedCell) -> tuple[str, ...]:
-    found = cell.result
-    digits = num_decimals(found.high - found.low, cell.percent)
+    result = cell.result
+    digits = num_decimals(result.high - result.low, cell.percent)
     return (
         cell.task,
         length_label(cell.length),
         "" if cell.scale is None else f"{cell.scale:g}x",
-        f"{found.n:,}",
-        format_number(found.mean_a, digits, cell.percent),
-        format_number(found.mean_b, digits, cell.percent),
-        str(interval_entry(found.difference, found.low, found.high, cell.percent, signed=True)),
-        _p(found.p),
+        f"{result.n:,}",
+        format_number(result.mean_a, digits, cell.percent),
+        format_number(result.mean_b, digits, cell.percent),
+        str(interval_entry(result.difference, result.low, result.high, cell.percent, signed=True)),
+        _p(result.p),
         _p(cell.p_holm),
-        f"{found.wins}/{found.ties}/{found.losses}",
-        found.test,
+        f"{result.wins}/{result.ties}/{result.losses}",
+        result.test,
     )
 
 
@@ -94,20 +94,20 @@ def _totals(comparison: Comparison) -> Table:
 
 
 def _total(task: str, cells: Sequence[ComparedCell]) -> tuple[str, ...]:
-    verdicts = [cell.verdict for cell in cells]
-    found = [cell.result for cell in cells]
-    examples = "/".join(str(sum(counts)) for counts in zip(*((f.wins, f.ties, f.losses) for f in found), strict=True))
-    return (task, str(len(cells)), *(str(verdicts.count(verdict)) for verdict in (1, 0, -1)), examples)
+    winners = [cell.winner for cell in cells]
+    results = [cell.result for cell in cells]
+    examples = "/".join(str(sum(counts)) for counts in zip(*((f.wins, f.ties, f.losses) for f in results), strict=True))
+    return (task, str(len(cells)), *(str(winners.count(winner)) for winner in (1, 0, -1)), examples)
 
 
 def _notes(comparison: Comparison) -> tuple[str, ...]:
     tasks: dict[str, list[str]] = {}
     for cell in comparison.cells:
         unit = "in %" if cell.percent else "in nats a token" if cell.metric == "token_loss" else "as they are"
-        what = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
-        tasks.setdefault(what, []).append(cell.task)
+        description = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
+        tasks.setdefault(description, []).append(cell.task)
     several = len(tasks) > 1
-    units = [f"{', '.join(dict.fromkeys(own))}: {what}" if several else what for what, own in tasks.items()]
+    units = [f"{', '.join(dict.fromkeys(own))}: {text}" if several else text for text, own in tasks.items()]
     return (
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
@@ -118,7 +118,7 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _too_few(cells: Sequence[ComparedCell]) -> list[str]:
-    """Say which rows have fewer examples than any difference could be significant with."""
+    """Return a note on rows with too few examples for any difference to be significant."""
     small = sorted({cell.result.n for cell in cells if cell.result.n < MIN_DIFFERING_PAIRS})
     if not small:
         return []

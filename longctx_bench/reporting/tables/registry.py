@@ -1,4 +1,4 @@
-"""Which tables a report shows."""
+"""Registry of tables: what ``report --table`` offers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TABLE_KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extens
     "table",
     {"lengths": length_tables, "tasks": task_tables, "summary": summary_tables, "cost": cost_tables},
 )
-"""Functions from cells to tables, as ``report --table`` names them."""
+"""Functions from cells to tables, by the name that ``report --table`` takes."""
 
 
 def report_tables(cells: Sequence[CellSummary], kind: str = "lengths") -> list[Table]:
-    """Return the tables of a kind, or of each with ``all``; none where the cells are too few for it."""
+    """Return the tables of one kind, or of all kinds with ``all``; may be empty."""
     kinds = TABLE_KINDS.names() if kind == "all" else [kind]
     return [table for name in kinds for table in TABLE_KINDS[name](cells)]

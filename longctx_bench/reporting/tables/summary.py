@@ -1,4 +1,4 @@
-"""Tables of each method in a few numbers: how far it reads, what it costs at the training context, where it fails."""
+"""Summary tables: effective length, retention at the training context, position bias."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from longctx_bench.reporting.tables.formatting import (
 from longctx_bench.reporting.tables.significance import RowKey, column_entry
 
 ByLength = Mapping[int, CellSummary]
-"""One method's cells of one task, by length, the shortest first."""
+"""Cells of one method and task by length, shortest first."""
 _OWN, _RULER, _RETENTION, _DIFFERENCE = "own", "ruler", "retention", "difference"
 
 
 def summary_tables(cells: Sequence[CellSummary]) -> list[Table]:
-    """Make each task's tables: effective length and retention, and position bias where depths are a grid.
+    """Return the tables of each task: effective length and retention, and position bias for tasks with a depth grid.
 
-    Cells of whole documents have no length to be effective at and are left out, as are columns that say nothing.
+    Whole documents are left out, as they have no fixed length, and so are empty columns.
     """
-    made = []
+    tables = []
     for task in tasks_of(cells):
         own = [summary for summary in cells if summary.cell.task == task and summary.cell.length != NATURAL]
         if own:
-            made += [*_summary(task, own), *_bias(task, own)]
-    return made
+            tables += [*_summary(task, own), *_position_bias(task, own)]
+    return tables
 
 
 def at_training_context(by_length: ByLength) -> CellSummary | None:
-    """Return a method's cell at 1x."""
+    """Return a method's cell at 1x; None where it was not measured."""
     return next((summary for summary in by_length.values() if summary.scale == 1), None)
 
 
 def retention(by_length: ByLength, base: ByLength) -> PairedResult | None:
-    """Compare a method with the untouched base, both at 1x; None where their examples are not the same."""
+    """Compare a method with the unmodified base at 1x; None where their examples differ."""
     own, reference = at_training_context(by_length), at_training_context(base)
     if own is None or reference is None or own is reference or own.metric != reference.metric:
         return None
@@ -77,8 +77,10 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     records = []
     for row in names:
         record: dict[str, object] = {"model": names[row], "base": row[0], "method": row[1], "task": task}
-        entries[row] = _lengths(by_row[row], record)
-        entries[row] |= _kept(retention(by_row[row], by_row.get((row[0], "rope"), {})), cells[0].percent, record)
+        entries[row] = _effective_length_entries(by_row[row], record)
+        entries[row] |= _retention_entries(
+            retention(by_row[row], by_row.get((row[0], "rope"), {})), cells[0].percent, record
+        )
         records.append(record)
     unit = "points" if cells[0].percent else unit_of(cells[0])
     heads = {
@@ -97,10 +99,10 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     parts += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
     title = f"{task}, summary: {' and '.join(parts)}, {n_per_cell(cells)}"
     header = ("model", *(heads[key] for key in columns))
-    return [Table(title, header, tuple(rows), (size_note(cells), *_explained(columns)), tuple(records))]
+    return [Table(title, header, tuple(rows), (size_note(cells), *_column_notes(columns)), tuple(records))]
 
 
-def _explained(columns: Sequence[str]) -> list[str]:
+def _column_notes(columns: Sequence[str]) -> list[str]:
     notes = []
     if _OWN in columns or _RULER in columns:
         own = f"{100 * RELATIVE_THRESHOLD:g} % of the method's own at the training context (1x)"
@@ -117,8 +119,8 @@ def _explained(columns: Sequence[str]) -> list[str]:
     return notes
 
 
-def _lengths(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]:
-    """Return the effective lengths, which only scores in per cent have; add them to the line of the CSV."""
+def _effective_length_entries(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]:
+    """Return the effective lengths, for scores in per cent only, and add them to the CSV record."""
     cells = list(by_length.values())
     if not all(summary.percent and summary.higher_is_better for summary in cells):
         return {}
@@ -136,19 +138,19 @@ def _lengths(by_length: ByLength, record: dict[str, object]) -> dict[str, Entry]
 
 
 def _bound(found: EffectiveLength, longest: int) -> str:
-    """Say what the number in the CSV is: the length itself, or the end of what was measured."""
+    """Return whether the length in the CSV is exact, or an end of the measured range."""
     return "below" if found.length is None else "at least" if found.length == longest else "exact"
 
 
 def _length(found: EffectiveLength, shortest: int, longest: int) -> Entry:
-    """Show a length with its interval, and what is known where it lies outside of what was measured."""
+    """Format a length with its interval; ``<`` and ``≥`` mark the ends of the measured range."""
     low, high = (f"< {shortest:,}" if length is None else f"{length:,}" for length in (found.low, found.high))
     text = f"< {shortest:,}" if found.length is None else f"{found.length:,}"
     return Entry(f"≥ {text}" if found.length == longest else text, f"[{low}, {high}]")
 
 
-def _kept(found: PairedResult | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
-    """Return what a method keeps of the base's score at 1x; add it to the line of the CSV."""
+def _retention_entries(found: PairedResult | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
+    """Return retention and difference at 1x, and add them to the CSV record."""
     share = found.mean_a / found.mean_b if found and percent and found.mean_b > 0 else None
     record |= {"retention": share, "difference_at_1x": found and found.difference}
     record |= {"difference_low": found and found.low, "difference_high": found and found.high}
@@ -160,8 +162,8 @@ def _kept(found: PairedResult | None, percent: bool, record: dict[str, object]) 
     return made
 
 
-def _bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
-    """Make the table of methods x lengths that says how much the score depends on the needle's depth."""
+def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
+    """Return the table methods x lengths of the score's slope over needle depth."""
     cells = [summary for summary in cells if len(summary.by_depth) > 1 and len(summary.depths) > 2]
     if not cells:
         return []

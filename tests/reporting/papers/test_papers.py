@@ -131,19 +131,19 @@ def test_models_are_chosen_by_name(own: Path) -> None:
     (table,) = paper_tables(read_paper(str(own)), cells, ["other"])[1]
     assert "niah 2x, other (measured)" in table.header
     assert not any("tiny" in head for head in table.header)
-    with pytest.raises(UserError, match="--base tinny: nothing was measured on it.*tiny"):
+    with pytest.raises(UserError, match="--base tinny: .*tiny"):
         paper_tables(read_paper(str(own)), cells, ["tinny"])
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,big,rope,niah,twice,1", "line 8: length 'twice' is none of"),
+        ("1,big,rope,niah,twice,1", "line 8: length 'twice'"),
         ("1,big,rope,niah,2x,many", "line 8: 'table' and 'value' must be numbers"),
         ("1,big,rope,niah,2x,nan", "line 8: 'table' and 'value' must be numbers"),
-        ("1,big,rope,niah,2x,2", "line 8: gives the number of line 2 again"),
+        ("1,big,rope,niah,2x,2", "line 8: duplicates .* line 2"),
         ("1,big,rope,niah,2x", "line 8: must have 6 columns"),
-        ("1,huge,rope,niah,2x,1", "'bases' does not say how to print 'huge'"),
+        ("1,huge,rope,niah,2x,1", "'bases' .*'huge'"),
     ],
 )
 def test_a_wrong_line_is_named(own: Path, line: str, message: str) -> None:
@@ -154,9 +154,7 @@ def test_a_wrong_line_is_named(own: Path, line: str, message: str) -> None:
 
 
 def test_wrong_papers_get_one_line(own: Path, tmp_path: Path, call: Any) -> None:
-    with pytest.raises(
-        UserError, match="--paper dorpe: neither a YAML file nor a paper that we have; did you mean 'drope'"
-    ):
+    with pytest.raises(UserError, match="--paper dorpe: .*did you mean 'drope'"):
         read_paper("dorpe")
     own.write_text(own.read_text().replace("kind: bars", "kind: bras"))
     code, _, error = call("figures", "--paper", own, DEMO, "--out", tmp_path / "x")
