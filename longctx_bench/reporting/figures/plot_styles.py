@@ -1,4 +1,4 @@
-"""What a contestant looks like: the same method has the same colour, marker and dashes in every figure."""
+"""Plot styles: each method has the same colour, marker and dashes in every figure."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """Colour, marker and dashes: each of them tells neighbours apart when printed grey."""
+    """Colour, marker and dashes; distinguishable when printed in grey."""
 
     colour: str
     marker: str
     dashes: Any = _SOLID
     filled: bool = True
-    """Hollow markers and bars stand for another base."""
+    """Hollow markers and bars mark a second base model."""
     family: int = 99
-    """Methods of one family stand together."""
+    """Methods of one family are drawn next to each other."""
 
     @property
     def hatch(self) -> str:
-        """Of a bar: what dashes are to a line."""
+        """Hatch of bars, the counterpart of dashes."""
         return {_SOLID: "", _DASHED: "////", _DOTTED: "....", _MIXED: "xxxx"}[self.dashes]
 
     def line(self) -> dict[str, Any]:
@@ -81,60 +81,63 @@ _OTHERS = [
 
 
 def plot_style_of(method: str) -> PlotStyle:
-    """Return a method's look; one that this project does not know gets a look that depends on its name alone."""
-    known = METHODS.get(method)
-    if known is not None:
-        return known
+    """Return a method's style; that of an unknown method depends on its name only."""
+    style = METHODS.get(method)
+    if style is not None:
+        return style
     return _OTHERS[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]
 
 
 def assign_plot_styles(cells: Sequence[CellSummary]) -> dict[str, PlotStyle]:
-    """Return the look of each contestant, in the order in which figures show them.
+    """Return the style of each model, in drawing order.
 
-    The order is by base, then by family of methods, the untouched model first. Filled markers stand for the base
-    with most contestants; two unknown methods that would look the same are told apart.
+    The order is by base, then by family of methods, the unmodified model first. Filled markers are the base with the
+    most methods. Two unknown methods never get the same style.
     """
     methods = list(dict.fromkeys(s.cell.method for s in cells))
-    chosen = _told_apart(methods)
-    bases = _bases(cells)
-    found = {s.variant: (bases.index(s.cell.model), s.cell.method) for s in cells}
-    known = list(METHODS)
+    styles = _distinct_styles(methods)
+    bases = _sorted_bases(cells)
+    variants = {s.variant: (bases.index(s.cell.model), s.cell.method) for s in cells}
+    order_of_methods = list(METHODS)
 
     def order(name: str) -> tuple[int, int, int, str]:
-        base, method = found[name]
-        place = known.index(method) if method in METHODS else len(known)
-        return base, chosen[method].family, place, method
+        base, method = variants[name]
+        index = order_of_methods.index(method) if method in METHODS else len(order_of_methods)
+        return base, styles[method].family, index, method
 
-    return {name: replace(chosen[found[name][1]], filled=found[name][0] % 2 == 0) for name in sorted(found, key=order)}
+    return {
+        name: replace(styles[variants[name][1]], filled=variants[name][0] % 2 == 0)
+        for name in sorted(variants, key=order)
+    }
 
 
 def labels(cells: Sequence[CellSummary]) -> dict[str, str]:
-    """Return how each contestant is named: its method where all share one base, which :func:`base_title` names."""
+    """Return each model's label: its method where all share one base, which :func:`base_title` returns."""
     if len({s.cell.model for s in cells}) == 1:
         return {s.variant: s.cell.method for s in cells}
     return {s.variant: s.variant for s in cells}
 
 
 def base_title(cells: Sequence[CellSummary]) -> str:
-    """Return the name of the one base that all contestants share; nothing where they share none."""
+    """Return the base that all models share; empty where there are several."""
     bases = {s.cell.model for s in cells}
     return next(iter(bases)) if len(bases) == 1 else ""
 
 
-def _bases(cells: Sequence[CellSummary]) -> list[str]:
+def _sorted_bases(cells: Sequence[CellSummary]) -> list[str]:
     counts: dict[str, set[str]] = {}
     for summary in cells:
         counts.setdefault(summary.cell.model, set()).add(summary.cell.method)
     return sorted(counts, key=lambda base: (-len(counts[base]), base))
 
 
-def _told_apart(methods: Iterable[str]) -> dict[str, PlotStyle]:
-    chosen: dict[str, PlotStyle] = {}
-    taken: set[PlotStyle] = set()
+def _distinct_styles(methods: Iterable[str]) -> dict[str, PlotStyle]:
+    styles: dict[str, PlotStyle] = {}
+    used: set[PlotStyle] = set()
     for method in sorted(methods, key=lambda name: (name not in METHODS, name)):
-        look = plot_style_of(method)
-        if look in taken:
-            look = next((other for other in _OTHERS if other not in taken), look)
-        taken.add(look)
-        chosen[method] = look
-    return chosen
+        style = plot_style_of(method)
+        if style in used:
+            style = next((other for other in _OTHERS if other not in used), style)
+        used.add(style)
+        styles[method] = style
+    return styles

@@ -1,4 +1,4 @@
-"""A heat table: contestants by tasks at one length, such as RULER's 13."""
+"""Task heatmap: models x tasks at one scale, such as RULER's 13 tasks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figure:
-    """Draw scores as a heat table, a row a contestant and a column a task.
+    """Draw scores as a heatmap, one row per model and one column per task.
 
     Args:
-        cells: of any tasks and scales; scores that are no percentage are left out.
-        scale: length / training context, 0 for whole documents; 2 when None, or the largest there is.
+        cells: cells of any tasks and scales; scores that are not in per cent are ignored.
+        scale: length / training context, 0 for whole documents; when None, 2 or else the largest measured.
 
     Returns:
-        The figure: scores in per cent, printed in their fields; an empty field was not measured.
+        The figure: scores in per cent, printed in each field; empty fields were not measured.
 
     Raises:
-        UserError: no percentage was measured, or nothing at ``scale``.
+        UserError: no score in per cent was measured, or none at ``scale``.
     """
     import numpy as np
 
@@ -36,8 +36,8 @@ def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figu
         raise UserError("no finished cell of these tasks has a score in per cent")
     names = list(assign_plot_styles(chosen))
     tasks = sorted({s.cell.task for s in chosen}, key=task_order)
-    found = {(s.variant, s.cell.task): 100 * s.score for s in chosen}
-    grid = np.array([[found.get((name, task), math.nan) for task in tasks] for name in names])
+    scores = {(s.variant, s.cell.task): 100 * s.score for s in chosen}
+    grid = np.array([[scores.get((name, task), math.nan) for task in tasks] for name in names])
     with style.styled():
         width = min(style.PAGE, 2.1 + 0.38 * len(tasks))
         figure = style.new_figure(width, 1.35 + 0.17 * len(names))

@@ -47,4 +47,4 @@ def _shown(entry: str | Entry) -> str:
 
 def _escaped(text: str) -> str:
     shown = _SPECIAL.sub(r"\\\g<0>", plain(text))
-    return _HTML.sub(lambda found: "&lt;" if found[0] == "<" else "&amp;", shown)
+    return _HTML.sub(lambda match: "&lt;" if match[0] == "<" else "&amp;", shown)

@@ -49,31 +49,33 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
     values = {(number.method, number.task, number.length): number.value for number in published}
     lookups = {model: ResultLookup(cells, model) for model in models if model == base or model not in spec.bases}
     notes: list[str] = []
-    found = {
+    entries_by_model = {
         model: {
-            (method, column): _entry(paper, own, method, column, columns) for method in methods for column in columns
+            (method, column): _entry(paper, lookup, method, column, columns) for method in methods for column in columns
         }
-        for model, own in lookups.items()
+        for model, lookup in lookups.items()
     }
-    found = {model: entries for model, entries in found.items() if any(entry.text for entry in entries.values())}
-    shown = {model: lookups[model] for model in found}
-    if not found:
+    entries_by_model = {
+        model: entries for model, entries in entries_by_model.items() if any(entry.text for entry in entries.values())
+    }
+    shown_lookups = {model: lookups[model] for model in entries_by_model}
+    if not entries_by_model:
         notes.append("nothing of this table was measured yet")
     header = ["method"]
     for task, length in columns:
         header.append(f"{task} {length}, {spec.bases[base]} (published)")
-        header += [f"{task} {length}, {model} (measured)" for model in found]
+        header += [f"{task} {length}, {model} (measured)" for model in entries_by_model]
     rows = []
     for method in methods:
         row: list[str | Entry] = [method]
         for column in columns:
             value = values.get((method, *column))
             row.append(EMPTY if value is None else Entry(value))
-            row += [entries[method, column] for entries in found.values()]
+            row += [entries[method, column] for entries in entries_by_model.values()]
         rows.append(tuple(row))
-    notes += _notes(paper, shown, methods, columns)
+    notes += _notes(paper, shown_lookups, methods, columns)
     title = f"{spec.name} table {table}, {spec.bases[base]}: {spec.tables[table]}, in %, higher is better"
-    records = _records(paper, table, base, published, shown)
+    records = _records(paper, table, base, published, shown_lookups)
     return Table(title, tuple(header), tuple(rows), tuple(notes), tuple(records))
 
 
@@ -85,27 +87,27 @@ def _records(
     for number in published:
         where = {"table": table, "base": base, "method": number.method, "task": number.task, "length": number.length}
         yield where | {"source": "published", "measured_on": None, "value": float(number.value)}
-        for model, own in lookups.items():
-            parts = _averaged(paper, (number.task, number.length), columns)
-            mine = where | {"source": "measured", "measured_on": model}
-            if parts:
-                average = own.average(number.method, parts)
+        for model, lookup in lookups.items():
+            averaged = _averaged(paper, (number.task, number.length), columns)
+            measured = where | {"source": "measured", "measured_on": model}
+            if averaged:
+                average = lookup.average(number.method, averaged)
                 if average is not None:
-                    yield mine | {"value": 100 * average}
+                    yield measured | {"value": 100 * average}
                 continue
-            values = own.values(number.method, _our_task(paper, number.task), number.length)
+            values = lookup.values(number.method, _our_task(paper, number.task), number.length)
             if values is not None:
                 mean, low, high, n = values
-                yield mine | {"value": 100 * mean, "low": 100 * low, "high": 100 * high, "n": n}
+                yield measured | {"value": 100 * mean, "low": 100 * low, "high": 100 * high, "n": n}
 
 
-def _entry(paper: Paper, own: ResultLookup, method: str, column: ColumnKey, columns: Sequence[ColumnKey]) -> Entry:
+def _entry(paper: Paper, lookup: ResultLookup, method: str, column: ColumnKey, columns: Sequence[ColumnKey]) -> Entry:
     task, length = column
-    parts = _averaged(paper, column, columns)
-    if parts:
-        average = own.average(method, parts)
+    averaged = _averaged(paper, column, columns)
+    if averaged:
+        average = lookup.average(method, averaged)
         return EMPTY if average is None else Entry(f"{100 * average:.1f}")
-    return own.entry(method, _our_task(paper, task), length)
+    return lookup.entry(method, _our_task(paper, task), length)
 
 
 def _our_task(paper: Paper, task: str) -> str:
@@ -131,12 +133,12 @@ def _notes(
     for model, measured in lookups.items():
         for column in columns:
             average = _averaged(paper, column, columns)
-            found = [
+            cells_by_method = [
                 measured.measured_cells(method, average or [(_our_task(paper, column[0]), column[1])])
                 for method in methods
             ]
-            used |= {summary.cell: summary for parts in found for summary in parts}
-            num_measured = max(map(len, found))
+            used |= {summary.cell: summary for method_cells in cells_by_method for summary in method_cells}
+            num_measured = max(map(len, cells_by_method))
             if average and 0 < num_measured < len(average):
                 notes.append(f"{model}: {column[0]} needs {len(average)} tasks, {num_measured} were measured")
     if used:

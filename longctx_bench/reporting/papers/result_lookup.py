@@ -33,9 +33,9 @@ class ResultLookup:
 
     def __init__(self, cells: Iterable[CellSummary], model: str) -> None:
         """Index the cells of ``model``."""
-        own = [summary for summary in cells if summary.cell.model == model]
-        self._cells = {(s.cell.method, s.cell.task, s.cell.length): s for s in own}
-        self._context = own[0].original_length if own else 0
+        model_cells = [summary for summary in cells if summary.cell.model == model]
+        self._cells = {(s.cell.method, s.cell.task, s.cell.length): s for s in model_cells}
+        self._context = model_cells[0].original_length if model_cells else 0
 
     def cell(self, method: str, task: str, length: str) -> CellSummary | None:
         """Return the cell at ``2x``, ``natural`` or ``in-context``; for a bucket, that of whole documents."""

@@ -64,9 +64,9 @@ def effective_length(
     if not lengths:
         raise UserError("no cell of a fixed length to find an effective length in; run the task with --scale 1x,2x,4x")
     if relative_to is not None and relative_to not in lengths:
-        known = ", ".join(map(length_name, lengths))
+        measured = ", ".join(map(length_name, lengths))
         raise UserError(
-            f"no score at {relative_to} tokens, which the threshold of {threshold:.0%} refers to; measured: {known}"
+            f"no score at {relative_to} tokens, which the threshold of {threshold:.0%} refers to; measured: {measured}"
         )
     values = [np.asarray(scores_by_length[length], dtype=np.float64) for length in lengths]
     means = np.array([[scores.mean()] for scores in values])

@@ -107,7 +107,9 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
         description = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
         tasks.setdefault(description, []).append(cell.task)
     several = len(tasks) > 1
-    units = [f"{', '.join(dict.fromkeys(own))}: {text}" if several else text for text, own in tasks.items()]
+    units = [
+        f"{', '.join(dict.fromkeys(task_names))}: {text}" if several else text for text, task_names in tasks.items()
+    ]
     return (
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",

@@ -163,10 +163,12 @@ def _parity_notes(cells: Sequence[CellSummary]) -> list[str]:
         if summary.parity is not None:
             by_status.setdefault(str(summary.parity), []).append(summary)
     notes = [
-        f"made by vLLM, {status}: {'all numbers' if len(own) == len(cells) else describe_cells(own, cells)}"
-        for status, own in sorted(by_status.items())
+        f"made by vLLM, {status}: {'all numbers' if len(group) == len(cells) else describe_cells(group, cells)}"
+        for status, group in sorted(by_status.items())
     ]
-    uncertified = [s for own in by_status.values() for s in own if s.parity and not s.parity.certified]
+    uncertified = [
+        s for status_cells in by_status.values() for s in status_cells if s.parity and not s.parity.certified
+    ]
     lengths = sorted({summary.cell.length for summary in uncertified} - {NATURAL})
     if lengths:
         names = ",".join(sorted({summary.variant for summary in uncertified}))
@@ -199,29 +201,29 @@ def describe_cells(some: Sequence[CellSummary], cells: Sequence[CellSummary]) ->
     for summary in some:
         by_row.setdefault(row_of(summary), []).append(summary.cell)
     names = rows_of(some)
-    parts = []
-    for row, own in ((row, by_row[row]) for row in names):
-        if len(own) == num_cells[row]:
-            parts.append(names[row])
+    texts = []
+    for row, row_cells in ((row, by_row[row]) for row in names):
+        if len(row_cells) == num_cells[row]:
+            texts.append(names[row])
         else:
             positions = [
-                f"{f'{cell.task} ' if len(tasks) > 1 else ''}{length_label(cell.length)}" for cell in sorted(own)
+                f"{f'{cell.task} ' if len(tasks) > 1 else ''}{length_label(cell.length)}" for cell in sorted(row_cells)
             ]
-            parts.append(f"{names[row]} at {join_names(positions)}")
-    return join_names(parts)
+            texts.append(f"{names[row]} at {join_names(positions)}")
+    return join_names(texts)
 
 
 def _tunings(cells: Sequence[CellSummary]) -> list[str]:
     """Return one note per model and tuned scalar: its value at each length, and its source."""
-    found: dict[str, dict[int, set[float]]] = {}
+    by_label: dict[str, dict[int, set[float]]] = {}
     for summary in cells:
         tuning = summary.result.tuning  # absent in older cells
         if tuning:
-            what = f"{summary.variant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
-            found.setdefault(what, {}).setdefault(summary.cell.length, set()).add(tuning.value)
+            label = f"{summary.variant}: {tuning.scalar.replace('_', ' ')} by {tuning.source}"
+            by_label.setdefault(label, {}).setdefault(summary.cell.length, set()).add(tuning.value)
     return [
-        f"{what}: " + ", ".join(_tuned(length, own) for length, own in sorted(values.items()))
-        for what, values in sorted(found.items())
+        f"{label}: " + ", ".join(_tuned(length, values_at) for length, values_at in sorted(by_length.items()))
+        for label, by_length in sorted(by_label.items())
     ]
 
 

@@ -33,9 +33,9 @@ def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
     for summary in cells:
         by_task.setdefault(summary.cell.task, []).append(summary)
     tables = []
-    for task, own in sorted(by_task.items()):
-        tables.append(_by_length(task, own))
-        tables += _by_document_length(task, own)
+    for task, task_cells in sorted(by_task.items()):
+        tables.append(_by_length(task, task_cells))
+        tables += _by_document_length(task, task_cells)
     return tables
 
 
@@ -70,7 +70,8 @@ def _by_length(task: str, cells: Sequence[CellSummary]) -> Table:
         columns[summary.cell.length][row_of(summary)] = summary
     names, contexts = rows_of(cells), contexts_of(cells)
     significance = {
-        length: compare_rows(column_entry(own[row]) for row in names if row in own) for length, own in columns.items()
+        length: compare_rows(column_entry(column[row]) for row in names if row in column)
+        for length, column in columns.items()
     }
 
     def entry(row: RowKey, length: int) -> Entry:
@@ -127,7 +128,7 @@ def _bucket_record(
 ) -> dict[str, object]:
     record = cell_columns(summary)
     for bucket in buckets:
-        own = scores[bucket.name]
-        record[f"score {bucket.name}"] = sum(own) / len(own) if own else None
-        record[f"n {bucket.name}"] = len(own)
+        bucket_scores = scores[bucket.name]
+        record[f"score {bucket.name}"] = sum(bucket_scores) / len(bucket_scores) if bucket_scores else None
+        record[f"n {bucket.name}"] = len(bucket_scores)
     return record

@@ -83,7 +83,7 @@ def _notes(
     by_unit: dict[str, list[CellSummary]] = {}
     for summary in cells:
         by_unit.setdefault(unit_of(summary), []).append(summary)
-    notes += [size_note(own) for own in by_unit.values()]
+    notes += [size_note(unit_cells) for unit_cells in by_unit.values()]
     metrics = {task: next(iter(column.values())).metric for task, column in columns.items()}
     by_metric: dict[str, list[str]] = {}
     for task, metric in metrics.items():
@@ -131,19 +131,19 @@ def _averages(columns: Mapping[str, CellsByRow], names: Mapping[RowKey, str]) ->
         marks = {row: significance.mark for row, significance in pooled.by_row.items()}
     averages = {}
     for row in names:
-        own = [column[row] for column in columns.values()]
-        mean = fsum(summary.score for summary in own) / len(own)
+        row_cells = [column[row] for column in columns.values()]
+        mean = fsum(summary.score for summary in row_cells) / len(row_cells)
         # The examples of different tasks are independent: interval widths add in quadrature.
-        width = hypot(*(summary.high - summary.low for summary in own)) / len(own)
+        width = hypot(*(summary.high - summary.low for summary in row_cells)) / len(row_cells)
         entry = Entry(f"{100 * mean:.{num_decimals(width, percent=True)}f}", "", marks.get(row, Mark.NONE))
         averages[row] = (entry,)
     return averages
 
 
-def _pooled(row: RowKey, own: Sequence[CellSummary]) -> ColumnEntry:
-    entries = [column_entry(summary) for summary in own]
+def _pooled(row: RowKey, row_cells: Sequence[CellSummary]) -> ColumnEntry:
+    entries = [column_entry(summary) for summary in row_cells]
     score = fsum(entry.score for entry in entries) / len(entries)
     examples = tuple(entry.examples for entry in entries)
     return ColumnEntry(
-        row, score, np.concatenate([entry.scores for entry in entries]), examples, own[0].higher_is_better
+        row, score, np.concatenate([entry.scores for entry in entries]), examples, row_cells[0].higher_is_better
     )

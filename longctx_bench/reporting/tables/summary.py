@@ -45,9 +45,9 @@ def summary_tables(cells: Sequence[CellSummary]) -> list[Table]:
     """
     tables = []
     for task in tasks_of(cells):
-        own = [summary for summary in cells if summary.cell.task == task and summary.cell.length != NATURAL]
-        if own:
-            tables += [*_summary(task, own), *_position_bias(task, own)]
+        task_cells = [summary for summary in cells if summary.cell.task == task and summary.cell.length != NATURAL]
+        if task_cells:
+            tables += [*_summary(task, task_cells), *_position_bias(task, task_cells)]
     return tables
 
 
@@ -58,14 +58,14 @@ def at_training_context(by_length: ByLength) -> CellSummary | None:
 
 def retention(by_length: ByLength, base: ByLength) -> PairedResult | None:
     """Compare a method with the unmodified base at 1x; None where their examples differ."""
-    own, reference = at_training_context(by_length), at_training_context(base)
-    if own is None or reference is None or own is reference or own.metric != reference.metric:
+    cell, base_cell = at_training_context(by_length), at_training_context(base)
+    if cell is None or base_cell is None or cell is base_cell or cell.metric != base_cell.metric:
         return None
-    if column_entry(own).examples != column_entry(reference).examples:
+    if column_entry(cell).examples != column_entry(base_cell).examples:
         return None
-    if not (np.isfinite(own.contributions).all() and np.isfinite(reference.contributions).all()):
+    if not (np.isfinite(cell.contributions).all() and np.isfinite(base_cell.contributions).all()):
         return None
-    return paired_comparison(own.contributions, reference.contributions, own.percent)
+    return paired_comparison(cell.contributions, base_cell.contributions, cell.percent)
 
 
 def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
@@ -89,15 +89,15 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         _RETENTION: "retention (%)",
         _DIFFERENCE: "difference at 1x" + (f" ({unit})" if unit else ""),
     }
-    columns = [key for key in heads if any(key in own for own in entries.values())]
+    columns = [key for key in heads if any(key in row_entries for row_entries in entries.values())]
     if not columns:
         return []
     rows: list[tuple[str | Entry, ...]] = [
         (name, *(entries[row].get(key, EMPTY) for key in columns)) for row, name in names.items()
     ]
-    parts = ["effective length"] if {_OWN, _RULER} & set(columns) else []
-    parts += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
-    title = f"{task}, summary: {' and '.join(parts)}, {n_per_cell(cells)}"
+    topics = ["effective length"] if {_OWN, _RULER} & set(columns) else []
+    topics += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
+    title = f"{task}, summary: {' and '.join(topics)}, {n_per_cell(cells)}"
     header = ("model", *(heads[key] for key in columns))
     return [Table(title, header, tuple(rows), (size_note(cells), *_column_notes(columns)), tuple(records))]
 
@@ -105,11 +105,11 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 def _column_notes(columns: Sequence[str]) -> list[str]:
     notes = []
     if _OWN in columns or _RULER in columns:
-        own = f"{100 * RELATIVE_THRESHOLD:g} % of the method's own at the training context (1x)"
-        ruler = f"{100 * RULER_THRESHOLD:g} %, RULER's threshold"
-        meant = " or ".join(text for key, text in ((_OWN, own), (_RULER, ruler)) if key in columns)
+        relative = f"{100 * RELATIVE_THRESHOLD:g} % of the method's own at the training context (1x)"
+        absolute = f"{100 * RULER_THRESHOLD:g} %, RULER's threshold"
+        thresholds = " or ".join(text for key, text in ((_OWN, relative), (_RULER, absolute)) if key in columns)
         notes.append(
-            f"effective length: the longest measured length in tokens up to which the score is at least {meant} "
+            f"effective length: the longest measured length in tokens up to which the score is at least {thresholds} "
             "[95 % interval]"
         )
     if _RETENTION in columns:
@@ -125,41 +125,43 @@ def _effective_length_entries(by_length: ByLength, record: dict[str, object]) ->
     if not all(summary.percent and summary.higher_is_better for summary in cells):
         return {}
     scores = {length: summary.scores for length, summary in by_length.items()}
-    found = {_RULER: effective_length(scores, RULER_THRESHOLD)}
+    lengths = {_RULER: effective_length(scores, RULER_THRESHOLD)}
     at_1x = at_training_context(by_length)
     if at_1x and at_1x.score > 0:
-        found[_OWN] = effective_length(scores, RELATIVE_THRESHOLD, relative_to=at_1x.cell.length)
-    for key, what in ((_OWN, "effective_length_of_own"), (_RULER, "effective_length_ruler")):
-        own = found.get(key)
-        record[what] = own and (own.length or cells[0].cell.length)
-        record[f"{what}_bound"] = own and _bound(own, cells[-1].cell.length)
-        record |= {f"{what}_low": own and own.low, f"{what}_high": own and own.high}
-    return {key: _length(own, cells[0].cell.length, cells[-1].cell.length) for key, own in found.items()}
+        lengths[_OWN] = effective_length(scores, RELATIVE_THRESHOLD, relative_to=at_1x.cell.length)
+    for key, column in ((_OWN, "effective_length_of_own"), (_RULER, "effective_length_ruler")):
+        effective = lengths.get(key)
+        record[column] = effective and (effective.length or cells[0].cell.length)
+        record[f"{column}_bound"] = effective and _bound(effective, cells[-1].cell.length)
+        record |= {f"{column}_low": effective and effective.low, f"{column}_high": effective and effective.high}
+    return {key: _length(effective, cells[0].cell.length, cells[-1].cell.length) for key, effective in lengths.items()}
 
 
-def _bound(found: EffectiveLength, longest: int) -> str:
+def _bound(effective: EffectiveLength, longest: int) -> str:
     """Return whether the length in the CSV is exact, or an end of the measured range."""
-    return "below" if found.length is None else "at least" if found.length == longest else "exact"
+    return "below" if effective.length is None else "at least" if effective.length == longest else "exact"
 
 
-def _length(found: EffectiveLength, shortest: int, longest: int) -> Entry:
+def _length(effective: EffectiveLength, shortest: int, longest: int) -> Entry:
     """Format a length with its interval; ``<`` and ``≥`` mark the ends of the measured range."""
-    low, high = (f"< {shortest:,}" if length is None else f"{length:,}" for length in (found.low, found.high))
-    text = f"< {shortest:,}" if found.length is None else f"{found.length:,}"
-    return Entry(f"≥ {text}" if found.length == longest else text, f"[{low}, {high}]")
+    low, high = (f"< {shortest:,}" if length is None else f"{length:,}" for length in (effective.low, effective.high))
+    text = f"< {shortest:,}" if effective.length is None else f"{effective.length:,}"
+    return Entry(f"≥ {text}" if effective.length == longest else text, f"[{low}, {high}]")
 
 
-def _retention_entries(found: PairedResult | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
+def _retention_entries(comparison: PairedResult | None, percent: bool, record: dict[str, object]) -> dict[str, Entry]:
     """Return retention and difference at 1x, and add them to the CSV record."""
-    share = found.mean_a / found.mean_b if found and percent and found.mean_b > 0 else None
-    record |= {"retention": share, "difference_at_1x": found and found.difference}
-    record |= {"difference_low": found and found.low, "difference_high": found and found.high}
-    if found is None:
+    retained = comparison.mean_a / comparison.mean_b if comparison and percent and comparison.mean_b > 0 else None
+    record |= {"retention": retained, "difference_at_1x": comparison and comparison.difference}
+    record |= {"difference_low": comparison and comparison.low, "difference_high": comparison and comparison.high}
+    if comparison is None:
         return {}
-    made = {_DIFFERENCE: interval_entry(found.difference, found.low, found.high, percent, signed=True)}
-    if share is not None:
-        made[_RETENTION] = Entry(f"{100 * share:.{num_decimals(found.high - found.low, percent)}f}")
-    return made
+    entries = {
+        _DIFFERENCE: interval_entry(comparison.difference, comparison.low, comparison.high, percent, signed=True)
+    }
+    if retained is not None:
+        entries[_RETENTION] = Entry(f"{100 * retained:.{num_decimals(comparison.high - comparison.low, percent)}f}")
+    return entries
 
 
 def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
@@ -167,10 +169,10 @@ def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     cells = [summary for summary in cells if len(summary.by_depth) > 1 and len(summary.depths) > 2]
     if not cells:
         return []
-    found = {(row_of(summary), summary.cell.length): _slope(summary) for summary in cells}
+    slopes = {(row_of(summary), summary.cell.length): _slope(summary) for summary in cells}
     lengths = sorted({summary.cell.length for summary in cells})
     rows: list[tuple[str | Entry, ...]] = [
-        (name, *(found[row, length][0] if (row, length) in found else EMPTY for length in lengths))
+        (name, *(slopes[row, length][0] if (row, length) in slopes else EMPTY for length in lengths))
         for row, name in rows_of(cells).items()
     ]
     notes = (
@@ -185,7 +187,7 @@ def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
             header=("model", *(length_heading(length, contexts_of(cells)) for length in lengths)),
             rows=tuple(rows),
             notes=notes,
-            records=tuple(record for _, record in found.values()),
+            records=tuple(record for _, record in slopes.values()),
         )
     ]
 
