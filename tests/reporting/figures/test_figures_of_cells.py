@@ -88,13 +88,13 @@ def test_many_lengths_drop_values_and_labels_that_would_overlap(cells: Cells) ->
 
 def test_nothing_to_draw_is_said(cells: Cells) -> None:
     only = cells({("rope", "vt", 512): HIT})
-    with pytest.raises(UserError, match="no finished cell has a grid of depths; run the task niah first"):
+    with pytest.raises(UserError, match="no finished cell has a depth grid; .*niah"):
         heatmap_sheet(only)
     with pytest.raises(UserError, match="no task was measured at two lengths"):
         length_sheet(only)
     with pytest.raises(UserError, match="no task of lm-eval was measured"):
         in_context_sheet(only)
-    with pytest.raises(UserError, match="--scale 4x: nothing was measured there; there is 1x"):
+    with pytest.raises(UserError, match="--scale 4x: .*1x"):
         bar_sheet(only, 4.0)
     with pytest.raises(UserError, match="no finished cell of these tasks has a score in per cent"):
         task_table([])

@@ -56,7 +56,7 @@ def test_the_interval_holds_its_level() -> None:
 
 @pytest.mark.parametrize(("depths", "scores"), [([50.0] * 5, [1.0] * 5), ([0.0, 100.0], [1.0, 0.0]), ([], [])])
 def test_too_little_for_a_slope_is_refused(depths: list[float], scores: list[float]) -> None:
-    with pytest.raises(UserError, match="needs three examples and two depths"):
+    with pytest.raises(UserError, match="three examples and two depths"):
         fit_position_bias(depths, scores)
 
 
