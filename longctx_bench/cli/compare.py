@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longctx_bench.cli.options import parse_lengths, parse_scales, parts
+from longctx_bench.cli.options import parse_lengths, parse_scales, split_commas
 from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from longctx_bench.cli.options import parse_scales, parts, writable
+from longctx_bench.cli.options import parse_scales, split_commas, writable
 from longctx_bench.cli.output import require_finished, say
 from longctx_bench.cli.paper_figures import write_paper
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 
 _FORMATS = ("png", "pdf", "svg")
@@ -65,7 +65,7 @@ def figures_command(
     if paper is not None:
         _refuse_beside_paper(out)
         write_paper(
-            paper, folder, parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, split_commas(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
@@ -106,10 +106,10 @@ def _refuse_beside_paper(out: Path | None) -> None:
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = known if text == "all" else tuple(parts(text))
+    chosen = known if text == "all" else tuple(split_commas(text))
     for name in chosen:
         if name not in known:
-            raise UserError(f"{option} {name}: unknown{near_miss(name, known)}")
+            raise UserError(f"{option} {name}: unknown{did_you_mean(name, known)}")
     if not chosen:
         raise UserError(f"{option}: names nothing; known: {', '.join(known)}")
     return tuple(dict.fromkeys(chosen))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 from longctx_bench.reporting.results import CellSummary, mean_contributions
 from longctx_bench.reporting.stats.paired_tests import (

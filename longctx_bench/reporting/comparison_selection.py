@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import plain_name, safe_name
 from longctx_bench.core.types import length_name
 from longctx_bench.reporting.comparison import Comparison, compare

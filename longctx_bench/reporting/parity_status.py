@@ -48,7 +48,7 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
     for path in sorted((folder / "parity").glob("*.json")):
         try:
             certificate = parse_object(read_content(path))
-        except (FileNotFoundError, Unreadable):
+        except (FileNotFoundError, UnreadableFile):
             continue
         if isinstance(certificate.get("lengths"), dict):
             certificates.append(upgrade_certificate(certificate))

@@ -13,9 +13,9 @@ from msgspec.structs import astuple, replace
 from numpy.typing import NDArray
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import Cell
-from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.metrics.length_buckets import Point, buckets_of
 from longctx_bench.reporting.parity_status import ParityStatus, parity_status, read_certificates
@@ -177,7 +177,7 @@ def _progress(path: Path) -> str:
     examples = f"{counted(count_records(path), 'example')} so far"
     try:
         reason = parse_object(read_content(path / "started.json")).get("failed")
-    except (FileNotFoundError, Unreadable):
+    except (FileNotFoundError, UnreadableFile):
         reason = None
     if reason:
         return f"failed ({reason}), {examples}; the same run command tries it again"

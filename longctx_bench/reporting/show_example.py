@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from longctx_bench.benchmarks.lm_eval_task import PREFIX
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.sanitize import printable
-from longctx_bench.core.sources import describe
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.sanitize import escape_control_chars
+from longctx_bench.core.sources import source_label
 from longctx_bench.core.specs import Source
-from longctx_bench.core.types import Cell, Example, ending, length_name
+from longctx_bench.core.types import Cell, Example, describe_finish_reason, length_name
 from longctx_bench.metrics import shipped_metric
-from longctx_bench.models.trusted_sources import is_known
+from longctx_bench.models.trusted_sources import is_trusted
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
 from longctx_bench.store.prompt_excerpts import PromptExcerpt, make_excerpt, read_excerpts
@@ -169,7 +169,7 @@ def _text(cell: Cell, excerpt: PromptExcerpt, record: SampleRecord) -> str:
 
 def _generation_lines(record: SampleRecord) -> tuple[str, ...]:
     return (
-        f"--- generation ({record.new_tokens} tokens, {ending(record.finish_reason)})",
+        f"--- generation ({record.new_tokens} tokens, {describe_finish_reason(record.finish_reason)})",
         record.text or "",
         f"--- {record.metric}: {_score_text(record)}",
     )

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import append, replacing
-from longctx_bench.core.untrusted_files import object_of_line
+from longctx_bench.core.io import append, atomic_write
+from longctx_bench.core.untrusted_files import parse_line
 from longctx_bench.store.example_index import HashesById
 
 

@@ -80,6 +80,7 @@ def _rewrite(
     """Rewrite a file in the current schema, unless it has it already: ``upgrade`` then returns its argument."""
     reject_symlinks(run, path)
     try:
+        refuse_links(run, path)
         before = read_object(path)
         after = None if before is None else upgrade(before)
     except UserError as error:

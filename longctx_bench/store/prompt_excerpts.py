@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from longctx_bench.core.io import append, replacing
+from longctx_bench.core.io import append, atomic_write
 from longctx_bench.core.types import Example
-from longctx_bench.core.untrusted_files import Unreadable, line_blocks
+from longctx_bench.core.untrusted_files import UnreadableFile, read_line_blocks
 
 _EDGE = 700
 """Characters kept at the start and the end of a prompt."""
@@ -117,7 +117,7 @@ def _valid_lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt]]:
 def _lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt | None]]:
     """Yield each line of a file with its excerpt, None for invalid lines and where the rest cannot be read."""
     try:
-        for block in line_blocks(path):
+        for block in read_line_blocks(path):
             for line in block.removesuffix(b"\n").split(b"\n"):
                 try:
                     yield line, msgspec.json.decode(line, type=PromptExcerpt)

@@ -122,7 +122,7 @@ def count_records(folder: Path) -> int:
         DamagedCellError: the file cannot be read.
     """
     try:
-        return sum(block.count(b"\n") for block in line_blocks(f"{folder}/records.jsonl"))
+        return sum(block.count(b"\n") for block in read_line_blocks(f"{folder}/records.jsonl"))
     except FileNotFoundError:
         return 0
     except Unreadable as error:
@@ -154,7 +154,7 @@ def _record_blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
     """Yield the records of ``records.jsonl``, a few thousand at a time."""
     num_lines = 0
     try:
-        for block in line_blocks(f"{folder}/records.jsonl"):
+        for block in read_line_blocks(f"{folder}/records.jsonl"):
             try:
                 records = _decoder.decode_lines(block)
             except (ValueError, RecursionError):

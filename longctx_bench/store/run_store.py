@@ -30,13 +30,13 @@ from filelock import FileLock, Timeout
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import (
     append,
-    drop_cut_line,
+    atomic_write,
     is_temporary,
     make_folder,
-    not_written,
     plain_name,
-    replacing,
     sync_folder,
+    truncate_partial_line,
+    write_error,
     write_json,
 )
 from longctx_bench.core.types import Cell, Example, Finished
@@ -90,7 +90,7 @@ class ResultStore:
                 f"{self.folder}: another run is writing there; wait for it or choose another --out"
             ) from error
         except OSError as error:
-            raise not_written(self.folder, error, "choose another folder with --out") from error
+            raise write_error(self.folder, error, "choose another folder with --out") from error
         try:
             yield
         finally:
@@ -275,7 +275,7 @@ class ResultStore:
             sync_folder(target.parent)
             sync_folder(folder.parent)
         except OSError as error:
-            raise not_written(target, error, "choose another folder with --out") from error
+            raise write_error(target, error, "choose another folder with --out") from error
         return target
 
 

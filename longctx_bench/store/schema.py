@@ -260,7 +260,9 @@ def upgrade_method(method: Mapping[str, Any]) -> dict[str, Any]:
 def upgrade_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
     """Return a certificate of ``longctx-bench parity`` in the current schema."""
     method = certificate.get("method")
-    if not isinstance(method, dict) or "id" in method or not isinstance(method.get("name"), str):
+    if not isinstance(method, dict) or "id" in method:
+        return certificate
+    if not (isinstance(method.get("name"), str) and isinstance(method.get("use", ""), str)):
         return certificate
     return certificate | {"method": upgrade_method(method)}
 

@@ -28,7 +28,7 @@ def cell(
     spec: dict[str, Any] | None = None,
     details: dict[str, Any] | None = None,
     depths: Sequence[float] = (),
-    points: Sequence[Point] = (),
+    points: Sequence[ScoredExample] = (),
     scored: Sequence[int] = (),
 ) -> CellSummary:
     """Return a finished cell of the method ``name``; cells with the same ``prompts`` share their examples."""

@@ -68,7 +68,7 @@ def add(
         }
         for place, (number, score) in enumerate(zip(numbers, scores, strict=True))
     ]
-    store.append(cell, [Finished(record, 0.1) for record in records])
+    store.append(cell, [SampleRecord(record, 0.1) for record in records])
     if finish:
         result = result_of(
             cell, spec, metric=metric, score=sum(scores) / len(scores), n=len(scores), factor=2.0,

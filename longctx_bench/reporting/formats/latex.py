@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _SPECIAL = {

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _MAX_HEADING_WORD = 24
@@ -108,7 +108,7 @@ def _total(widths: Sequence[int]) -> int:
 def _width(table: Table) -> int:
     """Return the width in characters of a table without any line break."""
     columns = zip(table.header, *table.rows, strict=True)
-    return _total([max(len(plain(str(entry))) + len(_sign(entry)) for entry in column) for column in columns])
+    return _total([max(len(single_line(str(entry))) + len(_sign(entry)) for entry in column) for column in columns])
 
 
 def _min_widths(table: Table) -> list[int]:
@@ -136,7 +136,7 @@ def _sign(entry: str | Entry) -> str:
 
 def _shown(entry: str | Entry, styled: bool, separator: str) -> Text:
     if isinstance(entry, str):
-        return Text(plain(entry))
+        return Text(single_line(entry))
     style = {Mark.BEST: "bold", Mark.CLOSE: "underline"}.get(entry.mark, "")
     text = Text.assemble((plain(entry.text), style)) if styled else Text(plain(entry.text) + _sign(entry))
     return text.append(f"{separator}{plain(entry.detail)}", style="dim") if entry.detail else text

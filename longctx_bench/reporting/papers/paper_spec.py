@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
 from longctx_bench.reporting.figures.registry import FIGURE_KINDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
 from longctx_bench.reporting.tables.cost import cost_tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from longctx_bench.core.types import length_name
-from longctx_bench.metrics.length_buckets import Bucket, buckets_of, sorted_into
+from longctx_bench.metrics.length_buckets import Bucket, buckets_of, scores_by_bucket
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.reporting.stats.paired_tests import min_detectable_difference

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.openai_api import payloads
 from longctx_bench.engines.openai_api.config import KEY_VARIABLES, Server
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
 from longctx_bench.engines.openai_api.http_client import Asker, GaveUp
 from longctx_bench.engines.openai_api.key_redaction import ApiKey
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.variant import ModelUnderTest
@@ -117,7 +117,7 @@ def ask(hostile: Hostile, tiny_folder: Path) -> Callable[..., list[Generation]]:
         engine = OpenAIEngine(Server(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
         engine.load(tiny_folder)
         requests = [Request(str(place), [3 + place, 5, 7], budget) for place in range(count)]
-        contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+        contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
         batches = engine.batches(requests, False)
         found = [item for batch in batches for item in engine.generate(batch, contestant, lambda *_: False)]
         return sorted(found, key=lambda item: int(item.example_id))
@@ -174,7 +174,9 @@ def test_an_answer_packed_otherwise_than_asked_for_is_refused(hostile: Hostile, 
     _refused(ask, "was not asked for")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""], ids=["no gzip", "cut off", "nothing"]
+)
 def test_a_damaged_packed_answer_is_asked_for_again(hostile: Hostile, ask: Any, content: bytes) -> None:
     def once(handler: Any, honest: bytes, number: int) -> None:
         handler.say(gzip.compress(honest) if number > 2 else content, Content_Encoding="gzip")
@@ -241,9 +243,9 @@ def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) ->
     engine = OpenAIEngine(Server(hostile.url, attempts=1))
     engine.load(tiny_folder)
     request = Request("0", [3, 5, 7], 0, scored=2)
-    contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+    contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
 
-    def losses() -> Losses:
+    def losses() -> LoglikelihoodResult:
         [found] = engine.losses([request], contestant)
         return found
 
