@@ -237,21 +237,21 @@ def figures(
         return _paper_figures(paper, parse_path(folder, "folder"), split_commas(join_names(base, "base")))
     if base is not None:
         raise UserError("base goes with paper")
-    asked = parts(names("heatmap" if kind is None else kind, "kind"))
+    asked = split_commas(join_names("heatmap" if kind is None else kind, "kind"))
     kinds = list(FIGURE_KINDS) if asked == ["all"] else asked
     for name in kinds:
         if name not in FIGURE_KINDS:
-            raise UserError(f"kind {name}: unknown{near_miss(name, [*FIGURE_KINDS, 'all'])}")
+            raise UserError(f"kind {name}: unknown{did_you_mean(name, [*FIGURE_KINDS, 'all'])}")
     if not kinds:
         raise UserError(f"kind: names nothing; known: {', '.join(FIGURE_KINDS)}")
     natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
     scales = (float(NATURAL),) if natural else parse_scales(scale, "scale")
     if len(scales) > 1:
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
-    runs = tuple(Path(part) for part in parts(names(checkpoints, "checkpoints")))
-    chosen = tuple(parts(names(task, "task")))
+    runs = tuple(Path(part) for part in split_commas(join_names(checkpoints, "checkpoints")))
+    chosen = tuple(split_commas(join_names(task, "task")))
     material = FigureInputs(
-        path_of(folder, "folder"),
+        parse_path(folder, "folder"),
         chosen,
         scales[0] if scales else None,
         checkpoints=runs,
@@ -270,7 +270,7 @@ def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> Fi
     from longctx_bench.reporting.papers.result_lookup import require_models
 
     material = FigureInputs(folder, models=tuple(models))
-    layout = read_paper(names(paper, "paper"))
+    layout = read_paper(join_names(paper, "paper"))
     require_models(material.results.finished, models)
     made = dict(paper_figures(layout, material))
     drawn = FigureSet({name: figure for name, figure in made.items() if not isinstance(figure, str)})

@@ -37,7 +37,7 @@ def compare_command(
     results = read_cells(folder)
     require_finished(results, folder)
     comparison, missing = compare_selected(
-        results, folder, a, b, parts(tasks), parse_scales(scale), parse_lengths(length)
+        results, folder, a, b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
     )
     form = format_of(form, out)
     _show(comparison, form, out)

@@ -72,6 +72,8 @@ def figures_command(
     if bases is not None:
         raise UserError("--base goes with --paper")
     kinds = _chosen("--kind", kind, tuple(FIGURE_KINDS))
+    if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
+        raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
@@ -80,7 +82,7 @@ def figures_command(
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     # Everything that the folder has data for: the curves of what ships are of other runs.
     material = FigureInputs(
-        folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
+        folder, tuple(split_commas(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)

@@ -80,7 +80,7 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
     measured = {summary.variant for summary in cells}
     for name in (a, b):
         if name not in measured:
-            raise UserError(f"no finished cell of '{name}'{near_miss(name, measured)}")
+            raise UserError(f"no finished cell of '{name}'{did_you_mean(name, measured)}")
     if a == b:
         raise UserError(f"'{a}' cannot be compared with itself; give two models")
     cells_a = {(s.cell.task, s.cell.length): s for s in cells if s.variant == a}

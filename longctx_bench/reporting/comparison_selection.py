@@ -41,7 +41,7 @@ def compare_selected(
     measured = {summary.variant for summary in results.finished}
     for name in (a, b):
         if name not in measured:
-            raise UserError(f"{folder}: no finished cell of '{name}'{near_miss(name, measured)}")
+            raise UserError(f"{folder}: no finished cell of '{name}'{did_you_mean(name, measured)}")
     cells = [s for name in (a, b) for s in _select(name, results.finished, tasks, scales, lengths)]
     # Current and legacy folder names.
     prefixes = tuple(
@@ -62,7 +62,7 @@ def _select(
     for task in tasks:
         measured = {summary.cell.task for summary in cells}
         if task not in measured:
-            raise UserError(f"--tasks {task}: not measured for {name}{near_miss(task, measured)}")
+            raise UserError(f"--tasks {task}: not measured for {name}{did_you_mean(task, measured)}")
     selected = [
         s
         for s in cells

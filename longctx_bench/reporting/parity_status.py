@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.core.types import NATURAL
-from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.store.schema import CellResult, to_builtins, upgrade_certificate
 
 _MUST_MATCH = {

@@ -17,7 +17,7 @@ from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import Cell
 from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.metrics import shipped_metric
-from longctx_bench.metrics.length_buckets import Point, buckets_of
+from longctx_bench.metrics.length_buckets import ScoredExample, buckets_of
 from longctx_bench.reporting.parity_status import ParityStatus, parity_status, read_certificates
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.cell_folders import is_cell_path
@@ -52,7 +52,7 @@ class CellSummary:
     """[n] of S16: hashes of prompt and references, equal exactly for identical examples."""
     scored: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
     """[n], number of tokens that each score averages over: 1 except for losses; empty where unknown."""
-    points: tuple[Point, ...] = ()
+    points: tuple[ScoredExample, ...] = ()
     """Score and length of each example, for tasks with length buckets; else empty."""
     depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
     """[n], needle depths in percent, where every example has exactly one needle; else empty."""
@@ -156,7 +156,7 @@ def read_cells(folder: Path) -> Results:
         if "runs" in folder.parts:
             above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
             raise UserError(f"{folder}: {what}; give the run's folder, {above}")
-        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
+        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes one")
     return results
 
 
@@ -174,7 +174,7 @@ def _intern(value: Any, interned: dict[str, Any]) -> Any:
 
 def _progress(path: Path) -> str:
     """Describe the progress of an unfinished cell."""
-    examples = f"{counted(count_records(path), 'example')} so far"
+    examples = f"{pluralize(count_records(path), 'example')} so far"
     try:
         reason = parse_object(read_content(path / "started.json")).get("failed")
     except (FileNotFoundError, UnreadableFile):
@@ -218,9 +218,9 @@ def _has_grid(task: TaskRecord) -> bool:
     return task.grid is not None and bool((task.params or {}).get(task.grid))
 
 
-def _points(columns: RecordColumns) -> tuple[Point, ...]:
+def _points(columns: RecordColumns) -> tuple[ScoredExample, ...]:
     rows = zip(columns.scores.tolist(), columns.tokens.tolist(), columns.words.tolist(), strict=True)
-    return tuple(Point(score, tokens, None if words < 0 else words) for score, tokens, words in rows)
+    return tuple(ScoredExample(score, tokens, None if words < 0 else words) for score, tokens, words in rows)
 
 
 def _by_depth(columns: RecordColumns) -> dict[float, float]:

@@ -20,7 +20,7 @@ from longctx_bench.reporting.results import CellSummary, read_cells
 from longctx_bench.store.prompt_excerpts import PromptExcerpt, make_excerpt, read_excerpts
 from longctx_bench.store.reader import DamagedCellError, read_records
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord, to_builtins
+from longctx_bench.store.schema import StoredRecord, to_builtins
 
 
 class _PromptSpec(BaseModel):
@@ -69,7 +69,7 @@ def show_example(
                 "use the version that ran it"
             )
         excerpt = make_excerpt(example)
-    return printable(_text(summary.cell, excerpt, record) + other)
+    return escape_control_chars(_text(summary.cell, excerpt, record) + other)
 
 
 def _other_model(store: ResultStore, cell: Cell, variant: str, example_hash: str) -> str:
@@ -81,7 +81,7 @@ def _other_model(store: ResultStore, cell: Cell, variant: str, example_hash: str
     raise UserError(f"--beside {variant}: was not given this example; its prompts differ")
 
 
-def _records(store: ResultStore, cell: Cell) -> Iterator[SampleRecord]:
+def _records(store: ResultStore, cell: Cell) -> Iterator[StoredRecord]:
     """Yield a finished cell's records.
 
     Raises:
@@ -103,7 +103,7 @@ def _find_cell(folder: Path, name: str) -> CellSummary:
             model, method, rest = line.split("/", 2)
             if f"{method}-{model}" == variant and rest.startswith(f"{task_and_length}:"):
                 raise UserError(f"{folder}: {line}")
-        raise UserError(f"{name}: no such finished cell in {folder}{near_miss(name, cells)}")
+        raise UserError(f"{name}: no such finished cell in {folder}{did_you_mean(name, cells)}")
     return cells[name]
 
 
@@ -128,10 +128,10 @@ def _rebuild_example(summary: CellSummary, example_id: str, registry: Registry) 
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{prefix}: '{where}' in its spec is not valid") from error
-    if not is_known(prompt_spec.weights, registry.models.values()):
+    if not is_trusted(prompt_spec.weights, registry.models.values()):
         raise UserError(
-            f"{prefix}: {describe(prompt_spec.weights)} is neither a listed model nor one used on this machine before; "
-            f"if you trust it, run `longctx-bench data pull` on it first"
+            f"{prefix}: {source_label(prompt_spec.weights)} is neither a listed model nor one used on this "
+            f"machine before; if you trust it, run `longctx-bench data pull` on it first"
         )
     if not (example_id.isascii() and example_id.isdecimal()) or int(example_id) >= summary.n:
         raise UserError(f"{prefix}: it has {summary.n} examples, and no example {example_id}")
@@ -148,7 +148,7 @@ def _rebuild_example(summary: CellSummary, example_id: str, registry: Registry) 
     return rebuilt
 
 
-def _text(cell: Cell, excerpt: PromptExcerpt, record: SampleRecord) -> str:
+def _text(cell: Cell, excerpt: PromptExcerpt, record: StoredRecord) -> str:
     prompt = excerpt.begin + excerpt.end
     if excerpt.hidden:
         needles = "".join(f"\n    ... {needle} ..." for needle in excerpt.needles)
@@ -167,7 +167,7 @@ def _text(cell: Cell, excerpt: PromptExcerpt, record: SampleRecord) -> str:
     )
 
 
-def _generation_lines(record: SampleRecord) -> tuple[str, ...]:
+def _generation_lines(record: StoredRecord) -> tuple[str, ...]:
     return (
         f"--- generation ({record.new_tokens} tokens, {describe_finish_reason(record.finish_reason)})",
         record.text or "",
@@ -175,7 +175,7 @@ def _generation_lines(record: SampleRecord) -> tuple[str, ...]:
     )
 
 
-def _needles(record: SampleRecord) -> str:
+def _needles(record: StoredRecord) -> str:
     """Return the needle depths as text, empty where there are none."""
     if not record.depths:
         return ""
@@ -183,6 +183,6 @@ def _needles(record: SampleRecord) -> str:
     return f", {'needle' if len(record.depths) == 1 else 'needles'} at {depths} % of its length"
 
 
-def _score_text(record: SampleRecord) -> str:
+def _score_text(record: StoredRecord) -> str:
     builtin = shipped_metric(record.metric)
     return f"{100 * record.score:g} %" if builtin is None or builtin.percent else f"{record.score:.4f}"

@@ -66,7 +66,7 @@ def quarantine_damaged_lines(path: Path, line_type: LineType, note: Callable[[st
     invalid: dict[int, str] = {}
     repeated: set[str] = set()
     for number, line in _numbered_lines(path):
-        loaded = object_of_line(line)
+        loaded = parse_line(line)
         problem = loaded if isinstance(loaded, str) else line_error(loaded, line_type)
         if isinstance(loaded, str) or problem is not None:
             invalid[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
@@ -97,7 +97,7 @@ def _compare_repeated(path: Path, names: Set[str], invalid: Set[int]) -> tuple[s
     duplicates: set[int] = set()
     contradicting: dict[int, str] = {}
     for number, line in _numbered_lines(path):
-        loaded = None if number in invalid else object_of_line(line)
+        loaded = None if number in invalid else parse_line(line)
         if not isinstance(loaded, dict) or loaded["id"] not in names:
             continue
         digest = hashlib.sha256(line).digest()
@@ -116,7 +116,7 @@ def _damaged_path(path: Path) -> Path:
 def _move_lines(path: Path, invalid: dict[int, str], duplicates: set[int]) -> None:
     # Append first: if this is interrupted, no line is lost.
     append(_damaged_path(path), b"".join(line for number, line in _numbered_lines(path) if number in invalid))
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.writelines(
             line for number, line in _numbered_lines(path) if number not in invalid and number not in duplicates
         )

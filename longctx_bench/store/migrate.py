@@ -78,9 +78,8 @@ def _rewrite(
     note: Callable[[str], None],
 ) -> None:
     """Rewrite a file in the current schema, unless it has it already: ``upgrade`` then returns its argument."""
-    reject_symlinks(run, path)
     try:
-        refuse_links(run, path)
+        reject_symlinks(run, path)
         before = read_object(path)
         after = None if before is None else upgrade(before)
     except UserError as error:

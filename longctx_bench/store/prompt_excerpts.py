@@ -92,7 +92,7 @@ def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
         append(path, b"".join(added))
         return
     written = set[str]()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         for line, excerpt in _valid_lines(path):
             if excerpt.hash not in written:
                 written.add(excerpt.hash)
@@ -128,6 +128,6 @@ def _lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt | None]]:
                 yield b"", None
     except FileNotFoundError:
         return
-    except Unreadable:
+    except UnreadableFile:
         # A line is too long: what comes before it has been read.
         yield b"", None

@@ -17,17 +17,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.core.untrusted_files import DEEPEST, Unreadable, line_blocks, parse_json, read_content
+from longctx_bench.core.untrusted_files import MAX_DEPTH, UnreadableFile, parse_json, read_content, read_line_blocks
 from longctx_bench.store.example_index import hash_to_digest
 from longctx_bench.store.run_store import count_before_gap
-from longctx_bench.store.schema import CellResult, SampleRecord, UnsupportedVersionError, parse_result
+from longctx_bench.store.schema import CellResult, StoredRecord, UnsupportedVersionError, parse_result
 
 
 class DamagedCellError(Exception):
     """A cell's files are damaged; the message names the file and the reason."""
 
 
-_decoder = msgspec.json.Decoder(SampleRecord)
+_decoder = msgspec.json.Decoder(StoredRecord)
 
 
 def read_result(folder: Path) -> CellResult | None:
@@ -42,7 +42,7 @@ def read_result(folder: Path) -> CellResult | None:
         return parse_result(parse_json(read_content(f"{folder}/cell.json")))
     except FileNotFoundError:
         return None
-    except (Unreadable, UnsupportedVersionError) as error:
+    except (UnreadableFile, UnsupportedVersionError) as error:
         raise DamagedCellError(f"cell.json {error}") from error
     except msgspec.ValidationError as error:
         raise DamagedCellError(f"cell.json is damaged or another version's ({error})") from error
@@ -105,7 +105,7 @@ def _concatenate(blocks: list[RecordColumns]) -> RecordColumns:
     return RecordColumns(*(np.concatenate(chunks.pop(0)) for _ in RecordColumns._fields))
 
 
-def read_records(folder: Path) -> Iterator[SampleRecord]:
+def read_records(folder: Path) -> Iterator[StoredRecord]:
     """Yield a cell's records in file order, which for a finished cell is the order of examples.
 
     Raises:
@@ -125,11 +125,11 @@ def count_records(folder: Path) -> int:
         return sum(block.count(b"\n") for block in read_line_blocks(f"{folder}/records.jsonl"))
     except FileNotFoundError:
         return 0
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise DamagedCellError(f"records.jsonl {error}") from error
 
 
-def _columns(records: Sequence[SampleRecord]) -> RecordColumns:
+def _columns(records: Sequence[StoredRecord]) -> RecordColumns:
     return RecordColumns(
         np.array([record.score for record in records], np.float64),
         np.array(list(map(_digest, records)), "S16"),
@@ -141,16 +141,16 @@ def _columns(records: Sequence[SampleRecord]) -> RecordColumns:
     )
 
 
-def _digest(record: SampleRecord) -> bytes:
+def _digest(record: StoredRecord) -> bytes:
     """Return 16 bytes that are equal exactly where the hashes are, whatever their form."""
     return hash_to_digest(record.hash) or hashlib.sha256(record.hash.encode()).digest()[:16]
 
 
-def _tokens(record: SampleRecord) -> int:
+def _tokens(record: StoredRecord) -> int:
     return record.prompt_tokens if record.document_tokens is None else record.document_tokens
 
 
-def _record_blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
+def _record_blocks(folder: Path) -> Iterator[Sequence[StoredRecord]]:
     """Yield the records of ``records.jsonl``, a few thousand at a time."""
     num_lines = 0
     try:
@@ -163,22 +163,22 @@ def _record_blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
             yield records
     except FileNotFoundError as error:
         raise DamagedCellError("records.jsonl is missing") from error
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise DamagedCellError(f"records.jsonl {error}") from error
 
 
-def _parse_lines(block: bytes, num_lines_before: int) -> list[SampleRecord]:
+def _parse_lines(block: bytes, num_lines_before: int) -> list[StoredRecord]:
     """Parse a block with Python's ``json``, which allows NaN; raise with the number of a line that is not a record."""
     records = []
     for number, line in enumerate(block.removesuffix(b"\n").split(b"\n"), num_lines_before + 1):
         try:
-            records.append(msgspec.convert(json.loads(line), SampleRecord))
+            records.append(msgspec.convert(json.loads(line), StoredRecord))
         except msgspec.ValidationError as error:
             raise DamagedCellError(f"records.jsonl: line {number} is not a record ({error})") from error
         except ValueError as error:
             raise DamagedCellError(f"records.jsonl: line {number} is not valid JSON ({error})") from error
         except RecursionError as error:
             raise DamagedCellError(
-                f"records.jsonl: line {number} is not valid JSON (nested deeper than {DEEPEST} levels)"
+                f"records.jsonl: line {number} is not valid JSON (nested deeper than {MAX_DEPTH} levels)"
             ) from error
     return records

@@ -39,8 +39,8 @@ from longctx_bench.core.io import (
     write_error,
     write_json,
 )
-from longctx_bench.core.types import Cell, Example, Finished
-from longctx_bench.core.untrusted_files import objects_at, placed_objects, read_object, read_objects
+from longctx_bench.core.types import Cell, Example, SampleRecord
+from longctx_bench.core.untrusted_files import read_object, read_objects, read_objects_at, read_objects_with_offsets
 from longctx_bench.store.cell_folders import (
     cell_folder,
     cell_folders,
@@ -133,8 +133,8 @@ class ResultStore:
             (folder / "cell.json").unlink()
             sync_folder(folder)
         records, timings = folder / "records.jsonl", folder / "timings.jsonl"
-        drop_cut_line(records, _KEPT)
-        drop_cut_line(timings, _KEPT)
+        truncate_partial_line(records, _KEPT)
+        truncate_partial_line(timings, _KEPT)
         quarantine_damaged_lines(timings, TimingLine, note)
         return quarantine_damaged_lines(records, RecordLine, note)
 
@@ -163,7 +163,7 @@ class ResultStore:
         """
         return _read(self.path(cell) / "cell.json")
 
-    def append(self, cell: Cell, finished: Sequence[Finished]) -> None:
+    def append(self, cell: Cell, finished: Sequence[SampleRecord]) -> None:
         """Append one batch's records in a single write, so that a kill leaves whole batches.
 
         Raises:
@@ -180,7 +180,7 @@ class ResultStore:
         folder = self.path(cell)
         path = folder / "records.jsonl"
         offsets = _record_offsets(path)
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, _records_at(path, offsets.values())))
         write_json(folder / "cell.json", to_builtins(result))
         (folder / "started.json").unlink(missing_ok=True)
@@ -301,19 +301,19 @@ def _record_offsets(path: Path) -> NumbersById:
         UserError: a line is not a record, or contradicts another line.
     """
     offsets = NumbersById()
-    for number, (offset, record) in enumerate(placed_objects(path), 1):
+    for number, (offset, record) in enumerate(read_objects_with_offsets(path), 1):
         name = record.get("id")
         if not isinstance(name, str):
             raise UserError(f"{path}: line {number} has no id")
         first = offsets.setdefault(name, offset)
-        if first != offset and next(objects_at(path, (first,))) != record:
+        if first != offset and next(read_objects_at(path, (first,))) != record:
             raise UserError(f"{path}: line {number} differs from another line of example {name!a:.40}")
     return offsets
 
 
 def _records_at(path: Path, offsets: Iterable[int]) -> Iterator[dict[str, Any]]:
     # A cell without records has no file.
-    return objects_at(path, offsets) if path.exists() else iter(())
+    return read_objects_at(path, offsets) if path.exists() else iter(())
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Schema of a cell's files: typed records, schema version, and cell identity.
 
-``cell.json`` is a :class:`CellResult`, a line of ``records.jsonl`` a :class:`SampleRecord`. Files of an older version
+``cell.json`` is a :class:`CellResult`, a line of ``records.jsonl`` a :class:`StoredRecord`. Files of an older version
 are upgraded as they are read (:func:`upgrade`); ``longctx-bench migrate`` rewrites them.
 """
 
@@ -183,7 +183,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Time of completion, ISO 8601."""
 
 
-class SampleRecord(msgspec.Struct, gc=False):
+class StoredRecord(msgspec.Struct, gc=False):
     """One line of ``records.jsonl``; unknown fields are ignored."""
 
     id: Name
@@ -258,7 +258,7 @@ def upgrade_method(method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
-    """Return a certificate of ``longctx-bench parity`` in the current schema."""
+    """Return a certificate of ``longctx-bench parity`` in the current schema; malformed ones are returned unchanged."""
     method = certificate.get("method")
     if not isinstance(method, dict) or "id" in method:
         return certificate

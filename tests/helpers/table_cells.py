@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from longctx_bench.core.types import Cell
-from longctx_bench.metrics.length_buckets import Point
+from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.results import CellSummary, mean_contributions
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.schema import parse_result

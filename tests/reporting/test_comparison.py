@@ -14,7 +14,7 @@ from helpers.result_stores import result_of, spec_of
 from helpers.table_cells import cell as table_cell
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import NATURAL, Cell, Finished
+from longctx_bench.core.types import NATURAL, Cell, SampleRecord
 from longctx_bench.reporting.comparison import compare, paired_contributions
 from longctx_bench.reporting.results import read_cells
 from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired_comparison

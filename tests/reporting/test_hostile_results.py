@@ -33,7 +33,7 @@ from longctx_bench.reporting.tables.base import Table
 from longctx_bench.store.prompt_excerpts import read_excerpts
 from longctx_bench.store.reader import DamagedCellError, read_columns, read_records, read_result
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord
+from longctx_bench.store.schema import StoredRecord
 
 Call = Callable[..., tuple[int, str, str]]
 HURT = Cell("tiny", "rope", "niah", 512)
@@ -438,7 +438,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = list(SampleRecord.__struct_fields__)
+_FIELDS = list(StoredRecord.__struct_fields__)
 _lines = st.one_of(
     st.binary(max_size=60),
     _values.map(lambda value: json.dumps(value).encode()),

@@ -186,7 +186,7 @@ def _read_probe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}; run the probe again") from error
 
 
-FIGURE_KINDS: Extensions[Callable[[FigureInputs], FiguresByName]] = Extensions(
+FIGURE_KINDS: PluginRegistry[Callable[[FigureInputs], FiguresByName]] = PluginRegistry(
     "figure",
     {
         "heatmap": _heatmaps,
@@ -216,7 +216,7 @@ def draw_figures(inputs: FigureInputs, kinds: Sequence[str], note: Callable[[str
     measured = {summary.cell.task for summary in inputs.results.finished} if inputs.tasks else set()
     for name in inputs.tasks:
         if name not in measured:
-            raise UserError(f"--task {name}: not measured in {inputs.folder}{near_miss(name, measured)}")
+            raise UserError(f"--task {name}: not measured in {inputs.folder}{did_you_mean(name, measured)}")
     figures: FiguresByName = {}
     for name in kinds:
         try:

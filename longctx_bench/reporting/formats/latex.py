@@ -107,7 +107,7 @@ def _number(text: str) -> str:
 
 def _escaped(text: str) -> str:
     # LaTeX turns two hyphens into a dash.
-    return re.sub("-(?=-)", "-{}", plain(text).translate(_SPECIAL))
+    return re.sub("-(?=-)", "-{}", single_line(text).translate(_SPECIAL))
 
 
 def _is_wide(table: Table) -> bool:

@@ -46,5 +46,5 @@ def _shown(entry: str | Entry) -> str:
 
 
 def _escaped(text: str) -> str:
-    shown = _SPECIAL.sub(r"\\\g<0>", plain(text))
+    shown = _SPECIAL.sub(r"\\\g<0>", single_line(text))
     return _HTML.sub(lambda match: "&lt;" if match[0] == "<" else "&amp;", shown)

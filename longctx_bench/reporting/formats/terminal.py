@@ -34,12 +34,12 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     for index, table in enumerate(tables):
         if index:
             console.print()
-        console.print(Text(plain(table.title), style="italic"), soft_wrap=True)
+        console.print(Text(single_line(table.title), style="italic"), soft_wrap=True)
         for part in _split(table, console.width):
             _print_part(part, console, styled)
         marks = ("bold", "underlined") if styled else ("*", "†")
         for note in (*table.legend(*marks), *table.notes):
-            console.print(Text(plain(note)), style="dim", soft_wrap=True)
+            console.print(Text(single_line(note)), style="dim", soft_wrap=True)
 
 
 def _pipe_console(tables: Sequence[Table]) -> Console:
@@ -54,7 +54,7 @@ def _print_part(table: Table, console: Console, styled: bool) -> None:
     widths = _widths(table, console.width, separator)
     for index, (heading, width) in enumerate(zip(table.header, widths, strict=True)):
         justify: Literal["left", "right"] = "left" if index == 0 else "right"
-        shown.add_column(Text(plain(heading)), justify=justify, no_wrap=index == 0, overflow="fold", width=width)
+        shown.add_column(Text(single_line(heading)), justify=justify, no_wrap=index == 0, overflow="fold", width=width)
     for row in table.rows:
         shown.add_row(*(_shown(entry, styled, separator) for entry in row))
     # A column that cannot be narrow enough overflows the terminal rather than being cropped.
@@ -76,8 +76,8 @@ def _widths(table: Table, max_width: int, separator: str) -> list[int]:
 
 def _longest_line(entry: str | Entry, separator: str) -> int:
     if isinstance(entry, str):
-        return len(plain(entry))
-    parts = [f"{plain(entry.text)}{_sign(entry)}", *([plain(entry.detail)] if entry.detail else [])]
+        return len(single_line(entry))
+    parts = [f"{single_line(entry.text)}{_sign(entry)}", *([single_line(entry.detail)] if entry.detail else [])]
     return max(map(len, separator.join(parts).split("\n")))
 
 
@@ -116,7 +116,7 @@ def _min_widths(table: Table) -> list[int]:
     rows = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
     return [
         max(
-            *(min(len(word), _MAX_HEADING_WORD) for word in plain(heading).split(" ")),
+            *(min(len(word), _MAX_HEADING_WORD) for word in single_line(heading).split(" ")),
             *(len(part) for entry in column for part in _parts(entry, whole=index == 0)),
             1,
         )
@@ -126,7 +126,7 @@ def _min_widths(table: Table) -> list[int]:
 
 def _parts(entry: str | Entry, whole: bool) -> list[str]:
     """Return the parts of an entry that may be on separate lines: its words, or with ``whole`` all of it."""
-    text = f"{plain(str(entry))}{_sign(entry)}"
+    text = f"{single_line(str(entry))}{_sign(entry)}"
     return [text] if whole else text.split(" ")
 
 
@@ -138,5 +138,5 @@ def _shown(entry: str | Entry, styled: bool, separator: str) -> Text:
     if isinstance(entry, str):
         return Text(single_line(entry))
     style = {Mark.BEST: "bold", Mark.CLOSE: "underline"}.get(entry.mark, "")
-    text = Text.assemble((plain(entry.text), style)) if styled else Text(plain(entry.text) + _sign(entry))
-    return text.append(f"{separator}{plain(entry.detail)}", style="dim") if entry.detail else text
+    text = Text.assemble((single_line(entry.text), style)) if styled else Text(single_line(entry.text) + _sign(entry))
+    return text.append(f"{separator}{single_line(entry.detail)}", style="dim") if entry.detail else text

@@ -13,7 +13,7 @@ from longctx_bench.reporting.results import CellSummary
 from longctx_bench.store.prompt_excerpts import PromptExcerpt, read_excerpts
 from longctx_bench.store.reader import read_records
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord
+from longctx_bench.store.schema import StoredRecord
 
 PAGE_BYTES = 16_000_000
 """Maximum size of the examples in a page, in bytes of JSON."""
@@ -78,7 +78,7 @@ def example_columns(
     }
 
 
-def _first_records(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[SampleRecord]]:
+def _first_records(cells: Sequence[CellSummary], store: ResultStore, number: int) -> list[list[StoredRecord]]:
     """Return the first records of each cell, without reading the rest."""
     return [
         # A finished file is sorted; records beyond n, of an interrupted larger run, are not part of the cell.
@@ -87,12 +87,12 @@ def _first_records(cells: Sequence[CellSummary], store: ResultStore, number: int
     ]
 
 
-def _row_size(record: SampleRecord) -> int:
+def _row_size(record: StoredRecord) -> int:
     return _ROW_BYTES + _size(record.text or "") + 12 * len(record.curve or ())
 
 
 def _excerpts(
-    cells: Sequence[CellSummary], records: Sequence[Sequence[SampleRecord]], store: ResultStore
+    cells: Sequence[CellSummary], records: Sequence[Sequence[StoredRecord]], store: ResultStore
 ) -> list[dict[str, PromptExcerpt]]:
     """Return the excerpts of each cell's records by hash; the methods of a base share them."""
     by_key: dict[tuple[str, str, int], dict[str, PromptExcerpt]] = {}
@@ -106,7 +106,7 @@ def _excerpts(
 
 
 def _num_fitting(
-    records: Sequence[Sequence[SampleRecord]], excerpts: Sequence[dict[str, PromptExcerpt]], budget: int
+    records: Sequence[Sequence[StoredRecord]], excerpts: Sequence[dict[str, PromptExcerpt]], budget: int
 ) -> int:
     """Return how many examples per cell fit the budget, at least one."""
     num_bytes, hashes = 0, set()
@@ -146,7 +146,7 @@ class _Columns:
         }
         self._prompt_indices: dict[tuple[str, tuple[str, ...]], int] = {}
 
-    def add(self, cell: int, record: SampleRecord, excerpts: dict[str, PromptExcerpt]) -> None:
+    def add(self, cell: int, record: StoredRecord, excerpts: dict[str, PromptExcerpt]) -> None:
         """Add one example of a cell."""
         values = {
             "cell": cell,
@@ -162,7 +162,7 @@ class _Columns:
         for name, value in values.items():
             self.rows[name].append(value)
 
-    def _prompt(self, record: SampleRecord, excerpts: dict[str, PromptExcerpt]) -> int:
+    def _prompt(self, record: StoredRecord, excerpts: dict[str, PromptExcerpt]) -> int:
         key = (record.hash, tuple(record.references))
         index = self._prompt_indices.setdefault(key, len(self.prompts))
         if index == len(self.prompts):

@@ -99,13 +99,13 @@ def read_paper(name: str) -> Paper:
         path = shipped_folder("results") / "published" / f"{name}.yaml"
         if not path.is_file():
             known = [file.stem for file in path.parent.glob("*.yaml")]
-            raise UserError(f"--paper {name}: neither a YAML file nor a built-in paper{near_miss(name, known)}")
+            raise UserError(f"--paper {name}: neither a YAML file nor a built-in paper{did_you_mean(name, known)}")
     spec = validate(PaperSpec, read_yaml(path), str(path))
     numbers = tuple(_numbers(path.parent / spec.numbers))
     for number, figure in spec.figures.items():
         if figure.kind not in FIGURE_KINDS:
             raise UserError(
-                f"{path}: figure {number}: kind '{figure.kind}' is unknown{near_miss(figure.kind, FIGURE_KINDS)}"
+                f"{path}: figure {number}: kind '{figure.kind}' is unknown{did_you_mean(figure.kind, FIGURE_KINDS)}"
             )
     unnamed = sorted({number.base for number in numbers} - set(spec.bases))
     if unnamed:

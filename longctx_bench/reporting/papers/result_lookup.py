@@ -25,7 +25,7 @@ def require_models(cells: Iterable[CellSummary], models: Iterable[str]) -> None:
     measured = sorted({summary.cell.model for summary in cells})
     for model in models:
         if model not in measured:
-            raise UserError(f"--base {model}: not measured{near_miss(model, measured)}")
+            raise UserError(f"--base {model}: not measured{did_you_mean(model, measured)}")
 
 
 class ResultLookup:

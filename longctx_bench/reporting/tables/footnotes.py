@@ -18,8 +18,8 @@ from longctx_bench.reporting.stats.paired_tests import (
     min_detectable_difference,
 )
 from longctx_bench.reporting.tables.formatting import (
-    join_names,
     length_label,
+    list_names,
     num_decimals,
     row_of,
     rows_of,
@@ -118,9 +118,9 @@ def mark_notes(columns: Iterable[ColumnSignificance], names: Mapping[RowKey, str
     if len(compared) > 1 and all(len(base) == 1 for base in bases):
         note += ": the methods of one base"
     elif len(compared) > 1:
-        note += ": " + "; ".join(join_names([names[row] for row in group]) for group in compared)
+        note += ": " + "; ".join(list_names([names[row] for row in group]) for group in compared)
     if alone:
-        shown = join_names([name for row, name in names.items() if row in alone])
+        shown = list_names([name for row, name in names.items() if row in alone])
         note += f"; the only one with its prompts in a column, and so not marked: {shown}"
     return [note]
 
@@ -150,7 +150,7 @@ def _task_version_notes(cells: Sequence[CellSummary]) -> list[str]:
         differing = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
         verb = "differs" if len(keys) == 1 else "differ"
         notes.append(
-            f"another version of {cells[0].cell.task} ({join_names(keys)} {verb}) in {describe_cells(differing, cells)}"
+            f"another version of {cells[0].cell.task} ({list_names(keys)} {verb}) in {describe_cells(differing, cells)}"
         )
     digests = [s.result.spec.digests.get("data") for s in cells]
     return notes + _outlier_notes(cells, f"the digest of {cells[0].cell.task}'s data", digests)
@@ -176,7 +176,7 @@ def _parity_notes(cells: Sequence[CellSummary]) -> list[str]:
         commands = [
             f"`longctx-bench parity {names} --length {','.join(map(str, lengths))} --dtype {dtype}`" for dtype in dtypes
         ]
-        notes.append(f"to certify them: {join_names(commands)}, --out being this folder")
+        notes.append(f"to certify them: {list_names(commands)}, --out being this folder")
     return notes
 
 
@@ -209,8 +209,8 @@ def describe_cells(some: Sequence[CellSummary], cells: Sequence[CellSummary]) ->
             positions = [
                 f"{f'{cell.task} ' if len(tasks) > 1 else ''}{length_label(cell.length)}" for cell in sorted(row_cells)
             ]
-            texts.append(f"{names[row]} at {join_names(positions)}")
-    return join_names(texts)
+            texts.append(f"{names[row]} at {list_names(positions)}")
+    return list_names(texts)
 
 
 def _tunings(cells: Sequence[CellSummary]) -> list[str]:

@@ -131,7 +131,7 @@ def format_number(value: float, digits: int, percent: bool, signed: bool = False
     return text if text.strip("+-0.") else text.lstrip("+-")
 
 
-def join_names(names: Sequence[str], max_names: int = 6) -> str:
+def list_names(names: Sequence[str], max_names: int = 6) -> str:
     """Join names with commas; a long list is cut and its remainder counted."""
     if len(names) <= max_names + 1:
         return ", ".join(names)

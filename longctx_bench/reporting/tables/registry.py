@@ -12,7 +12,7 @@ from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
 from longctx_bench.reporting.tables.summary import summary_tables
 
-TABLE_KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extensions(
+TABLE_KINDS: PluginRegistry[Callable[[Sequence[CellSummary]], list[Table]]] = PluginRegistry(
     "table",
     {"lengths": length_tables, "tasks": task_tables, "summary": summary_tables, "cost": cost_tables},
 )

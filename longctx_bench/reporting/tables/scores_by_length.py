@@ -105,7 +105,7 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         score_sets: list[list[float]] = []
         for row in (row for row in names if row in by_row):
             summary = by_row[row]
-            scores = sorted_into(summary.points, buckets, summary.original_length)
+            scores = scores_by_bucket(summary.points, buckets, summary.original_length)
             rows.append((names[row], *(_mean_entry(scores[bucket.name], summary.percent) for bucket in buckets)))
             score_sets += filter(None, scores.values())
             records.append(_bucket_record(summary, buckets, scores))

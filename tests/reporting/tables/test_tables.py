@@ -15,7 +15,7 @@ from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.formats import FORMATS
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 from longctx_bench.reporting.tables.cost import cost_tables
-from longctx_bench.reporting.tables.formatting import interval_entry
+from longctx_bench.reporting.tables.formatting import interval_entry, num_decimals
 from longctx_bench.reporting.tables.registry import TABLE_KINDS, report_tables
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
@@ -56,7 +56,7 @@ def test_numbers_are_rounded_by_their_interval(
      (math.inf, False, 3), (math.inf, True, 0)],
 )  # fmt: skip
 def test_digits_follow_the_width_of_the_interval(width: float, percent: bool, digits: int) -> None:
-    assert digits_of(width, percent) == digits
+    assert num_decimals(width, percent) == digits
 
 
 def test_rows_and_columns_have_one_order_whatever_comes_first() -> None:
