@@ -111,7 +111,7 @@ class ResultStore:
         Args:
             cell: the cell to open.
             spec: everything that its numbers depend on.
-            rerun: discard existing records.
+            rerun: move existing records away and start over.
             note: called with one line for each problem found.
 
         Raises:
@@ -236,7 +236,7 @@ class ResultStore:
         return _records_at(path, islice(offsets.values(), count_before_gap(offsets)))
 
     def total_seconds(self, cell: Cell) -> float:
-        """Return the wall time of a cell's examples in seconds, summed over all runs that it took."""
+        """Return the wall time of a cell's examples in seconds, over all runs that it took."""
         rows, seconds = NumbersById(), array("d")
         for line in read_objects(self.path(cell) / "timings.jsonl"):
             if line_error(line, TimingLine) is not None:

@@ -1,4 +1,4 @@
-"""Comparisons end to end: a small store, the command line, and what it must refuse."""
+"""Paired comparison end to end: a small store, the command line, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of somebody who means harm: every command that reads them goes on, and prints nothing but text."""
+"""Hostile result folders: every command that reads them still works, and prints only plain text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks, p values and smallest differences of few examples, against every outcome that there can be."""
+"""Significance marks, p-values and detectable differences against brute force over all outcomes of few examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of vLLM's numbers a report calls certified, in tables, CSV and the page."""
+"""Parity status of vLLM results in tables, CSV and the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a run's folder: what is whole is shown as the store has it, what is not is named in one line."""
+"""Reading a run's folder: valid cells as stored, damaged and unfinished ones in one line each."""
 
 from __future__ import annotations
 

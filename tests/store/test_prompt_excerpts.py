@@ -1,4 +1,4 @@
-"""What a run keeps of its prompts: enough to read an example by, once for all methods, and no number's business."""
+"""Prompt excerpts: enough to read an example, shared by all methods, without influence on results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: damaged lines, names that are kept apart, links, the order of writes, kills at any byte."""
+"""Result store: damaged lines, unique cell paths, symbolic links, write order, kills at any byte."""
 
 from __future__ import annotations
 

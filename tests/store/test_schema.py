@@ -1,4 +1,4 @@
-"""What a cell is known by, and files of older versions."""
+"""Cell identity, and files of older schema versions."""
 
 from __future__ import annotations
 

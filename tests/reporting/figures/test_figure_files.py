@@ -1,4 +1,4 @@
-"""Figures as files: three formats, the same bytes for the same data, and the command that writes them."""
+"""Figure files: three formats, reproducible bytes, and the command line."""
 
 from __future__ import annotations
 

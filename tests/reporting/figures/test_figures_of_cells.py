@@ -1,4 +1,4 @@
-"""Figures of measured cells: the values that go in are the artists that come out."""
+"""Figures of measured cells: the drawn artists have the measured values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def texts(axis: Any) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
 
-def test_a_heatmap_has_a_panel_a_contestant_with_its_scores_by_depth_and_length(cells: Cells) -> None:
+def test_a_heatmap_has_a_panel_per_model_with_its_scores_by_depth_and_length(cells: Cells) -> None:
     deep = [1.0 if place % 11 >= 6 else 0.0 for place in range(22)]
     figure = heatmap_sheet(
         cells(
@@ -186,7 +186,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
     assert [bar.get_height() for bar in longer.patches] == [100.0]
 
 
-def test_many_contestants_get_a_panel_a_task_with_their_names(cells: Cells) -> None:
+def test_many_models_get_a_panel_per_task_with_their_names(cells: Cells) -> None:
     summaries = cells({(name, task, 1024): HALF for name in FIFTEEN for task in ("niah", "niah_multikey")})
     panels = drawn(bar_sheet(summaries))
     assert [axis.get_title() for axis in panels] == ["niah\nn = 22", "niah_multikey\nn = 22"]

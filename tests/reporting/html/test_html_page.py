@@ -1,4 +1,4 @@
-"""The page as people use it, in headless Chromium: skipped where there is none (``make browser`` installs Debian's)."""
+"""The page in headless Chromium; skipped where there is none (``make browser`` installs Debian's)."""
 
 from __future__ import annotations
 

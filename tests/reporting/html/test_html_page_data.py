@@ -1,4 +1,4 @@
-"""What a page is built from, and that no text in it can become anything else than text."""
+"""Data of the page, and escaping of untrusted text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A paper's tables: published and measured in columns of their own, and nothing where nothing was measured."""
+"""Paper tables: published and measured numbers in separate columns, empty where not measured."""
 
 from __future__ import annotations
 

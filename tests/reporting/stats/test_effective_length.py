@@ -1,4 +1,4 @@
-"""Effective lengths: the walk, both thresholds, and the interval."""
+"""Effective length: search, both thresholds, interval."""
 
 from __future__ import annotations
 

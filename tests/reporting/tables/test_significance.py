@@ -1,4 +1,4 @@
-"""Which entries are marked as best, and which as not significantly worse."""
+"""Significance marks: best entries, and those not significantly worse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the tables: order, rounding, empty places, averages, notes, cost, reach."""
+"""Content of tables: order, rounding, empty entries, averages, notes, cost, effective length."""
 
 from __future__ import annotations
 
