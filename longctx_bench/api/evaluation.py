@@ -194,13 +194,13 @@ def compare(
     Raises:
         UserError: a name is unknown, or the models share no example.
     """
-    from longctx_bench.reporting.comparison_selection import compare_chosen
+    from longctx_bench.reporting.comparison_selection import compare_selected
     from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_rows
 
     path = parse_path(folder, "folder")
     selected = split_commas(join_names(tasks, "tasks"))
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
-    comparison, missing = compare_chosen(read_cells(path), path, str(a), str(b), selected, scales, lengths)
+    comparison, missing = compare_selected(read_cells(path), path, str(a), str(b), selected, scales, lengths)
     rows = exact_rows(comparison)
     notes = [f"left out: {line}" for line in comparison.refused] + [f"missing: {line}" for line in missing]
     return result_frame(rows, list(rows[0]), partial(comparison_tables, comparison), notes)
@@ -241,7 +241,7 @@ def figures(
     Raises:
         UserError: an unknown kind, task or paper, or the folder has no data for it.
     """
-    from longctx_bench.reporting.figures.registry import KINDS, Material, draw
+    from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs, draw_figures
 
     if paper is not None:
         if not (kind is None and task is None and scale is None and checkpoints == ()):
@@ -250,19 +250,19 @@ def figures(
     if base is not None:
         raise UserError("base goes with paper")
     asked = split_commas(join_names("heatmap" if kind is None else kind, "kind"))
-    kinds = list(KINDS) if asked == ["all"] else asked
+    kinds = list(FIGURE_KINDS) if asked == ["all"] else asked
     for name in kinds:
-        if name not in KINDS:
-            raise UserError(f"kind {name}: unknown{did_you_mean(name, [*KINDS, 'all'])}")
+        if name not in FIGURE_KINDS:
+            raise UserError(f"kind {name}: unknown{did_you_mean(name, [*FIGURE_KINDS, 'all'])}")
     if not kinds:
-        raise UserError(f"kind: names nothing; known: {', '.join(KINDS)}")
+        raise UserError(f"kind: names nothing; known: {', '.join(FIGURE_KINDS)}")
     natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
     scales = (float(NATURAL),) if natural else parse_scales(scale, "scale")
     if len(scales) > 1:
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
     runs = tuple(Path(part) for part in split_commas(join_names(checkpoints, "checkpoints")))
     selected = tuple(split_commas(join_names(task, "task")))
-    material = Material(
+    material = FigureInputs(
         parse_path(folder, "folder"),
         selected,
         scales[0] if scales else None,
@@ -270,18 +270,18 @@ def figures(
         shipped_curves=asked != ["all"],  # they are of other runs than the folder's
     )
     left_out: list[str] = []
-    drawn = FigureSet(draw(material, kinds, left_out.append))
+    drawn = FigureSet(draw_figures(material, kinds, left_out.append))
     drawn.left_out = tuple(left_out)
     return drawn
 
 
 def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> FigureSet:
-    from longctx_bench.reporting.figures.registry import Material
+    from longctx_bench.reporting.figures.registry import FigureInputs
     from longctx_bench.reporting.papers.paper_figures import paper_figures
     from longctx_bench.reporting.papers.paper_spec import read_paper
     from longctx_bench.reporting.papers.result_lookup import require_models
 
-    material = Material(folder, models=tuple(models))
+    material = FigureInputs(folder, models=tuple(models))
     layout = read_paper(join_names(paper, "paper"))
     require_models(material.results.finished, models)
     figures_by_name = dict(paper_figures(layout, material))

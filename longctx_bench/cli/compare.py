@@ -31,12 +31,12 @@ def compare_command(
     Per cell: difference with its 95 % confidence interval, exact McNemar or permutation test with Holm correction over
     the table, and wins, ties and losses. Examples whose prompts differ are excluded and reported on standard error.
     """
-    from longctx_bench.reporting.comparison_selection import compare_chosen
+    from longctx_bench.reporting.comparison_selection import compare_selected
     from longctx_bench.reporting.results import read_cells
 
     results = read_cells(folder)
     require_finished(results, folder)
-    comparison, missing = compare_chosen(
+    comparison, missing = compare_selected(
         results, folder, a, b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
     )
     form = format_of(form, out)

@@ -60,7 +60,7 @@ def figures_command(
     --kind all draws everything the folder has data for and reports what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.registry import KINDS, Material, draw
+    from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs, draw_figures
 
     if paper is not None:
         _reject_options_of_paper(out)
@@ -71,7 +71,7 @@ def figures_command(
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
-    kinds = _parse_choices("--kind", kind, tuple(KINDS))
+    kinds = _parse_choices("--kind", kind, tuple(FIGURE_KINDS))
     if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
         raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
@@ -81,12 +81,12 @@ def figures_command(
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
     formats = _parse_choices("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     # --kind all draws the folder's own data; the curves of shipped checkpoints belong to other runs.
-    material = Material(
+    material = FigureInputs(
         folder, tuple(split_commas(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
-    figures = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
+    figures = draw_figures(material, kinds, lambda line: say(f"left out: {line}", err=True))
     if single is not None and len(figures) > 1:
         raise UserError(f"--out {single}: is one file, there are {len(figures)} figures; name a folder, or one --task")
     for name, figure in figures.items():

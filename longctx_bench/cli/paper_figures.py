@@ -16,14 +16,14 @@ def write_paper(name: str, folder: Path, models: Sequence[str], formats: Sequenc
         UserError: there is no such paper, no results, or none on one of ``models``.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.registry import Material
+    from longctx_bench.reporting.figures.registry import FigureInputs
     from longctx_bench.reporting.formats import FORMATS
     from longctx_bench.reporting.papers.paper_figures import paper_figures
     from longctx_bench.reporting.papers.paper_spec import read_paper
     from longctx_bench.reporting.papers.paper_tables import paper_tables
 
     paper = read_paper(name)
-    material = Material(folder, models=tuple(models))
+    material = FigureInputs(folder, models=tuple(models))
     tables = paper_tables(paper, material.results.finished, models)
     for number, parts in tables.items():
         write_text(out / f"table-{number}.tex", FORMATS["latex"](parts))

@@ -25,6 +25,6 @@ def show_command(
     Runs store the beginning and end of each prompt. Without them, the prompt is generated again from the cell's spec
     and checked against the stored hash.
     """
-    from longctx_bench.reporting.show_example import replay
+    from longctx_bench.reporting.show_example import show_example
 
-    put(replay(out, cell, example, make_registry(**options), compare_with or beside) + "\n", None)  # type: ignore[arg-type]
+    put(show_example(out, cell, example, make_registry(**options), compare_with or beside) + "\n", None)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from longctx_bench.runner.executors.base import CellJob, Executor, JobResult, Op
 from longctx_bench.runner.plan import PlannedCell, RunSpec
 from longctx_bench.runner.request_builder import Part, RequestBuilder
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, Tuning
+from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, TuningRecord
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Runner:
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # The reason may be that the folder cannot be written.
         with suppress(UserError):
-            self.store.fail(planned.cell, planned.spec, reason)
+            self.store.record_failure(planned.cell, planned.spec, reason)
 
     def _open(self, planned: PlannedCell) -> OpenCell:
         resolved = planned.variant.resolve()
@@ -196,7 +196,7 @@ class Runner:
         for name, example in examples.items():
             if name in cell.stored and cell.stored[name] != example.hash:
                 raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --overwrite")
-        self.store.keep_excerpts(planned.cell, examples.values())
+        self.store.save_excerpts(planned.cell, examples.values())
         missing = sum(request.example_id not in cell.stored for request in requests)
         if part.first:
             stored = sum(name < example_id(planned.n) for name in cell.stored)
@@ -282,11 +282,11 @@ class Runner:
             exhausted=(open_cell.num_examples or totals.n) < planned.n,
             prompt_tokens=totals.prompt_tokens,
             new_tokens=totals.new_tokens,
-            seconds=self.store.seconds(cell),
+            seconds=self.store.total_seconds(cell),
             factor=method.factor or max(1.0, longest / planned.variant.model.original_length),
             factor_source=_factor_source(planned),
             applied=open_cell.overrides,
-            tuning=None if tuning is None else Tuning(*tuning),
+            tuning=None if tuning is None else TuningRecord(*tuning),
             virtual_length=open_cell.virtual_length,
             spec_hash=planned.spec.hash,
             spec=planned.spec,

@@ -21,9 +21,9 @@ from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.methods import METHODS
 from longctx_bench.metrics import METRICS, Metric, as_metric
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.figures.registry import KINDS as FIGURES
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS as FIGURES
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.registry import KINDS as TABLES
+from longctx_bench.reporting.tables.registry import TABLE_KINDS as TABLES
 
 Call = Callable[..., tuple[int, str, str]]
 REGISTRIES = (BENCHMARKS, ENGINES, FIGURES, METHODS, METRICS, TABLES)

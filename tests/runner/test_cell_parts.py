@@ -24,7 +24,7 @@ from longctx_bench.runner.plan import RunSpec
 from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.runner.run import NoProgress
 from longctx_bench.store.example_index import HashesById, NumbersById
-from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, add_excerpts, read_excerpts
 from longctx_bench.store.run_store import ResultStore
 
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
@@ -117,14 +117,14 @@ def test_each_part_is_stored_before_the_next_is_written(
 ) -> None:
     part(4)
     stored: list[int] = []
-    keep = ResultStore.keep_excerpts
+    keep = ResultStore.save_excerpts
 
     def noted(self: ResultStore, cell: Any, examples: Any) -> None:
         records = self.path(cell) / "records.jsonl"
         stored.append(len(records.read_text().splitlines()) if records.exists() else 0)
         keep(self, cell, examples)
 
-    monkeypatch.setattr(ResultStore, "keep_excerpts", noted)
+    monkeypatch.setattr(ResultStore, "save_excerpts", noted)
     echo("out")
     assert stored == [0, 4, 8]
 
@@ -204,7 +204,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
 ) -> None:
     echo("whole")
     part(4)
-    keep, calls = ResultStore.keep_excerpts, []
+    keep, calls = ResultStore.save_excerpts, []
 
     def killed(self: ResultStore, *arguments: Any) -> None:
         calls.append(1)
@@ -213,7 +213,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
         keep(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ResultStore, "keep_excerpts", killed)
+        patched.setattr(ResultStore, "save_excerpts", killed)
         with pytest.raises(KeyboardInterrupt):
             echo("killed")
     assert len((tmp_path / "killed" / RECORDS).read_text().splitlines()) == 8
@@ -337,7 +337,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
     inode = other.stat().st_ino
     add_excerpts(path, map(example, range(2, 7)))
     with monkeypatch.context() as patched:
-        patched.setattr("longctx_bench.store.prompt_excerpts._REWRITTEN", 0)
+        patched.setattr("longctx_bench.store.prompt_excerpts._MAX_REWRITE_BYTES", 0)
         add_excerpts(other, map(example, range(2, 7)))
         assert other.stat().st_ino == inode
         assert other.read_bytes() == path.read_bytes()
@@ -347,7 +347,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
             other.write_bytes(path.read_bytes()[:-cut])
             add_excerpts(other, map(example, range(9)))
             assert len(other.read_bytes().splitlines()) == len(read_excerpts(other)) == 9
-            found: list[Excerpt] = list(read_excerpts(other).values())
+            found: list[PromptExcerpt] = list(read_excerpts(other).values())
             assert sorted(one.begin for one in found) == [f"prompt {index}" for index in range(9)]
 
 

@@ -25,7 +25,7 @@ from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
 from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import plain
+from longctx_bench.store.schema import to_builtins
 
 if TYPE_CHECKING:
     from longctx_bench.engines.hf.engine import HFEngine
@@ -96,8 +96,8 @@ def certify(
         # What reports match with a cell, and what two measurements must share to be one certificate.
         certificate = {
             "contestant": name,
-            "model": plain(cell.spec.model),
-            "method": plain(cell.spec.method),
+            "model": to_builtins(cell.spec.model),
+            "method": to_builtins(cell.spec.method),
             "weights": cell.spec.weights,
             "digests": cell.spec.digests,
             # As in a cell: only where the method is a plug-in.
