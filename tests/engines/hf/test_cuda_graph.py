@@ -17,6 +17,8 @@ from longctx_bench.engines.hf.prefill_scheduler import held, parts
 from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.engines.request_state import Row
 
+pytestmark = pytest.mark.slow
+
 EOS = 54
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 
