@@ -14,8 +14,8 @@ from helpers.crash_states import Recorder, State, recorded
 from safetensors.torch import load_file, save_file
 
 from longctx_bench import run
-from longctx_bench.core.file_cache import damage
-from longctx_bench.core.io import append, replacing
+from longctx_bench.core.file_cache import find_damage
+from longctx_bench.core.io import append, atomic_write
 from longctx_bench.core.specs import PathSource
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.models.checkpoint import checkpoint_folder
@@ -66,7 +66,7 @@ def test_a_rename_before_its_file_is_synced_may_leave_an_empty_file(tmp_path: Pa
 def test_what_is_written_atomically_is_there_whole_once_that_is_over(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with recorded(tmp_path) as recorder:
-        with replacing(tmp_path / "a") as temporary:
+        with atomic_write(tmp_path / "a") as temporary:
             temporary.write_bytes(b"new")
         recorder.note("replaced")
     for state in recorder.states():
@@ -219,7 +219,7 @@ def test_merged_weights_are_whole_or_made_again_whatever_a_crash_leaves(
         for left in top.glob("cache/models/.converting*"):
             # Where its lock is lost, it may be another process' for a day.
             os.utime(left, (0, 0))
-        whole = damage(top / "cache/models" / folder.name) is None
+        whole = find_damage(top / "cache/models" / folder.name) is None
         again = checkpoint_folder(PathSource(path=tmp_path / "packed"))
         assert {file.name: file.read_bytes() for file in again.iterdir()} == expected
         assert whole or not list(top.rglob(".converting*")), "nothing is left behind"

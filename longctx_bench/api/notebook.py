@@ -86,10 +86,10 @@ class FigureSet(dict[str, "Figure"]):
         Raises:
             UserError: an unknown format, or the folder cannot be written.
         """
-        from longctx_bench.core.argument_parsing import names, parts
+        from longctx_bench.core.argument_parsing import join_names, split_commas
         from longctx_bench.reporting.figures import style
 
-        forms = parts(names(formats, "formats"))
+        forms = split_commas(join_names(formats, "formats"))
         return [path for name, figure in self.items() for path in style.save(figure, Path(folder) / name, forms)]
 
     def _repr_html_(self) -> str:

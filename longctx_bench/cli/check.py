@@ -12,7 +12,7 @@ import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import say
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from longctx_bench.analysis.probes.method_contract import CheckReport
@@ -63,7 +63,7 @@ def check_command(
 
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     if method not in registry.methods:
-        raise UserError(f"{method}: unknown method{near_miss(method, registry.methods)}")
+        raise UserError(f"{method}: unknown method{did_you_mean(method, registry.methods)}")
     if ":" in base and base.partition(":")[0] in registry.methods:
         raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():

@@ -43,12 +43,12 @@ def sha256(path: Path) -> str:
     return _digest(path, "sha256")
 
 
-def git_sha1(path: Path) -> str:
+def git_blob_sha1(path: Path) -> str:
     """Return the name that git gives a file's content, which is the hub's for files that are not large."""
     return _digest(path, "git")
 
 
-def seal(path: Path, beside: Path | None = None) -> None:
+def write_digests(path: Path, beside: Path | None = None) -> None:
     """Note the size and sha256 of a file, or of each file of a folder, beside it.
 
     Args:
@@ -64,7 +64,7 @@ def seal(path: Path, beside: Path | None = None) -> None:
     write_json(_seal_of(beside or path), sums)
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Say in a few words what is wrong with what was sealed; None when it is whole.
 
     Files that came to a sealed folder later are none of its business. Nothing is written or locked.
@@ -81,7 +81,7 @@ def damage(path: Path) -> str | None:
     for file, (size, _) in sums.items():
         if not file.is_file() or file.stat().st_size != size:
             return f"is damaged ({file.name} has another size than when it was made)"
-    different = differing((file, "sha256", digest) for file, (_, digest) in sums.items())
+    different = mismatched_files((file, "sha256", digest) for file, (_, digest) in sums.items())
     return f"is damaged ({different[0].name} is not what was written)" if different else None
 
 
@@ -99,11 +99,11 @@ def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".
         OSError: it cannot be written.
         UserError: its digests cannot.
     """
-    if damage(path) is None:
+    if find_damage(path) is None:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        reason = damage(path)
+        reason = find_damage(path)
         if reason is None:
             return path
         if path.exists():
@@ -113,7 +113,7 @@ def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".
             make(made)
             if path.exists():
                 path.replace(scratch / "before")
-            seal(made, path)
+            write_digests(made, path)
             if made.is_file():
                 sync_file(made)
             made.replace(path)
@@ -121,7 +121,7 @@ def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".
     return path
 
 
-def differing(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
+def mismatched_files(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
     """Return the files whose digest is another one.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 from pydantic import Field
 
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -94,7 +94,7 @@ class Engine(EngineFacts, Protocol):
             UserError: one request alone does not fit in memory.
         """
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Predict the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
 
         Raises:

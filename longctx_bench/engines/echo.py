@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens
 from longctx_bench.models.checkpoint import prompt_tokenizer
@@ -54,7 +54,7 @@ class EchoEngine:
             reason = "settled" if settled(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Refuse: nothing is predicted here."""
         raise UserError("--engine echo gives no losses; use --engine hf")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import move_files
@@ -35,6 +36,8 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     plain.config._attn_implementation = "sdpa"
     made = folder.with_name(folder.name + ".new")
     shutil.rmtree(made, ignore_errors=True)
+    # Of one file its bar says nothing, and it would stand among the lines of the run.
+    logging.disable_progress_bar()
     try:
         made.mkdir(parents=True)
         plain.save_pretrained(made)

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.io import replacing, write_text
+from longctx_bench.core.io import atomic_write, write_text
 
 COLUMNS = ("step", "tokens", "lr", "train_loss", "validation_loss", "tokens_per_second")
 
@@ -34,5 +34,5 @@ def plot_loss_curve(out: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes.set(title=title, xlabel="tokens (millions)", ylabel="nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(out / "loss.png") as temporary:
+    with atomic_write(out / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120)

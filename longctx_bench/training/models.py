@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.specs import HubSource, PathSource, Source, validate
 from longctx_bench.engines.hf.engine import load_config, load_model
 from longctx_bench.methods.modeling_drope import DROPE_MODEL_TYPES
-from longctx_bench.methods.nope import no_positions
-from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
+from longctx_bench.methods.nope import nope_rope_parameters
+from longctx_bench.models.checkpoint import DELTA_FILE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.training.recipe import Recipe, Shape
 
@@ -56,7 +56,7 @@ def fresh_model(shape: Shape, positions: str, length: int, vocab_size: int, end:
         )
     else:
         if positions in ("nope", "alibi"):
-            sizes["rope_parameters"] = no_positions(shape.rope_theta)
+            sizes["rope_parameters"] = nope_rope_parameters(shape.rope_theta)
         config = LlamaConfig(**sizes)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -95,7 +95,7 @@ def base_source(name: str, revision: str | None = None) -> Source:
     Raises:
         UserError: it is none of the four.
     """
-    for folder in (Path(name).expanduser(), embedded_folder(name)):
+    for folder in (Path(name).expanduser(), shipped_checkpoint_folder(name)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
             return PathSource(path=folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -201,6 +201,6 @@ def recipe_tokenizer(recipe: Recipe) -> Any:
     if isinstance(source, HubSource):
         # transformers fetches the tokenizer's files only, not the weights.
         return transformers_tokenizer(source.hub, source.revision)
-    if isinstance(source, PathSource) and not (source.path / DIFFERENCE).is_file():
+    if isinstance(source, PathSource) and not (source.path / DELTA_FILE).is_file():
         return stored_tokenizer(source.path)
     return stored_tokenizer(checkpoint_folder(source))

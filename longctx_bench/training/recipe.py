@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, PositiveFloat, model_validator
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
 
@@ -249,7 +249,7 @@ def find_recipe(name: str | Path) -> Path:
     builtin = shipped_folder("baselines") / "recipes" / f"{name}.yaml"
     if not builtin.is_file():
         known = [file.stem for file in builtin.parent.glob("*.yaml")]
-        raise UserError(f"recipe '{name}' is not known{near_miss(str(name), known)}")
+        raise UserError(f"recipe '{name}' is not known{did_you_mean(str(name), known)}")
     return builtin
 
 

@@ -80,7 +80,7 @@ class Trainer:
         self.say(
             f"{recipe.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{self.data.tokens:,} tokens of text, {recipe.steps:,} steps of {recipe.tokens_per_step:,} tokens on "
-            f"{processes} x {device.type}, measured matmul rate {self.rate / 1e12:.1f} TFLOP/s"
+            f"{processes} x {device.type}, measured matmul rate {self.rate / 1e12:.3g} TFLOP/s"
             + (f", resumed at step {self.step}" if self.step else "")
         )
 
@@ -272,7 +272,7 @@ class Trainer:
         tokens = self.step * self.recipe.tokens_per_step
         return (
             f"{tokens:,} tokens seen in {self.seconds:.0f} s, {speed:,.0f} tokens/s, MFU {self._mfu(speed):.1%} of "
-            f"{self.rate / 1e12:.0f} TFLOP/s measured"
+            f"{self.rate / 1e12:.3g} TFLOP/s measured"
         )
 
     def _card_facts(self, validation_loss: float) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class Trainer:
             "validation_loss": f"{validation_loss:.4f}",
             "training_seconds": f"{self.seconds:.0f}",
             "tokens_per_second": f"{self._tokens_per_second():,.0f}",
-            "MFU": f"{self._mfu(self._tokens_per_second()):.1%} of {self.rate / 1e12:.0f} TFLOP/s measured",
+            "MFU": f"{self._mfu(self._tokens_per_second()):.1%} of {self.rate / 1e12:.3g} TFLOP/s measured",
             "device": f"{self.accelerator.num_processes} x {name}",
             "code": _code(),
             "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from longctx_bench.core.io import replacing, write_text
+from longctx_bench.core.io import atomic_write, write_text
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.models import checkpoint as checkpoints
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from longctx_bench.core.io import replacing
+from longctx_bench.core.io import atomic_write
 from longctx_bench.core.temp_dirs import ScratchFolder
 folder = Path(sys.argv[1])
 with replacing(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
@@ -123,7 +123,7 @@ def test_a_failed_conversion_leaves_nothing(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_two_threads_may_write_one_file(folder: Path) -> None:
-    with replacing(folder / "a.txt") as first, replacing(folder / "a.txt") as second:
+    with atomic_write(folder / "a.txt") as first, atomic_write(folder / "a.txt") as second:
         first.write_text("first")
         second.write_text("second")
     assert (folder / "a.txt").read_text() == "first"

@@ -18,7 +18,7 @@ from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
 from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.engines.prefix_groups import alike, common
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import DynamicNTK, YaRN
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
@@ -93,7 +93,7 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, method: Method, equal: bool
 ) -> None:
     requests = asked(3, 4, equal=equal)
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, method, 512)
     model, tokenizer = load_model(tiny_folder, "float32", "cpu"), load_tokenizer(tiny_folder)
     expected, drafts = {}, {}
@@ -137,7 +137,7 @@ def loaded(folder: Path, at_once: int, idle: float = 0.0) -> tuple[HFEngine, Dec
 
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, input_ids=r.input_ids[place:]) for place, r in enumerate(asked(7, 1, stem=20))]
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
@@ -168,7 +168,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
 
 def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, max_new_tokens=3 + 2 * place) for place, r in enumerate(asked(4, 1, stem=20))]
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):

@@ -16,14 +16,14 @@ from helpers.result_stores import result_of, spec_of, write_store
 
 from longctx_bench import run
 from longctx_bench.benchmarks import BENCHMARKS
-from longctx_bench.benchmarks.niah import Needles
+from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Component
-from longctx_bench.core.types import Cell, Finished
+from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.methods import METHODS
 from longctx_bench.methods.rope_scaling import YaRN
-from longctx_bench.metrics import METRICS, metric
+from longctx_bench.metrics import METRICS, get_metric
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.store.run_store import ResultStore
@@ -72,7 +72,7 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
 ) -> None:
     before = planned(tmp_path)
     moved = ModuleType("longctx_bench.elsewhere")
-    for name, parent in (("Scaling", YaRN), ("Hidden", Needles)):
+    for name, parent in (("Scaling", YaRN), ("Hidden", NeedleInAHaystack)):
         setattr(moved, name, type(name, (parent,), {"id": parent.component_id(), "__module__": moved.__name__}))
     monkeypatch.setitem(sys.modules, moved.__name__, moved)
     read = Registry._read_baselines, Registry._read_tasks
@@ -94,10 +94,10 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
 def test_a_raised_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = planned(tmp_path)
     if part == "metric":
-        shipped = dict(METRICS.shipped) | {"string_match_all": replace(metric("string_match_all"), version=2)}
+        shipped = dict(METRICS.shipped) | {"string_match_all": replace(get_metric("string_match_all"), version=2)}
         monkeypatch.setattr(METRICS, "shipped", shipped)
     else:
-        monkeypatch.setattr(YaRN if part == "method" else Needles, "version", 2)
+        monkeypatch.setattr(YaRN if part == "method" else NeedleInAHaystack, "version", 2)
     after = planned(tmp_path)
     assert after.hash != before.hash
     versions = {after.method.version, after.task.benchmark_version, after.task.metric_version}
@@ -286,7 +286,7 @@ def test_a_certificate_that_no_version_wrote_is_left_and_ends_no_report(
 def test_a_later_versions_cell_is_not_overwritten(tmp_path: Path, call: Call) -> None:
     store = ResultStore(tmp_path)
     store.start(CELL, SPEC)
-    store.append(CELL, [Finished({"id": "000000", "hash": "0" * 32, "score": 1.0}, 0.1)])
+    store.append(CELL, [SampleRecord({"id": "000000", "hash": "0" * 32, "score": 1.0}, 0.1)])
     store.finish(CELL, result_of(CELL, SPEC))
     path = store.path(CELL) / "cell.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.training.causal_attention import use_training_attention
 from longctx_bench.training.checkpoint_export import average_checkpoints, save_model
 from longctx_bench.training.lora import add_adapters, merge_adapters
@@ -35,7 +35,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_training_attention_is_the_methods_own(positions: str) -> None:
     model = without_positions(fresh("rope"), qk_norm=True).eval() if positions == "drope" else fresh(positions)
     if positions == "alibi":
-        with ALiBi().applied(model, Base("x", 64, {}), 64):
+        with ALiBi().patch(model, BaseModelInfo("x", 64, {}), 64):
             expected = logits(model)
     else:
         expected = logits(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,29 @@ def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> No
     # Saved in bf16; the gradients of two halves are added in another order than those of the whole.
     assert all(torch.allclose(expected[name].float(), got[name].float(), atol=2e-3) for name in expected)
     assert all((expected[name] == got[name]).float().mean() > 0.99 for name in expected)
+
+
+def test_the_recipe_of_the_readme(
+    prose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Any
+) -> None:
+    document = (Path(__file__).parents[2] / "baselines" / "README.md").read_text(encoding="utf-8")
+    section = document.partition("## A recipe of your own")[2].partition("\n## ")[0]
+    [recipe, commands] = re.findall(r"```(?:yaml)?\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(recipe, encoding="utf-8")
+    for seed, name in enumerate(("train.txt", "val.txt")):
+        Path(name).write_text(prose(seed, 4000), encoding="utf-8")
+    for command in commands.strip().splitlines():
+        # An eighth of its steps, which are all alike.
+        shorter = ["--set", "tokens=16384"] if " train " in command else []
+        code, shown, error = call(*command.removeprefix("longctx-bench ").split(), *shorter)
+        assert code == 0, error
+        # transformers' own bar of writing one file.
+        assert "Writing model shards" not in error
+    assert "yarn-small" in shown
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert "`longctx-bench train small.yaml`" in card
+    assert " of 0 TFLOP/s" not in card
 
 
 def test_the_process_group_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from longctx_bench.analysis.calibration.objectives import Objective
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import replacing, write_json
+from longctx_bench.core.io import atomic_write, write_json
 from longctx_bench.core.untrusted_files import read_object
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.scalar_schedule import fit_law
+from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.scalar_schedule import fit_slope
 from longctx_bench.models.variant import ModelUnderTest
 
 COARSE, FINE = 0.1, 0.025
@@ -47,7 +47,7 @@ class CalibrationResult:
 
 def calibrate(
     method: Method,
-    base: Base,
+    base: BaseModelInfo,
     objective: Objective,
     scales: Sequence[float],
     n: int,
@@ -72,10 +72,10 @@ def calibrate(
     """
     table, sweep = {}, []
     for scale in scales:
-        length = round(scale * base.original_length)
+        length = round(scale * base.training_context)
 
         def measure(value: float, examples: int, scale: float = scale, length: int = length) -> SweepPoint:
-            score = objective.score(ModelUnderTest(base, method.tuned(value), length), examples)
+            score = objective.score(ModelUnderTest(base, method.with_scalar(value), length), examples)
             point = SweepPoint(scale, value, score, examples)
             tell(point)
             return point
@@ -90,7 +90,7 @@ def calibrate(
         _require_a_maximum(fine, coarse, scale, objective.name)
         table[scale] = best_value(fine)
         sweep += coarse + fine
-    return CalibrationResult(table, fit_law(table), sweep)
+    return CalibrationResult(table, fit_slope(table), sweep)
 
 
 def _require_a_maximum(
@@ -170,6 +170,6 @@ def _plot_sweep(path: Path, method: Method, objective: Objective, result: Calibr
     axis.set_xlabel((method.tunable or "").replace("_", " "))
     axis.set_ylabel("retrieval (share found)" if objective.name == "retrieval" else "log-likelihood (nats per token)")
     axis.legend(title="length")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=160)
     plt.close(figure)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.core.types import Example, Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.metrics import Metric
@@ -58,7 +58,7 @@ class Retrieval:
             def settled(
                 name: str, text: str, known: dict[str, tuple[str, ...]] = references, measure: Metric = measure
             ) -> bool:
-                return measure.settled(text, known[name])
+                return measure.is_final(text, known[name])
 
             for batch in self._engine.batches(requests, per_prompt=False):
                 for item in self._engine.generate(batch, model, settled):
@@ -108,7 +108,7 @@ class Perplexity:
     def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
         if not self._ids:
             eos = self._encoder.tokenizer.eos_token_id
-            for document in documents_of_file(self._text):
+            for document in read_documents(self._text):
                 ids = self._encoder.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
                 self._ids += [*ids, *([] if eos is None else [eos])]
                 if len(self._ids) > 2_000_000:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from longctx_bench.analysis.parity.output_comparison import Generation, Rotation, first_difference
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 TOP_LOGPROBS = 20
@@ -48,7 +48,7 @@ def generate_reference(
         rotation = None
         if not model_under_test.base.config["model_type"].endswith("_drope"):
             rotation = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
-        answers = [_generate(model, request, sorted(end_ids(folder) | request.stop_ids)) for request in requests]
+        answers = [_generate(model, request, sorted(eos_token_ids(folder) | request.stop_ids)) for request in requests]
         # Last, because it converts the loaded weights.
         rounding = _rounding_error(model, requests[:in_fp64], answers)
     return Reference(answers, rotation, rounding)

@@ -18,7 +18,7 @@ from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import RoPE
 
 NEAR = 4
@@ -53,14 +53,14 @@ class MeanAttention:
     """``[layers, heads, BINS]``: attention on each part of the prompt; a head's parts sum to 1."""
 
 
-def without_scaling(method: Method, base: Base, length: int) -> Method | None:
+def without_scaling(method: Method, base: BaseModelInfo, length: int) -> Method | None:
     """Return the method with length scaling disabled, on the same weights; None if it does not scale.
 
     A model without positions loses its softmax temperature; a method on the base's own weights (PI, NTK, YaRN ...)
     becomes the base model.
     """
     if method.tunable == "temperature":
-        return method.tuned(1.0) if method.tuning(base, length) is not None else None
+        return method.with_scalar(1.0) if method.applied_scalar(base, length) is not None else None
     return RoPE() if method.checkpoint is None and method.model_overrides(base, length) else None
 
 
@@ -123,7 +123,7 @@ def choose_heads(at_context: MeanAttention) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_length(
-    attention: AttentionFunction, base: Base, method: Method, prompts: Mapping[int, Sequence[Prompt]]
+    attention: AttentionFunction, base: BaseModelInfo, method: Method, prompts: Mapping[int, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """Measure a method with and without its scaling at several lengths.
 
@@ -162,7 +162,9 @@ def attention_by_length(
     }
 
 
-def write_attention(out: Path, name: str, base: Base, result: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write_attention(
+    out: Path, name: str, base: BaseModelInfo, result: dict[str, Any], settings: dict[str, Any]
+) -> Path:
     """Write ``probes/attention/METHOD-BASE.json`` below a run's folder and return its path.
 
     Raises:

@@ -17,7 +17,7 @@ from longctx_bench.engines.hf.cache_ops import Piece, can_merge, keys_are_final,
 from longctx_bench.engines.hf.engine import prepared
 from longctx_bench.engines.hf.padding import padded
 from longctx_bench.engines.hf.scheduler import Decoder
-from longctx_bench.methods.attention_override import UnmaskedError
+from longctx_bench.methods.attention_override import MissingMaskError
 from longctx_bench.models.variant import ModelUnderTest
 
 TOLERANCE = 1e-4
@@ -88,7 +88,7 @@ class MethodTrial:
         try:
             with self._applied():
                 self._alone = [self._ends([prompt])[0] for prompt in self._prompts]
-        except UnmaskedError as error:
+        except MissingMaskError as error:
             yield Check("attention mask", "failed", detail=str(error))
             return
         except Exception as error:  # noqa: BLE001 (a plug-in method may raise anything; that is a result)

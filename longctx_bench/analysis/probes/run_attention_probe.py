@@ -46,7 +46,7 @@ def probe_attention(
     """
     resolved = variant.resolve()
     folder, base = resolved.folder, resolved.base
-    context = base.original_length
+    context = base.training_context
     lengths = sorted({context, *(round(scale * context) for scale in scales)})
     prompt = list(range(lengths[-1]))
     if len(variant.method.prompt(base, prompt, 32)) < len(prompt):

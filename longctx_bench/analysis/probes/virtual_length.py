@@ -109,12 +109,12 @@ def probe_virtual_length(
         raise UserError(f"{variant.name}: virtual length is for models trained without positions, such as drope-tiny")
     resolved = variant.resolve()
     folder, base = resolved.folder, resolved.base
-    if base.original_length <= FIRST + LAST + 32:
-        raise UserError(f"{variant.name}: a training context of {base.original_length} tokens is too short")
+    if base.training_context <= FIRST + LAST + 32:
+        raise UserError(f"{variant.name}: a training context of {base.training_context} tokens is too short")
     encoder = PromptEncoder(load_tokenizer(folder))
     benchmark = registry.benchmark(registry.tasks["niah"])
     assert isinstance(benchmark, IndexedBenchmark)
-    examples = [benchmark.example(encoder, base.original_length, 32, seed, index) for index in range(n)]
+    examples = [benchmark.example(encoder, base.training_context, 32, seed, index) for index in range(n)]
     prompts = [encoder.encode(example.prompt, example.answer_prefix) for example in examples]
     model = load_model(folder, "float32", checked_device(device))
     results = [agreement(model, prompts, factor) for factor in factors]

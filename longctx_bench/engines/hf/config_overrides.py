@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from longctx_bench.core.errors import DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, UserError
 
 
 def refuse_state(folder: Path, config: Any) -> None:
@@ -32,12 +32,14 @@ def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
     """Refuse prompts that a model without rotary positions has no positions for.
 
     Raises:
-        DoesNotFit: it has a table of positions, and that ends before.
+        ContextTooShort: it has a table of positions, and that ends before.
     """
     config = model.config
     limit = getattr(config, "max_position_embeddings", None)
     if not hasattr(config, "rope_parameters") and limit is not None and tokens > limit:
-        raise DoesNotFit(f"a {config.model_type} has a table of positions that ends at {limit} tokens, not {tokens}")
+        raise ContextTooShort(
+            f"a {config.model_type} has a table of positions that ends at {limit} tokens, not {tokens}"
+        )
 
 
 def _attends(layer_type: str) -> bool:

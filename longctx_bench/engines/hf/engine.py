@@ -18,7 +18,7 @@ from transformers.utils import logging
 import longctx_bench.methods.modeling_drope  # noqa: F401  (registers the DroPE model types)
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import NATURAL, Generation, Losses, Request
+from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
@@ -29,10 +29,10 @@ from longctx_bench.engines.hf.loglikelihood import Tail, refuse_scaled_logits, r
 from longctx_bench.engines.hf.model_runner import eos_ids
 from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.engines.hf.torch_compile import compile_layers
-from longctx_bench.methods.attention_override import refuse_unmasked
-from longctx_bench.methods.rope_parameters import pinned
-from longctx_bench.models.checkpoint import load_tokenizer, read_config, reason, refuse_unknown_quantisation
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.methods.attention_override import require_attention_mask
+from longctx_bench.methods.rope_parameters import fix_to_length
+from longctx_bench.models.checkpoint import error_summary, load_tokenizer, read_config, require_known_quantization
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 _POOLS = {"cpu": 1, "cuda": 4}
@@ -132,7 +132,7 @@ class HFEngine:
         with self._ready(contestant, length):
             yield from self._halving(list(batch), settled, self._budget())
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
 
         Raises:
@@ -153,7 +153,7 @@ class HFEngine:
         if found is not None:
             seconds = (perf_counter() - started) / len(batch)
             for request, tail in zip(batch, found, strict=True):
-                yield Losses(request.example_id, tail.losses.tolist(), seconds, tail.greedy)
+                yield LoglikelihoodResult(request.example_id, tail.losses.tolist(), seconds, tail.greedy)
             return
         self._release()
         if len(batch) == 1:
@@ -215,8 +215,8 @@ class HFEngine:
             decoded = None
         if decoded is not None:
             seconds = (perf_counter() - started) / len(batch)
-            for request, (text, new_tokens, reason) in zip(batch, decoded, strict=True):
-                yield Generation(request.example_id, text, len(request.input_ids), new_tokens, reason, seconds)
+            for request, (text, new_tokens, finish_reason) in zip(batch, decoded, strict=True):
+                yield Generation(request.example_id, text, len(request.input_ids), new_tokens, finish_reason, seconds)
             return
         # Outside the except block, where the traceback no longer holds the tensors that filled the memory.
         self._release()
@@ -236,8 +236,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         UserError: no model can have it, it names code to fetch, or its quantisation is none that transformers knows.
     """
-    end_ids(folder)  # transformers takes anything for them, and stops at nothing
-    refuse_unknown_quantisation(folder)
+    eos_token_ids(folder)  # transformers takes anything for them, and stops at nothing
+    require_known_quantization(folder)
     with _transformers_errors(folder):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config
@@ -301,7 +301,7 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
         raise
     # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
     except Exception as error:
-        raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
+        raise UserError(f"{folder}: the model cannot be loaded ({error_summary(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -318,12 +318,12 @@ def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) ->
     """
     overrides = copy.deepcopy(contestant.method.model_overrides(contestant.base, length))
     rope = overrides.get("rope_parameters") or getattr(model.config, "rope_parameters", None) or {}
-    fixed = pinned(rope, length, model.config)
+    fixed = fix_to_length(rope, length, model.config)
     if fixed != rope:
         overrides["rope_parameters"] = fixed
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    with overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
-        refuse_unmasked(model)
+    with overridden(model, overrides), contestant.method.patch(model, contestant.base, length):
+        require_attention_mask(model)
         yield

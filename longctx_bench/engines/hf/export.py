@@ -22,10 +22,10 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_text
 from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import load_model, prepared
-from longctx_bench.methods.base import Base, Capability, Method
-from longctx_bench.methods.exported_checkpoint import MARK, Mark
-from longctx_bench.methods.nope import turning_nothing
-from longctx_bench.methods.rope_parameters import unrotated
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.nope import identity_llama3_rope_parameters
+from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
 
 TOLERANCE = 1e-3
@@ -51,7 +51,7 @@ class Written:
     """An exported checkpoint and how well it reproduces the method."""
 
     folder: Path
-    mark: Mark
+    mark: ExportMetadata
     dtype: str
     difference: float
     """Largest difference of logits, in standard deviations of the method's."""
@@ -110,14 +110,14 @@ def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dt
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new folder")
     beta = method.attention_temperature(base, length)
-    mark = Mark(
-        model=base.name, method=name, length=length, original_length=base.original_length,
+    mark = ExportMetadata(
+        model=base.name, method=name, length=length, original_length=base.training_context,
         factor=method.scale(base, length), temperature=beta,
     )  # fmt: skip
     own = "bfloat16" if (base.config.get("dtype") or base.config.get("torch_dtype")) == "bfloat16" else "float32"
     chosen = dtype if dtype != "auto" else own if beta == 1.0 else "float32"
     model = load_model(source, "float32", "cpu")
-    ids = _prompt(model, min(length, base.original_length + _CHECKED))
+    ids = _prompt(model, min(length, base.training_context + _CHECKED))
     with prepared(model, contestant, length):
         wanted = _logits(model, ids)
     model = _rewritten(model, method, base, mark)
@@ -143,7 +143,7 @@ def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dt
     return written
 
 
-def _rewritten(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -> PreTrainedModel:
+def _rewritten(model: PreTrainedModel, method: Method, base: BaseModelInfo, mark: ExportMetadata) -> PreTrainedModel:
     """Return the model (float32) with its method in config and weights."""
     config: Any = model.config
     scale = mark.temperature
@@ -155,14 +155,14 @@ def _rewritten(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -
     entries = method.model_overrides(base, mark.length)
     if config.model_type not in _PLAIN:
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
-        if rotary and unrotated(rotary):
+        if rotary and is_unrotated(rotary):
             entries["rope_parameters"] = _served(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():
         setattr(config, key, value)
     config.max_position_embeddings = max(mark.length, config.max_position_embeddings)
-    setattr(config, MARK, mark.model_dump())
+    setattr(config, EXPORT_KEY, mark.model_dump())
     if scale != 1.0:
         for name, module in model.named_modules():
             if name.endswith("self_attn"):
@@ -173,7 +173,9 @@ def _rewritten(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -
 def _served(rotary: dict[str, Any]) -> dict[str, Any]:
     """Return rope_parameters that rotate nothing in a form that servers know, by layer type where these are."""
     nested = {key: _served(value) for key, value in rotary.items() if isinstance(value, dict)}
-    return nested or (turning_nothing(rotary["rope_theta"]) if rotary["rope_type"] == "proportional" else rotary)
+    return nested or (
+        identity_llama3_rope_parameters(rotary["rope_theta"]) if rotary["rope_type"] == "proportional" else rotary
+    )
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
@@ -222,8 +224,8 @@ def _save(model: Any, dtype: str, source: Path, folder: Path) -> None:
 
 
 def _compared(
-    wanted: torch.Tensor, found: torch.Tensor, folder: Path, mark: Mark, dtype: str, tolerance: float, prompt: int,
-    architecture: str,
+    wanted: torch.Tensor, found: torch.Tensor, folder: Path, mark: ExportMetadata, dtype: str, tolerance: float,
+    prompt: int, architecture: str,
 ) -> Written:  # fmt: skip
     difference = float((wanted - found).abs().max() / wanted.std())
     agreeing = int((wanted.argmax(-1) == found.argmax(-1)).sum())

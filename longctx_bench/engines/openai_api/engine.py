@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.base import Footprint, Settled
 from longctx_bench.engines.batching import total_tokens
 from longctx_bench.engines.openai_api import payloads
@@ -124,7 +124,7 @@ class OpenAIEngine:
             yield generation
             began = perf_counter()
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Predict each request's end, from the log-probabilities that the server echoes with a prompt.
 
         Raises:
@@ -138,7 +138,7 @@ class OpenAIEngine:
             tail = payloads.tail(found, len(request.input_ids), request.scored)
             if tail is None:
                 raise self._refusal("gives no log-probabilities of prompts (echo with logprobs)")
-            yield Losses(request.example_id, tail[0], perf_counter() - began, tail[1])
+            yield LoglikelihoodResult(request.example_id, tail[0], perf_counter() - began, tail[1])
             began = perf_counter()
 
     def describe(self) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from pydantic import Field
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import NATURAL, Generation, Losses, Request
+from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import DeviceOptions, Footprint, Settled
 from longctx_bench.engines.batching import by_tokens, total_tokens
 from longctx_bench.engines.request_state import Row
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
@@ -94,7 +94,7 @@ class VLLMEngine:
     def load(self, folder: Path) -> None:
         """Load a checkpoint's tokenizer; its weights are loaded with the first cell's positions."""
         if folder != self._folder:
-            self._folder, self._tokenizer, self._eos = folder, load_tokenizer(folder), end_ids(folder)
+            self._folder, self._tokenizer, self._eos = folder, load_tokenizer(folder), eos_token_ids(folder)
 
     def footprint(self, folder: Path) -> Footprint:
         """Return what the checkpoint takes, on all its devices together."""
@@ -137,7 +137,7 @@ class VLLMEngine:
             request, reason = row.request, row.reason or "length"
             yield Generation(request.example_id, row.text, len(request.input_ids), len(row.tokens), reason, seconds)
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Refuse: losses are the transformers engine's."""
         raise UserError("--engine vllm gives no losses; use --engine hf for this task")
 

@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base, Capability, Method
-from longctx_bench.methods.nope import turning_nothing
-from longctx_bench.methods.rope_parameters import unrotated
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.nope import identity_llama3_rope_parameters
+from longctx_bench.methods.rope_parameters import is_unrotated
 
 ARCHITECTURES = {
     "llama": "LlamaDropeForCausalLM",
@@ -32,7 +32,7 @@ _FROM_CONFIG = frozenset(("rope_parameters", "max_position_embeddings"))
 """The config entries whose meaning in vLLM is known to be that in transformers."""
 
 
-def vllm_overrides(base: Base, method: Method, length: int, room: int) -> dict[str, Any]:
+def vllm_overrides(base: BaseModelInfo, method: Method, length: int, room: int) -> dict[str, Any]:
     """Return the ``hf_overrides`` under which vLLM runs a method as transformers does.
 
     Args:
@@ -52,14 +52,14 @@ def vllm_overrides(base: Base, method: Method, length: int, room: int) -> dict[s
     entries = method.model_overrides(base, length)
     _refuse_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
-    if unrotated(rope) or base.config["model_type"].endswith("_drope"):
+    if is_unrotated(rope) or base.config["model_type"].endswith("_drope"):
         return _without_positions(base, method, length, room)
     return _rotated(base, method, rope, room)
 
 
-def _without_positions(base: Base, method: Method, length: int, room: int) -> dict[str, Any]:
+def _without_positions(base: BaseModelInfo, method: Method, length: int, room: int) -> dict[str, Any]:
     # Every frequency divided by 1e30: no position below 2^64 turns anything by as much as one unit of fp32.
-    rope = turning_nothing(10000.0)
+    rope = identity_llama3_rope_parameters(10000.0)
     overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": room}
     beta = method.attention_temperature(base, length)
     kind = base.config["model_type"]
@@ -69,7 +69,7 @@ def _without_positions(base: Base, method: Method, length: int, room: int) -> di
     return overrides
 
 
-def _rotated(base: Base, method: Method, rope: dict[str, Any], room: int) -> dict[str, Any]:
+def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], room: int) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "dynamic":
         raise _refused(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
@@ -91,7 +91,7 @@ def _rotated(base: Base, method: Method, rope: dict[str, Any], room: int) -> dic
     return {"rope_parameters": said, "max_position_embeddings": positions}
 
 
-def _refuse_base(base: Base) -> None:
+def _refuse_base(base: BaseModelInfo) -> None:
     kind = base.config.get("model_type")
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -107,7 +107,7 @@ def _refuse_base(base: Base) -> None:
         raise UserError(f"--engine vllm: {base.name} is a Qwen2 with its own head_dim, which vLLM does not read")
 
 
-def _refuse_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
+def _refuse_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
     for capability in sorted(method.capabilities - SUPPORTED):
         raise _refused(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
@@ -115,10 +115,10 @@ def _refuse_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
         raise _refused(base, method, f"what it makes of the method's '{unknown[0]}' is not known")
 
 
-def _own_rope(base: Base) -> dict[str, Any]:
+def _own_rope(base: BaseModelInfo) -> dict[str, Any]:
     """Return a base's own rope_parameters, as transformers reads them from its config."""
     return base.positions.nested or base.positions.rope
 
 
-def _refused(base: Base, method: Method, why: str) -> UserError:
+def _refused(base: BaseModelInfo, method: Method, why: str) -> UserError:
     return UserError(f"--engine vllm cannot run {type(method).__name__} on {base.name}: {why}; use --engine hf")

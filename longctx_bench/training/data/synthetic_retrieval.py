@@ -151,7 +151,7 @@ Pieces = list[tuple[str, bool]]
 def _between_sentences(text: str, encode: Encode, room: int, needles: list[str], depths: list[float]) -> Pieces | None:
     """Put needles between the first sentences of the text, joined by spaces, that take at most ``room`` tokens."""
     chosen = []
-    for sentence in haystack.sentences(" ".join(text.split())):
+    for sentence in haystack.split_sentences(" ".join(text.split())):
         room -= len(encode(" " + sentence).ids)
         if room < 0:
             break

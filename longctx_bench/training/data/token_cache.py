@@ -14,7 +14,7 @@ import numpy as np
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import cache_dir, made_once
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
@@ -80,7 +80,7 @@ def _file_tokens(folder: Path, base: str, file: Path, text_field: str, tokenizer
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     name = f"{base} {digest} {text_field}"
-    return _cached(folder, name, documents_of_file(file, text_field), tokenizer, None)
+    return _cached(folder, name, read_documents(file, text_field), tokenizer, None)
 
 
 def _cached(folder: Path, name: str, documents: Iterable[str], tokenizer: Any, limit: int | None) -> Tokens:

@@ -17,14 +17,14 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.loglikelihood import branches, tails
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import get_metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
-BASE = Base("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
+BASE = BaseModelInfo("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
 
 
 class Peak:
@@ -283,7 +283,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
 
     tasks = Registry().tasks
     registry = SimpleNamespace(
-        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=metric(task.metric))
+        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=get_metric(task.metric))
     )
     encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
     goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]

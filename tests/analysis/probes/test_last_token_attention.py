@@ -23,7 +23,7 @@ from longctx_bench.analysis.probes.last_token_attention import (
 )
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.engines.hf.attention_capture import last_token_attention
 from longctx_bench.engines.hf.engine import load_model, prepared
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
@@ -55,7 +55,7 @@ def eager(model: Any, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("member", ["rope", "drope"])
 def test_rows_equal_transformers_eager_attention(member: str) -> None:
-    model = load_model(embedded_folder(f"{member}-tiny"), "float32", "cpu")
+    model = load_model(shipped_checkpoint_folder(f"{member}-tiny"), "float32", "cpu")
     ours = last_token_attention(model, IDS)
     assert ours.shape == (8, 5, 300)
     assert model.config._attn_implementation == "sdpa", "undone"
@@ -66,7 +66,7 @@ def test_rows_equal_transformers_eager_attention(member: str) -> None:
 @pytest.mark.parametrize("name", ["yarn-tiny", "drope-tiny", "pi-tiny"])
 def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     variant = Registry().variant(name)
-    folder = embedded_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
+    folder = shipped_checkpoint_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
     base = variant.base(read_config(folder))
     model = load_model(folder, "float32", "cpu")
     with prepared(model, ModelUnderTest(base, variant.method, 2048), 2048):
@@ -87,7 +87,7 @@ def test_heads_that_share_keys_have_rows_of_their_own(tiny_folder: Path) -> None
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("member", ["rope", "drope"])
 def test_rows_sum_to_one(member: str, length: int) -> None:
-    model = load_model(embedded_folder(f"{member}-tiny"), "float32", "cpu")
+    model = load_model(shipped_checkpoint_folder(f"{member}-tiny"), "float32", "cpu")
     rows = last_token_attention(model, (IDS * 4)[:length])
     assert rows.shape == (8, 5, length)
     np.testing.assert_allclose(rows.sum(axis=-1), 1.0, atol=1e-4)
@@ -121,7 +121,7 @@ def test_other_attention_is_refused(call: Any, tmp_path: Path, essays: Path, nam
 
 def test_prompts_mark_the_needles_key_and_value(essays: Path) -> None:
     registry = Registry(local_data={"ruler-essays": essays})
-    encoder = PromptEncoder(load_tokenizer(embedded_folder("rope-tiny")))
+    encoder = PromptEncoder(load_tokenizer(shipped_checkpoint_folder("rope-tiny")))
     benchmark: Any = registry.benchmark(registry.tasks["niah"])
     [prompt, other] = needle_prompts(benchmark, encoder, 512, 2, 42, 30.0)
     example = next(e for e in (benchmark.example(encoder, 512, 32, 42, i) for i in range(11)) if e.depths == (30.0,))
@@ -168,12 +168,12 @@ def test_scaling_is_what_the_method_adds_with_length() -> None:
     found = {}
     for name in ("rope", "yarn", "pi", "drope", "nope", "nope-retrieval"):
         variant = registry.variant(f"{name}-tiny")
-        base = variant.base(read_config(embedded_folder("rope-tiny")))
+        base = variant.base(read_config(shipped_checkpoint_folder("rope-tiny")))
         plain = without_scaling(variant.method, base, 2048)
         found[name] = None if plain is None else type(plain).__name__
         if name == "drope":
             assert plain is not None
-            assert plain.tuning(base, 2048).value == pytest.approx(1.0)  # type: ignore[union-attr]
+            assert plain.applied_scalar(base, 2048).value == pytest.approx(1.0)  # type: ignore[union-attr]
     assert found == {
         "rope": None,
         "yarn": "RoPE",
@@ -186,7 +186,7 @@ def test_scaling_is_what_the_method_adds_with_length() -> None:
 
 def test_with_and_without_are_measured_at_every_length() -> None:
     variant = Registry().variant("yarn-tiny")
-    base = variant.base(read_config(embedded_folder("rope-tiny")))
+    base = variant.base(read_config(shipped_checkpoint_folder("rope-tiny")))
     seen = []
 
     def rows(method: Any, length: int, ids: Any) -> Any:

@@ -14,13 +14,13 @@ import torch
 from longctx_bench.analysis.probes.rope_frequency_factors import scaling_factors
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.engine import load_model, prepared
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_frequencies import inverse_frequencies
 from longctx_bench.methods.rope_scaling import NTK, PI, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.models.variant import ModelUnderTest
 
-BASE = Base("tiny", 512, {"head_dim": 64, "hidden_size": 320, "num_attention_heads": 5, "rope_theta": 10000.0})
+BASE = BaseModelInfo("tiny", 512, {"head_dim": 64, "hidden_size": 320, "num_attention_heads": 5, "rope_theta": 10000.0})
 S = 8.0
 
 
@@ -70,7 +70,7 @@ def test_longrope_divides_by_the_users_list() -> None:
 
 @pytest.mark.parametrize("method", [RoPE(), PI(), NTK(), YaRN(), Llama3()], ids=lambda method: type(method).__name__)
 def test_frequencies_are_those_of_a_loaded_model(tiny_folder: Path, method: Any) -> None:
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     model = load_model(tiny_folder, "float32", "cpu")
     with prepared(model, ModelUnderTest(base, method, 1024), 1024):
         rotary = model.model.rotary_emb

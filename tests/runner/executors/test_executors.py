@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from longctx_bench.core.errors import DoesNotFit, UserError
-from longctx_bench.core.sources import digest
+from longctx_bench.core.errors import ContextTooShort, UserError
+from longctx_bench.core.sources import content_digest
 from longctx_bench.core.types import Request
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors import make_executor
@@ -77,7 +77,7 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
     with scratch as folder:
         assert not list(Path(folder).rglob("*.safetensors")), "weights are not sent"
         sent = parts(variant, variant.base({}), None)
-        back = elsewhere.rebuilt(sent.model, sent.spec, sent.params, sent.source)
+        back = elsewhere.variant_from_parts(sent.model, sent.spec, sent.params, sent.source)
     assert back.method.model_dump() == variant.method.model_dump()
     assert back.method.model_dump()["strength"] == 0.25
     assert (back.model, back.source) == (variant.model, variant.source)
@@ -100,7 +100,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     facts = worker.start()
     assert isinstance(facts, WorkerFacts)
     assert facts.engine == "echo"
-    order = Order(parts(variant, variant.base({}), digest(variant.source)), 64, "niah", None, "generate", False)
+    order = Order(parts(variant, variant.base({}), content_digest(variant.source)), 64, "niah", None, "generate", False)
     requests = [Request("0", [5] * 40, 8), Request("1", [5] * 50, 8)]
     assert worker.batches(order, requests) == [["0", "1"]]
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
@@ -111,7 +111,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     assert "holds other weights" in refused.message
     assert f"on the worker at {socket.gethostname()}" in refused.message
     assert isinstance(refused.error(), UserError)
-    assert isinstance(Failure("skip", "too short").error(), DoesNotFit)
+    assert isinstance(Failure("skip", "too short").error(), ContextTooShort)
 
 
 def test_options_that_do_not_go_together() -> None:
