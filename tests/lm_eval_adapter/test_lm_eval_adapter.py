@@ -26,6 +26,8 @@ from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
 from longctx_bench.store.schema import parse_result
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
 )

@@ -320,6 +320,7 @@ def test_an_example_is_shown_in_its_lines(call: Call, tmp_path: Path) -> None:
     assert "\nnext line\t\n" in out
 
 
+@pytest.mark.slow
 def test_warnings_logs_and_tracebacks_hold_no_commands() -> None:
     code = (
         "import logging, warnings; from longctx_bench.cli.main import _keep_terminal; _keep_terminal();"

@@ -33,6 +33,7 @@ for one, other in zip(apply_rotary_pos_emb(query, key, cos, sin), rotated(query,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -29,6 +29,8 @@ from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.variant import ModelUnderTest
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sk-live/3f9a+77e0c1d2"  # noqa: S105 (made up)
 
 

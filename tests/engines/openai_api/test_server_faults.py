@@ -18,6 +18,8 @@ from helpers import faulty_server
 from longctx_bench.engines.openai_api.config import Server
 from longctx_bench.store.run_store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 
 def records(folder: Path) -> dict[str, bytes]:
     """All records of a run, byte for byte."""
