@@ -78,6 +78,7 @@ def same(folder: Path, texts: int = 300) -> None:
     assert len(light) == len(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_the_tiny_familys(name: str) -> None:
     same(shipped_checkpoint_folder(name))
@@ -101,6 +102,7 @@ def changed(folder: Path, **settings: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
 
 
+@pytest.mark.slow
 def test_one_with_bos_and_a_chat_template(tmp_path: Path) -> None:
     same(saved(tmp_path, make_tokenizer(bos=True)))
     light, whole = prompt_tokenizer(tmp_path), load_tokenizer(tmp_path)
@@ -150,6 +152,7 @@ UNUSUAL: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_anything_unusual_is_left_to_transformers(tmp_path: Path, what: str) -> None:
     folder = saved(tmp_path, make_tokenizer())
