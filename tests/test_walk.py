@@ -12,6 +12,8 @@ import pytest
 
 from longctx_bench.core.errors import UserError, did_you_mean
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 METHOD = """
