@@ -1,7 +1,7 @@
-"""Files that this machine keeps: where they lie, and whether they are still what was written there.
+"""File cache: its location, and integrity checks of cached files.
 
-Whatever is fetched, extracted, converted or merged gets a file of sizes and sha256s beside it when it is made. Every
-use compares sizes; the contents are read once a process, and again when a file's size or time has changed since.
+Everything that is fetched, extracted, converted or merged gets a neighbouring file with sizes and sha256 digests. Every
+use compares sizes; contents are verified once per process, and again after a change of size or modification time.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _read: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def cache_dir() -> Path:
-    """Return the folder that keeps fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
+    """Return the folder for fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
     named = os.environ.get("LONGCTX_BENCH_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("longctx-bench"))
 
 
 def warn(message: str) -> None:
-    """Say on one line of standard error what was put right, unless the caller's logging decides otherwise."""
+    """Log a one-line warning (to standard error, unless the caller configures logging)."""
     logging.getLogger("longctx_bench").warning("%s", " ".join(message.split()))
 
 
 def sha256(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal, reading it in pieces; once a process while its size and time stay."""
+    """Return a file's sha256 (hex), computed once per process while size and modification time stay the same."""
     return _digest(path, "sha256")
 
 
 def git_blob_sha1(path: Path) -> str:
-    """Return the name that git gives a file's content, which is the hub's for files that are not large."""
+    """Return git's blob sha1 of a file, which identifies small files on the hub."""
     return _digest(path, "git")
 
 
@@ -65,9 +65,9 @@ def write_digests(path: Path, beside: Path | None = None) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Say in a few words what is wrong with what was sealed; None when it is whole.
+    """Return a short description of what is wrong with a cached file or folder; None when it is intact.
 
-    Files that came to a sealed folder later are none of its business. Nothing is written or locked.
+    Files that were added to a folder later are ignored. Nothing is written or locked.
     """
     try:
         if not path.exists():
@@ -122,7 +122,7 @@ def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".
 
 
 def mismatched_files(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
-    """Return the files whose digest is another one.
+    """Return the files whose digest differs from the expected one.
 
     Args:
         expected: files, ``sha256`` or ``git``, and digests in hexadecimal.

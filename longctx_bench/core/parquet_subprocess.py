@@ -41,7 +41,7 @@ def serve(file: str, columns: list[str], needed: list[str]) -> None:
         for rows in _batches(file, columns, needed):
             sys.stdout.buffer.write(encoder.encode_lines(rows))
     except MemoryError:
-        said = "it unpacks to more than memory is spent on"
+        said = "it decompresses to more than the memory limit"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         said = f"not a readable parquet file ({' '.join(str(error).split()):.200})"
     except _Unfit as error:

@@ -1,4 +1,4 @@
-"""From ``package.module:Class`` or ``./file.py:Class`` to the class, whoever wrote it, and to the code that it is."""
+"""Plug-in loading: ``package.module:Class`` or ``./file.py:Class`` to the class and its source digest."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from longctx_bench.core.errors import UserError, did_you_mean
 
 
 class LoadedObject(NamedTuple):
-    """Whatever a spec points at."""
+    """An object that a spec names."""
 
     value: Any
     code: CodeDigest | None
-    """Its source; None for what is this package's own."""
+    """Its source digest; None for objects of this package."""
 
 
 _CODE: dict[str, CodeDigest] = {}
-"""By module name, of modules that Python keeps: an edit after they were imported is not what runs."""
+"""By module name. Kept, because Python keeps imported modules: a later edit of the file is not what runs."""
 
 
 def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
-    """Return what a spec points at, and the source that it was made from.
+    """Return the object that a spec names, with its source digest.
 
-    A file may import what lies beside it by ``from .other import name``; other folders' modules of the same name are
-    other ones.
+    A file may import its neighbours with ``from .other import name``; modules of the same name in other folders are
+    kept apart.
 
     Args:
         use: ``package.module:name``, or ``./file.py:name`` relative to ``folder``.
         where: names the spec in the error.
-        folder: of the YAML that holds the spec; without one, no file is loaded.
+        folder: of the YAML with the spec; required for ``./file.py``.
 
     Raises:
-        UserError: it cannot be imported, whatever the code raises, or has nothing of that name.
+        UserError: the module cannot be imported (whatever it raises), or has no such name.
     """
     module_name, _, name = use.partition(":")
     try:
@@ -79,7 +79,7 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
     if not path.exists():
         raise UserError(f"{path}: no such file")
     code = digest_of_file(path)
-    # A package of its own for each folder and state of the code: what was imported before an edit is not used again.
+    # One package per folder and source digest: modules imported before an edit are not reused.
     known = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
     package = ModuleType(f"longctx_bench_plugin_{known}")
     package.__path__ = [str(path.parent)]
@@ -98,7 +98,7 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
 
 
 class _FromSource(SourceFileLoader):
-    """Runs what stands in the file: bytecode beside it is told from an edited source by whole seconds."""
+    """Always compiles the source: bytecode files detect edits only by whole seconds."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -106,7 +106,7 @@ class _FromSource(SourceFileLoader):
 
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """Leave no bytecode beside a user's modules, for the same reason."""
+    """Write no bytecode next to a user's modules, for the same reason."""
     before = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:

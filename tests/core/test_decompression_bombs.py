@@ -95,7 +95,7 @@ def test_what_unpacks_to_far_more_than_text_does_is_refused(
     monkeypatch.setattr(decompression, "_UNSUSPICIOUS", 2 * MB)
     pack(tmp_path / name, spaces(200))
     assert (tmp_path / name).stat().st_size < MB
-    assert one_line(read, tmp_path / name, "unpacks to more than|longer than") < 400 * MB
+    assert one_line(read, tmp_path / name, "decompresses to more than|longer than") < 400 * MB
 
 
 @pytest.mark.parametrize(("name", "pack"), [("lcc.jsonl.gz", by_gzip), ("lcc.zip", by_zip)])
@@ -105,7 +105,7 @@ def test_a_bomb_of_blank_lines_is_refused(
     monkeypatch.setattr(decompression, "_UNSUSPICIOUS", 2 * MB)
     monkeypatch.setattr(decompression, "_RATIO", 20)
     pack(tmp_path / name, (b" " * 999 + b"\n" for _ in range(20_000)))
-    assert one_line(rows, tmp_path / name, "unpacks to more than") < 16 * MB
+    assert one_line(rows, tmp_path / name, "decompresses to more than") < 16 * MB
 
 
 @pytest.mark.parametrize(("name", "read"), [("lcc.jsonl", rows), ("a.jsonl", texts)])
@@ -167,7 +167,7 @@ PREFIXES = {"compression": "zstd", "use_dictionary": False, "column_encoding": {
 def test_a_text_that_a_table_stores_once_and_repeats_without_end_is_refused(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", shared("y" * 30 * MB, 10_000), **WHOLE_DICTIONARY)
     assert path.stat().st_size < 10_000
-    assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
+    assert one_line(texts, path, "decompresses to more than 64 MiB") < 400 * MB
 
 
 @pytest.mark.parametrize("options", [WHOLE_DICTIONARY, PREFIXES])
@@ -181,21 +181,21 @@ def test_texts_that_continue_the_one_before_are_read_and_their_bombs_refused(tmp
     assert texts(path)[4999] == "the same 4999"
     path = table(tmp_path / "b.parquet", ["y" * MB + str(number) for number in range(1000)], **PREFIXES)
     assert path.stat().st_size < 10_000
-    assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
+    assert one_line(texts, path, "decompresses to more than 64 MiB") < 400 * MB
 
 
 def test_pages_that_unpack_to_far_more_than_text_does_are_refused(tmp_path: Path) -> None:
     letters = [chr(97 + number % 26) * 4 * MB + str(number) for number in range(60)]
     path = table(tmp_path / "a.parquet", letters, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < MB
-    assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
+    assert one_line(texts, path, "decompresses to more than 64 MiB") < 400 * MB
 
 
 def test_rows_without_text_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     monkeypatch.setattr(decompression, "_UNSUSPICIOUS", 2 * MB)
     path = table(tmp_path / "a.parquet", pyarrow.nulls(10_000_000, pyarrow.string()))
-    one_line(texts, path, "unpacks to more than")
+    one_line(texts, path, "decompresses to more than")
 
 
 def test_a_list_of_more_texts_than_any_row_has_is_refused(tmp_path: Path) -> None:
