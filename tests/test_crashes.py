@@ -241,13 +241,13 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
     from longctx_bench.training.train import train
 
     monkeypatch.setattr("longctx_bench.training.trainer.matmul_rate", lambda device: 1e12)
-    monkeypatch.setattr("longctx_bench.training.trainer.draw", lambda *_: None)
+    monkeypatch.setattr("longctx_bench.training.trainer.plot_loss_curve", lambda *_: None)
     top = tmp_path / "top"
     top.mkdir()
     monkeypatch.setenv("LONGCTX_BENCH_CACHE", str(top / "cache"))
     shutil.copyfile(essays, tmp_path / "text.txt")
     (tmp_path / "small.yaml").write_text(json.dumps(RECIPE | {"corpus": str(tmp_path)}))
-    save = checkpointing.save
+    save = checkpointing.save_state
 
     with recorded(top) as recorder, monkeypatch.context() as patch:
 
@@ -255,18 +255,18 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
             save(out, step, *rest)
             recorder.note(step)
 
-        patch.setattr(checkpointing, "save", saved)
+        patch.setattr(checkpointing, "save_state", saved)
         train(tmp_path / "small.yaml", top / "out")
         recorder.note(RECIPE["tokens"] // 64)
     expected = (top / "out/model.safetensors").read_bytes()
     steps: list[int] = []
-    one_step = trainer.Run._one_step
+    one_step = trainer.Trainer._train_step
 
     def counted(self: Any, inputs: Any) -> Any:
         steps.append(self.step)
         return one_step(self, inputs)
 
-    monkeypatch.setattr(trainer.Run, "_one_step", counted)
+    monkeypatch.setattr(trainer.Trainer, "_train_step", counted)
     # A training takes longer than a run.
     for number, state in enumerate(drawn(recorder, STATES // 3)):
         again = state.write(tmp_path / f"crash-{number}")

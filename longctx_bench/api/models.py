@@ -26,7 +26,7 @@ from longctx_bench.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from longctx_bench.analysis.calibration.calibrate import Point
+    from longctx_bench.analysis.calibration.calibrate import SweepPoint
     from longctx_bench.engines.hf.export import Written
 
 
@@ -138,7 +138,7 @@ def calibrate(
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     registry: Registry | None = None,
-    tell: Callable[[Point], None] | None = None,
+    tell: Callable[[SweepPoint], None] | None = None,
 ) -> Calibration:
     """Fit the tunable scalar of a model's method at each scale, as ``longctx-bench calibrate`` does.
 
@@ -196,5 +196,5 @@ def calibrate(
         else Perplexity(engine, encoder, parse_path(text, "text"))
     )
     fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
-    path = sweeps.write(target, variant.method, variant.method_name, goal, fit)
+    path = sweeps.write_calibration(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)

@@ -17,7 +17,7 @@ from longctx_bench.reporting.formats import html_tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from longctx_bench.analysis.calibration.calibrate import Fit
+    from longctx_bench.analysis.calibration.calibrate import CalibrationResult
     from longctx_bench.reporting.tables.base import Table
 
 
@@ -112,7 +112,7 @@ class Calibration:
     parameter: str
     """Of the method: ``temperature`` or ``attention_factor``."""
     objective: str
-    fit: Fit
+    fit: CalibrationResult
     """Best value by scale, the law's coefficient and every point that was measured."""
     path: Path
     """The ``calibration.json`` that runs read."""

@@ -15,7 +15,7 @@ from longctx_bench.cli.output import say
 from longctx_bench.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from longctx_bench.analysis.probes.method_contract import Checked
+    from longctx_bench.analysis.probes.method_contract import CheckReport
     from longctx_bench.models.variant import ModelVariant
     from longctx_bench.registry import Registry
 
@@ -72,7 +72,7 @@ def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     return registry.variant(f"{method}:{registry.variant(base).model.name}")
 
 
-def _show(found: Checked) -> None:
+def _show(found: CheckReport) -> None:
     prompts = ", ".join(map(str, found.prompts))
     say(f"{found.method} on {found.model}, applied for {found.length} tokens, on {found.device}; prompts of {prompts}")
     for check in found.checks:

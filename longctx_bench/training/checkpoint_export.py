@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CONFIG = "config.json"
 
 
-def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Save a copy of ``model`` in bf16, adapters merged, with its tokenizer. The model itself is not changed.
 
     Where its config.json is, all of it is, on the disk.
@@ -56,7 +56,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def average(folders: list[Path], out: Path) -> None:
+def average_checkpoints(folders: list[Path], out: Path) -> None:
     """Write the mean of several checkpoints of one model to ``out``; all else is taken from the last."""
     shutil.copytree(folders[-1], out, dirs_exist_ok=True)
     loaded = [load_file(folder / "model.safetensors") for folder in folders]

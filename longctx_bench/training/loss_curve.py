@@ -1,4 +1,4 @@
-"""The loss curve of a run, as CSV and as a picture."""
+"""The loss curve of a training run: loss.csv and loss.png."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from longctx_bench.core.io import atomic_write, write_text
 COLUMNS = ("step", "tokens", "lr", "train_loss", "validation_loss", "tokens_per_second")
 
 
-def write_csv(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``loss.csv``. Losses are mean nats a token."""
+def write_loss_csv(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``loss.csv``. Losses are mean nats per token."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -21,7 +21,7 @@ def write_csv(out: Path, rows: list[dict[str, Any]]) -> None:
     write_text(out / "loss.csv", text.getvalue())
 
 
-def draw(out: Path, rows: list[dict[str, Any]], title: str) -> None:
+def plot_loss_curve(out: Path, rows: list[dict[str, Any]], title: str) -> None:
     """Write ``loss.png``."""
     from matplotlib.figure import Figure
 

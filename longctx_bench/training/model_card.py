@@ -1,4 +1,4 @@
-"""The model card that a run writes beside its weights."""
+"""The model card (README.md) of a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that training starts from: fresh ones per position method, and bases with their positions dropped."""
+"""Initial models: random weights per position method, or a base model with its positions dropped (DroPE)."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def fresh_model(shape: Shape, positions: str, length: int, vocab_size: int, end:
 
 
 def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
-    """Return the fp32 model that a recipe's first step sees.
+    """Return the fp32 model that a recipe starts from.
 
     Raises:
-        UserError: the base cannot be continued so, or the tokenizer is larger than the model's vocabulary.
+        UserError: the base cannot be continued this way, or the tokenizer is larger than the model's vocabulary.
     """
     if recipe.shape is not None:
         shape = recipe.shape
@@ -86,7 +86,7 @@ def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
 
 
 def base_source(name: str, revision: str | None = None) -> Source:
-    """Return where a base or a tokenizer comes from.
+    """Return the source of a base or a tokenizer.
 
     Args:
         name: a folder, an embedded name, the name of a listed model or a hub id.
@@ -100,19 +100,19 @@ def base_source(name: str, revision: str | None = None) -> Source:
             return PathSource(path=folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return validate(HubSource, {"hub": name, "revision": revision}, f"base '{name}'")
-    listed = Registry().models.get(name)
-    if listed is None:
+    model = Registry().models.get(name)
+    if model is None:
         raise UserError(
             f"base '{name}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
         )
-    return listed.source
+    return model.source
 
 
 def base_folder(name: str, revision: str | None = None) -> Path:
     """Return a local folder with the checkpoint of a base; arguments as :func:`base_source`.
 
     Raises:
-        UserError: it cannot be brought here, or holds something else than a model's whole weights.
+        UserError: it cannot be fetched, or does not hold the full weights of a model.
     """
     return checkpoint_folder(base_source(name, revision))
 
@@ -151,9 +151,9 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
 
 
 def load_base(recipe: Recipe) -> PreTrainedModel:
-    """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
+    """Load the checkpoint that a recipe continues, in fp32, with its positions as stored.
 
-    A recalibration goes on also from one whose positions were dropped before.
+    A recalibration may also continue one whose positions were dropped before.
 
     Raises:
         UserError: as :func:`base_config`, or its weights are missing or damaged.
@@ -175,17 +175,17 @@ def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
     fields["attention_type"] = _attention_type(qk_norm)
     config = config_class(**fields)
     config.architectures = [model_class.__name__]
-    dropped: PreTrainedModel = model_class(config).to(torch.float32)
-    absent = dropped.load_state_dict(model.state_dict(), strict=False)
+    drope_model: PreTrainedModel = model_class(config).to(torch.float32)
+    absent = drope_model.load_state_dict(model.state_dict(), strict=False)
     new = {key for key in absent.missing_keys if not key.endswith(("q_norm.weight", "k_norm.weight"))}
     assert not new, new
     assert not absent.unexpected_keys, absent.unexpected_keys
     with torch.no_grad():
-        for name, parameter in dropped.named_parameters():
+        for name, parameter in drope_model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.fill_(1.0)
-    dropped.tie_weights()
-    return dropped
+    drope_model.tie_weights()
+    return drope_model
 
 
 def recipe_tokenizer(recipe: Recipe) -> Any:
@@ -199,7 +199,7 @@ def recipe_tokenizer(recipe: Recipe) -> Any:
         return stored_tokenizer(base_folder(recipe.base, recipe.base_revision))
     source = base_source(recipe.tokenizer)
     if isinstance(source, HubSource):
-        # Its weights are not wanted: transformers fetches the tokenizer's files alone.
+        # transformers fetches the tokenizer's files only, not the weights.
         return transformers_tokenizer(source.hub, source.revision)
     if isinstance(source, PathSource) and not (source.path / DELTA_FILE).is_file():
         return stored_tokenizer(source.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -263,6 +264,21 @@ def read_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> Re
     for key, value in (overrides or {}).items():
         _put(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
     return validate(Recipe, values, str(path))
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
+    """Return the values of ``KEY=VALUE`` settings by key.
+
+    Raises:
+        UserError: a setting has no ``=``.
+    """
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected KEY=VALUE, such as lr=3e-4")
+        overrides[key] = value
+    return overrides
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

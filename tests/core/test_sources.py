@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 
 from longctx_bench.core import file_cache
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import content_digest, fetch, sha256, source_label
+from longctx_bench.core.sources import _hub_reachable, content_digest, fetch, sha256, source_label
 from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource, validate
 
 
@@ -314,3 +315,19 @@ def test_a_damaged_file_in_the_hubs_cache_is_one_line_where_the_hub_is_out_of_re
 )
 def test_where_a_source_comes_from_in_a_phrase(source: Source, said: str) -> None:
     assert source_label(source) == said
+
+
+def test_the_hub_is_looked_for_where_it_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    reachable = _hub_reachable.__wrapped__
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert not reachable()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        assert reachable()
+    assert not reachable()
+    # Only the proxy could tell.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert reachable()

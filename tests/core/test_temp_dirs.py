@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,3 +151,14 @@ def test_a_scratch_folder_is_locked(folder: Path) -> None:
         with ScratchFolder("longctx-bench-"):
             assert scratch.exists(), "as a conversion needs another one"
     assert not scratch.exists()
+
+
+def test_threads_do_not_take_each_others_new_folders_for_leftovers(tmp_path: Path) -> None:
+    def use(number: int) -> bool:
+        with ScratchFolder("scratch-", tmp_path) as folder:
+            (folder / "file").write_text(str(number), encoding="utf-8")
+            return (folder / "file").read_text(encoding="utf-8") == str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(400)))
+    assert not list(tmp_path.iterdir())

@@ -143,6 +143,7 @@ def test_its_tasks_run_in_our_store(
     cell = json.loads((folder / "cell.json").read_text())
     assert cell["score"] == pytest.approx(cell["lm_eval"]["results"]["acc_norm,none"])
     assert "acc,none" in cell["lm_eval"]["results"]
+    assert cell["exhausted"] is False, "a larger limit would find more"
     # Part of what the cell is known by: raised, all are measured again.
     task = parse_result(cell).spec.task
     assert (task.benchmark_version, task.metric_version, task.metric) == (1, 1, "lm_eval")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.models.checkpoint import ADAPTER_CONFIG
-from longctx_bench.training.checkpoint_export import export
+from longctx_bench.training.checkpoint_export import save_model
 from longctx_bench.training.models import fresh_model, recipe_tokenizer, starting_model
 from longctx_bench.training.recipe import Recipe, Shape, read_recipe
 
@@ -27,7 +27,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def base(tokenizer: Any, tmp_path: Path) -> Path:
     """A small Llama and the corpus' tokenizer."""
-    export(fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0), tokenizer, tmp_path / "base")
+    save_model(fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0), tokenizer, tmp_path / "base")
     return tmp_path / "base"
 
 

@@ -38,8 +38,8 @@ def scaling_factors(base: BaseModelInfo, methods: Mapping[str, Method], scale: f
     plain, _ = inverse_frequencies(base, RoPE(), length)
     factors, attention = {}, {}
     for name, method in methods.items():
-        found, attention[name] = inverse_frequencies(base, method, length)
-        factors[name] = [mine / theirs for mine, theirs in zip(found, plain, strict=True)]
+        frequencies, attention[name] = inverse_frequencies(base, method, length)
+        factors[name] = [mine / theirs for mine, theirs in zip(frequencies, plain, strict=True)]
     return {
         "model": base.name,
         "scale": scale,
@@ -51,14 +51,14 @@ def scaling_factors(base: BaseModelInfo, methods: Mapping[str, Method], scale: f
     }
 
 
-def write_factors(out: Path, found: dict[str, Any]) -> Path:
+def write_factors(out: Path, factors: dict[str, Any]) -> Path:
     """Write ``probes/factors/MODEL/SCALEx.json`` below a run's folder and return its path.
 
     Raises:
         UserError: the folder cannot be written, or nothing was measured.
     """
-    if not found["factors"]:
-        raise UserError(f"{found['model']}: no method changes its frequencies")
-    path = out / "probes" / "factors" / safe_name(found["model"]) / f"{found['scale']:g}x.json"
-    write_json(path, found)
+    if not factors["factors"]:
+        raise UserError(f"{factors['model']}: no method changes its frequencies")
+    path = out / "probes" / "factors" / safe_name(factors["model"]) / f"{factors['scale']:g}x.json"
+    write_json(path, factors)
     return path

@@ -1,4 +1,4 @@
-"""Documents out of files and hub datasets, one string each, in an order that never changes."""
+"""Training documents from files and hub datasets, in a fixed order."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx_bench.analysis.calibration.calibrate import Point, best, calibrate, write
+from longctx_bench.analysis.calibration.calibrate import SweepPoint, best_value, calibrate, write_calibration
 from longctx_bench.cli import main
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
@@ -57,7 +57,7 @@ def drope_folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_best_value_is_found_at_every_scale(tmp_path: Path) -> None:
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0, 8.0], 5, points.append)
     for scale, value in fit.table.items():
         assert value == pytest.approx(1 + 0.4 * math.log(scale), abs=0.013)
@@ -68,7 +68,7 @@ def test_the_best_value_is_found_at_every_scale(tmp_path: Path) -> None:
 
 def test_a_plateau_gives_its_middle_and_one_lucky_point_does_not_win() -> None:
     scores = [0.0, 0.0, 0.9, 0.0, 0.0, 0.6, 0.7, 0.7, 0.7, 0.6, 0.0]
-    assert best([Point(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
+    assert best_value([SweepPoint(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
 
 
 def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
     assert before.temperature is not None
     assert (before.temperature.source, before.temperature.c) == ("paper", 0.412)
     fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0], 5, lambda point: None)
-    path = write(drope_folder, DroPE(), "drope", Peak(), fit)
+    path = write_calibration(drope_folder, DroPE(), "drope", Peak(), fit)
     assert (drope_folder / "calibration-temperature-retrieval.png").stat().st_size > 5000
     assert json.loads(path.read_text())["temperature"]["retrieval"]["data"] == "made up"
     after = Registry().variant(f"drope:{drope_folder}").method

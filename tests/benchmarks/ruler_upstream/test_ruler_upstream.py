@@ -9,6 +9,7 @@ import hashlib
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import word_lists
 from longctx_bench.benchmarks.ruler_upstream.aggregation_and_qa import UpstreamCommonWords
+from longctx_bench.benchmarks.ruler_upstream.base import UpstreamError
 from longctx_bench.benchmarks.ruler_upstream.niah_and_tracking import (
     UpstreamNeedleInAHaystack,
     UpstreamVariableTracking,
     _Pairs,
+    _value,
 )
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.types import Example
@@ -191,3 +194,21 @@ def test_the_mean_of_scores_is_upstreams_score() -> None:
     for name, percent in ORACLE["metrics of all"].items():
         scores = [METRICS[name].score(case["prediction"], case["references"]) for case in ORACLE["metrics"]]
         assert round(100 * sum(scores) / len(scores), 2) == pytest.approx(percent, abs=1e-9)
+
+
+def test_numbers_are_drawn_from_upstreams_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def randint(low: int, high: int) -> int:
+        drawn.append((low, high))
+        return low
+
+    source: Any = SimpleNamespace(randint=randint)
+    assert _value("numbers", source) == "1000000"
+    # A name that comes up twice: upstream draws for one more chain, then fails.
+    names = iter(["A", "A", "B"])
+    monkeypatch.setattr("longctx_bench.benchmarks.ruler_upstream.niah_and_tracking._letters", lambda *_: next(names))
+    tracking = UpstreamVariableTracking(chains=1, hops=1)
+    with pytest.raises(UpstreamError, match="one name"):
+        tracking._chains(SimpleNamespace(rng=None, numpy=source), worked=False)  # type: ignore[arg-type]
+    assert drawn == [(1_000_000, 9_999_999), (10_000, 99_999), (10_000, 99_999)]

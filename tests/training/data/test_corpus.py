@@ -5,6 +5,7 @@ import lzma
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,25 @@ def test_tokens_are_made_once_with_an_end_after_each_document(
     assert int((first == tokenizer.eos_token_id).sum()) == 4
     text = tokenizer.decode(first.tolist()).replace(tokenizer.eos_token, "\0")
     assert text.rstrip("\0") == (corpus / "train.txt").read_text(encoding="utf-8")
+
+
+def test_files_tokenised_at_the_same_time_keep_their_order_and_bytes(
+    corpus: Path, tokenizer: Any, tmp_path: Path, prose: Callable[[int, int], str]
+) -> None:
+    texts = [prose(seed, 5 + seed) for seed in range(7)]
+    for number, text in enumerate([*texts, texts[0]]):  # the last is a second copy of the first
+        (tmp_path / f"{number}.txt").write_text(f"{text}\0{text[:40]}", encoding="utf-8")
+    cache = tmp_path / "cache"
+    arrays = token_arrays([TextSource(path="*.txt")], tmp_path, tokenizer, 0, cache)
+    for text, array in zip([*texts, texts[0]], arrays, strict=True):
+        ids = [
+            token
+            for document in (text, text[:40])
+            for token in [*tokenizer.encode(document, add_special_tokens=False), tokenizer.eos_token_id]
+        ]
+        assert array.dtype == np.uint16
+        assert array.tolist() == ids
+    assert len(list(cache.glob("*.npy"))) == 7
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "without digests"])

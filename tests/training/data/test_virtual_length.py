@@ -139,7 +139,7 @@ def test_random_crops_cut_each_pass_at_other_places() -> None:
 def test_a_killed_run_resumes_to_the_same_weights(small: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from longctx_bench.training.trainer import Run
+    from longctx_bench.training.trainer import Trainer
 
     base = train(small(), tmp_path / "base")
     recipe = small(
@@ -151,15 +151,15 @@ def test_a_killed_run_resumes_to_the_same_weights(small: Any, tmp_path: Path) ->
         tokens=6 * 256,
     )
     whole = train(recipe, tmp_path / "whole")
-    cut = Run(read_recipe(recipe), tmp_path / "cut")
-    save = cut._save
+    cut = Trainer(read_recipe(recipe), tmp_path / "cut")
+    save = cut._save_state
 
     def save_and_stop() -> None:
         save()
         cut.stopping = True
 
-    cut._save = save_and_stop  # type: ignore[method-assign]
-    cut.finish()
+    cut._save_state = save_and_stop  # type: ignore[method-assign]
+    cut.train()
     assert (tmp_path / "cut" / "state").is_dir()
     train(recipe, tmp_path / "cut")
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "cut"))
