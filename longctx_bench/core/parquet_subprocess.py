@@ -1,6 +1,6 @@
-"""Reads one parquet file for :mod:`longctx_bench.core.parquet_reader`, with a limit to its memory.
+"""Subprocess that reads a parquet file for :mod:`longctx_bench.core.parquet_reader`, with a memory limit.
 
-It is run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``,
+Run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``,
 ``columns``, and ``needed``, those without which there is nothing to read. Each row becomes a line on standard output, a
 JSON object; what is wrong with the file becomes one last line, a JSON text.
 """
