@@ -327,7 +327,7 @@ def test_a_config_is_a_file_of_a_limited_size(tmp_path: Path) -> None:
         model_config(tmp_path, "model")
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         model_config(tmp_path, "model")
 
 

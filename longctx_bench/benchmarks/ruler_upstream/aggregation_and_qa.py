@@ -1,4 +1,4 @@
-"""``ruler@paper``, what is read as a whole: common words, frequent words, and questions over documents."""
+"""``ruler@paper``: common words, frequent words and question answering."""
 
 from __future__ import annotations
 
@@ -114,27 +114,27 @@ class UpstreamFrequentWords(UpstreamBenchmark):
 
     def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as sys_kwext does."""
-        room = run.length - run.new_tokens
-        if room < 50:
+        budget = run.length - run.new_tokens
+        if budget < 50:
             raise UpstreamError("fails on prompts of fewer than 50 tokens")
-        _, words = self._draw(run, room, 0)
+        _, words = self._draw(run, budget, 0)
         while True:
-            yield self._draw(run, room, words)[0]
+            yield self._draw(run, budget, words)[0]
 
-    def _draw(self, run: UpstreamRun, room: int, words: int) -> tuple[UpstreamSample, int]:
+    def _draw(self, run: UpstreamRun, budget: int, words: int) -> tuple[UpstreamSample, int]:
         """Draw a vocabulary and size its text as generate_input_output does; 0 words or fewer: grow it."""
-        coded = self._vocabulary(run, room // 50)
-        step = room // 32
+        coded = self._vocabulary(run, budget // 50)
+        step = budget // 32
         if words > 0:
             draft = self._text(run, coded, words)
-            while run.size(draft) > room:
+            while run.size(draft) > budget:
                 if words <= 0:
                     raise UpstreamError("tries for ever (not even a text without words fits)")
                 words -= step
                 draft = self._text(run, coded, words)
             return draft, words
-        words = room // _WORD_LETTERS
-        while run.size(self._text(run, coded, words)) < room:
+        words = budget // _WORD_LETTERS
+        while run.size(self._text(run, coded, words)) < budget:
             words += step
         words -= step
         return self._text(run, coded, words), words

@@ -1,4 +1,4 @@
-"""``ruler@paper``, what is hidden in a haystack: the eight needle tasks and variable tracking."""
+"""``ruler@paper``: the eight needle-in-a-haystack tasks and variable tracking."""
 
 from __future__ import annotations
 
