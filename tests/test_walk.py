@@ -19,7 +19,7 @@ from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class Mine(Method):
-    def {name}(self, base: Base, length: int) -> dict:
+    def {name}(self, base: BaseModelInfo, length: int) -> dict:
         return {value}
 """
 BENCHMARK = """

@@ -26,7 +26,7 @@ from pathlib import Path
 from longctx_bench.core.io import atomic_write
 from longctx_bench.core.temp_dirs import ScratchFolder
 folder = Path(sys.argv[1])
-with replacing(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
+with atomic_write(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
     print("ready", flush=True)
     time.sleep(600)
 """

@@ -30,7 +30,7 @@ from longctx_bench.store.run_store import ResultStore
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
 
 OWN = """
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.core.types import Example
 
 class Rows(Benchmark):
@@ -41,7 +41,7 @@ class Rows(Benchmark):
     def examples(self, encoder, length, max_new_tokens, n, seed):
         for index in range(min(n, self.rows)):
             if index == self.bad:
-                raise DoesNotFit("row too long")
+                raise ContextTooShort("row too long")
             prompt = "word " * (400 + 100 * index)
             yield Example(example_id(index), prompt, "", ("1",), (), encoder.count(prompt, ""), max_new_tokens)
 """
