@@ -331,22 +331,22 @@ class Registry:
 
 
 def _component(
-    known: PluginRegistry[type[C]], use: str, kind: type[C], where: str, folder: Path | None
+    registry: PluginRegistry[type[C]], use: str, kind: type[C], where: str, folder: Path | None
 ) -> LoadedClass[C]:
     """Return the class that a YAML names under ``use``: a registered name, or a location in a package or file.
 
     Raises:
         UserError: there is no such class, or it is not a subclass of ``kind``.
     """
-    found = known.resolve(use, f"{where}: use", folder)
-    if not (isinstance(found.value, type) and issubclass(found.value, kind)):
+    loaded = registry.resolve(use, f"{where}: use", folder)
+    if not (isinstance(loaded.value, type) and issubclass(loaded.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-    if missing := sorted(getattr(found.value, "__abstractmethods__", ())):
+    if missing := sorted(getattr(loaded.value, "__abstractmethods__", ())):
         # To its author nothing but a misspelt name looks like this: what the class itself defines may be near.
-        near = difflib.get_close_matches(missing[0], _defined(found.value), n=1)
+        near = difflib.get_close_matches(missing[0], _defined(loaded.value), n=1)
         also = f", only '{near[0]}'" if near else ""
         raise UserError(f"{where}: use: {use}: does not define '{missing[0]}'{also}")
-    return LoadedClass(found.value, found.code)
+    return LoadedClass(loaded.value, loaded.code)
 
 
 def _defined(kind: type) -> list[str]:

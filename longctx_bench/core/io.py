@@ -58,12 +58,12 @@ def make_folder(path: Path) -> None:
     """Create a folder and its parents durably (fsync).
 
     Raises:
-        OSError: one of them cannot be made.
+        OSError: a folder cannot be created.
     """
     absent = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for made in absent:
-        sync_folder(made.parent)
+    for created in absent:
+        sync_folder(created.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -83,13 +83,13 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def move_files(made: Path, folder: Path, last: str) -> None:
+def move_files(source: Path, folder: Path, last: str) -> None:
     """Move the files of a folder into another one, with one file durably last.
 
     If that file exists, so do all others, also after a kill or a power failure.
 
     Args:
-        made: the source folder.
+        source: the source folder.
         folder: the target folder, created if missing.
         last: name of the file to move last.
 
@@ -97,14 +97,14 @@ def move_files(made: Path, folder: Path, last: str) -> None:
         OSError: the disk is full or broken.
     """
     make_folder(folder)
-    files = sorted(made.iterdir(), key=lambda file: (file.name == last, file.name))
+    files = sorted(source.iterdir(), key=lambda file: (file.name == last, file.name))
     for file in files:
         (sync_folder if file.is_dir() else sync_file)(file)
     for file in files:
         if file.name == last:
-            _sync_both(made, folder)
+            _sync_both(source, folder)
         file.replace(folder / file.name)
-    _sync_both(made, folder)
+    _sync_both(source, folder)
 
 
 def _sync_both(before: Path, after: Path) -> None:
@@ -171,9 +171,9 @@ def _last_line_end(file: BinaryIO, size: int) -> int:
     while end:
         begin = max(0, end - _BLOCK)
         file.seek(begin)
-        found = file.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0
 

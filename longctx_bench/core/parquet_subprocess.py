@@ -66,8 +66,8 @@ def _batches(file: str, columns: list[str], needed: list[str]) -> Iterator[list[
             if _size(batch) <= _LONGEST:
                 yield batch.to_pylist()
                 continue
-            for place in range(len(batch)):
-                row = batch.slice(place, 1)
+            for index in range(len(batch)):
+                row = batch.slice(index, 1)
                 if _size(row) > _LONGEST:
                     raise _Unfit(f"a row of more than {_LONGEST >> 20} MiB; remove it")
                 yield row.to_pylist()
@@ -75,8 +75,8 @@ def _batches(file: str, columns: list[str], needed: list[str]) -> Iterator[list[
 
 def _rows_at_once(metadata: Any) -> int:
     """Return how many rows can be decoded together: all of them may name one text that is as large as the column."""
-    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=1)
     return int(min(_ROWS, max(1, _TOGETHER // max(1, largest))))
 

@@ -54,13 +54,13 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
         raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
     value = getattr(module, name, None) if name else None
     if value is None:
-        own = sorted(
-            known
-            for known, each in vars(module).items()
+        defined = sorted(
+            attribute
+            for attribute, each in vars(module).items()
             if callable(each) and getattr(each, "__module__", None) == module.__name__
         )
         wrong = f"has no '{name}'" if name else "names nothing in it"
-        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, own)}")
+        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, defined)}")
     return LoadedObject(value, code)
 
 
@@ -80,8 +80,8 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
         raise UserError(f"{path}: no such file")
     code = digest_of_file(path)
     # One package per folder and source digest: modules imported before an edit are not reused.
-    known = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
-    package = ModuleType(f"longctx_bench_plugin_{known}")
+    digest = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
+    package = ModuleType(f"longctx_bench_plugin_{digest}")
     package.__path__ = [str(path.parent)]
     sys.modules.setdefault(package.__name__, package)
     module_name = f"{package.__name__}.{path.stem.replace('.', '_')}"
@@ -116,10 +116,10 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def _hint(error: Exception, module_name: str, folder: Path | None) -> str:
-    """Say how to import what lies beside a file, where that was tried in another way."""
+    """Return how to import a neighbouring module if an import of one failed."""
     if not (isinstance(error, ModuleNotFoundError) and error.name and folder and module_name.endswith(".py")):
         return ""
-    beside = (folder / module_name).parent / error.name.partition(".")[0]
-    if beside.is_dir() or beside.with_suffix(".py").is_file():
-        return f"; it lies beside the file: write `from .{error.name} import ...`"
+    neighbour = (folder / module_name).parent / error.name.partition(".")[0]
+    if neighbour.is_dir() or neighbour.with_suffix(".py").is_file():
+        return f"; it is next to the file: write `from .{error.name} import ...`"
     return ""
