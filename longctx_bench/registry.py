@@ -1,4 +1,4 @@
-"""From names to specs and classes: built-in YAML, the user's YAML and installed plug-ins through one door."""
+"""Registry: resolves names of models, methods, tasks and metrics from built-in YAML, user YAML and plug-ins."""
 
 from __future__ import annotations
 
@@ -41,35 +41,35 @@ from longctx_bench.models.variant import ModelVariant
 C = TypeVar("C", Method, Benchmark)
 
 ALL_EXAMPLES = 1_000_000_000
-"""Examples asked for where a task's own data decide how many there are."""
+"""The number of examples requested for lm-eval tasks, whose data sets decide how many there are."""
 
 
 class LoadedClass(NamedTuple, Generic[C]):
-    """A class that a spec names."""
+    """A class that a spec names, and its source digest."""
 
     kind: type[C]
     code: CodeDigest | None
-    """Its source; None for this package's own classes."""
+    """Source digest; None for classes of this package."""
 
 
 class LoadedMetric(NamedTuple):
-    """How a task is scored."""
+    """A task's metric, and its source digest."""
 
     metric: Metric
     code: CodeDigest | None
-    """The source of a metric that is not this package's own."""
+    """Source digest; None for metrics of this package."""
 
 
 @dataclass
 class Registry:
-    """All models, methods, tasks and data sources by name. Reads YAML only: no torch, no network."""
+    """All models, methods, tasks and data sources by name. Reads only YAML: no torch, no network."""
 
     include_paths: Sequence[Path] = ()
-    """The user's own folders of method YAMLs, ``models.yaml``, task YAMLs and ``sources.yaml``, in any mix."""
+    """The user's folders with method YAMLs, ``models.yaml``, task YAMLs and ``sources.yaml``, in any mix."""
     local_data: Mapping[str, Path] = field(default_factory=dict)
-    """Local files in place of named data sources."""
+    """Local files that replace named data sources."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Parameters by method name that override the YAML's."""
+    """Parameter overrides by method name."""
 
     def __post_init__(self) -> None:
         self.models: dict[str, ModelSpec] = {}
@@ -93,28 +93,28 @@ class Registry:
     # -- models -------------------------------------------------------------------------------------------------
 
     def variants(self, names: str) -> tuple[ModelVariant, ...]:
-        """Resolve comma-separated names, each contestant once.
+        """Resolve comma-separated model names, without duplicates.
 
         Raises:
-            UserError: as :meth:`variant`, or no name at all.
+            UserError: as :meth:`variant`, or there is no name.
         """
-        found: dict[str, ModelVariant] = {}
+        variants: dict[str, ModelVariant] = {}
         for part in filter(None, (part.strip() for part in names.split(","))):
             variant = self.variant(part)
-            if found.setdefault(variant.name, variant).source != variant.source:
+            if variants.setdefault(variant.name, variant).source != variant.source:
                 raise UserError(
                     f"--model {part}: another model is called {variant.name} too; rename one folder, or list both in a "
-                    f"models.yaml under names of their own (--include-path)"
+                    f"models.yaml under different names (--include-path)"
                 )
-        if not found:
+        if not variants:
             raise UserError("--model: names no model")
-        return tuple(found.values())
+        return tuple(variants.values())
 
     def variant(self, text: str) -> ModelVariant:
         """Resolve ``METHOD-BASE``, ``BASE``, ``METHOD:HUB_ID_OR_PATH`` or ``HUB_ID_OR_PATH``.
 
         Raises:
-            UserError: unknown name (with the near miss), or a base without the checkpoint that the method needs.
+            UserError: unknown name (with a suggestion), or the base model lacks the checkpoint that the method needs.
         """
         if text in self.models:
             model = self.models[text]
@@ -133,13 +133,13 @@ class Registry:
         names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
         raise UserError(
             f"--model {text}: unknown model{did_you_mean(text, names)} (`longctx-bench list models` shows all; "
-            f"METHOD:HUB_ID_OR_PATH takes any other)"
+            f"METHOD:HUB_ID_OR_PATH runs any other model)"
         )
 
     def _variant(self, method_name: str, model: ModelSpec) -> ModelVariant:
         spec, (kind, code) = self.methods[method_name], self._loaded(method_name)
-        own = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
-        if kind.checkpoint and kind.needs_checkpoint and own is None and model.native_method != kind.checkpoint:
+        checkpoint = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
+        if kind.checkpoint and kind.needs_checkpoint and checkpoint is None and model.native_method != kind.checkpoint:
             recipe = f"{kind.checkpoint}-{model.name}"
             shipped = (shipped_folder("baselines") / "recipes" / f"{recipe}.yaml").is_file()
             raise UserError(
@@ -148,9 +148,9 @@ class Registry:
                 f"it: `longctx-bench train {recipe if shipped else 'RECIPE'}`"
                 + ("" if shipped else f", a recipe with base: {model.name}")
             )
-        params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
+        params = {**spec.params, **(checkpoint.params if checkpoint else {}), **self.settings.get(method_name, {})}
         method = validate(kind, params, f"method {method_name}")
-        source = own.source if own else model.source
+        source = checkpoint.source if checkpoint else model.source
         try:
             return ModelVariant(
                 model, spec, method.with_calibration(read_calibration(source, kind.tunable)), source, code
@@ -161,7 +161,7 @@ class Registry:
     def variant_from_parts(
         self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source
     ) -> ModelVariant:
-        """Return a variant from the parts that another registry of the same names resolved.
+        """Return a variant from the parts of one that another registry resolved (on a Ray worker, say).
 
         Raises:
             UserError: the method's class cannot be loaded here.
@@ -174,10 +174,10 @@ class Registry:
         return _component(METHODS, use, Method, where, self._folders.get(method))  # type: ignore[type-abstract]
 
     def _other(self, name: str, method: str | None = None) -> ModelVariant:
-        """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
+        """Resolve a hub repository or folder that no YAML lists; without a method, with its native one."""
         kind = self._loaded(method)[0] if method is not None else None
-        model, mark = model_from_path_or_hub_id(name, kind.checkpoint if kind is not None else None)
-        if mark is None:
+        model, metadata = model_from_path_or_hub_id(name, kind.checkpoint if kind is not None else None)
+        if metadata is None:
             needed = kind.checkpoint if kind is not None and kind.needs_checkpoint else None
             if kind is not None and needed not in (None, model.native_method):
                 raise UserError(
@@ -185,25 +185,27 @@ class Registry:
                     f"one, list it under 'checkpoints' of its base in a models.yaml (--include-path)"
                 )
             return self._variant(method or model.native_method, model)
-        if method is not None or mark.method in self.settings:
+        if method is not None or metadata.method in self.settings:
             raise UserError(
-                f"{name}: was exported as {mark.method} for {mark.length} tokens, which stands in its weights; name it "
-                f"alone, without a method and without --set {mark.method}"
+                f"{name}: was exported with {metadata.method} for {metadata.length} tokens; name it alone, without "
+                f"a method and without --set {metadata.method}"
             )
-        spec = MethodSpec(name=mark.method, use="exported", description="exported")
-        return ModelVariant(model, spec, ExportedCheckpoint(factor=mark.factor, made_for=mark.length), model.source)
+        spec = MethodSpec(name=metadata.method, use="exported", description="exported")
+        return ModelVariant(
+            model, spec, ExportedCheckpoint(factor=metadata.factor, made_for=metadata.length), model.source
+        )
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
     def select_tasks(self, names: str, protocol: str | None = None) -> tuple[TaskSpec, ...]:
-        """Expand comma-separated task and group names, in order, each task once.
+        """Expand comma-separated task and group names, in order, without duplicates.
 
         Args:
             names: such as ``niah,ruler``.
-            protocol: ``ruler@paper`` replaces every RULER task by upstream's own procedure.
+            protocol: ``ruler@paper`` replaces each RULER task with upstream's procedure.
 
         Raises:
-            UserError: a name is neither a task nor a group (with the near miss).
+            UserError: a name is neither a task nor a group (with a suggestion).
         """
         chosen: dict[str, TaskSpec] = {}
         for name in filter(None, (part.strip() for part in names.split(","))):
@@ -227,20 +229,20 @@ class Registry:
         return tuple(chosen.values())
 
     def _lm_eval(self, name: str) -> TaskSpec:
-        """Describe a task of lm-eval: one of its own, or of a YAML file in ``lm_eval/`` of an ``--include-path``."""
+        """Return the spec of an lm-eval task: built in, or from a YAML file in ``lm_eval/`` of a ``--include-path``."""
         task = name.removeprefix(PREFIX)
-        own = [folder / "lm_eval" for folder in self.include_paths if _holds_lm_eval(folder / "lm_eval", task)]
+        folders = [folder / "lm_eval" for folder in self.include_paths if _holds_lm_eval(folder / "lm_eval", task)]
         return TaskSpec(
             name=name,
             use="lm-eval",
             metric="lm_eval",
             max_new_tokens=0,
             samples=ALL_EXAMPLES,
-            params={"task": task, "include": {"path": str(own[0].resolve())} if own else None},
+            params={"task": task, "include": {"path": str(folders[0].resolve())} if folders else None},
         )
 
     def benchmark(self, task: TaskSpec) -> Benchmark:
-        """Build the generator behind a task.
+        """Return a task's benchmark.
 
         Raises:
             UserError: the class cannot be loaded or a parameter is wrong.
@@ -252,7 +254,7 @@ class Registry:
         return validate(self._benchmarks[task.name].kind, task.params, f"task {task.name}", context)
 
     def benchmark_code(self, task: TaskSpec) -> CodeDigest | None:
-        """Load a task's class anew, for all that :meth:`benchmark` builds from then on; return a plug-in's source.
+        """Reload a task's benchmark class for subsequent calls of :meth:`benchmark`; return a plug-in's source digest.
 
         Raises:
             UserError: the class cannot be loaded.
@@ -263,17 +265,17 @@ class Registry:
         return loaded.code
 
     def metric(self, task: TaskSpec) -> LoadedMetric:
-        """Return a task's metric: a registered one, or a function in a file beside its YAML or in a package.
+        """Return a task's metric: a registered one, or a function in a package or in a file next to its YAML.
 
         Raises:
-            UserError: there is none of that name, or it cannot be loaded.
+            UserError: there is no such metric, or it cannot be loaded.
         """
         if task.name not in self._scorings:
             self.load_metric(task)
         return self._scorings[task.name]
 
     def load_metric(self, task: TaskSpec) -> LoadedMetric:
-        """Load a task's metric anew, for all that :meth:`metric` returns from then on; errors as there."""
+        """Reload a task's metric for subsequent calls of :meth:`metric`; errors as there."""
         where, folder = f"task {task.name}: metric", self._folders.get(f"task:{task.name}")
         loaded = METRICS.resolve(task.metric, where, folder)
         self._scorings[task.name] = LoadedMetric(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
@@ -332,22 +334,22 @@ def _is_method(values: Mapping[str, Any]) -> bool:
 
 
 def _component(
-    known: PluginRegistry[type[C]], use: str, kind: type[C], where: str, folder: Path | None
+    registry: PluginRegistry[type[C]], use: str, kind: type[C], where: str, folder: Path | None
 ) -> LoadedClass[C]:
-    """Return the class that a YAML names under ``use``: by a registered name, or by where it stands.
+    """Return the class that a YAML names under ``use``: a registered name, or a location in a package or file.
 
     Raises:
-        UserError: there is none, or it is no subclass of ``kind``.
+        UserError: there is no such class, or it is not a subclass of ``kind``.
     """
-    found = known.resolve(use, f"{where}: use", folder)
-    if not (isinstance(found.value, type) and issubclass(found.value, kind)):
+    loaded = registry.resolve(use, f"{where}: use", folder)
+    if not (isinstance(loaded.value, type) and issubclass(loaded.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-    if missing := sorted(getattr(found.value, "__abstractmethods__", ())):
+    if missing := sorted(getattr(loaded.value, "__abstractmethods__", ())):
         # To its author nothing but a misspelt name looks like this: what the class itself defines may be near.
-        near = difflib.get_close_matches(missing[0], _defined(found.value), n=1)
+        near = difflib.get_close_matches(missing[0], _defined(loaded.value), n=1)
         also = f", only '{near[0]}'" if near else ""
         raise UserError(f"{where}: use: {use}: does not define '{missing[0]}'{also}")
-    return LoadedClass(found.value, found.code)
+    return LoadedClass(loaded.value, loaded.code)
 
 
 def _defined(kind: type) -> list[str]:
@@ -357,26 +359,26 @@ def _defined(kind: type) -> list[str]:
 
 
 def _installed_tasks() -> list[Path]:
-    """Return the folders of installed packages that bring tasks: the entry points of ``longctx_bench.tasks``."""
+    """Return the task folders of installed packages (entry points of ``longctx_bench.tasks``)."""
     folders = []
     for point in sorted(entry_points(group="longctx_bench.tasks"), key=lambda point: point.name):
-        # The package is found, not imported: its YAML is all that is needed of it.
+        # Located without importing it: only its YAML is needed.
         try:
             spec = find_spec(point.value)
         except ImportError:
             spec = None
-        places = list(spec.submodule_search_locations or ()) if spec is not None else []
-        if not places:
-            raise UserError(f"tasks of '{point.name}': {point.value} is no package that is installed here")
-        folders.append(Path(places[0]))
+        locations = list(spec.submodule_search_locations or ()) if spec is not None else []
+        if not locations:
+            raise UserError(f"tasks of '{point.name}': {point.value} is not an installed package")
+        folders.append(Path(locations[0]))
     return folders
 
 
 def _holds_lm_eval(folder: Path, task: str) -> bool:
-    """Tell whether a folder has a task of lm-eval by its file's name or, as lm-eval reads it, by its ``task`` entry."""
+    """Whether a folder has an lm-eval task, by file name or (as lm-eval reads it) by its ``task`` entry."""
     if (folder / f"{task}.yaml").is_file():
         return True
-    # Not parsed: lm-eval's YAML has tags of its own, such as !function.
+    # Not parsed: lm-eval's YAML has custom tags such as !function.
     named = re.compile(rf"""^task:[ \t]*(["']?){re.escape(task)}\1[ \t]*(#.*)?$""", re.MULTILINE)
     files = sorted(folder.rglob("*.yaml"))
     return any(named.search(file.read_text(encoding="utf-8", errors="replace")) for file in files if file.is_file())

@@ -142,7 +142,7 @@ def test_lists_do_not_help_longrope_on_a_base_with_a_scaling_of_its_own() -> Non
         "model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 2048,
         "rope_parameters": {"rope_theta": 10000.0, **rope},
     }  # fmt: skip
-    with pytest.raises(UserError, match="scheme of their own .* and longrope on top of that is not defined"):
+    with pytest.raises(UserError, match="already scaled .* and longrope on top of that is not defined"):
         LongRoPE().model_overrides(BaseModelInfo("mine", 2048, config), 4096)
 
 

@@ -17,7 +17,7 @@ ANSWER = "What is the pass key? The pass key is"
 
 
 class PassKey(IndexedBenchmark):
-    """A number at one of a grid of depths between repeated sentences."""
+    """A number hidden between repeated sentences, at one of a grid of depths."""
 
     id: ClassVar[str] = "passkey"
     grid: ClassVar[str | None] = "depths"
@@ -26,7 +26,7 @@ class PassKey(IndexedBenchmark):
     digits: int = Field(default=5, ge=1)
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example, as long as whole sentences allow."""
+        """Return one example with as many whole sentences as fit."""
         key = str(random.Random(f"passkey {seed} {index}").randrange(10**self.digits)).zfill(self.digits)
         depth = index % self.depths / (self.depths - 1)
 
@@ -44,7 +44,7 @@ class PassKey(IndexedBenchmark):
                 step //= 2
         tokens = encoder.count(prompt(repeats), ANSWER)
         if tokens > budget:
-            raise ContextTooShort(f"passkey: the shortest prompt takes {tokens} tokens, {budget} are to be had")
+            raise ContextTooShort(f"passkey: the shortest prompt takes {tokens} tokens, {budget} are available")
         return Example(
             id=example_id(index),
             prompt=prompt(repeats),

@@ -20,12 +20,12 @@ class LogN(Method):
     """1 is Su's rule, 0 the base itself."""
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
-        """Let the model read as many tokens; nothing else of its config changes."""
+        """Raise the maximum length; nothing else in the config changes."""
         return {"max_position_embeddings": max(length, base.training_context)}
 
     @contextmanager
     def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
-        """Scale the attention of all layers, and take that back."""
+        """Multiply the attention scale of all layers; restore it on exit."""
         ratio = log(max(length, base.training_context)) / log(base.training_context)
         layers = [module for module in model.modules() if hasattr(module, "scaling") and hasattr(module, "q_proj")]
         before = [layer.scaling for layer in layers]

@@ -1,4 +1,4 @@
-"""A metric: whether the first number of the answer is right."""
+"""A metric: whether the first number in the generation is correct."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Sequence
 
 
 def first_number(text: str, references: Sequence[str]) -> float:
-    """Return 1 where the first number in the text is a reference, else 0."""
+    """Return 1 if the first number in the text is a reference, else 0."""
     number = re.search(r"\d+", text)
     return float(number is not None and number[0] in references)

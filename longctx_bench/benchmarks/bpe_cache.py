@@ -1,4 +1,4 @@
-"""Token ids of long texts out of the ids of their words, where a tokenizer allows it: many times as fast."""
+"""BPE cache: encode long texts faster by caching the token ids of sentences, words and pre-tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 
-_LINE = 2048
-"""Characters of a line above which it is cut into sentences, and of the longest sentence that is remembered."""
-_SENTENCE = 32
-"""Characters of a sentence below which a line is no prose but a list, whose items come in ever new orders."""
-_WORD = 64
-"""Characters of the longest word that is remembered."""
-_MOST = 1 << 16
-"""Words that are remembered, and pieces of words; random ones, as uuids are, would fill the memory."""
-_MOST_TEXT = 1 << 22
-"""Characters of all sentences that are remembered."""
+_MAX_LINE = 2048
+"""Lines of more characters are split into sentences; longer sentences are not cached."""
+_MIN_SENTENCE = 32
+"""Lines with a shorter average sentence are lists, whose items recur in ever new orders: they are not split."""
+_MAX_WORD = 64
+"""Longer words (in characters) are not cached."""
+_MAX_ENTRIES = 1 << 16
+"""Maximum number of cached words, and of cached pre-tokens; random words such as uuids would fill the memory."""
+_MAX_SENTENCE_CHARS = 1 << 22
+"""Maximum total characters of cached sentences."""
 
 _CUT = re.compile(r"(?<=\S) ")
 
@@ -27,29 +27,30 @@ Tokens = tuple[int, ...]
 
 
 class CachedBPE:
-    """A tokenizer that reads a text sentence by sentence and word by word, and remembers both.
+    """A tokenizer that encodes text by sentence and word and caches their ids.
 
-    Exact, not an estimate: byte-level BPE merges within the pieces that GPT-2's pattern cuts, and none of those pieces
-    goes on behind white space that follows something else. So a text is cut into lines, these into sentences and words,
-    each with the space or line break before it, and what the cuts give is what the whole gives, token by token. A plain
-    word is cut into the pattern's own pieces, because random keys and numbers are new words of few different pieces.
+    Exact, not an estimate: byte-level BPE merges only within the pre-tokens of GPT-2's pattern, and no pre-token
+    continues after white space that follows a non-space character. So a text is split into lines, these into sentences
+    and words, each with the space or line break before it, and the concatenated ids equal those of the whole text.
+    A plain word is further split into its pre-tokens, because random keys and numbers are new words made of few
+    different pre-tokens.
     """
 
     def __init__(self, tokenizer: Any, cut: Callable[[str], list[str]]) -> None:
-        """Wrap a tokenizer; :meth:`from_tokenizer` finds out whether that is exact."""
+        """Wrap a tokenizer; :meth:`from_tokenizer` checks whether that is exact."""
         self._tokenizer = tokenizer
         self._cut = cut
-        # None of them is ever emptied, because another thread may be reading it: a new one takes its place.
+        # Never cleared in place, because another thread may be reading: a full cache is replaced by a new dict.
         self._sentences: dict[str, Tokens] = {}
         self._words: dict[str, Tokens] = {}
-        self._pieces: dict[str, Tokens] = {}
-        self._held = 0
+        self._pre_tokens: dict[str, Tokens] = {}
+        self._cached_chars = 0
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> CachedBPE | None:
-        """Wrap a tokenizer that can be read word by word, byte-level BPE with GPT-2's pattern; give None for another.
+        """Wrap a tokenizer if it is byte-level BPE with GPT-2's pattern; return None for any other.
 
-        What is not known to be one is not: its texts are read as a whole, as ever.
+        Texts of other tokenizers are encoded whole.
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or getattr(tokenizer, "split_special_tokens", False):
@@ -58,74 +59,74 @@ class CachedBPE:
             layout = msgspec.json.decode(backend.to_str(), type=_Layout)
         except (TypeError, msgspec.MsgspecError):
             return None
-        return cls(tokenizer, _plain_pieces(layout)) if _cuts_at_white_space(layout) else None
+        return cls(tokenizer, _plain_pre_tokens(layout)) if _cuts_at_white_space(layout) else None
 
     def ids(self, text: str) -> list[Tokens]:
-        """Return the ids of each sentence or word, without special tokens."""
+        """Return the ids of a text in order, one tuple per sentence or word, without special tokens."""
         sentences = list(_sentences(text))
-        known = self._sentences
-        missing = list(set(sentences).difference(known))
+        cached = self._sentences
+        missing = list(set(sentences).difference(cached))
         if not missing:
-            return list(map(known.__getitem__, sentences))
+            return list(map(cached.__getitem__, sentences))
         fresh = dict(zip(missing, self._by_words(missing), strict=True))
         ids: list[Tokens] = []
         for sentence in sentences:
             if sentence in fresh:
                 ids += fresh[sentence]
             else:
-                ids.append(known[sentence])
-        kept = {sentence: _joined(words) for sentence, words in fresh.items() if len(sentence) <= _LINE}
-        self._held += sum(map(len, kept))
-        if self._held > _MOST_TEXT:
-            self._sentences, self._held = {}, 0
-        self._sentences.update(kept)
+                ids.append(cached[sentence])
+        cacheable = {sentence: _concat(words) for sentence, words in fresh.items() if len(sentence) <= _MAX_LINE}
+        self._cached_chars += sum(map(len, cacheable))
+        if self._cached_chars > _MAX_SENTENCE_CHARS:
+            self._sentences, self._cached_chars = {}, 0
+        self._sentences.update(cacheable)
         return ids
 
     def _by_words(self, sentences: list[str]) -> list[list[Tokens]]:
-        """Return the ids of each word of each sentence; all that are new are read at once."""
+        """Return the ids of each word of each sentence; new words are encoded in one call."""
         rows = [sentence.split(" ") for sentence in sentences]
         openings = [row.pop(0) for row in rows]
-        known = self._words
-        missing = set(chain.from_iterable(rows)).difference(known)
-        torn = {word for word in missing if not _whole(word)}
-        for place, (opening, row) in enumerate(zip(openings, rows, strict=True)):
-            # Behind white space a space is no place to cut. Few texts have two in a row, and this takes longer.
-            if opening[-1:].isspace() or (torn and not torn.isdisjoint(row[:-1])):
-                openings[place], *rows[place] = _CUT.split(sentences[place])
-                missing.update(set(rows[place]).difference(known))
-        begin = list(set(openings))
-        read = iter(self._by_pieces([*(f" {word}" for word in missing), *begin]))
-        fresh = dict(zip(missing, read, strict=False))
-        begun = dict(zip(begin, read, strict=True))
-        self._words = _with(known, ((word, ids) for word, ids in fresh.items() if _whole(word)))
-        found = _found(rows, known, fresh)
-        return [[begun[opening], *words] for opening, words in zip(openings, found, strict=True)]
+        cached = self._words
+        missing = set(chain.from_iterable(rows)).difference(cached)
+        trailing_space = {word for word in missing if not _ends_without_space(word)}
+        for index, (opening, row) in enumerate(zip(openings, rows, strict=True)):
+            # A space after white space is not a boundary. Two in a row are rare, and this path is slower.
+            if opening[-1:].isspace() or (trailing_space and not trailing_space.isdisjoint(row[:-1])):
+                openings[index], *rows[index] = _CUT.split(sentences[index])
+                missing.update(set(rows[index]).difference(cached))
+        first_words = list(set(openings))
+        encoded = iter(self._by_pre_tokens([*(f" {word}" for word in missing), *first_words]))
+        fresh = dict(zip(missing, encoded, strict=False))
+        first_ids = dict(zip(first_words, encoded, strict=True))
+        self._words = _updated(cached, ((word, ids) for word, ids in fresh.items() if _ends_without_space(word)))
+        looked_up = _look_up(rows, cached, fresh)
+        return [[first_ids[opening], *ids] for opening, ids in zip(openings, looked_up, strict=True)]
 
-    def _by_pieces(self, words: list[str]) -> list[Tokens]:
-        """Return the ids of each word, put together from those of its pieces."""
+    def _by_pre_tokens(self, words: list[str]) -> list[Tokens]:
+        """Return the ids of each word, concatenated from those of its pre-tokens."""
         cut = list(map(self._cut, words))
-        known = self._pieces
-        missing = list(set(chain.from_iterable(cut)).difference(known))
+        cached = self._pre_tokens
+        missing = list(set(chain.from_iterable(cut)).difference(cached))
         fresh: dict[str, Tokens] = {}
         if missing:
-            read = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            fresh = dict(zip(missing, map(tuple, read["input_ids"]), strict=True))
-            self._pieces = _with(known, fresh.items())
-        return list(map(_joined, _found(cut, known, fresh)))
+            encoded = self._tokenizer(missing, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            fresh = dict(zip(missing, map(tuple, encoded["input_ids"]), strict=True))
+            self._pre_tokens = _updated(cached, fresh.items())
+        return list(map(_concat, _look_up(cut, cached, fresh)))
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Cut a text where white space follows something else: into lines, and long ones into sentences."""
+    """Split a text into lines, and long lines into sentences, at white space after a non-space character."""
     lines: list[str] = []
     for line in text.split("\n"):
         if not lines:
             lines.append(line)
-        elif _whole(lines[-1]):
+        elif _ends_without_space(lines[-1]):
             lines.append(f"\n{line}")
         else:
             lines[-1] += f"\n{line}"
     for line in lines:
-        if len(line) <= _LINE or not 0 < _SENTENCE * line.count(". ") < len(line):
+        if len(line) <= _MAX_LINE or not 0 < _MIN_SENTENCE * line.count(". ") < len(line):
             yield line
             continue
         first, *others, last = line.split(". ")
@@ -135,33 +136,33 @@ def _sentences(text: str) -> Iterator[str]:
         yield f" {last}"
 
 
-def _whole(text: str) -> bool:
-    """Tell whether white space behind a text is a place to cut."""
+def _ends_without_space(text: str) -> bool:
+    """Whether white space after this text is a boundary."""
     return bool(text) and not text[-1].isspace()
 
 
-def _joined(parts: Iterable[Tokens]) -> Tokens:
+def _concat(parts: Iterable[Tokens]) -> Tokens:
     return tuple(chain.from_iterable(parts))
 
 
-def _found(rows: list[list[str]], known: dict[str, Tokens], fresh: dict[str, Tokens]) -> list[list[Tokens]]:
-    """Look up what is known and what was just read, most of which is known by now."""
+def _look_up(rows: list[list[str]], cached: dict[str, Tokens], fresh: dict[str, Tokens]) -> list[list[Tokens]]:
+    """Return cached or freshly encoded ids; most are cached by now."""
     try:
-        return [list(map(known.__getitem__, row)) for row in rows]
+        return [list(map(cached.__getitem__, row)) for row in rows]
     except KeyError:
-        return [[fresh[word] if word in fresh else known[word] for word in row] for row in rows]
+        return [[fresh[word] if word in fresh else cached[word] for word in row] for row in rows]
 
 
-def _with(known: dict[str, Tokens], fresh: Iterable[tuple[str, Tokens]]) -> dict[str, Tokens]:
-    """Return a memory with what is to be remembered of what was read: a new one when it is full."""
-    memory = {} if len(known) > _MOST else known
-    memory.update((word, ids) for word, ids in fresh if len(word) <= _WORD)
-    return memory
+def _updated(cached: dict[str, Tokens], fresh: Iterable[tuple[str, Tokens]]) -> dict[str, Tokens]:
+    """Return the cache with the fresh entries added; a new one when it is full."""
+    cache = {} if len(cached) > _MAX_ENTRIES else cached
+    cache.update((word, ids) for word, ids in fresh if len(word) <= _MAX_WORD)
+    return cache
 
 
-def flatten(parts: Iterable[Sequence[int]]) -> list[int]:
-    """Join the words' ids."""
-    return list(chain.from_iterable(parts))
+def flatten(chunks: Iterable[Sequence[int]]) -> list[int]:
+    """Concatenate chunks of ids."""
+    return list(chain.from_iterable(chunks))
 
 
 class _Added(msgspec.Struct):
@@ -177,7 +178,7 @@ class _Model(msgspec.Struct):
 
 
 class _Layout(msgspec.Struct):
-    """What a tokenizer's own description says, but for its vocabulary."""
+    """The settings in a ``tokenizer.json``, without the vocabulary."""
 
     model: _Model
     added_tokens: list[_Added]
@@ -186,7 +187,7 @@ class _Layout(msgspec.Struct):
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """By what a text is cut before anything is merged."""
+        """The pre-tokenizers, in order."""
         cut = self.pre_tokenizer or {}
         steps: list[dict[str, Any]] = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
         return steps
@@ -207,15 +208,15 @@ def _cuts_at_white_space(layout: _Layout) -> bool:
     )
 
 
-def _plain_pieces(layout: _Layout) -> Callable[[str], list[str]]:
-    """Return what cuts a plain word, the space before it included, into the pattern's pieces, and leaves others whole.
+def _plain_pre_tokens(layout: _Layout) -> Callable[[str], list[str]]:
+    """Return a function that splits a plain word (with the space before it) into pre-tokens and keeps others whole.
 
-    Plain are ASCII letters, marks and single line breaks, and digits where the tokenizer takes each by itself. Not so
-    apostrophes, which the pattern joins with letters, and whatever special tokens are written with.
+    Plain words consist of ASCII letters, punctuation and single line breaks, and digits if the tokenizer splits them
+    one by one. Excluded are apostrophes, which the pattern joins with letters, and characters of special tokens.
     """
-    taken = {"'", *chain.from_iterable(token.content for token in layout.added_tokens)}
-    marks = re.escape("".join(sorted(set(string.punctuation) - taken)))
-    single = any(step.get("individual_digits") for step in layout.steps) and not taken.intersection(string.digits)
+    excluded = {"'", *chain.from_iterable(token.content for token in layout.added_tokens)}
+    marks = re.escape("".join(sorted(set(string.punctuation) - excluded)))
+    single = any(step.get("individual_digits") for step in layout.steps) and not excluded.intersection(string.digits)
     if not marks:
         return lambda word: [word]
     run = f"[A-Za-z{marks}{'0-9' if single else ''}]+"

@@ -1,7 +1,7 @@
-"""Renders one chat template, conversation by conversation, for :mod:`longctx_bench.benchmarks.chat_templates`.
+"""Subprocess that renders a chat template for :mod:`longctx_bench.benchmarks.chat_templates`.
 
-It is run as a file, so that it imports nothing of this package. The first line on standard input is the template, each
-further one a conversation; each is answered by one line. All of them are JSON.
+Run as a file, so that it imports nothing of this package. Protocol: JSON lines. The first input line is the template;
+each further line is a conversation, answered by one output line.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 from typing import Any, TextIO
 
 _MEMORY = 2 << 30
-"""Bytes of address space: the process itself takes a tenth, the longest prompts a hundredth."""
+"""Address space limit in bytes: the process itself needs a tenth, the longest prompts a hundredth."""
 _SECONDS = 5.0
-"""Of this process's own time for one conversation; a long prompt takes milliseconds."""
+"""CPU time limit per conversation; a long prompt takes milliseconds."""
 _MORE = 1 << 20
-"""Characters that a template may add to twice what it is given."""
+"""Maximum output is twice the conversation's characters plus this."""
 
 
 def serve(lines: TextIO, answers: TextIO) -> None:
-    """Answer until there are no more lines."""
+    """Render conversations until the input ends."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows
         import resource
 
@@ -35,7 +35,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
         conversation = json.loads(line)
         _limit(_SECONDS)
         try:
-            # Annotated as a text there, it is texts and where the answers in them are.
+            # Despite its annotation it returns the texts and the positions of generations in them.
             rendered: Any = render_jinja_template(
                 conversations=[conversation["messages"]],
                 chat_template=setup["template"],
@@ -44,7 +44,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
                 **setup["special_tokens"],
             )
             answer = _answer(rendered[0][0], conversation["messages"])
-        except Exception as error:  # noqa: BLE001 (whatever a template raises)
+        except Exception as error:  # noqa: BLE001 (templates may raise anything)
             answer = {"error": f"{type(error).__name__}: {error!s:.200}"}
         _limit(0.0)
         answers.write(json.dumps(answer) + "\n")
@@ -59,7 +59,7 @@ def _answer(text: str, messages: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _limit(seconds: float) -> None:
-    """End this process after so much of its own time, whatever it does then; never at 0."""
+    """Kill this process after that much CPU time; 0 cancels the limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,7 +1,6 @@
-"""Chat templates, rendered where they can do no harm: they are programs that come with a model.
+"""Chat templates, rendered in a subprocess with time and memory limits, because they are untrusted programs.
 
-Jinja's sandbox keeps them from files and from Python, and not from running for ever or filling the memory. A process of
-their own does, with limits to its time and memory.
+Jinja's sandbox denies them files and Python, but not endless loops or unbounded memory.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from typing import Any
 from longctx_bench.core.errors import UserError
 
 _SECONDS = 60.0
-"""Till an answer is no longer waited for; the process ends itself sooner, by its own time."""
+"""Timeout for a rendered prompt; the subprocess's own CPU-time limit is shorter."""
 _PROGRAM = Path(__file__).with_name("chat_template_subprocess.py")
 
 
 class ChatTemplate:
-    """A tokenizer's chat template; what it gives is what ``tokenizer.apply_chat_template`` would."""
+    """A tokenizer's chat template; renders the same text as ``tokenizer.apply_chat_template``."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Take a transformers tokenizer that has a chat template."""
+        """Wrap a transformers tokenizer that has a chat template."""
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
@@ -42,8 +41,8 @@ class ChatTemplate:
         """Return a conversation as one text.
 
         Raises:
-            UserError: the template does what is forbidden, fails, or takes too long or too much memory; after the
-                latter it is not tried again.
+            UserError: the template fails, does something forbidden, or exceeds the time or memory limit (then it is not
+                tried again).
         """
         conversation = {
             "messages": list(messages),
@@ -51,12 +50,12 @@ class ChatTemplate:
             "continue_final_message": continue_final_message,
         }
         if not self._is_jinja():
-            # A class of an installed package that writes its prompts itself.
+            # A tokenizer class of an installed package with its own implementation.
             messages = conversation.pop("messages")  # type: ignore[assignment]
             text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **conversation)
             return text
         with self._lock:
-            answer = {"error": self._failed} if self._failed else self._ask(conversation)
+            answer = {"error": self._failed} if self._failed else self._request(conversation)
         if "text" in answer:
             return str(answer["text"])
         raise UserError(f"--chat-template: that of {self._name} cannot be rendered ({answer['error']}); run without it")
@@ -71,8 +70,8 @@ class ChatTemplate:
         function = getattr(self._tokenizer.apply_chat_template, "__func__", None)
         return function is PreTrainedTokenizerBase.apply_chat_template
 
-    def _ask(self, conversation: dict[str, Any]) -> dict[str, Any]:
-        process = self._process = self._process or self._started()
+    def _request(self, conversation: dict[str, Any]) -> dict[str, Any]:
+        process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(_SECONDS, process.kill)
@@ -92,7 +91,7 @@ class ChatTemplate:
         loaded: dict[str, Any] = json.loads(answer)
         return loaded
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[str]:
         try:
             setup = {
                 "template": self._tokenizer.get_chat_template(),
@@ -107,7 +106,7 @@ class ChatTemplate:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            # Threads of libraries that are not used reserve address space.
+            # Unused library threads would reserve address space.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         weakref.finalize(self, _end, process)
@@ -123,5 +122,5 @@ def _end(process: subprocess.Popen[str]) -> None:
         if pipe is not None:
             try:
                 pipe.close()
-            except OSError:  # what was not written any more
+            except OSError:  # unsent input
                 continue

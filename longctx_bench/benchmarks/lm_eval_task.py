@@ -1,4 +1,4 @@
-"""A task of lm-eval, by name: lm-eval writes its prompts and scores its answers."""
+"""Tasks of lm-eval, which writes their prompts and scores them itself."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import Example
 
 PREFIX = "lm_eval:"
-"""Of a task's name on the command line."""
+"""Prefix of task names on the command line."""
 
 
 class LMEval(Benchmark):
-    """Names a task of lm-eval (EleutherAI lm-evaluation-harness 0.4.13)."""
+    """A task of EleutherAI lm-evaluation-harness (0.4.13), by name."""
 
     id: ClassVar[str] = "lm-eval"
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "lm_eval"
 
     task: str = Field(pattern=r"^[\w.+-]+$")
     include: PathSource | None = None
-    """Folder of task YAMLs of your own, as lm-eval's ``--include_path``."""
+    """Folder with your own task YAMLs; lm-eval's ``--include_path``."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """The task's own number unless set."""
+    """Default: as the task says."""
 
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
-        """Refuse: lm-eval writes these prompts itself.
+        """Not available: lm-eval writes these prompts itself.
 
         Raises:
             UserError: always.

@@ -1,4 +1,4 @@
-"""How well long text is predicted: windows of one document each, never across the boundary of two."""
+"""Perplexity of long documents, in windows that never span two documents."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from longctx_bench.core.text_files import TEXT_SUFFIXES, read_documents, text_su
 from longctx_bench.core.types import Example
 
 _CHARACTERS = 12
-"""A token is at most about so many characters on average: no more of a document need be tokenised."""
+"""Upper bound on average characters per token: no more of a document is tokenised than this requires."""
 
 
 class Perplexity(Benchmark):
-    """Windows of exactly ``length`` tokens; the loss of their last ``last`` tokens is the result.
+    """Windows of exactly ``length`` tokens, scored by the loss of their last ``last`` tokens.
 
-    Windows lie side by side, the first of every document before the second of any. With ``stride`` = ``last`` they
-    slide through one document after the other (Press et al. 2021, arXiv 2108.12409, appendix B): a document's first
-    window is scored whole, each later one at its end, so that every token is predicted once.
+    Windows do not overlap; the first window of every document comes before the second of any. With ``stride`` they
+    slide through one document after another (Press et al. 2021, arXiv 2108.12409, appendix B): a document's first
+    window is scored whole, each later one at its end, so that with ``stride`` = ``last`` every token is predicted once.
     """
 
     id: ClassVar[str] = "perplexity"
@@ -34,25 +34,25 @@ class Perplexity(Benchmark):
     data: Source
     """A text file, or a folder of them."""
     text_field: str = "text"
-    """Column of .jsonl and .parquet files that holds the document."""
+    """Column of .jsonl and .parquet files with the document."""
     last: int | None = Field(default=None, ge=1)
-    """Tokens at a window's end that are scored; all but the first token without it."""
+    """Number of scored tokens at the end of a window; default: all but the first."""
     stride: int | None = Field(default=None, ge=1)
-    """Tokens from one window's start to the next's in one document; a window's length without it."""
+    """Tokens between the starts of consecutive windows of a document; default: the window length."""
 
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
-        """Yield the first window of each document that is long enough, then the second ones, and so on."""
-        begin = _special_start(encoder)
+        """Yield the first window of each sufficiently long document, then the second ones, and so on."""
+        prefix = _special_prefix(encoder)
         if self.last is not None and self.last >= length:
             raise ContextTooShort(
-                f"perplexity at {length}: the last {self.last} tokens are to be scored; take a larger one"
+                f"perplexity at {length}: the last {self.last} tokens are scored; choose a larger length"
             )
-        found = self._sliding if self.stride else self._side_by_side
+        windows = self._sliding if self.stride else self._non_overlapping
         index = 0
-        for window, scored in found(encoder, length - len(begin), n):
-            tokens = (*begin, *window)
+        for window, scored in windows(encoder, length - len(prefix), n):
+            tokens = (*prefix, *window)
             yield Example(
                 id=example_id(index),
                 prompt=encoder.tokenizer.decode(window),
@@ -66,9 +66,9 @@ class Perplexity(Benchmark):
             )
             index += 1
         if index == 0:
-            raise ContextTooShort(f"perplexity at {length}: no document has so many tokens")
+            raise ContextTooShort(f"perplexity at {length}: no document has that many tokens")
 
-    def _side_by_side(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
+    def _non_overlapping(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
         scored = self.last or size
         firsts = 0
         for text in self._documents():
@@ -78,50 +78,50 @@ class Perplexity(Benchmark):
                 yield ids[:size], scored
             if firsts == n:
                 return
-        # There are fewer long documents than windows wanted: only now are they read whole.
+        # Fewer long documents than requested windows: only now are they tokenised further.
         whole = [ids for text in self._documents() if len(ids := _tokens(encoder, text, size * (n + 1))) >= 2 * size]
-        left = n - firsts
+        remaining = n - firsts
         for turn in range(1, n):
             for ids in whole:
                 window = ids[turn * size : (turn + 1) * size]
-                if len(window) == size and left:
-                    left -= 1
+                if len(window) == size and remaining:
+                    remaining -= 1
                     yield window, scored
 
     def _sliding(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
         assert self.stride is not None
-        left = n
+        remaining = n
         for text in self._documents():
-            if not left:
+            if not remaining:
                 return
-            ids = _tokens(encoder, text, size + self.stride * left)
+            ids = _tokens(encoder, text, size + self.stride * remaining)
             for start in range(0, len(ids) - size + 1, self.stride):
-                if left:
-                    left -= 1
+                if remaining:
+                    remaining -= 1
                     yield ids[start : start + size], size if start == 0 else (self.last or self.stride)
 
     def _documents(self) -> Iterator[str]:
-        place = fetch(self.data)
-        files = [place] if place.is_file() else _text_files(place)
+        path = fetch(self.data)
+        files = [path] if path.is_file() else _text_files(path)
         for file in files:
             yield from read_documents(file, self.text_field)
 
 
 def _text_files(folder: Path) -> list[Path]:
-    found = sorted(file for file in folder.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES[2:])
-    found = found or sorted(f for f in folder.rglob("*") if f.is_file() and text_suffix(f) in TEXT_SUFFIXES[:2])
-    if not found:
-        raise UserError(f"{folder}: no text there; known are {' '.join(TEXT_SUFFIXES)} and .xz, .zst of them")
-    return found
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES[2:])
+    files = files or sorted(f for f in folder.rglob("*") if f.is_file() and text_suffix(f) in TEXT_SUFFIXES[:2])
+    if not files:
+        raise UserError(f"{folder}: no text files there; supported are {' '.join(TEXT_SUFFIXES)} and .xz, .zst of them")
+    return files
 
 
-def _tokens(encoder: PromptEncoder, text: str, wanted: int) -> list[int]:
-    """Return a text's first ``wanted`` token ids, or all, tokenising no more of it than needed."""
-    piece = text[: (wanted + 1) * _CHARACTERS]
-    ids = _ids(encoder, piece)
-    if len(ids) <= wanted and len(piece) < len(text):
+def _tokens(encoder: PromptEncoder, text: str, n: int) -> list[int]:
+    """Return a text's first ``n`` token ids, or all, tokenising no more of the text than needed."""
+    start = text[: (n + 1) * _CHARACTERS]
+    ids = _ids(encoder, start)
+    if len(ids) <= n and len(start) < len(text):
         ids = _ids(encoder, text)
-    return ids[:wanted]
+    return ids[:n]
 
 
 def _ids(encoder: PromptEncoder, text: str) -> list[int]:
@@ -131,7 +131,7 @@ def _ids(encoder: PromptEncoder, text: str) -> list[int]:
     return ids
 
 
-def _special_start(encoder: PromptEncoder) -> tuple[int, ...]:
-    """Return what the tokenizer puts before a text: BOS where it has one."""
+def _special_prefix(encoder: PromptEncoder) -> tuple[int, ...]:
+    """Return the special tokens that the tokenizer puts before a text, such as BOS."""
     plain, whole = _ids(encoder, "a"), PromptEncoder(encoder.tokenizer).encode("a")
     return tuple(whole[: len(whole) - len(plain)])

@@ -1,4 +1,4 @@
-"""From prompt text to the token ids that an engine gets, counted the same way everywhere."""
+"""Prompt encoder: prompt text to the token ids that engines get, and token counts that agree with them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.core.errors import UserError
 
 _END = 64
-"""Characters of a prompt's end that decide how what follows is split into tokens."""
+"""Characters at the end of a prompt that are tokenised together with a completion."""
 
 
 class PromptEncoder:
-    """A tokenizer as the benchmarks see it: prompt and answer prefix in, token ids (with BOS) out."""
+    """A tokenizer as benchmarks use it: encodes prompt and answer prefix to token ids (with BOS)."""
 
     def __init__(self, tokenizer: Any, chat_template: bool = False) -> None:
         """Wrap a transformers tokenizer.
 
         Args:
             tokenizer: any transformers tokenizer.
-            chat_template: put the prompt into the tokenizer's chat template as a user message; the answer
-                prefix then begins the assistant's turn.
+            chat_template: wrap the prompt in the tokenizer's chat template as a user message; the answer prefix then
+                starts the assistant's turn.
 
         Raises:
             UserError: a chat template is asked for and the tokenizer has none.
@@ -34,13 +34,13 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._template = ChatTemplate(tokenizer) if chat_template else None
-        self._chunks = CachedBPE.from_tokenizer(tokenizer)
-        self._opening = self._special() if self._chunks else None
-        # What was counted last is encoded next; prompts are written in several threads.
+        self._bpe = CachedBPE.from_tokenizer(tokenizer)
+        self._special_prefix = self._find_special_prefix() if self._bpe else None
+        # A prompt that was just counted is usually encoded next; thread-local because threads share an encoder.
         self._latest = threading.local()
 
     def text(self, prompt: str, answer_prefix: str) -> str:
-        """Return the whole text that is tokenised.
+        """Return the full text that is tokenised.
 
         Raises:
             UserError: the chat template cannot be rendered.
@@ -50,37 +50,37 @@ class PromptEncoder:
         return self._template.render([{"role": "user", "content": prompt}]) + answer_prefix
 
     def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
-        """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""
-        return flatten(self._parts(self.text(prompt, answer_prefix)))
+        """Return the token ids: with BOS if the tokenizer adds one, never with a final EOS."""
+        return flatten(self._cached_chunks(self.text(prompt, answer_prefix)))
 
-    def _parts(self, text: str) -> Sequence[Sequence[int]]:
-        """Return a whole text's ids in pieces, the latest text's from memory."""
+    def _cached_chunks(self, text: str) -> Sequence[Sequence[int]]:
+        """Return the ids of a full text in chunks, cached for the latest text."""
         if text != getattr(self._latest, "text", None):
-            self._latest.text, self._latest.parts = text, self._read(text)
-        found: Sequence[Sequence[int]] = self._latest.parts
-        return found
+            self._latest.text, self._latest.chunks = text, self._encode_chunks(text)
+        chunks: Sequence[Sequence[int]] = self._latest.chunks
+        return chunks
 
-    def _read(self, text: str) -> Sequence[Sequence[int]]:
-        if self._opening is None or not self._chunks:
-            return [self._encoded(text)]
-        parts = [self._opening, *self._chunks.ids(text)]
-        # A text that itself ends as a tokenizer ends texts is a rare one.
-        return [self._encoded(text)] if parts[-1] and parts[-1][-1] in self._ends else parts
+    def _encode_chunks(self, text: str) -> Sequence[Sequence[int]]:
+        if self._special_prefix is None or not self._bpe:
+            return [self._encode_whole(text)]
+        chunks = [self._special_prefix, *self._bpe.ids(text)]
+        # Rare: the text itself ends with the text of an end token.
+        return [self._encode_whole(text)] if chunks[-1] and chunks[-1][-1] in self._end_ids else chunks
 
     @cached_property
-    def _ends(self) -> tuple[int | None, int | None]:
+    def _end_ids(self) -> tuple[int | None, int | None]:
         return self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
 
-    def _special(self) -> tuple[int, ...] | None:
-        """Return the special tokens before every text, or None where there are others."""
+    def _find_special_prefix(self) -> tuple[int, ...] | None:
+        """Return the special tokens before every text; None if the tokenizer adds any elsewhere."""
         whole, plain = (
             tuple(self.tokenizer("a", add_special_tokens=special, return_attention_mask=False)["input_ids"])
             for special in (not self.chat_template, False)
         )
-        opening = whole[: len(whole) - len(plain)]
-        return opening if opening + plain == whole else None
+        prefix = whole[: len(whole) - len(plain)]
+        return prefix if prefix + plain == whole else None
 
-    def _encoded(self, text: str) -> list[int]:
+    def _encode_whole(self, text: str) -> list[int]:
         # A chat template writes its own special tokens: adding them again would double BOS.
         ids: list[int] = self.tokenizer(
             text,
@@ -88,34 +88,35 @@ class PromptEncoder:
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        if not self.chat_template and len(ids) > 1 and ids[-1] in self._ends:
+        if not self.chat_template and len(ids) > 1 and ids[-1] in self._end_ids:
             ids = ids[:-1]
         return ids
 
     def continuation(self, prompt: str, answer_prefix: str, answer: str) -> list[int]:
-        """Return token ids of an answer behind a prompt: likely those that a model would write, no more than a guess.
+        """Return the token ids of an answer as the continuation of a prompt, for use as draft tokens.
 
-        The prompt's end is tokenised with it, because some tokenizers begin every text with a space of their own.
+        Best effort: a model may tokenise it differently. The prompt's end is tokenised along with the answer, because
+        some tokenizers prepend a space to every text.
         """
-        # Behind a chat template's last words, and behind a space or a new line, an answer begins with no space.
-        opened = self.chat_template and not answer_prefix
-        end = answer_prefix if opened or answer_prefix else prompt[-_END:]
-        gap = "" if opened or end[-1:].isspace() else " "
+        # No space before an answer after a chat template, a space or a newline.
+        starts_turn = self.chat_template and not answer_prefix
+        end = answer_prefix if starts_turn or answer_prefix else prompt[-_END:]
+        gap = "" if starts_turn or end[-1:].isspace() else " "
         before, both = (
             self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
             for text in (end, end + gap + answer)
         )
-        same = next((place for place, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
-        return list(both[min(len(before), len(both)) if same is None else same :])
+        diverges = next((index for index, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
+        return list(both[min(len(before), len(both)) if diverges is None else diverges :])
 
     def count(self, prompt: str, answer_prefix: str = "") -> int:
-        """Return how many tokens :meth:`encode` gives."""
-        return sum(map(len, self._parts(self.text(prompt, answer_prefix))))
+        """Return the number of tokens that :meth:`encode` returns."""
+        return sum(map(len, self._cached_chunks(self.text(prompt, answer_prefix))))
 
     def size(self, text: str) -> int:
-        """Return how many tokens a piece of text takes by itself, without special tokens."""
-        if self._chunks:
-            return sum(map(len, self._chunks.ids(text)))
+        """Return the number of tokens of a text on its own, without special tokens."""
+        if self._bpe:
+            return sum(map(len, self._bpe.ids(text)))
         return len(
             self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         )

@@ -1,1 +1,1 @@
-"""What everything else stands on: types, specs, errors, files, sources of data, plug-ins. It imports no other room."""
+"""Shared foundations: types, specs, errors, files, data sources, plug-in loading. Imports no other subpackage."""

@@ -1,4 +1,4 @@
-"""Lengths, scales and names as users give them: text on the command line, text, numbers and lists in Python."""
+"""Argument parsing for lengths, scales and names, given as text or (in Python) as numbers and lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, length_name
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""With commas, or a list."""
+"""Comma-separated, or a list."""
 Scales = float | str | Sequence[float | str] | None
 """Multiples of the training context."""
 Lengths = int | str | Sequence[int | str] | None
@@ -20,19 +20,19 @@ Lengths = int | str | Sequence[int | str] | None
 
 
 def split_commas(text: str | None) -> list[str]:
-    """Return what stands between the commas of an option."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    """Return the non-empty items of a comma-separated option."""
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
 def parse_scales(value: Any, where: str = "--scale") -> tuple[float, ...]:
     """Turn ``1x,2x,0.5x``, 2, or a list of either into numbers.
 
     Args:
-        value: None is no scale.
+        value: None means none.
         where: names the option or argument in an error.
 
     Raises:
-        UserError: a scale is no positive number.
+        UserError: a scale is not a positive number.
     """
     scales = []
     for part in _items(value, where, "2x"):
@@ -50,11 +50,11 @@ def parse_lengths(value: Any, where: str = "--length") -> tuple[int, ...]:
     """Turn ``4096,8k,natural``, 4096, or a list of either into tokens; k is 1024, ``natural`` keeps documents whole.
 
     Args:
-        value: None is no length.
+        value: None means none.
         where: names the option or argument in an error.
 
     Raises:
-        UserError: a length is no positive whole number.
+        UserError: a length is not a positive whole number.
     """
     lengths = []
     for part in _items(value, where, "4096 or '4k'"):
@@ -73,10 +73,10 @@ def parse_lengths(value: Any, where: str = "--length") -> tuple[int, ...]:
 
 
 def join_names(value: Any, where: str) -> str:
-    """Return names with commas between them: of text, a path, or a list of either; empty for None.
+    """Return comma-separated names from a text, a path, or a list of either; empty for None.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value has another type.
     """
     if value is None:
         return ""
@@ -92,7 +92,7 @@ def parse_int(value: Any, where: str, least: int = 1) -> int | None:
     """Return a whole number of at least ``least``, or None for None.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value is anything else.
     """
     if value is None:
         return None
@@ -106,7 +106,7 @@ def parse_seed(value: Any) -> int:
     """Return a seed.
 
     Raises:
-        UserError: it is no whole number of at least 0.
+        UserError: it is not a whole number of at least 0.
     """
     seed = parse_int(value, "seed", least=0)
     if seed is None:
@@ -115,10 +115,10 @@ def parse_seed(value: Any) -> int:
 
 
 def parse_path(value: Any, where: str) -> Path:
-    """Return a path.
+    """Return a Path.
 
     Raises:
-        UserError: it is none.
+        UserError: the value is not a path.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{where}: expected a path (got {value!r:.60})")
@@ -138,7 +138,7 @@ def dtype_name(value: Any) -> str:
 
 
 def _items(value: Any, where: str, example: str) -> Iterator[Any]:
-    """Yield texts and numbers, from lists of them too."""
+    """Yield texts and numbers, also from nested lists."""
     if value is None:
         return
     if isinstance(value, str):

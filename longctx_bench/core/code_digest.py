@@ -1,4 +1,4 @@
-"""What a plug-in's source is known by: a digest of its module and of the modules beside it that it imports."""
+"""Source digests of plug-ins: sha256 of a module and of the local modules that it imports."""
 
 from __future__ import annotations
 
@@ -19,67 +19,66 @@ from typing import Any
 from longctx_bench.core.errors import UserError
 
 OWN_PACKAGE = "longctx_bench"
-"""Whose classes have no digest: ``cell.json`` says which version of this package measured, and its commit."""
+"""Its own classes have no digest: ``cell.json`` has the version and commit of this package."""
 
 
 @dataclass(frozen=True)
 class CodeDigest:
-    """The source of a plug-in, as it was when it was loaded."""
+    """Digest of a plug-in's source at the time it was loaded."""
 
     sha256: str
-    """Of all files' names and bytes: a comment counts, the folder that they lie in does not."""
+    """Over names and contents of all files; comments count, the location of the folder does not."""
     files: tuple[str, ...]
-    """Relative to the plug-in's folder, or to the one that its package lies in."""
+    """Relative to the plug-in's folder, or to the parent folder of its package."""
 
     def record(self) -> dict[str, Any]:
-        """Return it as ``cell.json`` holds it."""
+        """Return the form stored in ``cell.json``."""
         return asdict(self) | {"files": list(self.files)}
 
 
 def is_own_module(module: str) -> bool:
-    """Tell whether a module is one of this package's."""
+    """Whether a module belongs to this package."""
     return module.partition(".")[0] == OWN_PACKAGE
 
 
 def digest_of_file(path: Path) -> CodeDigest:
-    """Return the code of a module that is named by its file: it, and what it imports out of its folder.
+    """Return the digest of a module given by its file, including what it imports from its folder.
 
     Raises:
         UserError: a file cannot be read.
     """
-    return _Search(folder=path.parent).code(path.stem, "", path)
+    return _ImportSearch(folder=path.parent).code(path.stem, "", path)
 
 
 def digest_of_module(module: str) -> CodeDigest:
-    """Return the code of a module that Python finds by name: it, and what it imports out of its package.
+    """Return the digest of a module given by name, including what it imports from its package.
 
-    A module without a package may have others beside it: those of its own distribution where it is an installed one,
-    else those in its folder.
+    For a top-level module: including modules of the same distribution if it is installed, else modules in its folder.
 
     Raises:
-        UserError: there is no source that could be read.
+        UserError: its source cannot be read.
         ImportError: there is no such module.
     """
     path, top = _origin(module), module.partition(".")[0]
     inside = _package_folders(top)
     package = module if path.stem == "__init__" else module.rpartition(".")[0]
     if inside:
-        return _Search({top: inside}).code(module, package, path)
+        return _ImportSearch({top: inside}).code(module, package, path)
     if str(path.parent) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        return _Search(folder=path.parent).code(module, package, path)
+        return _ImportSearch(folder=path.parent).code(module, package, path)
     distributions = packages_distributions()
-    own = {*distributions.get(top, ())}
-    beside = {name for name, others in distributions.items() if own & {*others}}
-    return _Search(folder=path.parent, names=beside).code(module, package, path)
+    distribution = {*distributions.get(top, ())}
+    siblings = {name for name, others in distributions.items() if distribution & {*others}}
+    return _ImportSearch(folder=path.parent, names=siblings).code(module, package, path)
 
 
 def digest_of_object(value: Any) -> CodeDigest | None:
-    """Return the code of a class or function: that of its module, or of it alone where it was typed into a notebook.
+    """Return the digest of the module of a class or function, or of its source alone if defined in a notebook.
 
-    None where it is this package's own.
+    None for objects of this package.
 
     Raises:
-        UserError: there is no source that could be read.
+        UserError: its source cannot be read.
     """
     name = getattr(value, "__module__", None) or type(value).__module__
     if is_own_module(name):
@@ -90,12 +89,14 @@ def digest_of_object(value: Any) -> CodeDigest | None:
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError) as error:
-        raise UserError(f"{value!r:.80}: its source cannot be read, and results name it; put it into a file") from error
+        raise UserError(
+            f"{value!r:.80}: its source cannot be read, which results identify it by; put it into a file"
+        ) from error
     return CodeDigest(hashlib.sha256(source.encode()).hexdigest(), ("<typed in>",))
 
 
 def _origin(module: str) -> Path:
-    """Return a module's file without running it, but for the packages that it lies in."""
+    """Return a module's file without executing the module (its parent packages are executed)."""
     loaded = sys.modules.get(module)
     origin = getattr(loaded, "__file__", None)
     if loaded is None:
@@ -104,12 +105,12 @@ def _origin(module: str) -> Path:
             raise ModuleNotFoundError(f"No module named '{module}'", name=module)
         origin = spec.origin
     if origin is None or not Path(origin).is_file():
-        raise UserError(f"{module}: has no source file, by which its results could be told from another version's")
+        raise UserError(f"{module}: has no source file, by which results of its versions are told apart")
     return Path(origin)
 
 
 def _package_folders(name: str) -> list[Path]:
-    """Return where a top-level package lies; nothing when it is a module."""
+    """Return the folders of a top-level package; empty for a module."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         return [Path(folder) for folder in getattr(loaded, "__path__", ())]
@@ -117,8 +118,8 @@ def _package_folders(name: str) -> list[Path]:
     return [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
 
 
-class _Search:
-    """Finds the modules that a module imports, directly or not, among those of some folders; runs none of them."""
+class _ImportSearch:
+    """Finds the modules in some folders that a module imports, directly or indirectly, by static analysis."""
 
     def __init__(
         self,
@@ -126,27 +127,27 @@ class _Search:
         folder: Path | None = None,
         names: Container[str] | None = None,
     ) -> None:
-        """Say where to look.
+        """Set where to search.
 
         Args:
             packages: folders of top-level packages, by name.
-            folder: that holds further modules.
-            names: which of those in ``folder`` to look at; all when None.
+            folder: a folder with further modules.
+            names: the modules in ``folder`` to consider; all when None.
         """
         self._packages, self._folder, self._names = packages or {}, folder, names
 
     def code(self, module: str, package: str, path: Path) -> CodeDigest:
-        """Return the digest of a module and all that it imports here.
+        """Return the digest of a module and everything that it imports from these folders.
 
         Args:
             module: its name.
-            package: that its relative imports start from.
+            package: the package that relative imports start from.
             path: its file.
         """
         files: dict[str, str] = {}
-        waiting = [(_label(module, path), package, path), *self._modules(package)]
-        while waiting:
-            label, package, file = waiting.pop()
+        pending = [(_label(module, path), package, path), *self._modules(package)]
+        while pending:
+            label, package, file = pending.pop()
             if label in files:
                 continue
             try:
@@ -156,12 +157,12 @@ class _Search:
             files[label] = hashlib.sha256(content).hexdigest()
             if file.suffix == ".py":
                 for imported in _imported(content, package):
-                    waiting += self._modules(imported)
+                    pending += self._modules(imported)
         total = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
         return CodeDigest(total, tuple(sorted(files)))
 
     def _modules(self, module: str) -> Iterator[tuple[str, str, Path]]:
-        """Yield label, package and file of all that importing a dotted name runs: packages on the way, and itself."""
+        """Yield label, package and file of every module that importing a dotted name executes."""
         top, *rest = module.split(".")
         if not top or is_own_module(top):
             return
@@ -181,7 +182,7 @@ class _Search:
 
 
 def _first(module: str, files: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
-    """Yield label, package and path of the first of some files that is there."""
+    """Yield label, package and path of the first file that exists."""
     for file in files:
         if file.is_file():
             package = module if file.stem == "__init__" else module.rpartition(".")[0]
@@ -190,17 +191,17 @@ def _first(module: str, files: Sequence[Path]) -> Iterator[tuple[str, str, Path]
 
 
 def _label(module: str, file: Path) -> str:
-    """Return what a module's file is called wherever its package lies."""
+    """Return the name of a module's file relative to its top-level package."""
     above = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
     return "/".join([*above, file.name])
 
 
 def _imported(source: bytes, package: str) -> Iterator[str]:
-    """Yield the dotted names that a module's source may import, wherever in it the statement stands.
+    """Yield the dotted names that a module's source may import, at any level of nesting.
 
     Args:
-        source: that is not Python names nothing: it cannot be run either.
-        package: that relative imports start from.
+        source: of the module; nothing is yielded if it is not valid Python.
+        package: the package that relative imports start from.
     """
     try:
         tree = ast.parse(source)
@@ -216,5 +217,5 @@ def _imported(source: bytes, package: str) -> Iterator[str]:
             start = [*(above if node.level else []), *((node.module or "").split(".") if node.module else [])]
             if start:
                 yield ".".join(start)
-            # What is taken from a package may be a module of it.
+            # A name imported from a package may be a submodule.
             yield from (".".join([*start, alias.name]) for alias in node.names)

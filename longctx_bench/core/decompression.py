@@ -1,7 +1,7 @@
-"""Text of any size out of files, packed or not, without believing that it is text of a sensible size.
+"""Bounded decompression: read text line by line, protected against decompression bombs.
 
-A packed file of a megabyte may unpack to terabytes, and one line may be as long as the memory. What reads here takes
-one line at a time and refuses what no text does.
+A compressed megabyte may expand to terabytes, and a single line may fill the memory. These readers take one line at a
+time and raise where the size is implausible for text.
 """
 
 from __future__ import annotations
@@ -13,67 +13,70 @@ from typing import Any, Protocol
 from longctx_bench.core.errors import UserError
 
 MAX_LINE_CHARS = 1 << 26
-"""Characters of a line: a hundred times the longest document of any benchmark here."""
+"""Maximum characters per line: a hundred times the longest document of any benchmark here."""
 _UNSUSPICIOUS = 1 << 26
-"""Bytes up to which a file may have been packed as well as one likes."""
+"""Decompressed bytes below which the compression ratio does not matter."""
 _RATIO = 200
-"""How many times smaller than itself text can be packed: prose 3 to 5, rows that repeat each other 50."""
+"""Maximum compression ratio of text: prose reaches 3 to 5, repetitive rows 50."""
 
 
 def max_decompressed_size(packed: int) -> int:
-    """Return how many bytes text may have that was packed into so many."""
+    """Return the maximum plausible size in bytes of text compressed to ``packed`` bytes."""
     return max(_UNSUSPICIOUS, _RATIO * packed)
 
 
 class _Bytes(Protocol):
-    """What can be read from."""
+    """A binary stream."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most so many bytes."""
+        """Return at most ``size`` bytes."""
 
 
 class _Text(Protocol):
-    """What has lines."""
+    """A text stream."""
 
     def readline(self, size: int, /) -> str:
-        """Return a line, or as much of it as that many characters."""
+        """Return at most ``size`` characters of the next line."""
 
 
 class BoundedDecompressor(io.RawIOBase):
-    """What a packed file holds, read no further than text goes.
+    """A decompressed stream with a limit on its size.
 
     Raises:
-        UserError: while reading, where it unpacks to far more than packed text does.
+        UserError: while reading, when the size is implausible for compressed text.
     """
 
     def __init__(self, content: _Bytes, packed: int, where: str) -> None:
         self._content = content
-        self._most = max_decompressed_size(packed)
+        self._max_size = max_decompressed_size(packed)
         self._where = where
         self._size = 0
 
     def readable(self) -> bool:
-        """Return that it can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read some bytes."""
+        """Read into a buffer and return the number of bytes."""
         part = self._content.read(len(buffer))
         self._size += len(part)
-        if self._size > self._most:
-            raise UserError(f"{self._where}: unpacks to more than {self._most >> 20} MiB, which is no text; remove it")
+        if self._size > self._max_size:
+            raise UserError(
+                f"{self._where}: decompresses to more than {self._max_size >> 20} MiB, which is implausible for "
+                f"text; remove it"
+            )
         buffer[: len(part)] = part
         return len(part)
 
 
 def open_decompressed_text(content: _Bytes, packed: int, where: str, newline: str | None = "") -> io.TextIOWrapper:
-    """Return the text of a packed file as a stream; see :class:`BoundedDecompressor`.
+    """Return the text of a compressed file as a stream; see :class:`BoundedDecompressor`.
 
     Args:
-        content: the unpacked bytes.
-        packed: the size of the file in bytes.
-        where: it is, for messages.
-        newline: as :func:`open` has it.
+        content: the decompressed bytes.
+        packed: the size of the compressed file in bytes.
+        where: names the file in messages.
+        newline: as in :func:`open`.
     """
     return io.TextIOWrapper(
         io.BufferedReader(BoundedDecompressor(content, packed, where)), encoding="utf-8", newline=newline
@@ -84,7 +87,7 @@ def read_bounded_lines(stream: _Text, where: str) -> Iterator[str]:
     """Yield the lines of a text stream.
 
     Raises:
-        UserError: one is longer than :data:`MAX_LINE_CHARS` characters, with its number.
+        UserError: a line is longer than :data:`MAX_LINE_CHARS` characters (with its number).
     """
     number = 0
     while line := stream.readline(MAX_LINE_CHARS + 1):

@@ -1,7 +1,7 @@
-"""Files that this machine keeps: where they lie, and whether they are still what was written there.
+"""File cache: its location, and integrity checks of cached files.
 
-Whatever is fetched, extracted, converted or merged gets a file of sizes and sha256s beside it when it is made. Every
-use compares sizes; the contents are read once a process, and again when a file's size or time has changed since.
+Everything that is fetched, extracted, converted or merged gets a neighbouring file with sizes and sha256 digests. Every
+use compares sizes; contents are verified once per process, and again after a change of size or modification time.
 """
 
 from __future__ import annotations
@@ -28,76 +28,76 @@ _read: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def cache_dir() -> Path:
-    """Return the folder that keeps fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
+    """Return the folder for fetched and converted files: ``$LONGCTX_BENCH_CACHE`` or the user's cache."""
     named = os.environ.get("LONGCTX_BENCH_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("longctx-bench"))
 
 
 def warn(message: str) -> None:
-    """Say on one line of standard error what was put right, unless the caller's logging decides otherwise."""
+    """Log a one-line warning (to standard error, unless the caller configures logging)."""
     logging.getLogger("longctx_bench").warning("%s", " ".join(message.split()))
 
 
 def sha256(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal, reading it in pieces; once a process while its size and time stay."""
+    """Return a file's sha256 (hex), computed once per process while size and modification time stay the same."""
     return _digest(path, "sha256")
 
 
 def git_blob_sha1(path: Path) -> str:
-    """Return the name that git gives a file's content, which is the hub's for files that are not large."""
+    """Return git's blob sha1 of a file, which identifies small files on the hub."""
     return _digest(path, "git")
 
 
-def write_digests(path: Path, beside: Path | None = None) -> None:
-    """Note the size and sha256 of a file, or of each file of a folder, beside it.
+def write_digests(path: Path, final_path: Path | None = None) -> None:
+    """Write sizes and sha256 digests of a file, or of all files in a folder, to a neighbouring file.
 
     Args:
-        path: what was just made.
-        beside: where it is going to lie, unless it is there already.
+        path: a new file or folder.
+        final_path: where it will be moved to; default: ``path``.
 
     Raises:
         UserError: the note cannot be written.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    # Anew, although it was just written: what a memory or disk spoils in between would be sealed otherwise.
+    # Read back from disk, so that corruption during the write does not get a valid digest.
     sums = {file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files}
-    write_json(_seal_of(beside or path), sums)
+    write_json(_digests_path(final_path or path), sums)
 
 
 def find_damage(path: Path) -> str | None:
-    """Say in a few words what is wrong with what was sealed; None when it is whole.
+    """Return a short description of what is wrong with a cached file or folder; None when it is intact.
 
-    Files that came to a sealed folder later are none of its business. Nothing is written or locked.
+    Files that were added to a folder later are ignored. Nothing is written or locked.
     """
     try:
         if not path.exists():
             return "is missing"
-        sealed = json.loads(_seal_of(path).read_bytes())
+        sealed = json.loads(_digests_path(path).read_bytes())
         sums = {path / name: (entry["size"], entry["sha256"]) for name, entry in sealed.items()}
     except FileNotFoundError:
-        return "has no digests beside it"
+        return "has no digests"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "has damaged digests beside it"
+        return "has damaged digests"
     for file, (size, _) in sums.items():
         if not file.is_file() or file.stat().st_size != size:
-            return f"is damaged ({file.name} has another size than when it was made)"
+            return f"is damaged ({file.name} has another size than when it was written)"
     different = mismatched_files((file, "sha256", digest) for file, (_, digest) in sums.items())
     return f"is damaged ({different[0].name} is not what was written)" if different else None
 
 
 def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".making-") -> Path:
-    """Return a file or folder of the cache, made on first use and by one process alone; it appears whole or not at all.
+    """Return a file or folder of the cache, created atomically on first use by a single process.
 
-    What is no longer what was made is named and made again. What is whole takes no lock and is not written to.
+    A damaged one is reported and created again. An intact one takes no lock and is not written to.
 
     Args:
-        path: where it lies.
-        make: writes it to the path that it is given, where nothing is; its name ends as ``path``'s.
-        scratch_prefix: of folders beside it that it is made in; those of a killed process are removed.
+        path: its path in the cache.
+        make: writes it to a given path that does not exist yet and has the same suffix.
+        scratch_prefix: prefix of neighbouring scratch folders; those of killed processes are removed.
 
     Raises:
         OSError: it cannot be written.
-        UserError: its digests cannot.
+        UserError: its digests cannot be written.
     """
     if find_damage(path) is None:
         return path
@@ -107,22 +107,22 @@ def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".
         if reason is None:
             return path
         if path.exists():
-            warn(f"{path}: {reason}; it is made again")
+            warn(f"{path}: {reason}; creating it again")
         with ScratchFolder(scratch_prefix, path.parent) as scratch:
-            made = scratch / f"made{path.suffix}"
-            make(made)
+            new = scratch / f"made{path.suffix}"
+            make(new)
             if path.exists():
                 path.replace(scratch / "before")
-            write_digests(made, path)
-            if made.is_file():
-                sync_file(made)
-            made.replace(path)
+            write_digests(new, path)
+            if new.is_file():
+                sync_file(new)
+            new.replace(path)
             sync_folder(path.parent)
     return path
 
 
 def mismatched_files(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
-    """Return the files whose digest is another one.
+    """Return the files whose digest differs from the expected one.
 
     Args:
         expected: files, ``sha256`` or ``git``, and digests in hexadecimal.
@@ -141,7 +141,7 @@ def mismatched_files(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
         return [entry[0] for entry, fine in zip(listed, pool.map(same, listed), strict=True) if not fine]
 
 
-def _seal_of(path: Path) -> Path:
+def _digests_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.digests.json")
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and a few names that are safe as paths."""
+"""Atomic, durable file writes, and file-name sanitizing."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ except ImportError:  # Windows: what a killed process left there stays
     fcntl = None  # type: ignore[assignment]
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
-"""What is wrong with a whole disk and not with one path on it."""
+"""Errors that concern the whole disk rather than one path."""
 _LONGEST, _DIGITS = 200, 8
 """Characters of a name, so that an ending still fits into the 255 bytes of most file systems; those of its digest."""
 _BLOCK = 1 << 16
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Tell whether a disk is full, over its quota, read-only or broken, so that every other write fails as well."""
+    """Whether a disk is full, over quota, read-only or broken, so that every other write would fail as well."""
     return error.errno in _FULL
 
 
 def write_error(path: Path, error: OSError, advice: str) -> UserError:
-    """Return the error for a file that cannot be written; the advice is for a disk that is well."""
+    """Return the error for a file that cannot be written; ``advice`` is for errors of the path, not of the disk."""
     reason = f"{path}: cannot be written: {error.strerror}"
     if disk_is_full(error):
         return DiskFull(f"{reason}; what was measured before is kept, make room and run the same command again")
@@ -42,10 +42,10 @@ def write_error(path: Path, error: OSError, advice: str) -> UserError:
 
 
 def require_writable(path: Path, advice: str = "choose another folder with --out") -> None:
-    """Refuse a file or folder that could not be written, before the work that it is for; nothing is made.
+    """Check that a file or folder could be written, before doing any work; creates nothing.
 
     Raises:
-        UserError: what would hold it is a file, or one may not write there.
+        UserError: the parent is a file or not writable.
     """
     there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if there != path.absolute() and not there.is_dir():
@@ -55,19 +55,19 @@ def require_writable(path: Path, advice: str = "choose another folder with --out
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each of them on the disk before it is used.
+    """Create a folder and its parents durably (fsync).
 
     Raises:
-        OSError: one of them cannot be made.
+        OSError: a folder cannot be created.
     """
     absent = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for made in absent:
-        sync_folder(made.parent)
+    for created in absent:
+        sync_folder(created.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk: without that, power that fails takes a new file away again.
+    """Flush a folder's entries to disk (fsync): without it, a power failure may lose a new file.
 
     Raises:
         OSError: the disk is full or broken.
@@ -83,28 +83,28 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def move_files(made: Path, folder: Path, last: str) -> None:
-    """Move the files of a folder into another one, all of them on the disk before the last.
+def move_files(source: Path, folder: Path, last: str) -> None:
+    """Move the files of a folder into another one, with one file durably last.
 
-    Where the last one is, all are: a kill or power that fails leaves the others without it.
+    If that file exists, so do all others, also after a kill or a power failure.
 
     Args:
-        made: holds the files.
-        folder: gets them; it is made where there is none.
-        last: the name of the last.
+        source: the source folder.
+        folder: the target folder, created if missing.
+        last: name of the file to move last.
 
     Raises:
         OSError: the disk is full or broken.
     """
     make_folder(folder)
-    files = sorted(made.iterdir(), key=lambda file: (file.name == last, file.name))
+    files = sorted(source.iterdir(), key=lambda file: (file.name == last, file.name))
     for file in files:
         (sync_folder if file.is_dir() else sync_file)(file)
     for file in files:
         if file.name == last:
-            _sync_both(made, folder)
+            _sync_both(source, folder)
         file.replace(folder / file.name)
-    _sync_both(made, folder)
+    _sync_both(source, folder)
 
 
 def _sync_both(before: Path, after: Path) -> None:
@@ -124,16 +124,15 @@ def sync_file(path: Path) -> None:
 
 
 def append(path: Path, content: bytes, advice: str = "choose another folder with --out") -> None:
-    """Add to the end of a file, all of it or nothing, and wait until it is on the disk.
+    """Append to a file, all or nothing, and flush it to disk.
 
     Raises:
-        UserError: the disk is full, the file cannot be written, or is a symbolic link: what that points to, nobody
-            asked to be changed.
+        UserError: the disk is full, the file cannot be written, or it is a symbolic link (links are not followed).
     """
     left = memoryview(content)
     try:
         # Without a buffer: closing the file would write what is left in one, after the file was cut.
-        with open(path, "ab", buffering=0, opener=_itself) as file:
+        with open(path, "ab", buffering=0, opener=_open_no_follow) as file:
             size = file.seek(0, os.SEEK_END)
             try:
                 while left:
@@ -149,13 +148,13 @@ def append(path: Path, content: bytes, advice: str = "choose another folder with
 
 
 def truncate_partial_line(path: Path, advice: str = "choose another folder with --out") -> None:
-    """Cut off a last line that a killed process did not finish.
+    """Remove an incomplete last line that a killed process left.
 
     Raises:
         UserError: as :func:`append`.
     """
     try:
-        with open(path, "r+b", opener=_itself) as file:
+        with open(path, "r+b", opener=_open_no_follow) as file:
             size = file.seek(0, os.SEEK_END)
             whole = _last_line_end(file, size)
             if whole < size:
@@ -167,20 +166,20 @@ def truncate_partial_line(path: Path, advice: str = "choose another folder with 
 
 
 def _last_line_end(file: BinaryIO, size: int) -> int:
-    """Return how many bytes of a file its whole lines take."""
+    """Return the size in bytes of a file's complete lines."""
     end = size
     while end:
         begin = max(0, end - _BLOCK)
         file.seek(begin)
-        found = file.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0
 
 
-def _itself(path: str, flags: int) -> int:
-    """Open a file for writing, and neither what a symbolic link points to nor a pipe, which would wait for ever."""
+def _open_no_follow(path: str, flags: int) -> int:
+    """Open a regular file for writing; refuse symbolic links, and pipes, which would block."""
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -189,16 +188,16 @@ def _itself(path: str, flags: int) -> int:
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return handle
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` and move it there when the block ends without an error.
+    """Yield a temporary path in the same folder, and rename it to ``path`` when the block ends without an error.
 
-    What was written is on the disk before it gets its name, so that no crash leaves an empty or half-written file.
-    A symbolic link at ``path`` is replaced; what it points to stays as it is.
+    Contents are flushed to disk before the rename, so that no crash leaves an empty or partial file. A symbolic link at
+    ``path`` is replaced; its target is not changed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -206,8 +205,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     advice = "choose another folder with --out"
     try:
         make_folder(path.parent)
-        _remove_left(path)
-        temporary, handle = _reserved(path)
+        _remove_stale(path)
+        temporary, handle = _create_temporary(path)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
     except OSError as error:
         raise write_error(path, error, advice) from error
@@ -225,8 +224,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _reserved(path: Path) -> tuple[Path, int]:
-    """Make a temporary file beside ``path`` and lock it for as long as the returned handle is open."""
+def _create_temporary(path: Path) -> tuple[Path, int]:
+    """Create a temporary file next to ``path``, locked as long as the returned handle is open."""
     while True:
         # Its suffix stays the last one: some writers choose a format by it. The umask decides on who may read it.
         temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.partial{path.suffix}")
@@ -243,12 +242,12 @@ def _reserved(path: Path) -> tuple[Path, int]:
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a file's name is one that :func:`atomic_write` gives, until what is in it has its own."""
+    """Whether a file name is that of a temporary file of :func:`atomic_write`."""
     return re.fullmatch(r"\..*-[0-9a-f]{8}\.partial(\..*)?", name) is not None
 
 
-def _remove_left(path: Path) -> None:
-    """Remove temporary files beside ``path`` of processes that were killed: nobody locks them."""
+def _remove_stale(path: Path) -> None:
+    """Remove unlocked temporary files next to ``path``, left by killed processes."""
     if fcntl is None:
         return
     pattern = re.compile(re.escape(f".{path.stem[:40]}-") + "[0-9a-f]{8}" + re.escape(f".partial{path.suffix}"))
@@ -291,10 +290,10 @@ def shipped_folder(name: str) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """Return a name for a file or folder that no other name gets.
+    """Return a file or folder name that is safe everywhere and unique to ``name``.
 
-    A name that every file system and shell takes is left as it is; of another one, the characters that they might take
-    amiss become ``-``, a long one is cut, and a digest follows behind ``~``, which no name that is left alone has.
+    A name that is safe for every file system and shell is unchanged. Otherwise unsafe characters become ``-``, long
+    names are truncated, and ``~`` with a digest is appended, which no unchanged name contains.
     """
     plain = plain_name(name)
     if plain == name and len(plain) <= _LONGEST:
@@ -304,8 +303,8 @@ def safe_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return ``name`` with everything that a file system or shell might take amiss replaced by ``-``.
+    """Return ``name`` with characters that are unsafe for file systems or shells replaced by ``-``.
 
-    Different names may become one: :func:`safe_name` is for what must be kept apart.
+    Different names may collide; use :func:`safe_name` where they must not.
     """
     return re.sub(r"[^A-Za-z0-9._@=+-]+", "-", name).strip(".-") or "unnamed"

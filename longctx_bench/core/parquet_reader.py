@@ -1,7 +1,7 @@
-"""Rows of parquet files of any origin, read where they can do no harm.
+"""Reading untrusted parquet files in a subprocess with a memory limit.
 
-A page of some kB may unpack to 2 GiB, a text that many rows share is stored once, and there are damaged files that end
-the process in which pyarrow reads them. So a process of its own reads them, with a limit to its memory.
+A page of some kB may decompress to 2 GiB, a text that many rows share is stored once, and some damaged files crash the
+process in which pyarrow reads them.
 """
 
 from __future__ import annotations

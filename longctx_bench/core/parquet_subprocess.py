@@ -1,6 +1,6 @@
-"""Reads one parquet file for :mod:`longctx_bench.core.parquet_reader`, with a limit to its memory.
+"""Subprocess that reads a parquet file for :mod:`longctx_bench.core.parquet_reader`, with a memory limit.
 
-It is run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``,
+Run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``,
 ``columns``, and ``needed``, those without which there is nothing to read. Each row becomes a line on standard output, a
 JSON object; what is wrong with the file becomes one last line, a JSON text.
 """
@@ -41,7 +41,7 @@ def serve(file: str, columns: list[str], needed: list[str]) -> None:
         for rows in _batches(file, columns, needed):
             sys.stdout.buffer.write(encoder.encode_lines(rows))
     except MemoryError:
-        said = "it unpacks to more than memory is spent on"
+        said = "it decompresses to more than the memory limit"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         said = f"not a readable parquet file ({' '.join(str(error).split()):.200})"
     except _Unfit as error:
@@ -66,8 +66,8 @@ def _batches(file: str, columns: list[str], needed: list[str]) -> Iterator[list[
             if _size(batch) <= _LONGEST:
                 yield batch.to_pylist()
                 continue
-            for place in range(len(batch)):
-                row = batch.slice(place, 1)
+            for index in range(len(batch)):
+                row = batch.slice(index, 1)
                 if _size(row) > _LONGEST:
                     raise _Unfit(f"a row of more than {_LONGEST >> 20} MiB; remove it")
                 yield row.to_pylist()
@@ -75,8 +75,8 @@ def _batches(file: str, columns: list[str], needed: list[str]) -> Iterator[list[
 
 def _rows_at_once(metadata: Any) -> int:
     """Return how many rows can be decoded together: all of them may name one text that is as large as the column."""
-    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=1)
     return int(min(_ROWS, max(1, _TOGETHER // max(1, largest))))
 

@@ -1,4 +1,4 @@
-"""Registries of what can be added from outside: by a decorator, or by an entry point of an installed package."""
+"""Plug-in registries: objects by name, extensible with a decorator or an entry point."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ U = TypeVar("U")
 
 
 class PluginRegistry(Generic[T]):
-    """Objects of one kind by name: those that ship, those of installed packages, those that code registers.
+    """Objects of one kind by name: built in, from installed packages, or registered in code.
 
-    Names are known without importing anything; an object is imported when it is asked for. What ships cannot be
-    replaced from outside, so that a name in a paper means one thing.
+    Names are listed without importing anything; objects are imported on first use. Built-in names cannot be replaced by
+    plug-ins, so that a name in a paper means one thing.
     """
 
     def __init__(self, kind: str, shipped: Mapping[str, T | str]) -> None:
-        """Start with what ships.
+        """Create a registry with its built-in objects.
 
         Args:
             kind: a singular noun for messages (``metric``); entry points are in the group ``longctx_bench.metrics``.
-            shipped: objects, or where they are: ``package.module:name``.
+            shipped: built-in objects, or their locations as ``package.module:name``.
         """
         self.kind = kind
         self.group = f"longctx_bench.{kind}s"
@@ -35,13 +35,13 @@ class PluginRegistry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[U], U]:
-        """Return a decorator that adds what it decorates under a name.
+        """Return a decorator that registers an object under a name.
 
         Raises:
-            UserError: something that ships has that name.
+            UserError: the name is built in.
         """
         if name in self.shipped:
-            raise UserError(f"{self.kind} '{name}': longctx-bench has one of that name; choose another")
+            raise UserError(f"{self.kind} '{name}': is a built-in name; choose another")
 
         def decorator(value: U) -> U:
             self._registered[name] = value  # type: ignore[assignment]
@@ -50,7 +50,7 @@ class PluginRegistry(Generic[T]):
         return decorator
 
     def names(self) -> list[str]:
-        """Return all names: what ships first, then the others by name."""
+        """Return all names: built-in ones first, then the others, sorted."""
         return [*self.shipped, *sorted({*self._installed, *self._registered} - self.shipped.keys())]
 
     def __iter__(self) -> Iterator[str]:
@@ -60,10 +60,10 @@ class PluginRegistry(Generic[T]):
         return name in self.shipped or name in self._registered or name in self._installed
 
     def find(self, name: str) -> LoadedObject:
-        """Return the object of a name and, unless it ships, its source.
+        """Return the object of that name and, for plug-ins, its source digest.
 
         Raises:
-            UserError: there is none of that name (with the near miss), or it cannot be imported.
+            UserError: the name is unknown (with a suggestion), or the object cannot be imported.
         """
         if name in self.shipped:
             value = self.shipped[name]
@@ -75,7 +75,7 @@ class PluginRegistry(Generic[T]):
         raise UserError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
 
     def resolve(self, use: str, where: str, folder: Path | None) -> LoadedObject:
-        """Return what a YAML names: a name that is known here, ``package.module:name`` or ``./file.py:name``.
+        """Return the object that a YAML names: a registered name, ``package.module:name`` or ``./file.py:name``.
 
         Arguments and errors as :func:`longctx_bench.core.plugins.load_object`.
         """
@@ -87,7 +87,7 @@ class PluginRegistry(Generic[T]):
             raise UserError(f"{where}: {error}") from error
 
     def location(self, name: str) -> str:
-        """Return ``package.module:name`` of what ships or is installed under a name; anything else as it is."""
+        """Return ``package.module:name`` of a built-in or installed object; any other name unchanged."""
         location = self.shipped.get(name) or self._installed.get(name)
         return location if isinstance(location, str) else name
 

@@ -1,4 +1,4 @@
-"""From ``package.module:Class`` or ``./file.py:Class`` to the class, whoever wrote it, and to the code that it is."""
+"""Plug-in loading: ``package.module:Class`` or ``./file.py:Class`` to the class and its source digest."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from longctx_bench.core.errors import UserError, did_you_mean
 
 
 class LoadedObject(NamedTuple):
-    """Whatever a spec points at."""
+    """An object that a spec names."""
 
     value: Any
     code: CodeDigest | None
-    """Its source; None for what is this package's own."""
+    """Its source digest; None for objects of this package."""
 
 
 _CODE: dict[str, CodeDigest] = {}
-"""By module name, of modules that Python keeps: an edit after they were imported is not what runs."""
+"""By module name. Kept, because Python keeps imported modules: a later edit of the file is not what runs."""
 
 
 def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
-    """Return what a spec points at, and the source that it was made from.
+    """Return the object that a spec names, with its source digest.
 
-    A file may import what lies beside it by ``from .other import name``; other folders' modules of the same name are
-    other ones.
+    A file may import its neighbours with ``from .other import name``; modules of the same name in other folders are
+    kept apart.
 
     Args:
         use: ``package.module:name``, or ``./file.py:name`` relative to ``folder``.
         where: names the spec in the error.
-        folder: of the YAML that holds the spec; without one, no file is loaded.
+        folder: of the YAML with the spec; required for ``./file.py``.
 
     Raises:
-        UserError: it cannot be imported, whatever the code raises, or has nothing of that name.
+        UserError: the module cannot be imported (whatever it raises), or has no such name.
     """
     module_name, _, name = use.partition(":")
     try:
@@ -54,13 +54,13 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
         raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
     value = getattr(module, name, None) if name else None
     if value is None:
-        own = sorted(
-            known
-            for known, each in vars(module).items()
+        defined = sorted(
+            attribute
+            for attribute, each in vars(module).items()
             if callable(each) and getattr(each, "__module__", None) == module.__name__
         )
         wrong = f"has no '{name}'" if name else "names nothing in it"
-        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, own)}")
+        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, defined)}")
     return LoadedObject(value, code)
 
 
@@ -79,9 +79,9 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
     if not path.exists():
         raise UserError(f"{path}: no such file")
     code = digest_of_file(path)
-    # A package of its own for each folder and state of the code: what was imported before an edit is not used again.
-    known = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
-    package = ModuleType(f"longctx_bench_plugin_{known}")
+    # One package per folder and source digest: modules imported before an edit are not reused.
+    digest = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
+    package = ModuleType(f"longctx_bench_plugin_{digest}")
     package.__path__ = [str(path.parent)]
     sys.modules.setdefault(package.__name__, package)
     module_name = f"{package.__name__}.{path.stem.replace('.', '_')}"
@@ -98,7 +98,7 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
 
 
 class _FromSource(SourceFileLoader):
-    """Runs what stands in the file: bytecode beside it is told from an edited source by whole seconds."""
+    """Always compiles the source: bytecode files detect edits only by whole seconds."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -106,7 +106,7 @@ class _FromSource(SourceFileLoader):
 
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """Leave no bytecode beside a user's modules, for the same reason."""
+    """Write no bytecode next to a user's modules, for the same reason."""
     before = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
@@ -116,10 +116,10 @@ def _no_bytecode() -> Iterator[None]:
 
 
 def _hint(error: Exception, module_name: str, folder: Path | None) -> str:
-    """Say how to import what lies beside a file, where that was tried in another way."""
+    """Return how to import a neighbouring module if an import of one failed."""
     if not (isinstance(error, ModuleNotFoundError) and error.name and folder and module_name.endswith(".py")):
         return ""
-    beside = (folder / module_name).parent / error.name.partition(".")[0]
-    if beside.is_dir() or beside.with_suffix(".py").is_file():
-        return f"; it lies beside the file: write `from .{error.name} import ...`"
+    neighbour = (folder / module_name).parent / error.name.partition(".")[0]
+    if neighbour.is_dir() or neighbour.with_suffix(".py").is_file():
+        return f"; it is next to the file: write `from .{error.name} import ...`"
     return ""

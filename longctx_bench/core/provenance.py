@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, machine, time. Kept beside every cell."""
+"""Provenance of results: code revision, package versions, machine, time. Stored with every cell."""
 
 from __future__ import annotations
 

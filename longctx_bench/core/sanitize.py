@@ -1,28 +1,28 @@
-"""Text that stays in its line and its place, whoever chose it: no terminal takes it for a command."""
+"""Sanitize untrusted text for terminals and reports: no control characters, no bidirectional overrides."""
 
 from __future__ import annotations
 
 import re
 
-_BREAKING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-"""Ends of lines, what terminals take as commands, and halves of characters."""
-_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Marks of the writing direction: one in a name would turn the numbers behind it around."""
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+"""Line ends, terminal control characters and lone surrogates."""
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Bidirectional control characters: one in a name would reorder the numbers after it."""
 
-_ACTIVE = re.compile(
+_UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Both, but for ends of lines and tabs; and halves of characters, which no stream takes."""
+"""Both, except line ends and tabs."""
 
 
 def single_line(text: str) -> str:
-    """Return ``text`` as one line, without what moves the text around it."""
-    return _TURNING.sub("", _BREAKING.sub(" ", text)).strip()
+    """Return ``text`` as one line without control or bidirectional characters."""
+    return _BIDI.sub("", _CONTROL.sub(" ", text)).strip()
 
 
 def escape_control_chars(text: str) -> str:
-    """Return ``text`` in its lines, with what would move the cursor or the text around it written as escapes."""
-    return _ACTIVE.sub(lambda found: repr(found[0])[1:-1], text)
+    """Return ``text`` with control and bidirectional characters replaced by escapes; line breaks are kept."""
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def pluralize(number: int, what: str) -> str:

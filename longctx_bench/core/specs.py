@@ -1,4 +1,4 @@
-"""What users name in YAML: models, methods, tasks. Frozen, unknown keys refused, every error a single line."""
+"""Specs of models, methods, tasks and sources in YAML: frozen, no unknown keys, one-line errors."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class Spec(BaseModel):
-    """Base of all specs: immutable, and a key that does not exist is an error."""
+    """Base class of specs: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Component(Spec):
-    """A class that users name in YAML, whose fields are its parameters: a method, a benchmark."""
+    """A method or benchmark class that YAML names; its fields are its parameters."""
 
     id: ClassVar[str]
-    """What results know the class by, wherever it stands and whatever it is called; the class's name unless given."""
+    """The class's id in results, independent of its name and module; default: the class name."""
     version: ClassVar[int] = 1
-    """Raised when the same parameters come to mean something else, so that cells are measured again."""
+    """To be raised when the meaning of the same parameters changes, so that cells are measured again."""
 
     @classmethod
     def component_id(cls) -> str:
-        """Return the class's own id: a subclass without one is another component than its parent."""
+        """Return the class's id; a subclass does not inherit its parent's."""
         return str(cls.__dict__.get("id", cls.__name__))
 
 
 def _inside(member: str) -> str:
-    """Refuse a path that could lead out of the folder or archive that it is relative to."""
+    """Reject a path that could lead outside the folder or archive that it is relative to."""
     parts = member.split("/")
     if (
         any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _LONGEST_PART for part in parts)
@@ -68,7 +68,7 @@ def _no_climbing(name: str) -> str:
 _LONGEST_PART, _LONGEST_MEMBER = 255, 1024
 _HUB_NAME = "[A-Za-z0-9_]([A-Za-z0-9._-]{0,95}[A-Za-z0-9_])?"
 
-# What is named here reaches pip, the hub's client and the file system: nothing may be an option or lead elsewhere.
+# These values reach pip, the hub client and the file system: none may be an option or escape its folder.
 Member = Annotated[str, AfterValidator(_inside)]
 """A file inside an archive or repository."""
 HubId = Annotated[str, Field(pattern=f"^({_HUB_NAME}/)?{_HUB_NAME}$"), AfterValidator(_no_climbing)]
@@ -82,12 +82,12 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class HubSource(Spec):
-    """A repository on the Hugging Face hub, pinned by revision where one is known."""
+    """A repository on the Hugging Face hub, optionally pinned to a revision."""
 
     hub: HubId
     revision: Revision | None = None
     file: Member | None = None
-    """One file of the repository; the whole repository without it."""
+    """One file of the repository; default: the whole repository."""
     type: Literal["model", "dataset"] = "model"
 
 
@@ -102,11 +102,11 @@ class WheelSource(Spec):
 
 
 class PathSource(Spec):
-    """A file or folder on this machine; relative paths are relative to the YAML that names them."""
+    """A local file or folder; relative paths are relative to the YAML file."""
 
     path: Path
     alias: str | None = None
-    """The named data source that it stands in for (``--data NAME=PATH``)."""
+    """The named data source that it replaces (``--data NAME=PATH``)."""
 
     @field_validator("path")
     @classmethod
@@ -116,7 +116,7 @@ class PathSource(Spec):
 
 
 class ShippedSource(Spec):
-    """A checkpoint that ships with the project, by its folder's name in ``baselines/checkpoints``."""
+    """A checkpoint that ships with the project, by folder name in ``baselines/checkpoints``."""
 
     embedded: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
 
@@ -125,7 +125,7 @@ _UNION_TAGS = ("hub", "wheel", "path", "embedded")
 
 
 def _named_source(value: Any, info: ValidationInfo) -> Any:
-    """Let a source be given by its name in ``tasks/sources.yaml``."""
+    """Resolve a source given by its name in ``tasks/sources.yaml``."""
     if not isinstance(value, str):
         return value
     known = (info.context or {}).get("sources", {})
@@ -135,7 +135,7 @@ def _named_source(value: Any, info: ValidationInfo) -> Any:
 
 
 def _source_kind(value: Any) -> str:
-    """Tell sources apart by the key that only one of them has."""
+    """Return the kind of a source by its distinguishing key."""
     for kind in _UNION_TAGS:
         if (isinstance(value, dict) and kind in value) or hasattr(value, kind):
             return kind
@@ -150,7 +150,7 @@ Source = Annotated[
     Discriminator(_source_kind),
     BeforeValidator(_named_source),
 ]
-"""A place that data or weights come from; in YAML a mapping, or the name of one in ``tasks/sources.yaml``."""
+"""Where data or weights come from; in YAML a mapping, or a name in ``tasks/sources.yaml``."""
 
 
 class DataSpec(Spec):
@@ -162,15 +162,15 @@ class DataSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """Weights that one method needs in place of the base's own: DroPE's recalibrated ones, say."""
+    """Weights that a method uses instead of the base model's, such as DroPE's recalibrated ones."""
 
     source: Source
     params: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the method's parameters for this checkpoint (its fitted temperature, say)."""
+    """Method parameters for this checkpoint, such as its fitted temperature."""
 
 
 class ModelSpec(Spec):
-    """A base model: where it comes from and the context it was trained on."""
+    """A base model: its source and training context."""
 
     name: str
     source: Source
@@ -179,24 +179,24 @@ class ModelSpec(Spec):
     licence: str = "unknown"
     description: str = ""
     native_method: str = "rope"
-    """The method that the checkpoint is when nothing is done to it."""
+    """The method of the unmodified checkpoint."""
     checkpoints: dict[str, CheckpointSpec] = Field(default_factory=dict)
-    """By method name, for methods that need weights of their own."""
+    """Checkpoints by method name, for methods that need other weights."""
 
 
 class MethodSpec(Spec):
-    """A context-extension method: the class behind it and that class's parameters."""
+    """A context-extension method: its class and parameters."""
 
     name: str
     use: str
-    """A registered name, ``package.module:Class``, or ``./file.py:Class`` beside the YAML."""
+    """A registered name, ``package.module:Class``, or ``./file.py:Class`` relative to the YAML."""
     description: str = ""
     paper: str = ""
     params: dict[str, Any] = Field(default_factory=dict)
 
 
 class TaskSpec(Spec):
-    """A task: the benchmark class that writes its examples, that class's parameters, and the scoring."""
+    """A task: its benchmark class with parameters, and its metric."""
 
     name: str
     use: str
@@ -204,15 +204,15 @@ class TaskSpec(Spec):
     metric: str
     max_new_tokens: int = Field(ge=0)
     samples: int = Field(gt=0)
-    """Examples in a cell when ``--limit`` does not say otherwise."""
+    """Default number of examples per cell; ``--limit`` overrides it."""
     stop: tuple[str, ...] = ()
-    """Texts whose last token ends the generation, as the model's own end token does."""
+    """Texts whose last token ends the generation, like an EOS token."""
     min_new_tokens: int = Field(default=0, ge=0)
-    """No end or stop token before so many tokens."""
+    """EOS and stop tokens are suppressed before that many new tokens."""
     chat_template: bool = True
-    """False where the original never wraps its prompts, whatever ``--chat-template`` says."""
+    """False for tasks that never use a chat template, also with ``--chat-template``."""
     protocol: str = "longctx-bench"
-    """Whose procedure writes the prompts; ``ruler@paper`` is upstream's own, faults included."""
+    """The procedure that generates the prompts; ``ruler@paper`` is upstream's, faults included."""
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -223,10 +223,10 @@ class Groups(Spec):
 
 
 def require_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return a YAML entry that must be a mapping with text keys.
+    """Return ``value``, which must be a mapping with string keys.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is anything else.
     """
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where}: expected a mapping of settings (got {value!r:.60})")
@@ -237,7 +237,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: the file is missing, is not YAML, has a key twice, or is not a mapping.
+        UserError: the file is missing, not YAML, has a duplicate key, or is not a mapping.
     """
     try:
         loaded = load_yaml(path.read_text(encoding="utf-8"))
@@ -249,25 +249,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> S:
-    """Build a spec, turning the first validation problem into one line.
+    """Validate a spec, reporting the first problem in one line.
 
     Args:
         kind: the class to build.
         values: its fields.
         where: names the file or option in the error.
-        context: ``folder`` that relative paths start from, ``sources`` by name.
+        context: ``folder`` for relative paths, ``sources`` by name.
 
     Raises:
-        UserError: with the place, the key and, for an unknown key, its near miss.
+        UserError: with file, key and, for an unknown key, a suggestion.
     """
     try:
         return kind.model_validate(values, context=context)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        # A misspelt key is missing under its right name too: what stands in the file says more.
+        # A misspelt key is reported as missing too: prefer the unknown key, which is in the file.
         problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
         *inner, last = problem["loc"] or [""]
-        # Of a source's kind and of its key of that name, the latter is what stands in the file.
+        # Skip the union tag of a source, which equals its key.
         location = [str(part) for part in inner if part not in _UNION_TAGS] + ([str(last)] if last != "" else [])
         key = ".".join(location) or kind.__name__
         if problem["type"] == "extra_forbidden":
@@ -280,13 +280,13 @@ def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[st
 
 
 def _keys_at(kind: type[BaseModel], location: Sequence[int | str]) -> set[str]:
-    """Return the keys that a spec knows at a place inside it: those of all kinds that may stand there."""
+    """Return the valid keys at a location inside a spec, over all spec types that it may have."""
     kinds: list[Any] = [kind]
     for part in location:
         if part in _UNION_TAGS:
             kinds = [one for one in kinds if str(part) in one.model_fields] or kinds
             continue
-        kinds = [found for one in kinds for found in _specs_in(_annotation(one, part))]
+        kinds = [spec for one in kinds for spec in _specs_in(_annotation(one, part))]
     return {key for one in kinds for key in one.model_fields}
 
 
@@ -296,7 +296,7 @@ def _annotation(kind: Any, part: int | str) -> Any:
 
 
 def _specs_in(annotation: Any) -> list[Any]:
-    """Return the specs that an annotation names, at any depth."""
+    """Return the spec classes in an annotation, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _specs_in(inner)]
+    return [spec for inner in get_args(annotation) for spec in _specs_in(inner)]

@@ -1,4 +1,4 @@
-"""Scratch folders that do not outlive their process: one that was killed leaves them to the next."""
+"""Temporary folders that are removed with their process, or by the next process after a kill."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _creation = threading.Lock()
 
 
 class ScratchFolder:
-    """A new folder that only this user may read, removed with all that it holds when the block ends.
+    """A private temporary folder, removed with its contents when the block ends.
 
-    Folders of the same prefix which a killed process left are removed first; one that is in use is locked.
+    Folders with the same prefix left by killed processes are removed first; folders in use are locked.
     """
 
     def __init__(self, prefix: str, parent: Path | None = None) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            prefix: of its name.
-            parent: a folder of the cache that it is made in; the system's one for temporary files when None.
+            prefix: of the folder name.
+            parent: a folder of the cache; default: the system's folder for temporary files.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         where = Path(tempfile.gettempdir()) if parent is None else parent
         with _creation:

@@ -1,4 +1,4 @@
-"""Documents out of text files: .txt .md .jsonl .parquet, also .xz and .zst compressed, one string each."""
+"""Reading documents from text files: .txt .md .jsonl .parquet, also compressed (.xz, .zst)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ COMPRESSED_SUFFIXES = (".xz", ".zst")
 _CHUNK = 1 << 22
 """Characters read at a time."""
 _LONGEST = 1 << 28
-"""Characters of a document in plain text, where a whole corpus may stand without a break."""
+"""Maximum characters of a plain-text document; a whole corpus may be one file without separators."""
 
 
 def read_documents(file: Path, text_field: str = "text") -> Iterator[str]:
     """Yield a file's documents; in plain text they are separated by NUL bytes.
 
     Raises:
-        UserError: the file is binary, holds no text, or a row lacks the text column.
+        UserError: the file is binary, has no text, or a row lacks the text column.
     """
     readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     reader = readers.get(text_suffix(file))
@@ -47,7 +47,7 @@ def read_documents(file: Path, text_field: str = "text") -> Iterator[str]:
 
 
 def text_suffix(file: Path) -> str:
-    """Return the suffix that says how to read the file, behind .xz or .zst."""
+    """Return the suffix that determines the format, ignoring .xz and .zst."""
     suffixes = file.suffixes
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes = suffixes[:-1]
@@ -78,7 +78,7 @@ def _plain_documents(file: Path) -> Iterator[str]:
     rest, size = list[str](), 0
     with _opened(file) as stream:
         while chunk := stream.read(_CHUNK):
-            # Old texts hold a stray control character; executables and images that happen to decode hold many.
+            # Old texts may have a stray control character; binary files that happen to decode have many.
             if sum(chunk.count(chr(code)) for code in range(1, 7)) > len(chunk) // 1000:
                 raise UserError(f"{file}: binary file, not text; remove it from the corpus")
             first, *others = chunk.split("\0")
@@ -113,10 +113,10 @@ def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
 
 
 def row_text(row: Any, name: str, where: str) -> str:
-    """Return the document that a row holds under a column's name.
+    """Return the document in a column of a row.
 
     Raises:
-        UserError: there is no text there.
+        UserError: the column has no text.
     """
     if not isinstance(row, dict) or not isinstance(row.get(name), str):
         raise UserError(f"{where}: no text under '{name}'; set text_field to the column that holds the document")

@@ -1,4 +1,4 @@
-"""What flows through a run: cells, examples, generations, scores. Plain data, no behaviour beyond hashing."""
+"""Data types of a run: cells, examples, requests, generations, losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 NATURAL = 0
-"""The length of a cell whose documents are kept whole, each prompt as long as it is."""
+"""The length of a cell that uses documents at full length, without truncation or padding."""
 
 
 def length_name(length: int) -> str:
@@ -18,7 +18,7 @@ def length_name(length: int) -> str:
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """The unit of work, of storage and of a heatmap: one model, method, task and length."""
+    """The unit of work and storage: one model, method, task and length."""
 
     model: str
     method: str
@@ -32,69 +32,69 @@ class Cell:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its answer key; a pure function of (task spec, tokenizer, length, seed, index)."""
+    """One prompt with its references; a pure function of (task spec, tokenizer, length, seed, index)."""
 
     id: str
     prompt: str
     answer_prefix: str
-    """Belongs to the prompt: the model continues right after it."""
+    """Appended to the prompt; the model continues right after it."""
     references: tuple[str, ...]
     depths: tuple[float, ...]
-    """Where each needle or gold document begins, in percent of the context (0 = start).
+    """Start of each needle or gold document in percent of the context (0 = start).
 
-    On a grid of depths the point of the grid: the needle stands at the sentence boundary nearest to it.
+    On a grid of depths: the grid point, with the needle at the nearest sentence boundary.
     """
     n_tokens: int
-    """Tokens of prompt and answer prefix, BOS and chat template included."""
+    """Tokens of prompt and answer prefix, including BOS and chat template."""
     max_new_tokens: int
     classes: tuple[str, ...] = ()
-    """All classes of a classification task, which its metric needs."""
+    """All class names of a classification task, for its metric."""
     ids: tuple[int, ...] = ()
-    """Token ids (BOS included), where a benchmark cuts tokens and not text; ``prompt`` is then their decoding."""
+    """Token ids (with BOS) of benchmarks that work on tokens rather than text; ``prompt`` is their decoding."""
     scored: int = 0
-    """Tokens at the end whose loss is the result; 0 where the model is to go on writing."""
+    """Number of tokens at the end whose loss is measured; 0 for generation tasks."""
     words: int | None = None
-    """Length of the document as its benchmark counts it, where the benchmark sorts its results by that."""
+    """Document length as counted by the benchmark, if it reports scores by length."""
 
     @property
     def hash(self) -> str:
-        """Identify the example's bytes: prompt, answer prefix and references."""
+        """Hash of prompt, answer prefix and references."""
         parts = "\x00".join((self.prompt, self.answer_prefix, *self.references))
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an engine sees of an example: tokens, never a task."""
+    """What an engine gets of an example: tokens, never a task."""
 
     example_id: str
     input_ids: Sequence[int]
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
-    """Tokens that end the text besides the model's own end tokens."""
+    """Stop tokens in addition to the model's EOS tokens."""
     min_new_tokens: int = 0
-    """No end or stop token is chosen before so many tokens."""
+    """EOS and stop tokens are suppressed before that many new tokens."""
     scored: int = 0
-    """Tokens at the end whose loss is wanted, instead of a continuation."""
+    """Number of tokens at the end whose loss is requested; 0 for generation."""
     drafts: tuple[tuple[int, ...], ...] = ()
-    """Guesses at the continuation, the likeliest first: they may save time and never change a token."""
+    """Draft completions for speculative decoding, most likely first; they never change the output."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A model's greedy continuation of one request."""
+    """A model's greedy generation for one request."""
 
     example_id: str
     text: str
     prompt_tokens: int
     new_tokens: int
     finish_reason: str
-    """``eos``, ``stop`` (a stop token), ``length`` (budget used up) or ``settled`` (the score can no longer change)."""
+    """``eos``, ``stop`` (stop token), ``length`` (max_new_tokens reached) or ``settled`` (the score is final)."""
     seconds: float
-    """This example's share of its batch's wall time."""
+    """This example's share of the batch's wall time."""
 
 
-_ENDINGS = {
+_FINISH_REASONS = {
     "settled": "stopped once its score could no longer change",
     "eos": "ended by the model's own end token",
     "stop": "ended by a stop text of the task",
@@ -104,27 +104,27 @@ _ENDINGS = {
 
 
 def describe_finish_reason(finish_reason: str | None) -> str:
-    """Say in words how a generation ended; what is no reason of ours is repeated."""
+    """Return a description of a finish reason; unknown reasons are repeated."""
     if finish_reason is None:
         return "no generation"
-    return _ENDINGS.get(finish_reason, f"ended by {finish_reason}")
+    return _FINISH_REASONS.get(finish_reason, f"ended by {finish_reason}")
 
 
 @dataclass(frozen=True)
 class LoglikelihoodResult:
-    """How well a model predicted the end of one request's tokens."""
+    """Losses of the last tokens of one request."""
 
     example_id: str
     losses: Sequence[float]
-    """Nats a token, of the last ``scored`` tokens in their order."""
+    """Nats per token, of the last ``scored`` tokens in order."""
     seconds: float
     greedy: bool = False
-    """True when each of those tokens was the likeliest."""
+    """True when each of those tokens was the most likely one."""
 
 
 class SampleRecord(NamedTuple):
-    """An example that is done: what the store keeps of it."""
+    """The stored record of a finished example."""
 
     record: dict[str, Any]
-    """With ``id``, ``hash``, ``score``, ``metric`` and what is known of the answer; no times."""
+    """With ``id``, ``hash``, ``score``, ``metric`` and details of the generation; no times."""
     seconds: float

@@ -1,7 +1,7 @@
-"""Files that somebody else may have written: read up to a size, without waiting for them, and not too deep.
+"""Reading untrusted files with limits on size, line length and nesting, and without blocking.
 
-Result folders are passed on. What lies in one may be a pipe that nobody writes to, a device without an end, one line
-of gigabytes or JSON that is nested until a reader runs out of stack.
+Result folders are passed on. They may contain a pipe that nobody writes to, an endless device, a line of gigabytes or
+JSON that is nested so deeply that a parser overflows the stack.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ import msgspec
 from longctx_bench.core.errors import UserError
 
 MAX_JSON_BYTES = 16 << 20
-"""Bytes of a file that holds one JSON object: a thousand times the usual."""
+"""Maximum size of a file with one JSON object: a thousand times the usual."""
 MAX_LINE_BYTES = 16 << 20
-"""Bytes of one line of a JSON-lines file."""
+"""Maximum line length of a JSON-lines file."""
 MAX_DEPTH = 32
-"""Levels of lists and objects in each other: five times what a ``cell.json`` has."""
+"""Maximum nesting of lists and objects: five times that of a ``cell.json``."""
 _BLOCK = 1 << 20
 
 
 class UnreadableFile(Exception):
-    """A file that cannot be read, or not as what it should be; the message says why, without its name."""
+    """A file cannot be read or has the wrong format; the message has the reason without the file name."""
 
 
 @contextmanager
 def open_regular_file(path: Path | str) -> Iterator[FileIO]:
-    """Open a regular file for reading; of anything else nothing is read.
+    """Open a regular file for reading; reject anything else.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableFile: it is something else than a file, or cannot be read.
+        UnreadableFile: it is not a regular file, or cannot be read.
     """
     try:
-        # A pipe is opened without waiting for somebody who writes to it.
+        # Do not block on opening a pipe.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
@@ -51,7 +51,7 @@ def open_regular_file(path: Path | str) -> Iterator[FileIO]:
         raise UnreadableFile("cannot be read (its name holds a NUL)") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UnreadableFile("cannot be read (it is no regular file)")
+        raise UnreadableFile("cannot be read (it is not a regular file)")
     with FileIO(handle) as file:
         yield file
 
@@ -64,17 +64,17 @@ def read_content(path: Path | str, largest: int = MAX_JSON_BYTES) -> bytes:
         UnreadableFile: it is larger than ``largest``, or as :func:`open_regular_file`.
     """
     with open_regular_file(path) as file:
-        parts, size = list[bytes](), 0
+        blocks, size = list[bytes](), 0
         for block in _blocks(file):
-            parts.append(block)
+            blocks.append(block)
             size += len(block)
             if size > largest:
                 raise UnreadableFile(f"is larger than {largest >> 20} MiB")
-    return b"".join(parts)
+    return b"".join(blocks)
 
 
 def read_line_blocks(path: Path | str, longest: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """Yield a file in pieces of about a MiB that end where a line ends; the last as the file ends.
+    """Yield a file in blocks of about a MiB that end at line ends (the last block may not).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,32 +82,32 @@ def read_line_blocks(path: Path | str, longest: int = MAX_LINE_BYTES) -> Iterato
     """
     number = 0
     with open_regular_file(path) as file:
-        left = list[bytes]()
+        partial_line = list[bytes]()
         size = 0
         for block in _blocks(file):
             end = block.rfind(b"\n") + 1
             if end:
-                piece = b"".join((*left, block[:end]))
-                yield piece
-                number += piece.count(b"\n")
-                left, size = [], 0
-            left.append(block[end:])
+                lines = b"".join((*partial_line, block[:end]))
+                yield lines
+                number += lines.count(b"\n")
+                partial_line, size = [], 0
+            partial_line.append(block[end:])
             size += len(block) - end
             if size > longest:
                 raise UnreadableFile(f"line {number + 1} is longer than {longest >> 20} MiB")
         if size:
-            yield b"".join(left)
+            yield b"".join(partial_line)
 
 
 def read_lines(path: Path | str, longest: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """Yield a file's lines without their ends; raises as :func:`read_line_blocks`."""
+    """Yield a file's lines without newlines; raises as :func:`read_line_blocks`."""
     for block in read_line_blocks(path, longest):
-        # Not splitlines: other signs than the newline are part of a line.
+        # Not splitlines, which splits at other characters, too.
         yield from block.removesuffix(b"\n").split(b"\n")
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value of JSON, in which Python's NaN and Infinity count as numbers.
+    """Parse JSON, also with Python's NaN and Infinity.
 
     Raises:
         UnreadableFile: it is not JSON, or nested deeper than :data:`MAX_DEPTH` levels.
@@ -117,7 +117,7 @@ def parse_json(content: bytes) -> Any:
             value = msgspec.json.decode(content)
         except ValueError:
             value = json.loads(content)
-            # Halves of characters, which no file and no terminal takes.
+            # Reject lone surrogates, which cannot be encoded.
             json.dumps(value, ensure_ascii=False).encode()
         _require_shallow(value, MAX_DEPTH)
     except RecursionError as error:
@@ -128,7 +128,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """Return the object of JSON; raises as :func:`parse_json`, also where it is another value."""
+    """Parse a JSON object; raises as :func:`parse_json`, also for any other value."""
     value = parse_json(content)
     if not isinstance(value, dict):
         raise UnreadableFile("is not a JSON object")
@@ -136,7 +136,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | str:
-    """Return a line's object, or what is wrong with the line."""
+    """Return the JSON object in a line, or what is wrong with the line."""
     try:
         return parse_object(line)
     except UnreadableFile as error:
@@ -144,14 +144,14 @@ def parse_line(line: bytes) -> dict[str, Any] | str:
 
 
 def read_object(path: Path, advice: str = "delete its folder and run again") -> dict[str, Any] | None:
-    """Return the JSON object that a file holds, or None when there is no such file.
+    """Return the JSON object in a file, or None when there is no such file.
 
     Args:
         path: of the file.
         advice: what to do if it cannot be read.
 
     Raises:
-        UserError: it is no regular file, larger than :data:`MAX_JSON_BYTES`, no JSON object, or nested too deeply.
+        UserError: not a regular file, larger than :data:`MAX_JSON_BYTES`, not a JSON object, or nested too deeply.
     """
     try:
         return parse_object(read_content(path))
@@ -162,7 +162,7 @@ def read_object(path: Path, advice: str = "delete its folder and run again") -> 
 
 
 def require_object(path: Path, advice: str) -> dict[str, Any]:
-    """Return the JSON object that a file holds; raises as :func:`read_object`, also where there is no such file."""
+    """Return the JSON object in a file; raises as :func:`read_object`, also when there is no such file."""
     loaded = read_object(path, advice)
     if loaded is None:
         raise UserError(f"{path}: is not there; {advice}")
@@ -181,31 +181,31 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_objects_with_offsets(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSON-lines file, each behind the byte that its line begins at; else as `read_objects`."""
-    place = 0
+    """Yield (byte offset of the line, object) for a JSON-lines file; otherwise as :func:`read_objects`."""
+    offset = 0
     try:
         for number, line in enumerate(read_lines(path), 1):
             loaded = parse_line(line)
             if isinstance(loaded, str):
                 raise UserError(f"{path}: line {number} {loaded}")
-            yield place, loaded
-            place += len(line) + 1
+            yield offset, loaded
+            offset += len(line) + 1
     except FileNotFoundError:
         return
     except UnreadableFile as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_objects_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yield the objects whose lines begin at some bytes, in that order, out of a file that was read a moment ago.
+def read_objects_at(path: Path, offsets: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of the lines at some byte offsets, in that order.
 
     Raises:
-        UserError: the file cannot be read, or is no longer what it was.
+        UserError: the file cannot be read, or has changed since the offsets were computed.
     """
     try:
         with open_regular_file(path) as raw, BufferedReader(raw) as file:
-            for place in places:
-                file.seek(place)
+            for offset in offsets:
+                file.seek(offset)
                 yield parse_object(file.readline(MAX_LINE_BYTES + 1))
     except (FileNotFoundError, UnreadableFile) as error:
         raise UserError(f"{path}: was changed while it was read") from error

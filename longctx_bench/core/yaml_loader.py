@@ -1,4 +1,4 @@
-"""YAML as its safe loader reads it, without what that loses: a key that stands twice in one mapping is an error."""
+"""Safe YAML loading in which duplicate keys are errors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import yaml
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would take the last without a word."""
+    """Rejects duplicate keys in a mapping, of which PyYAML would silently use the last."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._flat: set[yaml.MappingNode] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Here, before `<<` is resolved: what a mapping takes from another one it may give a value of its own.
+        # Before `<<` is resolved, because a mapping may override merged keys.
         if node in self._flat:
             return
         self._flat.add(node)
@@ -33,16 +33,16 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Return what YAML text stands for.
+    """Parse YAML text.
 
     Raises:
-        yaml.YAMLError: it is not YAML, nested too deeply, or has a key twice in one mapping.
+        yaml.YAMLError: invalid YAML, nested too deeply, or a duplicate key.
     """
     loader = _UniqueKeys(text)
     try:
         return loader.get_single_data()
     except (RecursionError, ValueError) as error:
-        # The latter of a date that is none, say.
+        # ValueError: an invalid date, for example.
         raise yaml.YAMLError("nested too deeply" if isinstance(error, RecursionError) else error) from error
     finally:
         loader.dispose()

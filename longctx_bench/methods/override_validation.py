@@ -1,4 +1,4 @@
-"""Whether what a method writes into a config keeps all of a base's positions that it does not say it changes."""
+"""Validation of config overrides: a method may change only those properties of positions that it declares."""
 
 from __future__ import annotations
 
@@ -9,55 +9,57 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.methods.rope_parameters import FULL, RotaryPositions, is_unrotated, num_rotary_pairs
 
 Change = Literal["theta", "rotary_pairs", "original_length", "scaling"]
-"""What a method may declare that it changes: the rotary base, how many pairs of dimensions are rotated, the length that
-the scaling starts from, and a scaling that the base has already."""
+"""What a method may declare to change: the rotary base, the number of rotated pairs of dimensions, the length before
+scaling, and a scaling that the base model already has."""
 
-_DEFAULT_ALONE = ("phimoe",)
-"""Model types whose rotary positions take ``default`` with any theta, and of all else only their own longrope."""
+_DEFAULT_ONLY = ("phimoe",)
+"""Model types that support only ``default`` rotary positions (with any theta) and their own longrope."""
 _SCALING = (
     "rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
     "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor", "short_mscale", "long_mscale",
     "low_freq_factor", "high_freq_factor",
 )  # fmt: skip
-"""Entries of ``rope_parameters`` that belong to one kind of scaling, and say nothing about another."""
-_BEFORE_5 = ("rope_scaling", "rope_theta", "partial_rotary_factor")
-"""Config entries of transformers 4, which transformers 5 passes by when they are set on a loaded model."""
+"""Entries of ``rope_parameters`` that are specific to one kind of scaling."""
+_LEGACY_KEYS = ("rope_scaling", "rope_theta", "partial_rotary_factor")
+"""Config entries of transformers 4, which transformers 5 ignores when set on a loaded model."""
 
 
 def merge_rope_parameters(
     method: str, changes: Collection[Change], name: str, positions: RotaryPositions, returned: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return ``rope_parameters`` with all that a method left out taken from the base, and nothing else changed.
+    """Merge a method's ``rope_parameters`` with the base model's, rejecting undeclared changes.
 
     Args:
-        method: its class, for messages.
-        changes: what it declares that it changes.
-        name: the base's.
-        positions: the base's own.
-        returned: the method's ``rope_parameters``, flat, or by layer type where the base's are.
+        method: class name of the method, for messages.
+        changes: the declared changes.
+        name: name of the base model.
+        positions: the base model's positions.
+        returned: the method's ``rope_parameters``, flat, or by layer type if the base model's are.
 
     Raises:
-        UserError: it changes what it does not declare, or what it does means nothing on this base.
+        UserError: an undeclared change, or one that is meaningless for this base model.
     """
     if not isinstance(returned, Mapping):
-        raise UserError(f"{name}: {method} gives rope_parameters that are no mapping: {returned!r}")
+        raise UserError(f"{name}: {method} returned rope_parameters that are not a mapping: {returned!r}")
     nested = {key: value for key, value in (positions.nested or {}).items() if value is not None}
     if not nested:
-        return _kept(method, changes, name, positions, positions.rope, returned)
+        return _merge(method, changes, name, positions, positions.rope, returned)
     given = returned
     if not any(key in nested for key in returned):
-        # Without positions means in every layer; all else is about distances that a window hides.
+        # Removing positions applies to all layers, anything else only to full attention (windows are short).
         given = dict.fromkeys(nested, returned) if is_unrotated(returned) else {FULL: returned}
     for key, value in given.items():
         if key not in nested or not isinstance(value, Mapping):
-            raise UserError(f"{name}: {method} gives rope_parameters for '{key}', and it has no layers of that type")
+            raise UserError(
+                f"{name}: {method} returned rope_parameters for '{key}', but the model has no layers of that type"
+            )
         if value.get("rope_type") == "longrope":
             raise UserError(f"{name}: transformers cannot compute longrope where positions differ by layer")
-    merged = {key: _kept(method, changes, name, positions, nested[key], value) for key, value in given.items()}
+    merged = {key: _merge(method, changes, name, positions, nested[key], value) for key, value in given.items()}
     return {key: merged.get(key, dict(value)) for key, value in nested.items()}
 
 
-def _kept(
+def _merge(
     method: str,
     changes: Collection[Change],
     name: str,
@@ -66,23 +68,23 @@ def _kept(
     new: Mapping[str, Any],
 ) -> dict[str, Any]:
     before = RotaryPositions({"rope_type": "default", **own}, base.head_dim, base.training_context)
-    said = {"rope_type": new.get("rope_type") or new.get("type") or before.rope["rope_type"], **new}
-    said.pop("type", None)
-    same = said["rope_type"] == before.rope["rope_type"] or before.rope["rope_type"] == "default"
-    merged = {key: value for key, value in own.items() if key != "type" and (same or key not in _SCALING)} | said
+    update = {"rope_type": new.get("rope_type") or new.get("type") or before.rope["rope_type"], **new}
+    update.pop("type", None)
+    same_type = update["rope_type"] == before.rope["rope_type"] or before.rope["rope_type"] == "default"
+    merged = {key: value for key, value in own.items() if key != "type" and (same_type or key not in _SCALING)} | update
     if merged == before.rope:
         return merged
-    if before.pairs == 0 and not is_unrotated(said):
+    if before.pairs == 0 and not is_unrotated(update):
         raise UserError(f"{name}: has no rotary positions left for {method} to change")
     if "llama_4_scaling_beta" in own:
         raise UserError(
-            f"{name}: scales queries by their positions besides rotating them ('llama_4_scaling_beta'), which {method} "
-            f"does not know of; run it as it is, without a method"
+            f"{name}: scales queries by position in addition to RoPE ('llama_4_scaling_beta'), which {method} does not "
+            f"support; run it without a method"
         )
-    if base.kind in _DEFAULT_ALONE and merged["rope_type"] != "default":
-        raise UserError(f"{name}: a {base.kind} takes no rotary positions of type '{merged['rope_type']}'")
+    if base.kind in _DEFAULT_ONLY and merged["rope_type"] != "default":
+        raise UserError(f"{name}: a {base.kind} does not support rotary positions of type '{merged['rope_type']}'")
     if is_unrotated(merged):
-        _refuse(method, changes, name, {"rotary_pairs": (before.pairs, 0)})
+        _reject_undeclared(method, changes, name, {"rotary_pairs": (before.pairs, 0)})
         return merged
     if before.scaling is not None and "scaling" not in changes:
         raise already_scaled_error(method, name, before.scaling, base.training_context)
@@ -90,27 +92,30 @@ def _kept(
     changed: dict[Change, tuple[float, float]] = {
         "rotary_pairs": (before.pairs, num_rotary_pairs(merged, base.head_dim)),
         "theta": (float(before.rope["rope_theta"]), float(merged["rope_theta"])),
-        # A scaling of its own has its own beginning, and is replaced whole where that is declared.
+        # A scaling of the base model has its own original length, and is replaced as a whole if declared.
         "original_length": (base.training_context if before.scaling is None else start, start),
     }
-    _refuse(method, changes, name, changed)
+    _reject_undeclared(method, changes, name, changed)
     if base.window is not None and base.window <= base.training_context:
         raise UserError(
-            f"{name}: all layers with rotary positions attend to the last {base.window} tokens alone, within its "
-            f"training context of {base.training_context}: there is no distance for {method} to extend; run it as it is"
+            f"{name}: all layers with rotary positions attend only to the last {base.window} tokens, within its "
+            f"training context of {base.training_context}, so {method} has no distance to extend; run it without a "
+            f"method"
         )
     return merged
 
 
 def already_scaled_error(method: str, name: str, scaling: str, length: int) -> UserError:
-    """Return the refusal of a method on a base that has a scaling of its own."""
+    """Return the error for a method on a base model that already has a scaling."""
     return UserError(
-        f"{name}: its positions have a scheme of their own ({scaling}), with which it reads {length} tokens, and "
-        f"{method} on top of that is not defined; run it as it is, without a method"
+        f"{name}: its positions are already scaled ({scaling}, context {length}), and {method} on top of that is not "
+        f"defined; run it without a method"
     )
 
 
-def _refuse(method: str, changes: Collection[Change], name: str, changed: Mapping[Change, tuple[float, float]]) -> None:
+def _reject_undeclared(
+    method: str, changes: Collection[Change], name: str, changed: Mapping[Change, tuple[float, float]]
+) -> None:
     for what, (before, after) in changed.items():
         if before != after and what not in changes:
             raise UserError(
@@ -120,26 +125,26 @@ def _refuse(method: str, changes: Collection[Change], name: str, changed: Mappin
 
 
 def reject_legacy_keys(method: str, name: str, entries: Mapping[str, Any]) -> None:
-    """Refuse config entries that transformers 5 would pass by without a word.
+    """Reject config entries that transformers 5 would silently ignore.
 
     Raises:
         UserError: there is one.
     """
-    for key in _BEFORE_5:
+    for key in _LEGACY_KEYS:
         if key in entries:
             raise UserError(f"{name}: {method} sets '{key}', which has no effect; put it into rope_parameters")
 
 
 def reject_length_change(method: str, name: str, config: Mapping[str, Any]) -> None:
-    """Refuse to change ``max_position_embeddings`` alone where a base's own frequencies are computed from it.
+    """Reject a change of ``max_position_embeddings`` alone if the base model's frequencies depend on it.
 
     Raises:
-        UserError: they are.
+        UserError: they do.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")
     if kind == "dynamic" or (kind in {"yarn", "longrope", "su"} and not rope.get("factor")):
         raise UserError(
-            f"{name}: {method} would change its max_position_embeddings, which its own scaling ('{kind}') is computed "
-            f"from; run it as it is"
+            f"{name}: {method} would change its max_position_embeddings, from which its scaling ('{kind}') is "
+            f"computed; run it without a method"
         )

@@ -28,8 +28,8 @@ def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tup
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    own = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.training_context}
-    entries: dict[str, Any] = own | method.model_overrides(base, length)
+    unchanged = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.training_context}
+    entries: dict[str, Any] = unchanged | method.model_overrides(base, length)
     rope = entries["rope_parameters"]
     if is_unrotated(rope):
         raise UserError(f"{type(method).__name__} on {base.name}: has no rotary frequencies")

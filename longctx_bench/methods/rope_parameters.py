@@ -16,30 +16,30 @@ FULL_UNROTATED = ("afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone_moe")
 
 @dataclass(frozen=True)
 class RotaryPositions:
-    """The rotary positions of a base, as transformers reads them from its config."""
+    """The rotary positions of a base model, as transformers reads them from its config."""
 
     rope: dict[str, Any]
     """``rope_parameters`` of the layers that a method changes, with ``rope_type`` and ``rope_theta``."""
     head_dim: int
-    """Width of one attention head."""
+    """Dimensions of one attention head."""
     training_context: int
-    """Training context in tokens."""
+    """Tokens."""
     nested: dict[str, Any] | None = None
-    """All ``rope_parameters`` by layer type, where a model has several (Gemma 3). Methods change those of the layers
-    with full attention; the others see no further than their window and keep theirs."""
+    """All ``rope_parameters`` by layer type, if they differ (Gemma 3). Methods change those of full-attention layers;
+    sliding-window layers keep theirs."""
     kind: str | None = None
     """``model_type``."""
     window: int | None = None
-    """Tokens that every rotated layer attends to at most; None where one of them attends to all."""
+    """Sliding window of all rotated layers; None if one of them has full attention."""
 
     @property
     def pairs(self) -> int:
-        """Pairs of dimensions of a head that are rotated."""
+        """Number of rotated pairs of dimensions per head."""
         return num_rotary_pairs(self.rope, self.head_dim)
 
     @property
     def scaling(self) -> str | None:
-        """The base's own scaling in words; None where it has none."""
+        """Description of the base model's scaling; None without one."""
         kind = self.rope["rope_type"]
         if kind == "default" or self.pairs == 0:
             return None
@@ -50,29 +50,29 @@ class RotaryPositions:
 
 
 def num_rotary_pairs(rope: Mapping[str, Any], head_dim: int) -> int:
-    """Return how many pairs of a head's dimensions ``rope_parameters`` rotate."""
+    """Return the number of pairs of dimensions per head that ``rope_parameters`` rotate."""
     return 0 if is_unrotated(rope) else int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
 
 
 def is_unrotated(rope: Mapping[str, Any]) -> bool:
-    """Tell whether ``rope_parameters`` rotate nothing, in every layer where they are nested."""
+    """Whether ``rope_parameters`` amount to no rotation (in all layer types, if nested)."""
     nested = [value for value in rope.values() if isinstance(value, Mapping)]
     if nested:
         return all(map(is_unrotated, nested))
-    # As nope_rope_parameters writes them: no pair at all, or every frequency divided by more than fp32 resolves.
+    # As written by nope_rope_parameters (no pairs), or frequencies divided by more than fp32 resolves.
     return rope.get("partial_rotary_factor") == 0.0 or rope.get("factor", 1.0) >= 1e30
 
 
-def read_positions(name: str, config: Mapping[str, Any], original_length: int) -> RotaryPositions:
-    """Return the rotary positions of a base.
+def read_positions(name: str, config: Mapping[str, Any], training_context: int) -> RotaryPositions:
+    """Return the rotary positions of a base model.
 
     Args:
-        name: the base's.
-        config: its ``config.json``, of transformers 4 or 5.
-        original_length: its training context in tokens.
+        name: name of the base model.
+        config: its ``config.json``, from transformers 4 or 5.
+        training_context: in tokens.
 
     Raises:
-        UserError: it has none, or none that a method can change, with the reason.
+        UserError: it has no rotary positions, or none that a method can change (with the reason).
     """
     kind = config.get("model_type")
     if "text_config" in config:
@@ -103,13 +103,13 @@ def read_positions(name: str, config: Mapping[str, Any], original_length: int) -
         raise UserError(f"{name}: its config names no rope_theta: it has no rotary positions to change")
     heads = full.get("num_attention_heads")
     head_dim = full.get("head_dim") or (int(full["hidden_size"]) // int(heads) if heads else 0)
-    return RotaryPositions(rope, int(head_dim), original_length, nested, kind, _window(full))
+    return RotaryPositions(rope, int(head_dim), training_context, nested, kind, _window(full))
 
 
 def normalize_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's entries as transformers reads them: under their names of today, with a model type's defaults.
+    """Return config entries as transformers reads them: current names, with the model type's defaults.
 
-    A type that transformers does not know, or none, is read as it stands.
+    Configs with an unknown or no model type are returned as they are.
 
     Raises:
         UserError: transformers cannot read the config.
@@ -127,10 +127,10 @@ def normalize_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        found: Any = CONFIG_MAPPING[kind].from_dict(dict(config))
-    except Exception as error:  # Configs of each type check themselves, and raise what they like.
+        loaded: Any = CONFIG_MAPPING[kind].from_dict(dict(config))
+    except Exception as error:  # Config classes validate themselves and may raise anything.
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: config.json is none that a {kind} can have ({reason})") from error
+        raise UserError(f"{name}: config.json is not valid for a {kind} ({reason})") from error
     finally:
         logging.set_verbosity(verbosity)
     named = (
@@ -138,21 +138,21 @@ def normalize_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "original_max_position_embeddings", "sliding_window", "attention_chunk_size", "layer_types", "no_rope_layers",
         "num_hidden_layers", "num_key_value_heads", "intermediate_size", "vocab_size",
     )  # fmt: skip
-    return {"model_type": kind} | {key: value for key in named if (value := _entry(found, key)) is not None}
+    return {"model_type": kind} | {key: value for key in named if (value := _entry(loaded, key)) is not None}
 
 
 def _entry(config: Any, key: str) -> Any:
     try:
         return getattr(config, key, None)
-    except Exception:  # noqa: BLE001  (Gemma 4 has entries that differ by layer, and its own error to say so)
+    except Exception:  # noqa: BLE001  (Gemma 4 raises its own error for entries that differ by layer)
         return None
 
 
 def native_context(name: str, config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model reads with all scaling of its own; None where its config does not say.
+    """Return the context of a model including its own scaling; None if its config does not say.
 
-    That is ``max_position_embeddings``, but for YaRN's checkpoints that leave it at the length before the scaling
-    (Qwen's): there it is factor times that length.
+    ``max_position_embeddings``, except for YaRN checkpoints that set it to the length before scaling (Qwen): there it
+    is factor times that length.
     """
     full = normalize_config(name, config)
     length = full.get("max_position_embeddings")
@@ -168,29 +168,29 @@ def native_context(name: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _window(full: Mapping[str, Any]) -> int | None:
-    """Return how far every layer with rotary positions sees; None where one of them sees all tokens."""
+    """Return the sliding window of all layers with rotary positions; None if one of them has full attention."""
     kinds = full.get("layer_types")
     window = full.get("sliding_window")
     if kinds is not None:
         if "chunked_attention" in kinds:
             window = full.get("attention_chunk_size")
         turns = full.get("no_rope_layers") or [1] * len(kinds)
-        seeing_all = any(turn and kind not in _WINDOWED for turn, kind in zip(turns, kinds, strict=False))
-        if seeing_all and full.get("model_type") not in FULL_UNROTATED:
+        any_full = any(turn and kind not in _WINDOWED for turn, kind in zip(turns, kinds, strict=False))
+        if any_full and full.get("model_type") not in FULL_UNROTATED:
             return None
     return window or None
 
 
 def fix_to_length(rope: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
-    """Return ``rope_parameters`` that are the same for every prompt of a cell.
+    """Return ``rope_parameters`` that are the same for all prompts of a cell.
 
-    transformers lets ``longrope`` and ``dynamic`` follow the longest position of a pass, so that a prompt's numbers
-    would depend on what is read beside it. Here the cell's length decides, once.
+    In transformers, ``longrope`` and ``dynamic`` depend on the longest position in a forward pass, so that results
+    would depend on the other prompts in a batch. Here the cell's length decides.
 
     Args:
-        rope: one layer type's, or nested by layer type.
-        length: tokens of the cell, or of the prompt and its answer where a method goes by each prompt.
-        config: transformers' of the loaded model.
+        rope: flat, or nested by layer type.
+        length: of the cell in tokens, or of prompt and answer for methods with ``per_prompt``.
+        config: the loaded model's transformers config.
     """
     if any(isinstance(value, Mapping) for value in rope.values()):
         return {key: fix_to_length(value, length, config) if isinstance(value, Mapping) else value
@@ -203,6 +203,6 @@ def fix_to_length(rope: Mapping[str, Any], length: int, config: Any) -> dict[str
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         dims, limit = 2 * num_rotary_pairs(rope, head_dim), config.max_position_embeddings
         grown = rope["factor"] * max(length, limit) / limit - (rope["factor"] - 1)
-        own = {key: value for key, value in rope.items() if key not in {"type", "factor"}}
-        return {**own, "rope_type": "default", "rope_theta": rope["rope_theta"] * grown ** (dims / (dims - 2))}
+        others = {key: value for key, value in rope.items() if key not in {"type", "factor"}}
+        return {**others, "rope_type": "default", "rope_theta": rope["rope_theta"] * grown ** (dims / (dims - 2))}
     return dict(rope)

@@ -1,4 +1,4 @@
-"""Scores: pure functions from a model's text and the references, by name."""
+"""Metrics: pure functions of a generation and its references, by name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from longctx_bench.metrics.ruler import RULER_METRICS, string_match_all, string_
 __all__ = ["METRICS", "Metric", "as_metric", "get_metric", "shipped_metric", "string_match_all", "string_match_part"]
 
 METRICS: PluginRegistry[Metric] = PluginRegistry(
-    "metric", {measure.name: measure for measure in (*RULER_METRICS, *LONGBENCH_METRICS, *LOSS_METRICS)}
+    "metric", {metric.name: metric for metric in (*RULER_METRICS, *LONGBENCH_METRICS, *LOSS_METRICS)}
 )
-"""Metrics, and plain functions from text and references to a score, by name."""
+"""Metrics by name; plug-ins may also register plain functions of text and references."""
 
 
 def get_metric(name: str) -> Metric:
     """Return a metric by name.
 
     Raises:
-        UserError: there is no such metric, or it is no function.
+        UserError: there is no such metric, or it is not a function.
     """
     return as_metric(METRICS[name], name)
 
 
 def shipped_metric(name: str) -> Metric | None:
-    """Return a metric of this package; None where it has none of that name. Imports nothing, for readers of results."""
-    known = METRICS.shipped.get(name)
-    return known if isinstance(known, Metric) else None
+    """Return a built-in metric, or None if there is none of that name. Imports nothing; used by reports."""
+    metric = METRICS.shipped.get(name)
+    return metric if isinstance(metric, Metric) else None

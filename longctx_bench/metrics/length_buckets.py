@@ -10,7 +10,7 @@ from longctx_bench.core.types import NATURAL
 
 @dataclass(frozen=True, slots=True)
 class ScoredExample:
-    """One example's score and how long its document was."""
+    """One example's score and the length of its document."""
 
     score: float
     prompt_tokens: int
@@ -24,7 +24,7 @@ class Bucket:
     name: str
     low: float
     high: float
-    """Not in the bucket any more."""
+    """Exclusive."""
 
 
 BY_CONTEXT = (
@@ -34,13 +34,13 @@ BY_CONTEXT = (
     Bucket("8-16x", 8, 16),
     Bucket("16x+", 16, float("inf")),
 )
-"""Multiples of the training context: those of Tables 8 and 9 of arXiv 2512.12167, and what is longer."""
+"""Multiples of the training context: those of Tables 8 and 9 of arXiv 2512.12167, and longer ones."""
 BY_WORDS = (Bucket("0-4k words", 0, 4000), Bucket("4-8k words", 4000, 8000), Bucket("8k+ words", 8000, float("inf")))
 """LongBench-E's (THUDM/LongBench LongBench/eval.py ``scorer_e``)."""
 
 
 def buckets_of(task: str, length: int) -> tuple[Bucket, ...]:
-    """Return the buckets that a cell's examples are sorted into; none for most tasks."""
+    """Return the length buckets for a cell's examples; none for most tasks."""
     if task.endswith("_e"):
         return BY_WORDS
     return BY_CONTEXT if length == NATURAL else ()
@@ -49,7 +49,7 @@ def buckets_of(task: str, length: int) -> tuple[Bucket, ...]:
 def scores_by_bucket(
     points: Sequence[ScoredExample], buckets: Sequence[Bucket], original_length: int
 ) -> dict[str, list[float]]:
-    """Return the scores in each bucket; points without a word count fall into no bucket of words."""
+    """Return the scores in each bucket; examples without a word count are in no word-count bucket."""
     size: Callable[[ScoredExample], float | None] = (
         (lambda point: point.words) if buckets is BY_WORDS else (lambda point: point.prompt_tokens / original_length)
     )

@@ -1,4 +1,4 @@
-"""LongBench's scores, quirks included: each equals the original's to the last digits of a float.
+"""LongBench's metrics, quirks included: each equals the original's up to float rounding.
 
 Source: https://github.com/THUDM/LongBench ``LongBench/metrics.py`` and ``LongBench/eval.py``.
 """
@@ -34,7 +34,7 @@ _PUNCTUATION_ZH = {**_PUNCTUATION, **{code: None for first, last in _SIGNS_ZH fo
 
 
 def first_line(text: str) -> str:
-    """Return the first line that is not empty, as LongBench cuts the predictions of trec, triviaqa, samsum and lsht."""
+    """Return the first non-empty line, to which LongBench truncates predictions of trec, triviaqa, samsum and lsht."""
     return text.lstrip("\n").split("\n")[0]
 
 
@@ -50,11 +50,11 @@ def _best(score: Callable[[str, str], float], cut: Callable[[str], str] = str) -
     return best
 
 
-def _f1(found: list[str], expected: list[str]) -> float:
-    common = (Counter(found) & Counter(expected)).total()
+def _f1(predicted: list[str], expected: list[str]) -> float:
+    common = (Counter(predicted) & Counter(expected)).total()
     if not common:
         return 0.0
-    precision, recall = common / len(found), common / len(expected)
+    precision, recall = common / len(predicted), common / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -75,7 +75,7 @@ def _segmented(text: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _jieba() -> Any:
     try:
-        # Its regular expressions are strings with stray backslashes, of which newer Pythons warn at each import.
+        # Its invalid escape sequences trigger warnings in newer Python versions.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import jieba
@@ -83,18 +83,18 @@ def _jieba() -> Any:
         raise UserError(
             "LongBench's Chinese scores need the package 'jieba': pip install 'longctx-bench[longbench]'"
         ) from error
-    # It announces on stderr that it loads its dictionary.
+    # jieba logs to stderr that it loads its dictionary.
     jieba.setLogLevel(logging.WARNING)
     return jieba
 
 
 def qa_f1(prediction: str, reference: str) -> float:
-    """Return the F1 of two bags of words, without case, punctuation and English articles."""
+    """Return the F1 of two bags of words, ignoring case, punctuation and English articles."""
     return _f1(_words(prediction), _words(reference))
 
 
 def qa_f1_zh(prediction: str, reference: str) -> float:
-    """Return the F1 of two bags of Chinese words, cut by jieba, without case and punctuation.
+    """Return the F1 of two bags of Chinese words, segmented by jieba, ignoring case and punctuation.
 
     Raises:
         UserError: the package jieba is missing.
@@ -103,7 +103,7 @@ def qa_f1_zh(prediction: str, reference: str) -> float:
 
 
 def rouge_l_zh(prediction: str, reference: str) -> float:
-    """Return rouge's ROUGE-L of two texts whose words jieba has separated.
+    """Return rouge's ROUGE-L of two texts segmented by jieba.
 
     Raises:
         UserError: the package jieba is missing.
@@ -111,18 +111,18 @@ def rouge_l_zh(prediction: str, reference: str) -> float:
     return rouge_l(" ".join(_segmented(prediction)), " ".join(_segmented(reference)), MAX_STEPS_ZH)
 
 
-def _share_of_numbers(prediction: str, wanted: str) -> float:
+def _share_of_numbers(prediction: str, expected: str) -> float:
     numbers = _NUMBERS.findall(prediction)
-    return numbers.count(wanted) / len(numbers) if numbers else 0.0
+    return numbers.count(expected) / len(numbers) if numbers else 0.0
 
 
 def count(prediction: str, reference: str) -> float:
-    """Return the share of the numbers in the prediction that are the reference, digit for digit."""
+    """Return the fraction of numbers in the prediction that equal the reference."""
     return _share_of_numbers(prediction, reference)
 
 
 def retrieval(prediction: str, reference: str) -> float:
-    """Return the share of the numbers in the prediction that are the number of the reference's paragraph.
+    """Return the fraction of numbers in the prediction that equal the reference's paragraph number.
 
     Raises:
         UserError: the reference names no paragraph.
@@ -131,7 +131,7 @@ def retrieval(prediction: str, reference: str) -> float:
 
 
 def retrieval_zh(prediction: str, reference: str) -> float:
-    """Return the same where the reference is Chinese.
+    """Return the same for Chinese references.
 
     Raises:
         UserError: the reference names no paragraph.
@@ -140,14 +140,14 @@ def retrieval_zh(prediction: str, reference: str) -> float:
 
 
 def _number_after(mark: str, reference: str) -> str:
-    found = re.search(rf"{mark}(\d+)", reference)
-    if not found:
+    match = re.search(rf"{mark}(\d+)", reference)
+    if not match:
         raise UserError(f"the reference {reference!r} holds no '{mark}' with a number after it")
-    return found[1]
+    return match[1]
 
 
 def code_similarity(prediction: str, reference: str) -> float:
-    """Return how alike the first line of code and the reference are, in hundredths.
+    """Return the similarity of the first line of code and the reference, rounded to hundredths.
 
     Equals ``fuzz.ratio`` of fuzzywuzzy 0.18.0, which without python-Levenshtein uses the standard library's difflib.
     """
@@ -168,7 +168,7 @@ def _code_line_done(text: str, references: Sequence[str]) -> bool:
 
 
 def classification(text: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """Return 1 over the number of class names in the text's first line, or 0 when no reference is among them.
+    """Return 1 / (number of class names in the first line), or 0 if no reference is among them.
 
     Raises:
         UserError: ``classes`` is empty.
@@ -181,13 +181,13 @@ def classification(text: str, references: Sequence[str], classes: Sequence[str] 
 
 def _share_of_classes(line: str, reference: str, classes: Sequence[str]) -> float:
     named = [name for name in classes if name in line]
-    place = 0
-    while place < len(named):
-        if named[place] in reference and named[place] != reference:
-            # A name within the right name does not count against it. Upstream removes it from the list that it walks:
-            # the next one takes its place and is never looked at.
-            named.remove(named[place])
-        place += 1
+    index = 0
+    while index < len(named):
+        if named[index] in reference and named[index] != reference:
+            # A name contained in the right name does not count against it. Upstream removes it from the list while
+            # iterating, so that the next name is skipped.
+            named.remove(named[index])
+        index += 1
     return 1.0 / len(named) if reference in named else 0.0
 
 

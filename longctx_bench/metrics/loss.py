@@ -1,4 +1,4 @@
-"""The loss of text under a model, which is a score without a scorer: the engine gives it."""
+"""Token loss (nats per token), which the engine computes; there is no scoring function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longctx_bench.metrics.base import Metric, never_final
 
 
 def _not_text(text: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    raise UserError("token_loss is measured by running a model, it cannot score text that was generated elsewhere")
+    raise UserError("token_loss is measured by running a model; it cannot score text that was generated elsewhere")
 
 
 LOSS_METRICS = (

@@ -1,4 +1,4 @@
-"""ROUGE-L twice: as package rouge 1.0.1 has it, which LongBench uses, and as Google's rouge-score has it.
+"""ROUGE-L in two implementations: the package rouge 1.0.1, which LongBench uses, and Google's rouge-score.
 
 The two differ: rouge splits sentences at every full stop, keeps case and punctuation and counts each distinct word
 once, over the union of all pairs of sentences; rouge-score lowers case, keeps ``a-z0-9`` alone and counts every word of
@@ -40,17 +40,17 @@ def rouge_l(prediction: str, reference: str, max_steps: int = MAX_STEPS) -> floa
 
     Source: https://github.com/pltrdy/rouge ``rouge_l_summary_level``.
     """
-    found, expected = _sentences(prediction), _sentences(reference)
-    if not found or not expected:
+    predicted, expected = _sentences(prediction), _sentences(reference)
+    if not predicted or not expected:
         return 0.0
     union: set[str] = set()
-    for wanted in expected:
-        for sentence in found:
-            common = _common_words(wanted, sentence, max_steps)
+    for reference_sentence in expected:
+        for sentence in predicted:
+            common = _common_words(reference_sentence, sentence, max_steps)
             if common is None:
                 return 0.0
             union |= common
-    precision = len(union) / len({word for sentence in found for word in sentence})
+    precision = len(union) / len({word for sentence in predicted for word in sentence})
     recall = len(union) / len({word for sentence in expected for word in sentence})
     return 2.0 * (precision * recall / (precision + recall + 1e-8))
 

@@ -1,4 +1,4 @@
-"""RULER's scores: is the reference in the text?"""
+"""RULER's metrics: whether the references occur in the text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from longctx_bench.metrics.base import Metric
 
 
 def string_match_all(text: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """Return the share of references that occur in the text, whatever their case."""
+    """Return the fraction of references that occur in the text, case-insensitively."""
     lowered = text.lower()
     return sum(reference.lower() in lowered for reference in references) / len(references)
 
 
 def string_match_part(text: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """Return 1 when any reference occurs in the text, whatever its case."""
+    """Return 1 if any reference occurs in the text, case-insensitively, else 0."""
     lowered = text.lower()
     return float(any(reference.lower() in lowered for reference in references))
 
 
 def _all_found(text: str, references: Sequence[str]) -> bool:
-    # What has been written stays in the text, so a substring once found is found for good.
+    # Text is only ever appended, so a substring that was found once stays found.
     return string_match_all(text, references) == 1.0
 
 

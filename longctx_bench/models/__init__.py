@@ -1,1 +1,1 @@
-"""Models: from a name or a source to a folder of weights, and what a method makes of a base."""
+"""Models: sources of weights to local checkpoint folders, and base models with methods applied."""

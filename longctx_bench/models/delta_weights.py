@@ -1,10 +1,10 @@
-"""Weights kept as their quantised difference from a base that users fetch anyway: the format, and its merging.
+"""Delta weights: the quantised difference of a checkpoint from its base model; file format and merging.
 
 A matrix ``W`` of rows ``i`` is ``scale * B[i] + steps[i] * codes[i]``, ``B`` being the base's of that name: training
-leaves most of a base in place, so that few bits a weight say the rest. Three tensors stand for it: ``NAME.scale``
-(float32, one number), ``NAME.steps`` (bfloat16, one a row) and ``NAME.codes`` (int8, Huffman-coded by zlib, as bytes).
-Every other tensor is stored as it is. The header's metadata names the base and holds the sha256 of its weights, so that
-no other one is taken for it, and that of what is stored.
+changes weights little, so that few bits per weight suffice. Three tensors store it: ``NAME.scale`` (float32, one
+number), ``NAME.steps`` (bfloat16, one per row) and ``NAME.codes`` (int8, Huffman-coded by zlib, as bytes). Every other
+tensor is stored as it is. The header's metadata has the base model, the sha256 of its weights (so that no other is
+used) and the sha256 of the stored tensors.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from longctx_bench.core.specs import Source
 
 _FORMAT = "1"
 _MEMORY = 9
-"""zlib's largest: tables for every 32 K codes."""
+"""zlib's maximum memLevel: Huffman tables per 32 K codes."""
 SCALE, STEPS, CODES = ".scale", ".steps", ".codes"
 MAX_CODE = 127
-"""Codes lie between this and its negative."""
+"""Codes are in [-127, 127]."""
 
 
 @dataclass(frozen=True)
 class DeltaBase:
-    """The base that a difference is taken from."""
+    """The base model that delta weights refer to."""
 
     name: str
     source: Source
@@ -45,7 +45,7 @@ class DeltaBase:
 
 
 class SafetensorsReader(Mapping[str, torch.Tensor]):
-    """The tensors of a folder's safetensors files, or of one file, each read when it is asked for."""
+    """The tensors of a safetensors file, or of all in a folder, read lazily."""
 
     def __init__(self, files: Mapping[str, Any]) -> None:
         self._files = files
@@ -63,7 +63,7 @@ class SafetensorsReader(Mapping[str, torch.Tensor]):
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[SafetensorsReader]:
-    """Open a safetensors file, or all of a folder.
+    """Open a safetensors file, or all in a folder.
 
     Raises:
         UserError: there is none, or one is truncated or damaged.
@@ -72,23 +72,23 @@ def open_safetensors(path: Path) -> Iterator[SafetensorsReader]:
     if not files:
         raise UserError(f"{path}: no safetensors files there; expected a model in Hugging Face format")
     with ExitStack() as stack:
-        found: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for file in files:
             try:
                 weights = stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise damaged_file_error(file, error) from error
-            found |= dict.fromkeys(weights.keys(), weights)
-        yield SafetensorsReader(found)
+            tensors |= dict.fromkeys(weights.keys(), weights)
+        yield SafetensorsReader(tensors)
 
 
 def damaged_file_error(file: Path, reason: object) -> UserError:
-    """Return the error for a file of weights that cannot be what was written."""
+    """Return the error for a damaged file of weights."""
     return UserError(f"{file}: truncated or damaged ({reason!s:.120}); fetch the checkpoint again")
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the sha256 of tensors by name: values, types and shapes, whatever file they lie in."""
+    """Return the sha256 over names, dtypes, shapes and values of tensors, independent of their files."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -98,7 +98,7 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def compress_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Return int8 codes as a zlib stream: Huffman's codes alone, as nothing in them repeats, and a checksum."""
+    """Compress int8 codes to a zlib stream (Huffman coding only, as there are no repetitions; with a checksum)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, _MEMORY, zlib.Z_HUFFMAN_ONLY)
     stream = packer.compress(codes.contiguous().numpy().data) + packer.flush()
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
@@ -108,11 +108,11 @@ def decompress_codes(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Undo :func:`compress_codes`.
 
     Raises:
-        ValueError: the stream is not one of that many codes.
+        ValueError: the stream is damaged or has another number of codes.
     """
     unpacker = zlib.decompressobj()
     try:
-        # No more than what is expected: a crafted stream could fill the memory.
+        # Bounded, because a crafted stream could fill the memory.
         codes = bytearray(unpacker.decompress(stream.numpy().data, max(1, shape.numel())))
         more = unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as error:
@@ -125,16 +125,16 @@ def decompress_codes(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def apply_delta(base: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Return the matrix in bfloat16. Each operation rounds once, so that every machine gets the same bits."""
+    """Return the restored matrix in bfloat16. Each operation rounds once, so that all machines get the same bits."""
     rest = codes.float().mul_(steps.float()[:, None])
     return (base.float() * scale).add_(rest).bfloat16()
 
 
 def write_delta(file: Path, tensors: dict[str, torch.Tensor], origin: DeltaBase) -> None:
-    """Write a difference; ``file`` appears as it grows, so give a temporary one.
+    """Write delta weights. Not atomic: pass a temporary file.
 
     Raises:
-        UserError: no space on the disk.
+        UserError: the disk is full.
     """
     source = TypeAdapter[Any](Source).dump_json(origin.source, exclude_defaults=True).decode()
     metadata = {
@@ -145,10 +145,10 @@ def write_delta(file: Path, tensors: dict[str, torch.Tensor], origin: DeltaBase)
 
 
 def read_delta_base(file: Path) -> DeltaBase:
-    """Return the base of a difference, read from its header alone; whoever wrote that may have named anything.
+    """Return the base model of delta weights from the file header, which is untrusted.
 
     Raises:
-        UserError: the file is damaged, or of a format that this version does not know.
+        UserError: the file is damaged, or of an unknown format.
     """
     metadata = _metadata(file)
     try:
@@ -159,12 +159,12 @@ def read_delta_base(file: Path) -> DeltaBase:
 
 
 def merge_delta(file: Path, base_folder: Path, out: Path) -> None:
-    """Write the weights that a difference stands for as ``out``, a safetensors file that transformers loads.
+    """Merge delta weights with the base model and write them to ``out`` as safetensors.
 
     Takes seconds, and memory for the merged weights and a few copies of the largest matrix.
 
     Raises:
-        UserError: the file is damaged, the folder holds another base, or the disk is full.
+        UserError: the file is damaged, the folder has another base model, or the disk is full.
     """
     origin = read_delta_base(file)
     with open_safetensors(file) as stored, open_safetensors(base_folder) as base:
@@ -173,7 +173,7 @@ def merge_delta(file: Path, base_folder: Path, out: Path) -> None:
         if tensors_digest(base) != origin.sha256:
             raise UserError(
                 f"{file}: its base is another {origin.name} than the weights in {base_folder}; remove that folder if "
-                f"it lies in the cache, it is made again"
+                f"it is in the cache (it is created again)"
             )
         try:
             merged = {
@@ -191,9 +191,9 @@ def merge_delta(file: Path, base_folder: Path, out: Path) -> None:
 def _matrix(name: str, stored: SafetensorsReader, base: SafetensorsReader) -> torch.Tensor:
     before = base[name]
     scale, steps, stream = (stored[name + part] for part in (SCALE, STEPS, CODES))
-    # Other shapes would be spread over the matrix, and could fill the memory.
+    # Other shapes would be broadcast, and could fill the memory.
     if before.dim() != 2 or scale.numel() != 1 or steps.shape != before.shape[:1] or stream.dtype != torch.uint8:
-        raise ValueError(f"{name}: its parts do not fit the base's {list(before.shape)}")
+        raise ValueError(f"{name}: shapes do not match the base's {list(before.shape)}")
     return apply_delta(before, scale.reshape(()), steps, decompress_codes(stream, before.shape))
 
 
@@ -205,7 +205,9 @@ def _metadata(file: Path) -> dict[str, str]:
         raise damaged_file_error(file, error) from error
     if metadata.get("difference") != _FORMAT:
         found = metadata.get("difference", "none")
-        raise UserError(f"{file}: a difference of format {found}, not {_FORMAT}; use the version that it came with")
+        raise UserError(
+            f"{file}: delta weights of format {found}, not {_FORMAT}; use the version of longctx-bench that wrote it"
+        )
     return metadata
 
 

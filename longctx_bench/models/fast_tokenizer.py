@@ -1,6 +1,6 @@
-"""A tokenizer read from ``tokenizer.json`` alone, where transformers would change nothing of it.
+"""A light tokenizer that reads only ``tokenizer.json``, for files that transformers would use unchanged.
 
-Writing prompts takes a tokenizer and no model: importing transformers for it takes longer than writing thousands.
+Generating prompts needs a tokenizer but no model, and importing transformers takes longer than thousands of prompts.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _CLASSES = frozenset({"TokenizersBackend", "PreTrainedTokenizerFast"})
-"""What transformers calls a tokenizer that is its file; all other names are classes that build one of their own."""
+"""``tokenizer_class`` values for which transformers uses the file as it is; other classes build their own tokenizer."""
 _MODELS = frozenset({"llama", "llama_drope", "smollm3"})
-"""For these transformers believes ``tokenizer_class``; for some others it knows better."""
+"""Model types for which transformers honours ``tokenizer_class``; for some others it overrides it."""
 _LEGACY = ("special_tokens_map.json", "added_tokens.json")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _HARMLESS = frozenset({
     *("backend", "chat_template", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"),
     *("padding_side", "tokenizer_class", *_NAMED),
 })  # fmt: skip
-"""Entries of ``tokenizer_config.json`` that do not change what BPE encodes or decodes."""
-_MOST_WORDS = 100_000
-"""Above it transformers looks for a fault that Mistral's files had, and mends it."""
+"""Entries of ``tokenizer_config.json`` that do not affect BPE encoding or decoding."""
+_MAX_VOCAB_SIZE = 100_000
+"""For larger vocabularies transformers checks for, and fixes, a defect of Mistral's files."""
 
 
 class LightTokenizer:
-    """Encodes and decodes as transformers' tokenizer of the same folder; for all else that one is loaded and asked."""
+    """Encodes and decodes like transformers' tokenizer of the folder; loads that one for anything else."""
 
     split_special_tokens = False
 
     def __init__(self, backend: Tokenizer, named: Mapping[str, str], whole: Callable[[], Any]) -> None:
-        """Wrap what the file holds.
+        """Wrap the tokenizer of a ``tokenizer.json``.
 
         Args:
             backend: the file's tokenizer.
-            named: special tokens by their names in ``tokenizer_config.json``.
-            whole: loads transformers' tokenizer of the same folder.
+            named: special tokens by name in ``tokenizer_config.json``.
+            whole: loads transformers' tokenizer of the folder.
         """
         self.backend_tokenizer = backend
         self.eos_token_id = backend.token_to_id(named.get("eos_token", ""))
@@ -49,7 +49,7 @@ class LightTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, whole: Callable[[Path], Any]) -> LightTokenizer | None:
-        """Read a checkpoint folder's tokenizer, or give None where transformers makes something else of its file."""
+        """Read a checkpoint folder's tokenizer; None if transformers would not use its file unchanged."""
         from tokenizers import Tokenizer
 
         try:
@@ -67,16 +67,16 @@ class LightTokenizer:
             ):
                 return None
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception:  # noqa: BLE001 - whatever is wrong with the files, transformers' own loading says it
+        except Exception:  # noqa: BLE001 - transformers reports what is wrong with the files
             return None
-        own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+        added_tokens = {token.content: token for token in backend.get_added_tokens_decoder().values()}
         if (
             type(backend.model).__name__ != "BPE"
-            or backend.get_vocab_size() > _MOST_WORDS
+            or backend.get_vocab_size() > _MAX_VOCAB_SIZE
             or backend.post_processor is None
             or backend.truncation is not None
             or backend.padding is not None
-            or not all(token in own and _plain(own[token]) for token in named.values())
+            or not all(token in added_tokens and _plain(added_tokens[token]) for token in named.values())
         ):
             return None
         return cls(backend, named, lambda: whole(folder))
@@ -97,12 +97,12 @@ class LightTokenizer:
     def __call__(
         self, text: str | list[str], add_special_tokens: bool = True, verbose: bool = True, **others: Any
     ) -> Any:
-        """Return ``input_ids`` of a text or of several, under that key; of other options transformers decides."""
+        """Return ``{"input_ids": ...}`` for one or several texts; other options go to transformers' tokenizer."""
         if others.get("return_attention_mask") is not False or any(others.values()):
             return self._whole(text, add_special_tokens=add_special_tokens, verbose=verbose, **others)
         if isinstance(text, str):
             return {"input_ids": self.encode(text, add_special_tokens)}
-        # One by one: most are words, and threads for them take longer than they.
+        # One by one: most are words, for which thread overhead dominates.
         return {"input_ids": [self.encode(one, add_special_tokens) for one in text]}
 
     def encode(self, text: str, add_special_tokens: bool = True, **others: Any) -> list[int]:
@@ -119,5 +119,5 @@ class LightTokenizer:
 
 
 def _plain(token: Any) -> bool:
-    """Tell whether a special token is in the file as transformers would add it."""
+    """Whether a special token is in the file as transformers would add it."""
     return bool(token.special) and not (token.normalized or token.lstrip or token.rstrip or token.single_word)

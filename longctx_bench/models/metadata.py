@@ -1,4 +1,4 @@
-"""What lies beside a model's weights and is read before they are: its config, and our calibrations."""
+"""Model metadata that is read without the weights: config.json and our calibrations."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
     """Return the ``config.json`` of a folder, or the file itself.
 
     Raises:
-        UserError: it is missing, no JSON object, has entries that no model can have, or names code to fetch.
+        UserError: it is missing, not a JSON object, has impossible entries, or names code to fetch.
     """
     file = path / "config.json" if path.is_dir() else path
     config = require_object(file, "expected a Hugging Face model folder")
@@ -148,7 +148,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def eos_token_ids(folder: Path) -> frozenset[int]:
-    """Return the token ids at which transformers' ``generate`` would stop, read without the weights.
+    """Return the EOS token ids at which transformers' ``generate`` stops, read without the weights.
 
     Raises:
         UserError: as :func:`model_config`, also of ``generation_config.json``.
@@ -176,7 +176,7 @@ def _refuse_impossible(config: dict[str, Any], where: str) -> None:
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield all entries of a config and of those inside it."""
+    """Yield all entries of a config, also nested ones."""
     left: list[Any] = [config]
     while left:
         value = left.pop()
@@ -188,7 +188,7 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _plain_kernels(value: Any) -> bool:
-    """Tell whether an implementation is one by name, such as ``sdpa``: with a slash in it, it is a repository."""
+    """Whether an implementation is a plain name such as ``sdpa``; with a slash it would be a repository."""
     if isinstance(value, dict):
         return all(_plain_kernels(each) for each in value.values())
     return value is None or (isinstance(value, str) and all(char.isalnum() or char in "_-" for char in value))

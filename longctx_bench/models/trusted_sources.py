@@ -1,7 +1,7 @@
-"""Models that the user named on this machine.
+"""Trusted model sources: those that are listed, or that the user has named on this machine.
 
-Files that somebody else wrote name models, too: the base of a difference, the weights of a result. They are followed
-only to what is listed, or remembered here.
+Files from others name models, too: the base of delta weights, the weights of a result. Such names are followed only to
+trusted sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longctx_bench.core.specs import HubSource, ModelSpec, PathSource, ShippedSo
 
 
 def trust_source(source: Source) -> None:
-    """Note a model that the user named, unless the cache cannot be written: then it is to be named again."""
+    """Record a model that the user named; ignored when the cache cannot be written."""
     file, entry = _entry(source)
     if not file.is_file():
         with suppress(UserError, OSError):
@@ -28,13 +28,13 @@ def trust_source(source: Source) -> None:
 
 
 def is_trusted(source: Source, models: Iterable[ModelSpec] = ()) -> bool:
-    """Tell whether a source of weights is listed, ships with this project, or was named by the user on this machine.
+    """Whether a source of weights is listed, ships with this project, or was named by the user on this machine.
 
-    A repository that is listed without a revision, or was named, is known at any revision.
+    A repository that is listed without a revision, or was named, is trusted at any revision.
 
     Args:
-        source: what somebody else's file names.
-        models: that the user lists, beside those that ship with this project.
+        source: the source that an untrusted file names.
+        models: models that the user lists, in addition to built-in ones.
     """
     sources = [each for model in (*_listed(), *models) for each in _of(model)]
     branches = {(one.hub, one.type) for one in sources if isinstance(one, HubSource) and one.revision is None}

@@ -1,4 +1,4 @@
-"""Models that no YAML lists: a hub repository or a folder, described by its own ``config.json``."""
+"""Unregistered models: a hub repository or folder that no YAML lists, described by its ``config.json``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from longctx_bench.models.trusted_sources import trust_source
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 _STATEFUL = ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")
-"""Model types whose config names no training context, and which the engine would refuse whatever a YAML said."""
+"""Model types with recurrent state, which the engine cannot run; their config has no training context."""
 
 
 def model_from_path_or_hub_id(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, ExportMetadata | None]:
-    """Describe a model, and what it was exported as if ``longctx-bench export`` wrote it.
+    """Return a model's spec, and its export metadata if ``longctx-bench export`` wrote it.
 
     Args:
         name: a hub id (``ORGANISATION/NAME``) or a folder.
-        checkpoint: the kind of weights that a user says they are (``alibi``); believed where their config rotates
-            nothing, as those of all methods that take the positions away.
+        checkpoint: the kind of weights according to the user (``alibi``); used if the config has no rotary positions,
+            as for all methods that remove them.
 
     Raises:
-        UserError: there is none of that name, or its config does not say what its training context was.
+        UserError: there is no such model, or its config does not say its training context.
     """
     folder = Path(name).expanduser()
     local = folder.is_dir()
@@ -37,26 +37,26 @@ def model_from_path_or_hub_id(name: str, checkpoint: str | None = None) -> tuple
     config_source = source.model_copy(update={"file": "config.json"}) if isinstance(source, HubSource) else source
     config = model_config(fetch(config_source), name)
     trust_source(source)
-    mark = read_export_metadata(config, name)
-    length = mark.original_length if mark is not None else native_context(name, config)
+    metadata = read_export_metadata(config, name)
+    length = metadata.original_length if metadata is not None else native_context(name, config)
     if length is None and config.get("model_type") in _STATEFUL:
         raise UserError(
-            f"{name}: a {config['model_type']} keeps a state that cannot be cut back to an earlier token, as is done "
-            f"here with keys and values; only models of attention alone can be run"
+            f"{name}: a {config['model_type']} has recurrent state, which unlike a KV cache cannot be cut back to an "
+            f"earlier token; only pure attention models are supported"
         )
     if length is None:
         raise UserError(
-            f"{name}: config.json names no max_position_embeddings, and nothing else says what its training context "
-            f"is; list it in a models.yaml with its original_length (--include-path)"
+            f"{name}: config.json has no max_position_embeddings, so its training context is unknown; list it in a "
+            f"models.yaml with its original_length (--include-path)"
         )
     native = "drope" if config.get("model_type") in _DROPE_TYPES else "rope"
     if native == "rope" and checkpoint is not None and is_unrotated(config.get("rope_parameters") or {}):
         native = checkpoint
     model = ModelSpec(
-        # Part of what identifies a cell: it stays what it was. A run of two models of one name is refused.
+        # Part of a cell's identity, so it must not change. A run of two models with the same name is rejected.
         name=plain_name(folder.resolve().name if local else name.replace("/", "--")),
         source=source,
         original_length=length,
         native_method=native,
     )
-    return model, mark
+    return model, metadata

@@ -1,4 +1,4 @@
-"""What ``--model`` names: a method on a base model, and its way to weights on this machine."""
+"""Model variants: a method on a base model, which is what ``--model`` names, and their local weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """A method on a base model, and the weights that it runs on."""
+    """A method on a base model, and the source of its weights."""
 
     model: ModelSpec
     spec: MethodSpec
     method: Method
     source: Source
-    """The base's own weights, or the checkpoint that the method needs."""
+    """The base model's weights, or the checkpoint that the method needs."""
     code: CodeDigest | None = None
-    """The source of a method that is not this package's own."""
+    """Source digest of a plug-in method; None for methods of this package."""
 
     @property
     def name(self) -> str:
@@ -35,11 +35,11 @@ class ModelVariant:
         return self.spec.name
 
     def base(self, config: dict[str, Any]) -> BaseModelInfo:
-        """Return what a method computes with, given the ``config.json`` of the weights."""
+        """Return the base model's properties, given the ``config.json`` of the weights."""
         return BaseModelInfo(self.model.name, self.model.original_length, config)
 
     def resolve(self) -> ResolvedVariant:
-        """Bring the weights to this machine: fetched, converted and merged once.
+        """Fetch, convert and merge the weights (once; then cached).
 
         Raises:
             UserError: as :func:`longctx_bench.models.checkpoint.checkpoint_folder`.
@@ -50,22 +50,22 @@ class ModelVariant:
 
 @dataclass(frozen=True)
 class ResolvedVariant:
-    """A variant whose weights lie on this machine."""
+    """A variant with local weights."""
 
     variant: ModelVariant
     folder: Path
     """In Hugging Face format."""
     base: BaseModelInfo
-    """What a method computes with."""
+    """The base model's properties."""
 
     def at(self, length: int) -> ModelUnderTest:
-        """Return the model that an engine runs for prompts and answers of ``length`` tokens together."""
+        """Return the model under test at a length: prompt and new tokens together."""
         return ModelUnderTest(self.base, self.variant.method, length)
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A method on a base, at one length; at :data:`~longctx_bench.core.types.NATURAL`, at each prompt's own."""
+    """A method on a base model at one length (:data:`~longctx_bench.core.types.NATURAL`: at each prompt's length)."""
 
     base: BaseModelInfo
     method: Method

@@ -114,8 +114,8 @@ def test_sentences_and_pieces_are_the_whole_text_whatever_the_tokenizer_cuts(
 
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     groups = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), level])
-    monkeypatch.setattr("longctx_bench.benchmarks.bpe_cache._LINE", 20)
-    monkeypatch.setattr("longctx_bench.benchmarks.bpe_cache._SENTENCE", 4)
+    monkeypatch.setattr("longctx_bench.benchmarks.bpe_cache._MAX_LINE", 20)
+    monkeypatch.setattr("longctx_bench.benchmarks.bpe_cache._MIN_SENTENCE", 4)
     rng = random.Random(1)
     signs = [
         *string.printable,
@@ -150,7 +150,7 @@ def test_a_special_token_across_lines_forbids_cutting() -> None:
     assert not CachedBPE.from_tokenizer(other_tokenizer(added=("x\ny",)))
 
 
-@pytest.mark.parametrize("bound", ["_MOST", "_MOST_TEXT", "_WORD", "_LINE"])
+@pytest.mark.parametrize("bound", ["_MAX_ENTRIES", "_MAX_SENTENCE_CHARS", "_MAX_WORD", "_MAX_LINE"])
 def test_forgetting_changes_nothing(smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     encoder = PromptEncoder(smollm2_encoder.tokenizer)
     monkeypatch.setattr(f"longctx_bench.benchmarks.bpe_cache.{bound}", 3)

@@ -107,7 +107,7 @@ def test_weights_that_an_older_version_left_half_converted_go_after_a_day(
         left.mkdir(parents=True)
         (left / "model.safetensors").write_bytes(b"x")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    checkpoints._once("name", lambda made: (made / "config.json").write_text("{}") and None)
+    checkpoints._cached_build("name", lambda made: (made / "config.json").write_text("{}") and None)
     assert not old.exists()
     assert new.exists()
 
@@ -120,7 +120,7 @@ def test_a_failed_conversion_leaves_nothing(folder: Path, monkeypatch: pytest.Mo
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        checkpoints._once("name", fail)
+        checkpoints._cached_build("name", fail)
     assert [path.name for path in (folder / "models").iterdir()] == ["name.lock"]
 
 
@@ -138,7 +138,7 @@ def test_the_umask_decides_on_who_may_read(folder: Path, mask: int, monkeypatch:
     before = os.umask(mask)
     try:
         write_text(folder / "a.txt", "x")
-        made = checkpoints._once("name", lambda made: (made / "config.json").write_text("{}") and None)
+        made = checkpoints._cached_build("name", lambda made: (made / "config.json").write_text("{}") and None)
     finally:
         os.umask(before)
     assert stat.S_IMODE((folder / "a.txt").stat().st_mode) == 0o666 & ~mask

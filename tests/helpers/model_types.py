@@ -165,18 +165,18 @@ def methods(base: BaseModelInfo) -> Iterator[tuple[str, Method]]:
 COLUMNS = ("rope, crop", "pi", "ntk, dynamic-ntk", "yarn, llama3", "longrope", "nope", "drope", "alibi")
 """Of the table. ``rnope-swa`` changes nothing in a model: it runs where ``rope`` does."""
 REASONS = {
-    "scheme of their own": "It has a scaling of its own: what it reads with it is its training context, and another "
+    "already scaled": "It has a scaling of its own: what it reads with it is its training context, and another "
     "scaling on top is not defined. Interpolation (`pi`) of a linear one is: the factors are multiplied.",
-    "attend to the last": "All its layers with rotary positions attend to a window alone that is no longer than its "
+    "only to the last": "All its layers with rotary positions attend to a window alone that is no longer than its "
     "training context: there is no distance to extend.",
     "by layer": "transformers cannot compute longrope where positions differ by layer type.",
-    "takes no rotary positions of type": "transformers computes its positions for `default` frequencies alone.",
+    "does not support rotary positions of type": "transformers computes its positions for `default` frequencies alone.",
     "where they cannot be changed": "It computes its rotations where they cannot be changed.",
     "llama_4_scaling_beta": "It scales queries by their positions besides rotating them.",
     "takes no temperature": "It computes the softmax by code of its own, which takes no temperature.",
-    "attends by code of its own": "It attends by code of its own, which another attention cannot stand in for.",
-    "caps the logits": "It caps the logits of its attention (and runs by transformers' eager attention for that).",
-    "weights of its own": "It weighs its attention by more than queries and keys.",
+    "attention interface": "It attends by code of its own, which another attention cannot stand in for.",
+    "caps its": "It caps the logits of its attention (and runs by transformers' eager attention for that).",
+    "its own attention bias": "It weighs its attention by more than queries and keys.",
     "no rotary positions to change": "It has no rotary positions.",
     "table of positions": "It has a table of positions, and runs up to its end.",
     "keeps a state": "It remembers more than keys and values, which the engine cannot cut back.",

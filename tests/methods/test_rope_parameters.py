@@ -248,7 +248,7 @@ def test_a_checkpoint_is_believed_where_its_config_bears_it_out(tmp_path: Path) 
     assert isinstance(Registry().variant(f"alibi:{unturned}").method, ALiBi)
     turned = written(tmp_path / "rope", **llama)
     for method in ("alibi", "drope", "rnope-swa"):
-        with pytest.raises(UserError, match=f"{method} checkpoint") as refused:
+        with pytest.raises(UserError, match=f"checkpoint of {method}") as refused:
             Registry().variant(f"{method}:{turned}")
         assert f"name one as {method}:" not in str(refused.value)
 

@@ -185,7 +185,7 @@ def test_a_difference_of_a_difference_is_refused(packed: Path, trained: Path, ba
     second = tmp_path / "second"
     pack(trained, str(merged(packed)), second, share=SHARE)
     shutil.copyfile(packed / DELTA_FILE, merged(packed) / DELTA_FILE)
-    with pytest.raises(UserError, match="is a difference too"):
+    with pytest.raises(UserError, match="has delta weights itself"):
         merged(second)
 
 

@@ -215,7 +215,7 @@ def test_the_tokenizer_of_a_drope_checkpoint_comes_without_a_warning() -> None:
     program = (
         "from longctx_bench.core.sources import shipped_checkpoint_folder;"
         "from longctx_bench.models.checkpoint import load_tokenizer;"
-        "load_tokenizer(embedded_folder('drope-tiny'))"
+        "load_tokenizer(shipped_checkpoint_folder('drope-tiny'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""

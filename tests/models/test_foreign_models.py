@@ -300,7 +300,7 @@ def test_what_transformers_refuses_is_one_line(
 ) -> None:
     error = refused(call, changed(tiny_folder, tmp_path / "model", HF_ONLY[name]), "hf", essays, tmp_path)
     # Its config's class refuses it before a cell is opened, its model's class as that cell's failure.
-    said = ("config.json is none that a llama can have", "failed: yarn-model/niah_single_1/512")
+    said = ("config.json is not valid for a llama", "failed: yarn-model/niah_single_1/512")
     assert any(each in line for line in error.splitlines() for each in said)
 
 
@@ -318,7 +318,7 @@ def test_a_model_with_a_state_is_refused_before_it_is_sent_to_a_list(tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "hidden_size": 64}))
     code, _, err = call("run", "--model", tmp_path, "--out", tmp_path / "out")
     assert code == 2
-    assert "keeps a state" in err
+    assert "recurrent state" in err
     assert "models.yaml" not in err
 
 
@@ -329,7 +329,7 @@ def test_a_config_is_a_file_of_a_limited_size(tmp_path: Path) -> None:
         model_config(tmp_path, "model")
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         model_config(tmp_path, "model")
 
 

@@ -281,13 +281,13 @@ def test_reading_json(tmp_path: Path) -> None:
     assert read_object(path) is None
     assert read_object(tmp_path / "cell.json" / "below") is None
     path.mkdir()
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_object(path)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         list(read_objects(path))
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_object(path)
     path.unlink()
     path.write_bytes(b'{"a": 1}\n{"b": 2}\n[3]\n')
@@ -491,7 +491,7 @@ def test_a_pipe_is_refused_and_waited_for_by_nobody(tmp_path: Path) -> None:
     os.mkfifo(folder / "timings.jsonl")
     with pytest.raises(UserError, match=r"timings.jsonl: cannot be written"):
         store.append(CELL, finished(1))
-    with pytest.raises(UserError, match=r"timings.jsonl: cannot be written: it is no regular file"):
+    with pytest.raises(UserError, match=r"timings.jsonl: cannot be written: it is not a regular file"):
         store.start(CELL, SPEC)
 
 

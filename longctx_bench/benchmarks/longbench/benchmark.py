@@ -1,4 +1,4 @@
-"""LongBench (Bai et al. 2023, arXiv 2308.14508): published rows in published prompts, cut in the middle."""
+"""LongBench (Bai et al. 2023, arXiv 2308.14508): published rows and prompts, truncated in the middle."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from longctx_bench.core.sources import fetch, is_local
 from longctx_bench.core.specs import Source
 from longctx_bench.core.types import NATURAL, Example
 
-_LEAST = 32
-"""Prompt tokens below which nothing of a document would be left."""
+_MIN_PROMPT_TOKENS = 32
+"""With fewer prompt tokens almost nothing of a document would be left."""
 
 
 class LongBench(Benchmark):
-    """One of LongBench's files, its rows in their published order (THUDM/LongBench LongBench/pred.py)."""
+    """One LongBench data set, rows in their published order (THUDM/LongBench LongBench/pred.py)."""
 
     id: ClassVar[str] = "longbench"
     natural: ClassVar[bool] = True
 
     data: Source
-    """Folder, zip or file that holds the rows."""
+    """Folder, zip or file with the rows."""
     rows: str
-    """The file's name without its ending."""
+    """The file's name without its suffix."""
     template: str
     """The prompt, with ``{context}`` and ``{input}``."""
 
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
-        """Yield the first n rows, or all there are; nothing is random here."""
+        """Yield the first n rows, or all; nothing is random."""
         for index, row in enumerate(read_rows(_fetched(self.data), self.rows, n)):
-            # As str.format would: a brace within the text is text.
+            # Braces within the text are kept literally.
             whole = self.template.format(context=row.context, input=row.question)
             prompt, n_tokens = whole, -1
             if length != NATURAL:
@@ -55,21 +55,21 @@ class LongBench(Benchmark):
 
 
 def _fetched(data: Source) -> Path:
-    """Return where the rows lie.
+    """Return the local path of the rows.
 
     Raises:
-        UserError: they cannot be fetched; it says how to name a copy.
+        UserError: they cannot be fetched (with a hint to use a local copy).
     """
     try:
         return fetch(data)
     except UserError as error:
         if is_local(data):
             raise
-        raise UserError(f"{error}; LongBench's files on this machine: --data longbench=FOLDER") from error
+        raise UserError(f"{error}; to use a local copy: --data longbench=FOLDER") from error
 
 
 def truncate_middle(encoder: PromptEncoder, prompt: str, budget: int) -> str:
-    """Cut a prompt of more than ``budget`` tokens in the middle as LongBench does.
+    """Truncate a prompt of more than ``budget`` tokens in the middle as LongBench does.
 
     The whole prompt is tokenised, special tokens included; its first and last ``budget // 2`` tokens are decoded
     without special tokens and joined.
@@ -83,19 +83,21 @@ def truncate_middle(encoder: PromptEncoder, prompt: str, budget: int) -> str:
 
 
 def truncate_to_length(encoder: PromptEncoder, prompt: str, budget: int) -> tuple[str, int]:
-    """Return a prompt that takes at most ``budget`` tokens when it is encoded, and its tokens.
+    """Return the prompt truncated to at most ``budget`` tokens as encoded, and its number of tokens.
 
-    LongBench's cut text can take a few tokens more when it is tokenised again, and a chat template adds some: where
-    it does, the cut is made again for as many tokens less.
+    LongBench's truncated text can have a few more tokens when it is tokenised again, and a chat template adds some:
+    then it is truncated again to as many tokens less.
 
     Raises:
-        ContextTooShort: next to nothing of the prompt would be left.
+        ContextTooShort: almost nothing of the prompt would be left.
     """
     limit = budget
-    while limit >= _LEAST:
+    while limit >= _MIN_PROMPT_TOKENS:
         text = truncate_middle(encoder, prompt, limit)
         tokens = encoder.count(text)
         if tokens <= budget:
             return text, tokens
         limit -= tokens - budget
-    raise ContextTooShort(f"LongBench: {max(budget, 0)} tokens are free for the prompt, at least {_LEAST} are needed")
+    raise ContextTooShort(
+        f"LongBench: {max(budget, 0)} tokens are free for the prompt, at least {_MIN_PROMPT_TOKENS} are needed"
+    )

@@ -1,4 +1,4 @@
-"""Rows of LongBench's published files: .jsonl, .jsonl.gz or .parquet in a folder, or the zip that the hub holds."""
+"""Reading LongBench's published rows: .jsonl, .jsonl.gz or .parquet files in a folder, or the zip from the hub."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.parquet_reader import parquet_rows
 
 _COLUMNS = ("context", "input", "answers", "length", "all_classes")
-"""What is read of a row."""
+"""The columns that are read."""
 
 
 @dataclass(frozen=True)
 class LongBenchRow:
-    """One row, with what LongBench's procedure reads of it."""
+    """One row of a LongBench data set."""
 
     context: str
     question: str
@@ -66,11 +66,11 @@ def _rows_of(file: Path) -> Iterator[LongBenchRow]:
 
 
 def _find(folder: Path, name: str) -> list[Path]:
-    places = [f"{name}.jsonl", f"{name}.jsonl.gz", f"{name}.parquet"]
+    names = [f"{name}.jsonl", f"{name}.jsonl.gz", f"{name}.parquet"]
     for root in (folder, folder / "data"):
-        for place in places:
-            if (root / place).is_file():
-                return [root / place]
+        for file_name in names:
+            if (root / file_name).is_file():
+                return [root / file_name]
         split = sorted((root / name).glob("**/*.parquet"))
         if split:
             return split
@@ -83,8 +83,8 @@ def _zipped(path: Path, name: str) -> Iterator[LongBenchRow]:
     with _readable(path), zipfile.ZipFile(path) as archive:
         members = {member.rpartition("/")[2]: member for member in archive.namelist()}
         if f"{name}.jsonl" not in members:
-            known = {member.partition(".")[0] for member in members if member.endswith(".jsonl")}
-            raise UserError(f"{path}: has no member {name}.jsonl{did_you_mean(name, known)}")
+            available = {member.partition(".")[0] for member in members if member.endswith(".jsonl")}
+            raise UserError(f"{path}: has no member {name}.jsonl{did_you_mean(name, available)}")
         member = members[f"{name}.jsonl"]
         packed = min(archive.getinfo(member).compress_size, path.stat().st_size)
         where = f"{path}: {member}"
@@ -116,7 +116,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def _jsonl(lines: TextIO, file: str) -> Iterator[LongBenchRow]:
-    # No splitting at U+2028 and the like: an open text file ends its lines at newlines alone.
+    # Text files split lines only at newlines, not at U+2028 and the like.
     for number, line in enumerate(read_bounded_lines(lines, file), 1):
         if not line.strip():
             continue

@@ -1,1 +1,1 @@
-"""RULER's tasks beside its needles (NVIDIA/RULER, arXiv 2404.06654)."""
+"""RULER's tasks other than needle in a haystack (NVIDIA/RULER, arXiv 2404.06654)."""

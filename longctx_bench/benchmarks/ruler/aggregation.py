@@ -19,7 +19,7 @@ from longctx_bench.benchmarks.ruler.word_lists import adjective_noun, all_words
 from longctx_bench.core.types import Example
 
 _COMMON = 10
-"""Words to find; the wording of the task says ten."""
+"""Number of words to find; the prompt says ten."""
 _SHORT = 4096
 """Below this length RULER uses fewer repetitions and a smaller one-shot example."""
 
@@ -33,13 +33,13 @@ class CommonWords(IndexedBenchmark):
     uncommon_repeats: int = Field(default=3, ge=1)
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
+        """Return one example of at most ``length`` and more than ``length - haystack.WINDOW`` tokens."""
         rng = random.Random(f"cwe {seed} {index}")
         budget = length - max_new_tokens
         words = _distinct_words(rng, 50 + budget // 6)
         shot = self._one_shot(words, rng, short=length < _SHORT)
         if encoder.size(shot) > budget // 2:
-            # A worked example that fills the prompt would leave no list to read.
+            # A one-shot example that long would leave no room for the list.
             shot = ""
         order = rng.random()
         attempts = (
@@ -47,7 +47,7 @@ class CommonWords(IndexedBenchmark):
         )
         for common_repeats, uncommon_repeats in attempts:
 
-            @lru_cache(maxsize=1)  # what was counted last is written next
+            @lru_cache(maxsize=1)  # the size that was counted last is usually the one used
             def prompt(uncommon: int, common_repeats: int = common_repeats, repeats: int = uncommon_repeats) -> str:
                 listed = _numbered(words[:_COMMON], common_repeats, words[_COMMON : _COMMON + uncommon], repeats, order)
                 return shot + prompt_templates.CWE_PROMPT.format(context=listed)
@@ -78,27 +78,27 @@ class CommonWords(IndexedBenchmark):
         )
 
     def expected_completion(self, references: Sequence[str]) -> str:
-        """Number the words as the worked example does."""
-        return " ".join(f"{place}. {word}" for place, word in enumerate(references, 1))
+        """Number the words as in the one-shot example."""
+        return " ".join(f"{number}. {word}" for number, word in enumerate(references, 1))
 
     def _one_shot(self, avoid: list[str], rng: random.Random, short: bool) -> str:
         size, common_repeats, uncommon_repeats = (20, 3, 1) if short else (40, 10, 3)
         words = [word for word in rng.sample(all_words(), size + _COMMON) if word not in avoid[:_COMMON]][:size]
         common = words[:_COMMON]
         listed = _numbered(common, common_repeats, words[_COMMON:], uncommon_repeats, rng.random())
-        answer = " ".join(f"{place}. {word}" for place, word in enumerate(common, 1))
+        answer = " ".join(f"{number}. {word}" for number, word in enumerate(common, 1))
         return f"{prompt_templates.CWE_PROMPT.format(context=listed)}{prompt_templates.CWE_ANSWER} {answer}\n"
 
 
 def _distinct_words(rng: random.Random, count: int) -> list[str]:
-    """Draw distinct words; where the list ends, adjective-noun pairs go on (RULER takes a larger list there)."""
+    """Draw distinct words; beyond the word list, adjective-noun pairs (RULER uses a larger list)."""
     pool = all_words()
     words = rng.sample(pool, min(count, len(pool)))
-    known = set(words)
+    drawn = set(words)
     while len(words) < count:
         pair = adjective_noun(rng)
-        if pair not in known:
-            known.add(pair)
+        if pair not in drawn:
+            drawn.add(pair)
             words.append(pair)
     return words
 
@@ -106,7 +106,7 @@ def _distinct_words(rng: random.Random, count: int) -> list[str]:
 def _numbered(common: list[str], common_repeats: int, uncommon: list[str], uncommon_repeats: int, order: float) -> str:
     listed = common * common_repeats + uncommon * uncommon_repeats
     _shuffle(listed, random.Random(order))
-    return " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1))
+    return " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
 
 
 class FrequentWords(IndexedBenchmark):
@@ -118,7 +118,7 @@ class FrequentWords(IndexedBenchmark):
     word_length: int = Field(default=6, ge=3)
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
+        """Return one example of at most ``length`` and more than ``length - haystack.WINDOW`` tokens."""
         rng = random.Random(f"fwe {seed} {index}")
         budget = length - max_new_tokens
         words = _coded_words(rng, max(5, budget // 50), self.word_length)
@@ -126,9 +126,9 @@ class FrequentWords(IndexedBenchmark):
         zeta = _zeta(self.alpha)
         weights = [rank**-self.alpha / zeta for rank in range(1, len(words) + 1)]
 
-        @lru_cache(maxsize=1)  # what was counted last is written next
+        @lru_cache(maxsize=1)  # the size that was counted last is usually the one used
         def prompt(total: int) -> str:
-            # The most frequent "word" is the dots that the task says to ignore.
+            # The most frequent "word" is the dots, which the prompt says to ignore.
             listed = [
                 word
                 for word, weight in zip(["...", *words[1:]], weights, strict=True)
@@ -141,7 +141,7 @@ class FrequentWords(IndexedBenchmark):
             lambda total: encoder.count(prompt(total), prompt_templates.FWE_ANSWER),
             budget,
             haystack.WINDOW,
-            # From here on ranks 2, 3 and 4 have different counts above rank 5: the answer is unique.
+            # From this size on ranks 2, 3 and 4 have distinct counts above rank 5, so that the answer is unique.
             int(2 * 5**self.alpha * zeta) if self.alpha >= 2 else 200,
             budget // 3,
             f"fwe at {length}",
@@ -158,7 +158,7 @@ class FrequentWords(IndexedBenchmark):
         )
 
     def expected_completion(self, references: Sequence[str]) -> str:
-        """Join the words as the question names them: one after another."""
+        """Join the words with commas."""
         return ", ".join(references)
 
 
@@ -170,21 +170,21 @@ def _coded_words(rng: random.Random, count: int, letters: int) -> list[str]:
 
 
 def _shuffle(items: list[str], rng: random.Random) -> None:
-    """Do what ``rng.shuffle`` does, draw by draw, in little more than half the time."""
+    """Same as ``rng.shuffle``, draw for draw, in little more than half the time."""
     draw = rng.getrandbits
     for last in range(len(items) - 1, 0, -1):
         bits = (last + 1).bit_length()
-        place = draw(bits)
-        while place > last:
-            place = draw(bits)
-        items[last], items[place] = items[place], items[last]
+        index = draw(bits)
+        while index > last:
+            index = draw(bits)
+        items[last], items[index] = items[index], items[last]
 
 
 @lru_cache(maxsize=4)
 def _zeta(alpha: float) -> float:
-    """Return Riemann's zeta."""
+    """Return the Riemann zeta function at alpha."""
     if alpha == 2.0:
-        # To the last bit what scipy gives, which takes longer to import than all else here.
+        # Bit-identical to scipy, which takes long to import.
         return math.pi**2 / 6
     from scipy.special import zeta
 

@@ -1,4 +1,4 @@
-"""RULER's wording, to the letter: NVIDIA/RULER, scripts/data/synthetic/constants.py and the scripts beside it.
+"""RULER's prompt templates, verbatim: NVIDIA/RULER, scripts/data/synthetic/constants.py and the scripts beside it.
 
 Revision c3f5e3b4f87f97e048793bb510a3a6b19a46bf3a, Apache-2.0 (see NOTICE). Wording is protocol: a changed
 comma is another benchmark.

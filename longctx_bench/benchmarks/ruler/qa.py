@@ -1,4 +1,4 @@
-"""RULER's question answering: the documents that hold the answer among documents that do not."""
+"""RULER's question answering: gold documents among distractors."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from longctx_bench.core.specs import Source
 from longctx_bench.core.types import Example
 
 WINDOW = 256
-"""Prompts are made of whole documents: they lie in (L - WINDOW, L] tokens."""
+"""Prompts consist of whole documents and have (L - WINDOW, L] tokens."""
 _MISSES = 200
-"""Documents in a row that are tried for a gap before the gap is left."""
+"""Consecutive documents that do not fit before the rest of the budget is left unused."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its documents, as indices into the collection."""
+    """A question, with its documents as indices into the collection."""
 
     text: str
     answers: tuple[str, ...]
     gold: tuple[int, ...]
-    """Documents needed to answer; always in the prompt."""
+    """Documents with the answer; always in the prompt."""
     near: tuple[int, ...]
-    """Documents on the same subject: the first distractors."""
+    """Documents on the same topic, used as the first distractors."""
 
 
 class QuestionAnswering(Benchmark):
-    """SQuAD or HotpotQA questions over numbered documents, filled up with distractors (RULER, section 3)."""
+    """SQuAD or HotpotQA questions over numbered documents with distractors (RULER, section 3)."""
 
     id: ClassVar[str] = "ruler-question-answering"
 
@@ -50,51 +50,51 @@ class QuestionAnswering(Benchmark):
     ) -> Iterator[Example]:
         """Yield examples as :meth:`Benchmark.examples` says; the window is ``WINDOW`` tokens.
 
-        Questions come in an order shuffled by the seed; one whose gold documents do not fit is passed over.
+        Questions are shuffled by the seed; those whose gold documents do not fit are skipped.
         """
         questions, documents = read_collection(fetch(self.documents), self.format)
-        writer = _Writer(encoder, documents, length - max_new_tokens)
+        builder = _PromptBuilder(encoder, documents, length - max_new_tokens)
         order = list(range(len(questions)))
         random.Random(f"qa {seed}").shuffle(order)
-        made = turn = 0
-        while made < n:
-            before = made
-            for place in order:
-                if made == n:
+        count = turn = 0
+        while count < n:
+            before = count
+            for index in order:
+                if count == n:
                     return
-                filled = writer.fill(questions[place], random.Random(f"qa {seed} {turn} {place}"))
-                if filled is not None:
-                    yield self._example(encoder, questions[place], filled, max_new_tokens, made)
-                    made += 1
+                prompt = builder.build(questions[index], random.Random(f"qa {seed} {turn} {index}"))
+                if prompt is not None:
+                    yield self._example(encoder, questions[index], prompt, max_new_tokens, count)
+                    count += 1
             turn += 1
-            if made == before:
+            if count == before:
                 raise ContextTooShort(
                     f"qa ({self.format}) at {length}: no question's documents fit; choose a larger length"
                 )
 
     def _example(
-        self, encoder: PromptEncoder, question: Question, filled: _Filled, max_new_tokens: int, index: int
+        self, encoder: PromptEncoder, question: Question, prompt: _SizedPrompt, max_new_tokens: int, index: int
     ) -> Example:
         return Example(
             id=example_id(index),
-            prompt=filled.prompt,
+            prompt=prompt.text,
             answer_prefix=prompt_templates.QA_ANSWER,
             references=question.answers,
-            depths=filled.depths,
-            n_tokens=filled.n_tokens,
+            depths=prompt.depths,
+            n_tokens=prompt.n_tokens,
             max_new_tokens=max_new_tokens,
         )
 
 
 @dataclass(frozen=True)
-class _Filled:
-    prompt: str
+class _SizedPrompt:
+    text: str
     n_tokens: int
     depths: tuple[float, ...]
 
 
-class _Writer:
-    """Fills prompts for one encoder and budget, remembering how long each document is."""
+class _PromptBuilder:
+    """Builds prompts for one encoder and budget; caches document lengths."""
 
     def __init__(self, encoder: PromptEncoder, documents: tuple[str, ...], budget: int) -> None:
         self._encoder = encoder
@@ -102,30 +102,30 @@ class _Writer:
         self._budget = budget
         self._sizes: dict[int, int] = {}
 
-    def fill(self, question: Question, rng: random.Random) -> _Filled | None:
+    def build(self, question: Question, rng: random.Random) -> _SizedPrompt | None:
         """Return the prompt, or None when the gold documents alone do not fit."""
         chosen = list(question.gold)
-        filled = self._write(question, chosen, rng.random())
-        if filled.n_tokens > self._budget:
+        prompt = self._write(question, chosen, rng.random())
+        if prompt.n_tokens > self._budget:
             return None
         order = rng.random()
         distractors = self._distractors(question, rng)
-        free = self._budget - filled.n_tokens
+        free = self._budget - prompt.n_tokens
         while free >= WINDOW:
             before = len(chosen)
             chosen += self._take(distractors, free)
-            filled = self._write(question, chosen, order)
-            while filled.n_tokens > self._budget:
-                # Sizes are measured document by document; together they may take a few tokens more.
+            prompt = self._write(question, chosen, order)
+            while prompt.n_tokens > self._budget:
+                # Sizes are per document; joined they may have a few tokens more.
                 chosen.pop()
-                filled = self._write(question, chosen, order)
+                prompt = self._write(question, chosen, order)
             if len(chosen) == before:
                 break
-            free = self._budget - filled.n_tokens
-        return filled
+            free = self._budget - prompt.n_tokens
+        return prompt
 
     def _distractors(self, question: Question, rng: random.Random) -> Iterator[int]:
-        """Yield documents on the same subject first, then any others, in random order, round and round."""
+        """Yield documents on the same topic, then all others in random order, repeated endlessly."""
         used = {*question.gold, *question.near}
         yield from rng.sample(question.near, len(question.near))
         tried = set(used)
@@ -140,18 +140,18 @@ class _Writer:
             yield from rng.sample(others, len(others))
 
     def _take(self, distractors: Iterator[int], free: int) -> list[int]:
-        taken: list[int] = []
+        fitting: list[int] = []
         misses = 0
         while free >= WINDOW // 4 and misses < _MISSES:
             document = next(distractors, None)
             if document is None:
                 break
             if self._size(document) <= free:
-                taken.append(document)
+                fitting.append(document)
                 free -= self._size(document)
             else:
                 misses += 1
-        return taken
+        return fitting
 
     def _size(self, document: int) -> int:
         if document not in self._sizes:
@@ -159,17 +159,17 @@ class _Writer:
             self._sizes[document] = self._encoder.size(numbered + "\n\n")
         return self._sizes[document]
 
-    def _write(self, question: Question, chosen: list[int], order: float) -> _Filled:
-        # Every example has its own order: upstream's fixed one ties the gold document's depth to the length.
-        places = list(range(len(chosen)))
-        random.Random(order).shuffle(places)
-        ordered = [chosen[place] for place in places]
+    def _write(self, question: Question, chosen: list[int], order: float) -> _SizedPrompt:
+        # Shuffled per example: upstream's fixed order ties the gold document's depth to the length.
+        permutation = list(range(len(chosen)))
+        random.Random(order).shuffle(permutation)
+        ordered = [chosen[index] for index in permutation]
         blocks = [prompt_templates.DOCUMENT.format(i=i, document=self._documents[d]) for i, d in enumerate(ordered, 1)]
         context = "\n\n".join(blocks)
         starts = [sum(len(block) + 2 for block in blocks[: ordered.index(gold)]) for gold in question.gold]
         prompt = prompt_templates.QA_PROMPT.format(context=context, query=question.text)
         depths = tuple(round(100 * start / len(context), 2) for start in sorted(starts))
-        return _Filled(prompt, self._encoder.count(prompt, prompt_templates.QA_ANSWER), depths)
+        return _SizedPrompt(prompt, self._encoder.count(prompt, prompt_templates.QA_ANSWER), depths)
 
 
 @lru_cache(maxsize=2)
@@ -195,10 +195,10 @@ def _squad(data: Any) -> tuple[tuple[Question, ...], tuple[str, ...]]:
         for paragraph in article["paragraphs"]:
             gold = number[paragraph["context"]]
             near = tuple(sorted(article_documents - {gold}))
-            for asked in paragraph["qas"]:
-                if not asked["is_impossible"]:
-                    answers = tuple(answer["text"] for answer in asked["answers"])
-                    questions.append(Question(asked["question"], answers, (gold,), near))
+            for qa in paragraph["qas"]:
+                if not qa["is_impossible"]:
+                    answers = tuple(answer["text"] for answer in qa["answers"])
+                    questions.append(Question(qa["question"], answers, (gold,), near))
     return tuple(questions), tuple(documents)
 
 
@@ -209,8 +209,8 @@ def _hotpotqa(data: Any) -> tuple[tuple[Question, ...], tuple[str, ...]]:
     questions = []
     for row, context in zip(data, contexts, strict=True):
         supporting = {title for title, _ in row["supporting_facts"]}
-        own = {title: number[text] for title, text in context}
-        gold = tuple(sorted(index for title, index in own.items() if title in supporting))
-        near = tuple(sorted(index for title, index in own.items() if title not in supporting))
+        indices = {title: number[text] for title, text in context}
+        gold = tuple(sorted(index for title, index in indices.items() if title in supporting))
+        near = tuple(sorted(index for title, index in indices.items() if title not in supporting))
         questions.append(Question(row["question"], (row["answer"],), gold, near))
     return tuple(questions), tuple(documents)

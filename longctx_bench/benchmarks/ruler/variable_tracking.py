@@ -17,11 +17,11 @@ from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core.types import Example
 
 _EXAMPLE_TOKENS = 500
-"""RULER cuts the one-shot example to 500 tokens; below L = 2,000 a quarter of the length is used here."""
+"""RULER limits the one-shot example to 500 tokens; here to a quarter of the length below L = 2,000."""
 
 
 class VariableTracking(IndexedBenchmark):
-    """Name all variables that hold a value, directly or through ``hops`` copies (RULER, section 3)."""
+    """Find all variables with a value, assigned directly or through ``hops`` copies (RULER, section 3)."""
 
     id: ClassVar[str] = "ruler-variable-tracking"
 
@@ -29,17 +29,17 @@ class VariableTracking(IndexedBenchmark):
     hops: int = Field(default=4, ge=1)
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
+        """Return one example of at most ``length`` and more than ``length - haystack.WINDOW`` tokens."""
         rng = random.Random(f"tracking {seed} {index}")
         shot = self._one_shot(encoder, min(_EXAMPLE_TOKENS, length // 4), rng)
         chains = self._draw_chains(rng, letters=5)
         placement = rng.random()
-        words = {"query": _value(chains), "num_v": self.hops + 1}
-        answer_prefix = prompt_templates.VT_ANSWER.format(**words)
+        slots = {"query": _value(chains), "num_v": self.hops + 1}
+        answer_prefix = prompt_templates.VT_ANSWER.format(**slots)
 
         def prompt(noises: int) -> str:
             context = _hide(chains, noises, random.Random(placement))
-            return shot + prompt_templates.VT_PROMPT.format(context=context, **words)
+            return shot + prompt_templates.VT_PROMPT.format(context=context, **slots)
 
         noises, n_tokens = haystack.fit_to_budget(
             lambda noises: encoder.count(prompt(noises), answer_prefix),
@@ -63,26 +63,26 @@ class VariableTracking(IndexedBenchmark):
         )
 
     def expected_completion(self, references: Sequence[str]) -> str:
-        """Join the names as the worked example does."""
+        """Join the names as in the one-shot example."""
         return " ".join(references)
 
     def _one_shot(self, encoder: PromptEncoder, budget: int, rng: random.Random) -> str:
-        """Return a worked example of at most ``budget`` tokens, or of no noise at all when that is too few."""
+        """Return a one-shot example of at most ``budget`` tokens, or without noise if that is too few."""
         chains = self._draw_chains(rng, letters=3)
         placement = rng.random()
-        words = {"query": _value(chains), "num_v": self.hops + 1}
+        slots = {"query": _value(chains), "num_v": self.hops + 1}
         answer = " ".join(statement.split()[1] for statement in chains[0])
 
         def shot(noises: int) -> str:
             context = _hide(chains, noises, random.Random(placement))
-            asked = prompt_templates.VT_PROMPT.format(context=context, **words) + prompt_templates.VT_ANSWER.format(
-                **words
+            question = prompt_templates.VT_PROMPT.format(context=context, **slots) + prompt_templates.VT_ANSWER.format(
+                **slots
             )
-            return f"{asked} {answer}\n\n"
+            return f"{question} {answer}\n\n"
 
-        least = encoder.size(shot(0))
+        min_tokens = encoder.size(shot(0))
         per_noise = encoder.size(prompt_templates.NOISE + "\n")
-        return shot(max(0, (budget - least) // per_noise))
+        return shot(max(0, (budget - min_tokens) // per_noise))
 
     def _draw_chains(self, rng: random.Random, letters: int) -> list[list[str]]:
         names: list[str] = []
@@ -103,14 +103,14 @@ def _value(chains: list[list[str]]) -> str:
 
 
 def _hide(chains: list[list[str]], noises: int, rng: random.Random) -> str:
-    """Put the statements of each chain, in their order, at random places between the noise sentences."""
-    # Places are drawn as fractions, so that the same draws serve every number of sentences.
+    """Insert the statements of each chain, in order, at random positions between the noise sentences."""
+    # Positions are drawn as fractions, so that the draws do not depend on the number of sentences.
     placed = [
-        (place, number, statement)
+        (position, number, statement)
         for number, chain in enumerate(chains)
-        for place, statement in zip(sorted(rng.random() for _ in chain), chain, strict=True)
+        for position, statement in zip(sorted(rng.random() for _ in chain), chain, strict=True)
     ]
     lines = [prompt_templates.NOISE] * noises
-    for place, _, statement in sorted(placed, key=lambda item: item[0], reverse=True):
-        lines.insert(int(place * (noises + 1)), statement)
+    for position, _, statement in sorted(placed, key=lambda item: item[0], reverse=True):
+        lines.insert(int(position * (noises + 1)), statement)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What RULER draws keys and list words from: the word lists of wonderwords 3.0.1 (MIT), and random uuids."""
+"""Word lists for RULER's keys and lists (wonderwords 3.0.1, MIT), and random uuids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def adjective_noun(rng: random.Random) -> str:
 
 
 def uuid4(rng: random.Random) -> str:
-    """Draw a uuid of version 4, as ``uuid.UUID`` makes it of 128 random bits and prints it."""
+    """Draw a version-4 uuid, formatted as by ``uuid.UUID`` from 128 random bits."""
     digits = f"{rng.getrandbits(128):032x}"
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

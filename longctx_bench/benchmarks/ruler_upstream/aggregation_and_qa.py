@@ -1,4 +1,4 @@
-"""``ruler@paper``, what is read as a whole: common words, frequent words, and questions over documents."""
+"""``ruler@paper``: common words, frequent words and question answering."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class UpstreamCommonWords(UpstreamBenchmark):
         """Draw samples as sys_word_pair_random does."""
         draw = partial(self._draw, run, run.shuffled(word_lists.all_words()))
         per_word = run.size(draw(4096)) / 4096
-        most = max(int(run.length // per_word) * 2, 20)
-        words = run.largest(lambda words: run.size(draw(words)), 10, most)
+        upper_bound = max(int(run.length // per_word) * 2, 20)
+        words = run.largest(lambda words: run.size(draw(words)), 10, upper_bound)
         while True:
             yield run.fitting(draw, words, 10)
 
@@ -87,8 +87,8 @@ class UpstreamCommonWords(UpstreamBenchmark):
     def _list(self, run: UpstreamRun, pool: list[str], words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
         """Draw a list and its most common words as get_example does."""
         drawn = run.sample(pool if words <= len(pool) else self._english(run), words)
-        wanted, others = drawn[:_COMMON], drawn[_COMMON:]
-        return _numbered(run.shuffled(wanted * common + others * uncommon)), wanted
+        common_words, others = drawn[:_COMMON], drawn[_COMMON:]
+        return _numbered(run.shuffled(common_words * common + others * uncommon)), common_words
 
     def _english(self, run: UpstreamRun) -> list[str]:
         if self.english_words is None:
@@ -114,27 +114,27 @@ class UpstreamFrequentWords(UpstreamBenchmark):
 
     def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as sys_kwext does."""
-        room = run.length - run.new_tokens
-        if room < 50:
+        budget = run.length - run.new_tokens
+        if budget < 50:
             raise UpstreamError("fails on prompts of fewer than 50 tokens")
-        _, words = self._draw(run, room, 0)
+        _, words = self._draw(run, budget, 0)
         while True:
-            yield self._draw(run, room, words)[0]
+            yield self._draw(run, budget, words)[0]
 
-    def _draw(self, run: UpstreamRun, room: int, words: int) -> tuple[UpstreamSample, int]:
+    def _draw(self, run: UpstreamRun, budget: int, words: int) -> tuple[UpstreamSample, int]:
         """Draw a vocabulary and size its text as generate_input_output does; 0 words or fewer: grow it."""
-        coded = self._vocabulary(run, room // 50)
-        step = room // 32
+        coded = self._vocabulary(run, budget // 50)
+        step = budget // 32
         if words > 0:
             draft = self._text(run, coded, words)
-            while run.size(draft) > room:
+            while run.size(draft) > budget:
                 if words <= 0:
                     raise UpstreamError("tries for ever (not even a text without words fits)")
                 words -= step
                 draft = self._text(run, coded, words)
             return draft, words
-        words = room // _WORD_LETTERS
-        while run.size(self._text(run, coded, words)) < room:
+        words = budget // _WORD_LETTERS
+        while run.size(self._text(run, coded, words)) < budget:
             words += step
         words -= step
         return self._text(run, coded, words), words
@@ -185,8 +185,8 @@ class UpstreamQuestionAnswering(UpstreamBenchmark):
         collection = _collection(fetch(self.documents), self.format)
         first = partial(_ask, run, collection, 0)
         per_document = run.size(first(10)) / 10
-        most = max(int((run.length / per_document) * 3), 20)
-        documents = run.largest(lambda documents: run.size(first(documents)), 10, most)
+        upper_bound = max(int((run.length / per_document) * 3), 20)
+        documents = run.largest(lambda documents: run.size(first(documents)), 10, upper_bound)
         for index in count():
             if index >= len(collection.questions):
                 raise UpstreamError(f"tries for ever (there are only {index} questions)")
@@ -197,7 +197,7 @@ class UpstreamQuestionAnswering(UpstreamBenchmark):
 class _Question:
     text: str
     answers: tuple[str, ...]
-    own: list[int]
+    required: list[int]
     """Documents that come with the question; all are in the prompt."""
     more: list[int]
     """The other documents of the same article."""
@@ -214,15 +214,15 @@ class _Collection:
 def _ask(run: UpstreamRun, collection: _Collection, index: int, number: int) -> UpstreamSample:
     """Draw the documents of one question as generate_input_output does."""
     question, total = collection.questions[index], len(collection.documents)
-    own, more = question.own, question.more
+    required, more = question.required, question.more
     if number >= total:
-        chosen = [place % total for place in range(number)]
-    elif number - len(own) > len(more):
-        taken = {*own, *more}
-        others = [document for document in range(total) if document not in taken]
-        chosen = own + more + run.sample(others, max(0, number - len(own) - len(more)))
+        chosen = [index % total for index in range(number)]
+    elif number - len(required) > len(more):
+        used = {*required, *more}
+        others = [document for document in range(total) if document not in used]
+        chosen = required + more + run.sample(others, max(0, number - len(required) - len(more)))
     else:
-        chosen = own + run.sample(more, number - len(own))
+        chosen = required + run.sample(more, number - len(required))
     ordered = run.shuffled(chosen)
     blocks = [prompt_templates.DOCUMENT.format(i=i, document=collection.documents[d]) for i, d in enumerate(ordered, 1)]
     context = "\n\n".join(blocks)
@@ -268,12 +268,12 @@ def _squad(data: Any) -> _Collection:
     for article in data["data"]:
         article_documents = [number[paragraph["context"]] for paragraph in article["paragraphs"]]
         for paragraph in article["paragraphs"]:
-            own = number[paragraph["context"]]
-            more = [document for document in article_documents if document != own]
-            for asked in paragraph["qas"]:
-                if not asked["is_impossible"]:
-                    answers = tuple(answer["text"] for answer in asked["answers"])
-                    questions.append(_Question(asked["question"], answers, [own], more, frozenset([own])))
+            gold = number[paragraph["context"]]
+            more = [document for document in article_documents if document != gold]
+            for qa in paragraph["qas"]:
+                if not qa["is_impossible"]:
+                    answers = tuple(answer["text"] for answer in qa["answers"])
+                    questions.append(_Question(qa["question"], answers, [gold], more, frozenset([gold])))
     return _Collection(questions, documents)
 
 
@@ -285,8 +285,8 @@ def _hotpotqa(data: Any) -> _Collection:
     number = {text: index for index, text in enumerate(documents)}
     questions = []
     for row in data:
-        own = [(title, number[document(title, paragraph)]) for title, paragraph in row["context"]]
+        titled = [(title, number[document(title, paragraph)]) for title, paragraph in row["context"]]
         supporting = {title for title, _ in row["supporting_facts"]}
-        gold = frozenset(index for title, index in own if title in supporting)
-        questions.append(_Question(row["question"], (row["answer"],), [index for _, index in own], [], gold))
+        gold = frozenset(index for title, index in titled if title in supporting)
+        questions.append(_Question(row["question"], (row["answer"],), [index for _, index in titled], [], gold))
     return _Collection(questions, documents)

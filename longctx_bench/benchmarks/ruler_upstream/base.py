@@ -1,14 +1,14 @@
-"""``ruler@paper``: how NVIDIA/RULER's own scripts size and draw their samples, faults included.
+"""``ruler@paper``: sampling and sizing as in NVIDIA/RULER's own scripts, faults included.
 
 Reproduces scripts/data/synthetic/*.py at revision c3f5e3b4f87f97e048793bb510a3a6b19a46bf3a (Apache-2.0, see
 NOTICE) sample by sample: the same prompts, byte for byte, for the same seed and tokenizer. The tests compare
 them with what the original scripts wrote (tests/data/README.md).
 
-What it does not repeat, on purpose:
+Intended differences:
 
 * Essays are split into sentences by :func:`longctx_bench.benchmarks.haystack.split_sentences`. Upstream calls NLTK's
   Punkt, whose model is a download of its own; needles in essays may stand a sentence away from upstream's.
-* Where upstream tries for ever to fit a prompt, :class:`ContextTooShort` ends the cell.
+* Where upstream loops endlessly to fit a prompt, :class:`ContextTooShort` ends the cell.
 * Upstream's chat templates. With ``--chat-template`` the tokenizer's own is used, and counted as upstream counts.
 
 Upstream counts without BOS, so with a tokenizer that adds one a prompt may take one token more than ``length``.
@@ -31,16 +31,16 @@ from longctx_bench.core.types import Example
 T = TypeVar("T")
 
 SHORT = 4096
-"""Below this length upstream takes smaller steps and, for cwe, fewer repetitions."""
+"""Below this length upstream uses smaller steps and, for cwe, fewer repetitions."""
 
-_PATIENCE = 1000
-"""Prompts of the smallest size, all too long, after which upstream's loop is taken to be endless."""
+_MAX_TRIES = 1000
+"""Number of smallest-size prompts, all too long, after which upstream's loop is considered endless."""
 
 
 class UpstreamError(Exception):
-    """Upstream fails here, or goes on for ever; the message continues "RULER's own generator ...".
+    """Upstream fails or loops endlessly here; the message continues "RULER's own generator ...".
 
-    Its retry loop catches everything that is raised: there, a failure passes for a prompt that is too long.
+    Upstream's retry loop catches all exceptions, so that a failure counts as a prompt that is too long.
     """
 
 
@@ -56,7 +56,7 @@ class UpstreamSample:
 
 @dataclass(frozen=True)
 class UpstreamRun:
-    """One run of an upstream script: its arguments and its random state, which every draw moves on."""
+    """One run of an upstream script: its arguments and random state."""
 
     what: str
     encoder: PromptEncoder
@@ -64,12 +64,12 @@ class UpstreamRun:
     new_tokens: int
     seed: int
     rng: random.Random
-    """Stands for the global ``random`` that upstream seeds: the same stream."""
+    """Same stream as the global ``random`` that upstream seeds."""
     numpy: np.random.RandomState
-    """Stands for the global ``numpy.random``, likewise."""
+    """Likewise for the global ``numpy.random``."""
 
     def within(self, length: int) -> UpstreamRun:
-        """Return the same run, same random state, on another length and with nothing reserved for an answer."""
+        """Return the run with the same random state at another length, with no tokens reserved for the answer."""
         return replace(self, length=length, new_tokens=0)
 
     def size(self, draft: UpstreamSample) -> int:
@@ -87,33 +87,33 @@ class UpstreamRun:
         return self.rng.sample(population, count)
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """Return the items in an order that depends on their number and the seed alone: upstream's fault."""
-        mixed = list(items)
-        random.Random(self.seed).shuffle(mixed)
-        return mixed
+        """Return the items in an order that depends only on their number and the seed (a fault of upstream)."""
+        shuffled = list(items)
+        random.Random(self.seed).shuffle(shuffled)
+        return shuffled
 
-    def largest(self, tokens: Callable[[int], int], least: int, most: int) -> int:
-        """Search the most units whose prompt fits; ``least`` when none does.
+    def largest(self, tokens: Callable[[int], int], low: int, high: int) -> int:
+        """Return the largest number of units whose prompt fits; ``low`` when none does.
 
-        Every probe draws a fresh prompt: which sizes are probed, and in which order, decides all later draws.
+        Binary search as upstream: every probe draws a new prompt, so that the order of probes determines later draws.
         """
-        found = least
-        while least <= most:
-            middle = (least + most) // 2
+        largest = low
+        while low <= high:
+            middle = (low + high) // 2
             if tokens(middle) + self.new_tokens <= self.length:
-                found, least = middle, middle + 1
+                largest, low = middle, middle + 1
             else:
-                most = middle - 1
-        return found
+                high = middle - 1
+        return largest
 
     def fitting(self, draw: Callable[[int], UpstreamSample], units: int, step: int) -> UpstreamSample:
-        """Draw until a prompt fits, taking ``step`` units away each time that leaves any: hence the underfill.
+        """Draw until a prompt fits, with ``step`` fewer units each time if any would be left: hence the underfill.
 
         Raises:
-            UpstreamError: upstream would never come to an end, or as good as never.
+            UpstreamError: upstream would practically never terminate.
         """
         tries = 0
-        while tries < _PATIENCE:
+        while tries < _MAX_TRIES:
             try:
                 draft = draw(units)
                 if self.size(draft) + self.new_tokens <= self.length:
@@ -130,9 +130,9 @@ class UpstreamRun:
 class UpstreamBenchmark(Benchmark):
     """A task of ``ruler@paper``.
 
-    Upstream draws its samples one after another from one random stream, so example i takes the work of
-    examples 0 to i. It is still a function of (parameters, encoder, length, max_new_tokens, seed, i) alone,
-    because every call of :meth:`examples` starts the stream again from the seed.
+    Upstream draws all samples from one random stream, so that example i requires generating examples 0 to i. It is
+    still a pure function of (parameters, encoder, length, max_new_tokens, seed, i) only,
+    because every call of :meth:`examples` restarts the stream from the seed.
 
     A cell in which upstream hangs at sample k yields samples 0 to k-1 here before it raises; upstream writes
     its file at the very end, and so none at all.
@@ -141,7 +141,7 @@ class UpstreamBenchmark(Benchmark):
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
-        """Yield upstream's first ``n`` samples; how far they fall short of ``length`` is upstream's doing."""
+        """Yield upstream's first ``n`` samples; they underfill ``length`` as upstream's do."""
         run = UpstreamRun(
             what=f"{self.title()} of ruler@paper",
             encoder=encoder,
@@ -151,24 +151,25 @@ class UpstreamBenchmark(Benchmark):
             rng=random.Random(seed),
             numpy=np.random.RandomState(seed),
         )
-        drafts, made = self.samples(run), 0
+        samples, count = self.samples(run), 0
         try:
-            while made < n:
-                draft = next(drafts)
+            while count < n:
+                sample = next(samples)
                 yield Example(
-                    id=example_id(made),
-                    prompt=draft.prompt,
-                    answer_prefix=draft.answer_prefix,
-                    references=draft.outputs,
-                    depths=draft.depths,
-                    n_tokens=encoder.count(draft.prompt, draft.answer_prefix),
+                    id=example_id(count),
+                    prompt=sample.prompt,
+                    answer_prefix=sample.answer_prefix,
+                    references=sample.outputs,
+                    depths=sample.depths,
+                    n_tokens=encoder.count(sample.prompt, sample.answer_prefix),
                     max_new_tokens=max_new_tokens,
                 )
-                made += 1
+                count += 1
         except UpstreamError as error:
-            less = f" or at most {made} examples" if made else ""
+            less = f" or at most {count} examples" if count else ""
             raise ContextTooShort(
-                f"{run.what} at {length}: RULER's own generator {error} at example {made}; choose a larger length{less}"
+                f"{run.what} at {length}: RULER's own generator {error} at example {count}; choose a larger "
+                f"length{less}"
             ) from error
 
     @abstractmethod
@@ -177,14 +178,14 @@ class UpstreamBenchmark(Benchmark):
 
     @abstractmethod
     def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
-        """Draw upstream's samples, one after another, for as long as they are asked for."""
+        """Yield upstream's samples, endlessly."""
 
 
 def needle_depths(context: str, hidden: Sequence[str]) -> tuple[float, ...]:
-    """Return where the hidden texts begin, in percent of the context's characters, in the prompt's order."""
+    """Return the starts of the hidden texts in percent of the context's characters, in text order."""
     return tuple(percent(start, context) for start in sorted(context.index(text) for text in hidden))
 
 
 def percent(start: int, context: str) -> float:
-    """Return a character's place in percent of the context."""
+    """Return a character position in percent of the context."""
     return round(100 * start / len(context), 2)

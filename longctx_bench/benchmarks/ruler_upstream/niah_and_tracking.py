@@ -1,4 +1,4 @@
-"""``ruler@paper``, what is hidden in a haystack: the eight needle tasks and variable tracking."""
+"""``ruler@paper``: the eight needle-in-a-haystack tasks and variable tracking."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class UpstreamNeedleInAHaystack(UpstreamBenchmark):
         step = 500 if self.haystack == "essay" else short
         draw = partial(self._draw, run)
         per_unit = run.size(draw(step)) / step
-        most = max(int((run.length / per_unit) * 3), step * 2)
-        units = run.largest(lambda units: run.size(draw(units)), step, most)
+        upper_bound = max(int((run.length / per_unit) * 3), step * 2)
+        units = run.largest(lambda units: run.size(draw(units)), step, upper_bound)
         while True:
             yield run.fitting(draw, units, step)
 
@@ -118,9 +118,9 @@ class UpstreamNeedleInAHaystack(UpstreamBenchmark):
         else:
             kinds = (self.key_type, self.value_type)
             lines = [self._needle(*(_value(kind, run.rng) for kind in kinds)) for _ in range(count)]
-        places = sorted(run.sample(range(count), len(needles)), reverse=True)
-        for place, needle in zip(places, needles, strict=True):
-            lines.insert(place, needle)
+        positions = sorted(run.sample(range(count), len(needles)), reverse=True)
+        for position, needle in zip(positions, needles, strict=True):
+            lines.insert(position, needle)
         return "\n".join(lines)
 
 
@@ -168,17 +168,17 @@ class UpstreamVariableTracking(UpstreamBenchmark):
 
     def _search(self, run: UpstreamRun, draw: Callable[[int], UpstreamSample], step: int, example_tokens: int) -> int:
         per_unit = run.size(draw(step)) / step
-        most = max(int((run.length / per_unit) * 3), step * 2)
-        return run.largest(lambda units: run.size(draw(units)) + example_tokens, step, most)
+        upper_bound = max(int((run.length / per_unit) * 3), step * 2)
+        return run.largest(lambda units: run.size(draw(units)) + example_tokens, step, upper_bound)
 
     def _draw(self, run: UpstreamRun, noises: int, worked: bool = False) -> UpstreamSample:
         """Draw one sample as generate_input_output does."""
         chains = self._chains(run, worked)
         lines = [prompt_templates.NOISE] * noises
         for _, chain in chains:
-            places = sorted(run.sample(range(len(lines)), len(chain)))
-            for already, (place, statement) in enumerate(zip(places, chain, strict=True)):
-                lines.insert(place + already, statement)
+            positions = sorted(run.sample(range(len(lines)), len(chain)))
+            for num_inserted, (position, statement) in enumerate(zip(positions, chain, strict=True)):
+                lines.insert(position + num_inserted, statement)
         context = "\n".join(lines)
         names, statements = chains[0]
         words = {"query": statements[0].split("=")[-1].strip(), "num_v": self.hops + 1}
@@ -200,10 +200,10 @@ class UpstreamVariableTracking(UpstreamBenchmark):
             names.append(_letters(run.rng, 3 if worked else 5))
         chains = []
         for first in range(0, count, self.hops + 1):
-            own = names[first : first + self.hops + 1]
+            chain = names[first : first + self.hops + 1]
             value = "12345" if worked else str(run.numpy.randint(10000, 99999))
-            copies = [f"VAR {new} = VAR {old} " for old, new in pairwise(own)]
-            chains.append((own, [f"VAR {own[0]} = {value}", *copies]))
+            copies = [f"VAR {new} = VAR {old} " for old, new in pairwise(chain)]
+            chains.append((chain, [f"VAR {chain[0]} = {value}", *copies]))
         if len(names) > count:
             if not worked:
                 run.numpy.randint(10000, 99999)
@@ -217,13 +217,13 @@ class UpstreamVariableTracking(UpstreamBenchmark):
         return example.replace("12345", str(run.numpy.randint(10000, 99999)))
 
 
-def _in_essays(run: UpstreamRun, needles: list[str], pieces: tuple[str, ...]) -> str:
-    cuts = sorted(int(len(pieces) * (depth / 100)) for depth in run.sample(_DEPTHS, len(needles)))
-    parts = []
+def _in_essays(run: UpstreamRun, needles: list[str], essay: tuple[str, ...]) -> str:
+    cuts = sorted(int(len(essay) * (depth / 100)) for depth in run.sample(_DEPTHS, len(needles)))
+    segments = []
     # Two needles at one cut, or one at the very start, leave an empty part and so a doubled space: as upstream.
     for needle, first, last in zip(needles, [0, *cuts], cuts, strict=False):
-        parts += [" ".join(pieces[first:last]), needle]
-    return " ".join([*parts, " ".join(pieces[cuts[-1] :])])
+        segments += [" ".join(essay[first:last]), needle]
+    return " ".join([*segments, " ".join(essay[cuts[-1] :])])
 
 
 @lru_cache(maxsize=2)
@@ -287,11 +287,11 @@ class _Pairs:
     @staticmethod
     @lru_cache(maxsize=1)
     def shared() -> _Pairs:
-        """Return the one instance, made when first asked for."""
+        """Return the shared instance, created on first use."""
         return _Pairs()
 
     def at(self, index: int) -> str:
-        """Return the pair at a place in the sorted list."""
+        """Return the pair at an index of the sorted list."""
         number = bisect_right(self._ends, index)
         within = index - (self._ends[number - 1] if number else 0)
         if number in self._listed:
