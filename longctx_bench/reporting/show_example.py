@@ -78,7 +78,7 @@ def _other_model(store: ResultStore, cell: Cell, variant: str, example_hash: str
     for record in _records(store, _find_cell(store.folder, name).cell):
         if record.hash == example_hash:
             return "\n".join(("", f"=== {name}", *_generation_lines(record)))
-    raise UserError(f"--beside {variant}: was not given this example; its prompts differ")
+    raise UserError(f"--compare-with {variant}: was not given this example; its prompts differ")
 
 
 def _records(store: ResultStore, cell: Cell) -> Iterator[StoredRecord]:
@@ -122,7 +122,7 @@ def _rebuild_example(summary: CellSummary, example_id: str, registry: Registry) 
     if cell.task.startswith(PREFIX):
         raise UserError(f"{prefix}: lm-eval generates the prompts of its own tasks")
     if cell.task not in registry.tasks:
-        raise UserError(f"{prefix}: task '{cell.task}' is not known; give its folder with --task-folder")
+        raise UserError(f"{prefix}: task '{cell.task}' is not known; give its folder with --include-path")
     try:
         prompt_spec = _PromptSpec.model_validate(spec)
     except ValidationError as error:

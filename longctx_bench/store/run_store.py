@@ -101,17 +101,17 @@ class ResultStore:
         return cell_folder(self.runs, cell)
 
     def start(
-        self, cell: Cell, spec: CellSpec, rerun: bool = False, note: Callable[[str], None] = lambda line: None
+        self, cell: Cell, spec: CellSpec, overwrite: bool = False, note: Callable[[str], None] = lambda line: None
     ) -> Mapping[str, str]:
         """Open a cell for writing and return the examples it already has under the same spec: hash by example id.
 
-        Records of another spec, and with ``rerun`` all records, move to ``superseded/``. Lines that are not valid
+        Records of another spec, and with ``overwrite`` all records, move to ``superseded/``. Lines that are not valid
         records are moved aside, and their examples run again.
 
         Args:
             cell: the cell to open.
             spec: everything that its numbers depend on.
-            rerun: move existing records away and start over.
+            overwrite: move existing records away and start over.
             note: called with one line for each problem found.
 
         Raises:
@@ -120,12 +120,12 @@ class ResultStore:
         folder = self.path(cell)
         reject_symlinks(self.folder, folder)
         stored_hash = self._stored_hash(folder)
-        superseded = rerun or stored_hash != spec.hash
+        superseded = overwrite or stored_hash != spec.hash
         # An interrupted start may have left nothing but a temporary file.
         if superseded and folder.exists() and not all(is_temporary(file.name) for file in folder.iterdir()):
             moved_to = self._supersede(folder, stored_hash or "unknown")
             folder = self.path(cell)
-            note(f"{cell}: {'running again' if rerun else 'its spec changed'}; previous results are in {moved_to}")
+            note(f"{cell}: {'running again' if overwrite else 'its spec changed'}; previous results are in {moved_to}")
         started = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": to_builtins(spec)}
         write_json(folder / "started.json", started)
         if (folder / "cell.json").exists():

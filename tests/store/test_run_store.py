@@ -252,7 +252,7 @@ def test_done(tmp_path: Path) -> None:
 
 def test_a_task_whose_data_are_exhausted_is_done(echo: Callable[..., Any], tmp_path: Path, essays: Path) -> None:
     tasks = own_tasks(tmp_path / "mine", ["three"])
-    registry = Registry(task_folders=[tasks], local_data={"ruler-essays": essays})
+    registry = Registry(include_paths=[tasks], local_data={"ruler-essays": essays})
     for limit in (5, 2, 9, 3):
         frame = echo(tmp_path / "out", limit, "three", registry=registry)
         assert list(frame["n"]) == [3], "what is measured is never too much"
@@ -375,7 +375,7 @@ TASKS = ["a b", "a-b", "针", "草", "x" * 300, "x" * 299 + "y", "$a$", "lm:a"]
 
 
 def test_names_that_look_alike_are_cells_apart(echo: Callable[..., Any], tmp_path: Path) -> None:
-    registry = Registry(task_folders=[own_tasks(tmp_path / "mine", TASKS)])
+    registry = Registry(include_paths=[own_tasks(tmp_path / "mine", TASKS)])
     for _ in range(2):
         echo(tmp_path / "out", 3, ",".join(TASKS), registry=registry)
         cells = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("cell.json")]
@@ -390,7 +390,7 @@ def test_a_folder_of_before_is_still_the_cells(
     echo: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    registry = Registry(task_folders=[own_tasks(tmp_path / "mine", ["a b", "a c", "a-b", "a-c"])])
+    registry = Registry(include_paths=[own_tasks(tmp_path / "mine", ["a b", "a c", "a-b", "a-c"])])
     echo(out, 3, "a b,a c", registry=registry)
     store = ResultStore(out)
     finished_cell, begun = Cell("tiny", "rope", "a b", 512), Cell("tiny", "rope", "a c", 512)

@@ -154,7 +154,7 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
 
     def spec(*lengths: int, seed: int = 42) -> RunSpec:
         variants = registry.variants(f"yarn:{tiny_folder}")
-        return RunSpec(variants, registry.select_tasks("niah", None), (), lengths, 2, seed, rerun=True)
+        return RunSpec(variants, registry.select_tasks("niah", None), (), lengths, 2, seed, overwrite=True)
 
     def measure(length: int, seed: int = 42) -> dict[str, Any]:
         asked: Any = other
