@@ -35,7 +35,11 @@ class _PromptSpec(BaseModel):
 
 
 def show_example(
-    folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None, beside: str | None = None
+    folder: Path,
+    cell_name: str,
+    example_id: str | None,
+    registry: Registry | None = None,
+    compare_with: str | None = None,
 ) -> str:
     """Return one example as text: prompt (start, needle, end), references, generation, score.
 
@@ -44,7 +48,7 @@ def show_example(
         cell_name: cell as in reports, such as ``yarn-tiny/niah/1024``.
         example_id: the example; the first one when None.
         registry: used to rebuild the prompt where the run stored no excerpt.
-        beside: another model, such as ``drope-tiny``, whose generation and score on the same example are appended.
+        compare_with: another model, such as ``drope-tiny``, whose generation and score are appended.
 
     Raises:
         UserError: there is no such cell or example, or the rebuilt prompt differs from the one that was run.
@@ -59,7 +63,7 @@ def show_example(
             record = candidate
     if record is None:
         raise UserError(f"{cell_name}: has no example {example_id}; it has {id_range[0]} to {id_range[1]}")
-    other = "" if beside is None else _other_model(store, summary.cell, beside, record.hash)
+    other = "" if compare_with is None else _other_model(store, summary.cell, compare_with, record.hash)
     excerpt = read_excerpts(store.excerpts_path(summary.cell), {record.hash}).get(record.hash)
     if excerpt is None:
         example = _rebuild_example(summary, record.id, registry or Registry())

@@ -121,7 +121,7 @@ def test_the_lower_loss_wins(results: Path) -> None:
     assert loss.result.difference == pytest.approx(-0.57)
     assert loss.winner == 1
     mirrored = compare(read_cells(results).finished, "pi-tiny", "yarn-tiny").cells[2]
-    assert (mirrored.result.wins, mirrored.result.losses, mirrored.verdict) == (0, 8, -1)
+    assert (mirrored.result.wins, mirrored.result.losses, mirrored.winner) == (0, 8, -1)
     assert mirrored.result.difference == pytest.approx(0.57)
 
 

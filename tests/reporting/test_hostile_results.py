@@ -323,7 +323,7 @@ def test_an_example_is_shown_in_its_lines(call: Call, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_warnings_logs_and_tracebacks_hold_no_commands() -> None:
     code = (
-        "import logging, warnings; from longctx_bench.cli.main import _keep_terminal; _keep_terminal();"
+        "import logging, warnings; from longctx_bench.cli.main import _sanitize_terminal_output as go; go();"
         f"text = {ESCAPE!r}; warnings.warn(text); logging.getLogger('a').warning('%s', text); raise ValueError(text)"
     )
     said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False).stderr.decode()

@@ -126,14 +126,14 @@ def test_windows_that_score_more_tokens_weigh_more_in_mean_interval_and_test() -
     scored, losses = [4095, *[256] * 11], [5.0, *np.linspace(3.0, 3.2, 11)]
     rope = cell("rope", losses, metric="token_loss", scored=scored)
     assert rope.score == pytest.approx(np.average(losses, weights=scored))
-    assert rope.values.mean() == pytest.approx(rope.score)
+    assert rope.contributions.mean() == pytest.approx(rope.score)
     assert rope.low < rope.score < rope.high
     yarn = cell("yarn", [3.0, *np.full(11, 4.0)], metric="token_loss", scored=scored)
     assert rope.scores.mean() < yarn.scores.mean()
     assert rope.score > yarn.score
     found = compare([rope, yarn], "rope-tiny", "yarn-tiny").cells[0].result
     assert found.difference == pytest.approx(rope.score - yarn.score)
-    assert cell("pi", [1.0, 2.0], metric="token_loss", scored=[256, 256]).values.tolist() == [1.0, 2.0]
+    assert cell("pi", [1.0, 2.0], metric="token_loss", scored=[256, 256]).contributions.tolist() == [1.0, 2.0]
 
 
 def test_a_metric_is_in_per_cent_by_its_name_alone() -> None:
