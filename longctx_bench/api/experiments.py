@@ -24,8 +24,8 @@ from longctx_bench.core.argument_parsing import (
 from longctx_bench.core.errors import UserError, near_miss
 from longctx_bench.core.sanitize import counted
 from longctx_bench.core.types import NATURAL, length_name
-from longctx_bench.engines import require_server
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines import check_server
+from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
 from longctx_bench.reporting.tables.formatting import cell_columns
@@ -61,7 +61,7 @@ def run(
     executor: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
-    server: Server | None = None,
+    server: ServerConfig | None = None,
     tensor_parallel: int = 1,
     compiled: bool = False,
 ) -> ResultFrame:
@@ -117,7 +117,7 @@ def run(
     with make_executor(executor, made, registry, whole(workers, "workers"), ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)
         if not all(planned.done for planned in cells):
-            require_server(runs_on.engine)
+            check_server(runs_on.engine)
         outcome = Runner(runs_on, store, registry, spec).run(cells)
     if outcome.failed:
         cell, reason = outcome.failed[0]

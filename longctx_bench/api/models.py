@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from longctx_bench.analysis.calibration.calibrate import Point
-    from longctx_bench.engines.hf.export import Written
+    from longctx_bench.engines.hf.export import ExportResult
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
         UserError: an unknown name, weights that cannot be had, or a method that depends on each prompt's
             length (dynamic-ntk) and so cannot be applied once for all prompts.
     """
-    from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+    from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 
     variant = (registry or Registry()).variant(names(name, "name"))
     if variant.method.per_prompt:
@@ -75,7 +75,7 @@ def load(
     tokens = lengths[0]
     # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
     # which would be undone if it were collected.
-    applied: Any = prepared(model, resolved.at(tokens), tokens)
+    applied: Any = apply_method(model, resolved.at(tokens), tokens)
     applied.__enter__()
     object.__setattr__(model, "_longctx_bench_applied", applied)
     return model, load_tokenizer(resolved.folder)
@@ -88,7 +88,7 @@ def export(
     length: int | str | None = None,
     dtype: str = "auto",
     registry: Registry | None = None,
-) -> Written:
+) -> ExportResult:
     """Write a method at one length as a plain checkpoint, as ``longctx-bench export`` does, and check its logits.
 
     Example:
@@ -109,8 +109,7 @@ def export(
     Raises:
         UserError: the method cannot be exported, or the folder is there already.
     """
-    from longctx_bench.engines.hf.export import export as write_checkpoint
-    from longctx_bench.engines.hf.export import refuse
+    from longctx_bench.engines.hf.export import check_exportable, export_checkpoint
 
     variant = (registry or Registry()).variant(names(model, "model"))
     original = variant.model.original_length
@@ -120,9 +119,9 @@ def export(
         raise UserError("export: a checkpoint is for one length; give --length TOKENS or --scale 4x, once")
     if dtype not in (known := ("auto", "float32", "bfloat16")) and (dtype := dtype_of(dtype)) not in known:
         raise UserError(f"dtype {dtype}: choose {', '.join(known)}")
-    refuse(variant.method, variant.method_name)
+    check_exportable(variant.method, variant.method_name)
     resolved = variant.resolve()
-    return write_checkpoint(
+    return export_checkpoint(
         resolved.at(tokens[0]), variant.method_name, resolved.folder, path_of(folder, "folder"), dtype
     )
 

@@ -69,7 +69,7 @@ def engine_arguments(
     Raises:
         UserError: the URL is none, or an argument of the engine has no value.
     """
-    from longctx_bench.engines.openai_api.config import Server
+    from longctx_bench.engines.openai_api.config import ServerConfig
 
     arguments = {}
     for text in engine_args:
@@ -80,5 +80,5 @@ def engine_arguments(
     engine |= {"arguments": arguments}
     if base_url is None:
         return {**engine, "server": None}
-    server = Server(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)
+    server = ServerConfig(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)
     return {**engine, "server": server}

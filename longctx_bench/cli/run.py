@@ -76,7 +76,7 @@ def run_command(
         require_writable(out)
 
     from longctx_bench.cli.progress_bar import Bars
-    from longctx_bench.engines import require_server
+    from longctx_bench.engines import check_server
     from longctx_bench.runner.executors import make_executor
     from longctx_bench.runner.plan import RunSpec, plan
     from longctx_bench.runner.run import Runner
@@ -90,7 +90,7 @@ def run_command(
             _print_plan(cells, runs_on.engine)
             return
         if not all(planned.done for planned in cells):
-            require_server(runs_on.engine)
+            check_server(runs_on.engine)
         with Bars() as bars:
             outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
     _print_summary(outcome, out, bars.said)

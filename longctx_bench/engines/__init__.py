@@ -8,8 +8,8 @@ from typing import Any
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.plugin_registry import Extensions
 from longctx_bench.core.specs import Spec, validate
-from longctx_bench.engines.base import Engine, EngineFacts
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines.base import Engine, EngineInfo
+from longctx_bench.engines.openai_api.config import ServerConfig
 
 ENGINES: Extensions[type[Engine]] = Extensions(
     "engine",
@@ -51,7 +51,7 @@ def make_engine(name: str, arguments: Mapping[str, Any] | None = None, **options
     return kind(**{key: getattr(checked, key) for key in kind.Options.model_fields})
 
 
-def require_server(engine: EngineFacts) -> None:
+def check_server(engine: EngineInfo) -> None:
     """Ask whether the server of an engine that has one is there; to be known before prompts are written for it.
 
     Raises:
@@ -62,4 +62,4 @@ def require_server(engine: EngineFacts) -> None:
         contact()
 
 
-__all__ = ["ENGINES", "Engine", "EngineFacts", "Server", "make_engine", "require_server"]
+__all__ = ["ENGINES", "Engine", "EngineInfo", "ServerConfig", "check_server", "make_engine"]

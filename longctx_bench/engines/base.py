@@ -13,12 +13,12 @@ from longctx_bench.core.types import Generation, Losses, Request
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
 
-Settled = Callable[[str, str], bool]
+StoppingCriterion = Callable[[str, str], bool]
 """(example id, text so far) -> True when decoding on cannot change the score."""
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """What a cell is expected to take, for ``--dry-run`` and for refusing the impossible early."""
 
     weights: int
@@ -41,7 +41,7 @@ class Footprint:
         return self.weights + tokens * self.per_token + min(tokens, chunk) * self.per_prefill_token
 
 
-class EngineFacts(Protocol):
+class EngineInfo(Protocol):
     """What a plan and a record need to know of an engine, wherever it runs."""
 
     name: str
@@ -49,13 +49,13 @@ class EngineFacts(Protocol):
     """What the numbers were computed in: ``float32``, ``bfloat16``, ``server`` (what it chose) or ``none``."""
     device: str
 
-    def footprint(self, folder: Any) -> Footprint | None:
+    def estimate_memory(self, folder: Any) -> MemoryEstimate | None:
         """Return the memory that a checkpoint needs, without loading it; None when the engine cannot say."""
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return what this device does in a second: floating-point operations and bytes read, measured briefly."""
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
 
 
@@ -73,7 +73,7 @@ class DeviceOptions(Spec):
     """Tokens in a batch; from the free memory when None."""
 
 
-class Engine(EngineFacts, Protocol):
+class Engine(EngineInfo, Protocol):
     """Runs one checkpoint. ``load`` first; then any number of methods on it, at any lengths."""
 
     supports: frozenset[Capability]
@@ -87,14 +87,16 @@ class Engine(EngineFacts, Protocol):
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group requests into batches; a function of the requests and the batch budget alone."""
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], contestant: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue every request of a batch greedily, in the batch's order.
 
         Raises:
             UserError: one request alone does not fit in memory.
         """
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
 
         Raises:

@@ -9,7 +9,7 @@ from longctx_bench.core.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def checked_device(wanted: str) -> str:
+def resolve_device(wanted: str) -> str:
     """Return a device's name for ``auto`` or one that is there.
 
     Raises:
@@ -26,7 +26,7 @@ def checked_device(wanted: str) -> str:
     return wanted
 
 
-def checked_dtype(wanted: str, device: str) -> str:
+def resolve_dtype(wanted: str, device: str) -> str:
     """Return a key of :data:`DTYPES`; ``auto`` is bfloat16 where the device computes in it.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import Generation, Losses, Request
-from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import batch_by_tokens
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -33,19 +33,21 @@ class EchoEngine:
         """Load the tokenizer alone."""
         self._tokenizer = prompt_tokenizer(folder)
 
-    def footprint(self, folder: Path) -> Footprint | None:
+    def estimate_memory(self, folder: Path) -> MemoryEstimate | None:
         """Return None: nothing is loaded."""
         return None
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return infinities: nothing is computed."""
         return float("inf"), float("inf")
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget."""
-        return by_tokens(requests, self._batch_tokens, per_prompt)
+        return batch_by_tokens(requests, self._batch_tokens, per_prompt)
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], contestant: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Yield the ``max_new_tokens`` tokens around the middle of each prompt."""
         for request in batch:
             start = max(0, (len(request.input_ids) - request.max_new_tokens) // 2)
@@ -54,11 +56,11 @@ class EchoEngine:
             reason = "settled" if settled(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Refuse: nothing is predicted here."""
         raise UserError("--engine echo gives no losses; use --engine hf")
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the engine's name."""
         return {"engine": self.name}
 

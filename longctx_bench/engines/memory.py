@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import Footprint
+from longctx_bench.engines.base import MemoryEstimate
 from longctx_bench.methods.rope_parameters import standardised
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -30,7 +30,7 @@ _FULL = ("can't allocate memory", "out of memory", "could not create a primitive
 """What torch's allocator and oneDNN say; oneDNN has no other words for it."""
 
 
-def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
+def estimate(config: dict[str, Any], folder: Path, dtype: str, device: str) -> MemoryEstimate:
     """Derive a checkpoint's needs from its config and the size of its weight files."""
     width = _BYTES[dtype]
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
@@ -50,7 +50,7 @@ def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> 
     inner = int(config.get("intermediate_size") or 4 * hidden)
     parameters = layers * (2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * inner)
     embedding = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return Footprint(
+    return MemoryEstimate(
         weights=(parameters + embedding) * width,
         per_token=2 * layers * kv_heads * head_dim * width,
         # Residual stream, normed input, queries, keys and values with their rotated copies, and the MLP's three.
@@ -73,21 +73,21 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def batch_tokens(footprint: Footprint, device: str, begin_alike: bool = False) -> int:
+def batch_tokens(footprint: MemoryEstimate, device: str, shared_prefixes: bool = False) -> int:
     """Return how many tokens (prompts and new ones) to batch: what fits, and no more than pays."""
-    cpu = _CPU_ALIKE_TOKENS if begin_alike else _CPU_BATCH_TOKENS
+    cpu = _CPU_ALIKE_TOKENS if shared_prefixes else _CPU_BATCH_TOKENS
     cap = _CUDA_BATCH_TOKENS if device.startswith("cuda") else cpu
     room = footprint.available * _SHARE - footprint.weights
     return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
 
 
-def prefill_room(footprint: Footprint, held: int, device: str) -> int:
+def prefill_token_budget(footprint: MemoryEstimate, held: int, device: str) -> int:
     """Return for how many prompt tokens, all rows together, one pass of a prefill has memory beside ``held`` tokens."""
     room = free_memory(device) * _SHARE - held * footprint.per_token
     return max(_LEAST_CHUNK, int(room / footprint.per_prefill_token) // _LEAST_CHUNK * _LEAST_CHUNK)
 
 
-def speed(dtype: Any, device: str) -> tuple[float, float]:
+def measure_speed(dtype: Any, device: str) -> tuple[float, float]:
     """Return (operations a second of a matrix product, bytes a second of memory) on a device, in about a second.
 
     Memory is timed by a sum on a CPU and by copies on a GPU, which count twice: no single sum keeps a large GPU busy.

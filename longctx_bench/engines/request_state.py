@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longctx_bench.core.types import Request
-from longctx_bench.engines.base import Settled
+from longctx_bench.engines.base import StoppingCriterion
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Row:
         """Return how many tokens it may still have."""
         return self.request.max_new_tokens - len(self.tokens)
 
-    def advance(self, token: int, tokenizer: Any, eos: AbstractSet[int], settled: Settled) -> bool:
+    def advance(self, token: int, tokenizer: Any, eos: AbstractSet[int], settled: StoppingCriterion) -> bool:
         """Add a token unless the example is finished; return True when it is."""
         if self.reason:
             return True

@@ -18,7 +18,7 @@ from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.core.errors import UserError, near_miss
 from longctx_bench.core.types import Losses, Request
 from longctx_bench.engines.base import Engine
-from longctx_bench.engines.devices import checked_device
+from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.loglikelihood import SHARED_FROM
 from longctx_bench.models.checkpoint import load_tokenizer
@@ -132,7 +132,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         made = [self._request(place, pair) for place, pair in enumerate(requests)]
         with tqdm(total=len(made), disable=disable_tqdm, desc="log-likelihoods") as bar:
             for batch in self._batches(made):
-                for found in self._engine.losses(batch, self._contestant):
+                for found in self._engine.loglikelihood(batch, self._contestant):
                     place = int(found.example_id)
                     answers[place] = _answer(found)
                     if requests[place][0] is not None:
@@ -230,7 +230,7 @@ def _device(given: str | None) -> str | None:
     Without a GPU it is the CPU, as for lm-eval's own ``hf`` model; ``device`` among the model's arguments is taken at
     its word.
     """
-    if given is not None and given.startswith("cuda") and checked_device("auto") == "cpu":
+    if given is not None and given.startswith("cuda") and resolve_device("auto") == "cpu":
         _log.warning("torch sees no CUDA device here: longctx runs on the CPU in place of %s", given)
         return "cpu"
     return given

@@ -51,7 +51,7 @@ def predicted(
     """Let the engine predict the text itself; the score is the mean loss of a token in nats."""
     return [
         Finished(_lost(examples[found.example_id], found, measure.name), found.seconds)
-        for found in engine.losses(batch, contestant)
+        for found in engine.loglikelihood(batch, contestant)
     ]
 
 

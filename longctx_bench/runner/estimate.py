@@ -9,7 +9,7 @@ from pathlib import Path
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, Source
 from longctx_bench.core.types import NATURAL
-from longctx_bench.engines.base import EngineFacts, Footprint
+from longctx_bench.engines.base import EngineInfo, MemoryEstimate
 from longctx_bench.models.checkpoint import checkpoint_folder
 from longctx_bench.runner.plan import PlannedCell
 
@@ -32,7 +32,7 @@ class CellEstimate:
     """Peak bytes with one prompt at a time; batches take what is free beyond it."""
 
 
-def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEstimate]:
+def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstimate]:
     """Estimate each cell from its model's shape and a one-second measurement of this machine.
 
     Raises:
@@ -44,11 +44,11 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEsti
         # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
         known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
         tokens = planned.n * planned.cell.length if known else None
-        footprint = engine.footprint(_config_folder(planned.variant.source))
+        footprint = engine.estimate_memory(_config_folder(planned.variant.source))
         if footprint is None or tokens is None:
             estimates.append(CellEstimate(planned, tokens, None, None))
             continue
-        speed = speed or engine.speed()
+        speed = speed or engine.measure_speed()
         seconds = 0.0 if planned.done else _seconds(planned, footprint, speed)
         memory = footprint.process + footprint.peak(planned.cell.length, chunk=planned.cell.length)
         estimates.append(CellEstimate(planned, tokens, seconds, memory))
@@ -62,7 +62,7 @@ def _config_folder(source: Source) -> Path:
     return checkpoint_folder(source)
 
 
-def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, float]) -> float:
+def _seconds(planned: PlannedCell, footprint: MemoryEstimate, speed: tuple[float, float]) -> float:
     operations, bandwidth = speed
     length, new = planned.cell.length, planned.task.max_new_tokens
     prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair

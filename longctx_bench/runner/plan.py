@@ -12,7 +12,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import digest, is_local, pinned
 from longctx_bench.core.specs import Source, TaskSpec
 from longctx_bench.core.types import NATURAL, Cell
-from longctx_bench.engines.base import EngineFacts
+from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry, Scoring
 from longctx_bench.store.run_store import ResultStore
@@ -64,7 +64,7 @@ class PlannedCell:
     done: bool
 
 
-def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:
+def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Registry) -> list[PlannedCell]:
     """List a run's cells, grouped by weights so that each is loaded once.
 
     Raises:
@@ -144,7 +144,7 @@ def _cell_spec(
     scoring: Scoring | None,
     plugins: Mapping[str, Code | None],
     length: int,
-    engine: EngineFacts,
+    engine: EngineInfo,
     digests: Mapping[Source, str | None],
 ) -> CellSpec:
     """Return what a cell's numbers depend on."""

@@ -16,7 +16,7 @@ from longctx_bench.benchmarks.base import example_id
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import DiskFull, DoesNotFit, UserError
 from longctx_bench.core.types import NATURAL, Cell
-from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
 from longctx_bench.registry import ALL, Registry
@@ -177,13 +177,13 @@ class Runner:
         if not cell.examples:
             raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
         if not work.left and not cell.running:
-            self._finish(cell, self.executor.engine.describe(), outcome)
+            self._finish(cell, self.executor.engine.settings(), outcome)
 
     def _work(self, cell: OpenCell, cache: PromptCache, part: Part) -> Work:
         planned, base = cell.planned, cell.contestant.base
         known = {example.id: example for example, _ in part.made}
         requests = cache.requests_of(part.made, planned, cell.folder, base)
-        longest = max(map(total_tokens, requests))
+        longest = max(map(num_total_tokens, requests))
         self._refuse_impossible(planned, cell.folder, longest)
         cell.longest = max(cell.longest, longest)
         cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.longest)
@@ -244,7 +244,7 @@ class Runner:
 
     def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
-        footprint = engine.footprint(folder)
+        footprint = engine.estimate_memory(folder)
         if footprint is None:
             return
         # A loss is read off one pass over the whole row; a prompt can be prefilled in pieces.

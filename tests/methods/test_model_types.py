@@ -30,7 +30,7 @@ from helpers.model_types import (
     types,
 )
 
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
@@ -48,10 +48,10 @@ def checked(engine: HFEngine, base: Base, method: Method) -> None:
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
+        with apply_method(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
             at_context = model(ids).logits
         assert torch.equal(model(ids).logits, plain), "a method must be undone"
-        with prepared(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
+        with apply_method(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
             beyond = model(ids).logits
     positions = NoPE.changes & method.changes
     assert torch.equal(at_context, plain) == (not positions), type(method).__name__
@@ -89,7 +89,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, ModelUnderTest(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
+        with apply_method(model, ModelUnderTest(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
             rotates = not torch.equal(model(ids).logits, plain)
     assert rotates == (kind not in FULL_UNROTATED)
 

@@ -101,7 +101,7 @@ class Perplexity:
         found = [
             item.losses
             for batch in self._engine.batches(requests, per_prompt=True)
-            for item in self._engine.losses(batch, contestant)
+            for item in self._engine.loglikelihood(batch, contestant)
         ]
         return -sum(map(sum, found)) / sum(map(len, found))
 

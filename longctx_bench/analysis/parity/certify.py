@@ -71,9 +71,9 @@ def certify(
     for cell in cells:
         resolved = cell.variant.resolve()
         vllm.load(resolved.folder)
-        found = vllm.answers(asked[cell.cell], resolved.at(cell.cell.length), TOP)
+        found = vllm.generate_with_logprobs(asked[cell.cell], resolved.at(cell.cell.length), TOP)
         answers = [Answer(tokens, steps) for tokens, steps in found]
-        rotation = rotation_of(vllm.ask_workers("rotary_table", [1]))
+        rotation = rotation_of(vllm.collective_rpc("rotary_table", [1]))
         own = references[cell.cell]
         section = compare((own.answers, own.rotation), (answers, rotation), tolerance, hf.dtype)
         if own.rounding is not None:
@@ -102,7 +102,7 @@ def certify(
                 "equal_share": tolerance.equal_share,
                 "frequency": FREQUENCY[hf.dtype],
             },
-            "engines": {"hf": hf.describe(), "vllm": vllm.describe()},
+            "engines": {"hf": hf.settings(), "vllm": vllm.settings()},
             "environment": provenance.environment(),
         }
         path = out / "parity" / f"{safe_name(name)}-{hf.dtype}.json"

@@ -40,10 +40,10 @@ def reference(
     """
     import torch
 
-    from longctx_bench.engines.hf.engine import load_model, prepared
+    from longctx_bench.engines.hf.engine import apply_method, load_model
 
     model: Any = load_model(folder, dtype, device)
-    with prepared(model, contestant, contestant.length), torch.inference_mode():
+    with apply_method(model, contestant, contestant.length), torch.inference_mode():
         rotary = model.base_model.rotary_emb
         turned = None
         if not contestant.base.config["model_type"].endswith("_drope"):

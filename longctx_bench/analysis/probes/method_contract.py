@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from longctx_bench.analysis.probes.method_trial import COMPARED, NEW, Check, Trial
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.devices import checked_device
+from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models.variant import ModelVariant
 
@@ -59,7 +59,7 @@ def check_method(variant: ModelVariant, device: str = "auto", prompt_tokens: int
     # What a method refuses is no failure of it.
     for tokens in (base.original_length, length):
         variant.method.model_overrides(base, tokens)
-    model = load_model(folder, "float32", checked_device(device))
+    model = load_model(folder, "float32", resolve_device(device))
     sizes = tuple(max(COMPARED + 1, round(share * longest)) for share in _SHARES)
     own_weights = variant.source != variant.model.source
     trial = Trial(model, resolved.at(length), _prompts(model, sizes), own_weights)

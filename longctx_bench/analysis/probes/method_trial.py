@@ -12,10 +12,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.analysis.probes.model_snapshot import ModelState
 from longctx_bench.core.types import Request
-from longctx_bench.engines.batching import by_tokens, total_tokens
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.hf.cache_ops import Piece, can_merge, keys_are_final, merged
-from longctx_bench.engines.hf.engine import prepared
-from longctx_bench.engines.hf.padding import padded
+from longctx_bench.engines.hf.engine import apply_method
+from longctx_bench.engines.hf.padding import pad_token_ids
 from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.methods.attention_override import UnmaskedError
 from longctx_bench.models.variant import ModelUnderTest
@@ -209,8 +209,8 @@ class Trial:
         ]
         self._decoder.at_once = at_once
         found: dict[str, list[int]] = {}
-        for batch in by_tokens(requests, budget, method.per_prompt, budget):
-            with self._applied(total_tokens(batch[0]) if method.per_prompt else self._contestant.length):
+        for batch in batch_by_tokens(requests, budget, method.per_prompt, budget):
+            with self._applied(num_total_tokens(batch[0]) if method.per_prompt else self._contestant.length):
                 decoded = self._decoder.decode(batch, lambda *_: False, _ALL, budget)
             for request, (text, _, _) in zip(batch, decoded, strict=True):
                 found[request.example_id] = [int(word) for word in text.split()]
@@ -275,7 +275,7 @@ class Trial:
 
     @contextmanager
     def _applied(self, length: int | None = None) -> Iterator[None]:
-        with prepared(self._model, self._contestant, length or self._contestant.length):
+        with apply_method(self._model, self._contestant, length or self._contestant.length):
             yield
 
     @torch.inference_mode()
@@ -286,7 +286,7 @@ class Trial:
         return self._reader.feed(cache, ids, told, keep)
 
     def _ids(self, rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Tensor:
-        return padded(rows, pads).to(self._model.device)
+        return pad_token_ids(rows, pads).to(self._model.device)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.attention_capture import last_token_attention
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import Method
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest, ModelVariant
@@ -61,7 +61,7 @@ def probe_attention(
 
     def rows(method: Method, length: int, ids: Sequence[int]) -> NDArray[np.float32]:
         own = len(ids) + 32 if method.per_prompt else length
-        with prepared(model, ModelUnderTest(base, method, own), own):
+        with apply_method(model, ModelUnderTest(base, method, own), own):
             return last_token_attention(model, ids)
 
     found = attention_by_length(rows, base, variant.method, made)

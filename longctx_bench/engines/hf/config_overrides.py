@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from longctx_bench.core.errors import DoesNotFit, UserError
 
 
-def refuse_state(folder: Path, config: Any) -> None:
+def check_attention_only(folder: Path, config: Any) -> None:
     """Refuse models that remember anything but keys and values.
 
     Raises:
@@ -28,7 +28,7 @@ def refuse_state(folder: Path, config: Any) -> None:
         )
 
 
-def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
+def check_position_table(model: PreTrainedModel, tokens: int) -> None:
     """Refuse prompts that a model without rotary positions has no positions for.
 
     Raises:
@@ -46,7 +46,7 @@ def _attends(layer_type: str) -> bool:
 
 
 @contextmanager
-def overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
+def override_config(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
     """Put config values into a loaded model: its config's entries and a rotary module made from them."""
     if not overrides:
         yield

@@ -23,14 +23,14 @@ _AHEAD = 2
 """Steps that may run beyond the last that is wanted."""
 
 
-def can_replay(model: PreTrainedModel) -> bool:
+def supports_cuda_graph(model: PreTrainedModel) -> bool:
     """Tell whether a model's step is the same kernels each time: on a GPU, by sdpa, without a look at its numbers."""
     same = getattr(model, "_can_compile_fullgraph", False) and getattr(model, "_supports_attention_backend", False)
     return bool(same) and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
 
 
 @contextmanager
-def one_query_apart(model: PreTrainedModel) -> Iterator[None]:
+def decode_attention_kernel(model: PreTrainedModel) -> Iterator[None]:
     """Let a model on a GPU attend from one token a row by a kernel made for that inside; elsewhere nothing changes."""
     # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
     asks = getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == "sdpa"
@@ -54,7 +54,7 @@ class Replay:
         """Make room in a cache.
 
         Args:
-            model: one that :func:`can_replay`, or any that takes a mask, whose step is then not recorded.
+            model: one that :func:`supports_cuda_graph`, or any that takes a mask, whose step is then not recorded.
             cache: of :class:`RoomyLayer`; what it holds stands at the right end of each row.
             seen: ``[rows, positions]``, False where the cache holds nothing to attend to.
             last: each row's latest token, which is not in the cache.
@@ -131,7 +131,7 @@ class Replay:
 
     def _step(self) -> None:
         self._told.index_fill_(3, self._place, True)
-        with one_query_apart(self._model):
+        with decode_attention_kernel(self._model):
             output = self._model(
                 input_ids=self._ids,
                 attention_mask=self._told,

@@ -20,12 +20,12 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, Losses, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
-from longctx_bench.engines.hf.config_overrides import overridden, refuse_beyond, refuse_state
-from longctx_bench.engines.hf.fused_rope import rotation_at_once
-from longctx_bench.engines.hf.loglikelihood import Tail, refuse_scaled_logits, request_tails
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
+from longctx_bench.engines.devices import DTYPES, resolve_device, resolve_dtype
+from longctx_bench.engines.hf.config_overrides import check_attention_only, check_position_table, override_config
+from longctx_bench.engines.hf.fused_rope import use_fused_rope
+from longctx_bench.engines.hf.loglikelihood import SuffixScore, require_unscaled_logits, score_requests
 from longctx_bench.engines.hf.model_runner import eos_ids
 from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.engines.hf.torch_compile import compile_layers
@@ -70,13 +70,13 @@ class HFEngine:
         Raises:
             UserError: the device or dtype is not to be had.
         """
-        self.device = checked_device(device)
-        self.dtype = checked_dtype(dtype, self.device)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
         self._batch_tokens = batch_tokens
         self._compiled = compiled
         self._model: PreTrainedModel | None = None
         self._folder: Path | None = None
-        self._footprint: Footprint | None = None
+        self._footprint: MemoryEstimate | None = None
         self._decoder: Decoder | None = None
 
     def load(self, folder: Path) -> None:
@@ -89,34 +89,36 @@ class HFEngine:
             return
         self._model = self._decoder = self._folder = None
         self._release()
-        self._footprint = self.footprint(folder)
+        self._footprint = self.estimate_memory(folder)
         self._model = load_model(folder, self.dtype, self.device)
         if self._compiled:
             compile_layers(self._model)
         self._folder = folder
         self._decoder = Decoder.on(self._model, load_tokenizer(folder), eos_ids(self._model))
 
-    def footprint(self, folder: Path) -> Footprint:
+    def estimate_memory(self, folder: Path) -> MemoryEstimate:
         """Return what the checkpoint takes on this device."""
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+        found = memory.estimate(read_config(folder), folder, self.dtype, self.device)
         loaded = sum(weight.nbytes for weight in self._model.parameters()) if self._model is not None else 0
         # Weights that are loaded are no longer among the free memory; another checkpoint's make room for this one.
         if folder == self._folder:
             return replace(found, weights=0)
         return replace(found, available=found.available + loaded)
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return floating-point operations and bytes a second, from one matrix product and one copy."""
-        return memory.speed(DTYPES[self.dtype], self.device)
+        return memory.measure_speed(DTYPES[self.dtype], self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
         # A loss is of all of a batch at once.
         decoded = self._batch_tokens is None and not any(request.scored for request in requests)
         times = _POOLS.get(self.device.partition(":")[0], 1) if decoded else 1
-        return by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(begin_alike=True))
+        return batch_by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(shared_prefixes=True))
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], contestant: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue each request greedily; out of memory, the batch is halved until it fits.
 
         Raises:
@@ -128,25 +130,25 @@ class HFEngine:
         length = contestant.length
         if contestant.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
-        refuse_beyond(self._model, max(map(total_tokens, batch)))
+        check_position_table(self._model, max(map(num_total_tokens, batch)))
         with self._ready(contestant, length):
             yield from self._halving(list(batch), settled, self._budget())
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
 
         Raises:
             UserError: a single request does not fit in memory.
         """
         assert self._model is not None
-        refuse_scaled_logits(self._model)
-        refuse_beyond(self._model, max(len(request.input_ids) for request in batch))
+        require_unscaled_logits(self._model)
+        check_position_table(self._model, max(len(request.input_ids) for request in batch))
         started = perf_counter()
-        found: list[Tail] | None = None
+        found: list[SuffixScore] | None = None
         length = len(batch[0].input_ids) if contestant.method.per_prompt else contestant.length
         try:
             with self._ready(contestant, length):
-                found = request_tails(self._model, batch)
+                found = score_requests(self._model, batch)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -160,9 +162,9 @@ class HFEngine:
             tokens = len(batch[0].input_ids)
             raise UserError(f"{tokens} tokens do not fit in the memory of {self.device}; choose a smaller --length")
         for request in batch:
-            yield from self.losses([request], contestant)
+            yield from self.loglikelihood([request], contestant)
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return device name, dtype, attention, threads and batch tokens, of requests that begin alike too."""
         name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
         attention = self._model.config._attn_implementation if self._model is not None else "sdpa"
@@ -176,7 +178,7 @@ class HFEngine:
             "compiled": self._compiled,
             "threads": torch.get_num_threads(),
             "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
-            "alike_tokens": self._budget(begin_alike=True) if self._footprint is not None else self._batch_tokens,
+            "alike_tokens": self._budget(shared_prefixes=True) if self._footprint is not None else self._batch_tokens,
         }
 
     def peak_memory(self) -> int | None:
@@ -187,27 +189,27 @@ class HFEngine:
     def _ready(self, contestant: ModelUnderTest, length: int) -> Iterator[None]:
         """Have the model with a method applied, its kernels as they were asked for."""
         assert self._model is not None
-        with prepared(self._model, contestant, length), rotation_at_once(self._model, self._compiled):
+        with apply_method(self._model, contestant, length), use_fused_rope(self._model, self._compiled):
             yield
 
-    def _budget(self, begin_alike: bool = False) -> int:
+    def _budget(self, shared_prefixes: bool = False) -> int:
         if self._batch_tokens is not None:
             return self._batch_tokens
         assert self._footprint is not None
-        return memory.batch_tokens(self._footprint, self.device, begin_alike)
+        return memory.batch_tokens(self._footprint, self.device, shared_prefixes)
 
     def _release(self) -> None:
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _halving(self, batch: list[Request], settled: Settled, pool: int) -> Iterator[Generation]:
+    def _halving(self, batch: list[Request], settled: StoppingCriterion, pool: int) -> Iterator[Generation]:
         assert self._decoder is not None
         assert self._footprint is not None
         started = perf_counter()
         try:
-            held = min(pool, sum(map(total_tokens, batch)))
-            room = memory.prefill_room(self._footprint, held, self.device)
+            held = min(pool, sum(map(num_total_tokens, batch)))
+            room = memory.prefill_token_budget(self._footprint, held, self.device)
             decoded = self._decoder.decode(batch, settled, room, pool)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -257,7 +259,7 @@ def load_model(folder: Path, dtype: str, device: str, config: PreTrainedConfig |
     """
     config = load_config(folder) if config is None else config
     with _transformers_errors(folder):
-        refuse_state(folder, config)
+        check_attention_only(folder, config)
         # sdpa leaves the cap on the logits out, without a word (Gemma 2).
         capped = getattr(config, "attn_logit_softcapping", None)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -307,7 +309,7 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) -> Iterator[None]:
+def apply_method(model: PreTrainedModel, contestant: ModelUnderTest, length: int) -> Iterator[None]:
     """Apply a method to a loaded model for the duration of a block; the model is as before afterwards.
 
     Frequencies that transformers would let follow the longest prompt of a pass (``longrope``, ``dynamic``) are those
@@ -324,6 +326,6 @@ def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) ->
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    with overridden(model, overrides), contestant.method.applied(model, contestant.base, length):
+    with override_config(model, overrides), contestant.method.applied(model, contestant.base, length):
         refuse_unmasked(model)
         yield

@@ -21,7 +21,7 @@ from transformers import (
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_text
 from longctx_bench.engines.devices import DTYPES
-from longctx_bench.engines.hf.engine import load_model, prepared
+from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import Base, Capability, Method
 from longctx_bench.methods.exported_checkpoint import MARK, Mark
 from longctx_bench.methods.nope import turning_nothing
@@ -47,7 +47,7 @@ _PLAIN: dict[str, tuple[type[Any], type[Any]]] = {
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportResult:
     """An exported checkpoint and how well it reproduces the method."""
 
     folder: Path
@@ -72,7 +72,7 @@ _NOT_EXPORTED: dict[Capability, str] = {
 }
 
 
-def refuse(method: Method, name: str) -> None:
+def check_exportable(method: Method, name: str) -> None:
     """Refuse methods that no config and no weights can say.
 
     Args:
@@ -86,7 +86,9 @@ def refuse(method: Method, name: str) -> None:
         raise UserError(f"export: {name} {_NOT_EXPORTED[capability]}; run it with --engine hf")
 
 
-def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dtype: str = "auto") -> Written:
+def export_checkpoint(
+    contestant: ModelUnderTest, name: str, source: Path, folder: Path, dtype: str = "auto"
+) -> ExportResult:
     """Write a contestant as a plain Hugging Face checkpoint and check that it reproduces the method's logits.
 
     Models without positions get the llama3 rotation with an endless factor, which turns nothing and which stock
@@ -106,7 +108,7 @@ def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dt
             not reproduce the method.
     """
     base, method, length = contestant.base, contestant.method, contestant.length
-    refuse(method, name)
+    check_exportable(method, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new folder")
     beta = method.attention_temperature(base, length)
@@ -118,7 +120,7 @@ def export(contestant: ModelUnderTest, name: str, source: Path, folder: Path, dt
     chosen = dtype if dtype != "auto" else own if beta == 1.0 else "float32"
     model = load_model(source, "float32", "cpu")
     ids = _prompt(model, min(length, base.original_length + _CHECKED))
-    with prepared(model, contestant, length):
+    with apply_method(model, contestant, length):
         wanted = _logits(model, ids)
     model = _rewritten(model, method, base, mark)
     try:
@@ -224,7 +226,7 @@ def _save(model: Any, dtype: str, source: Path, folder: Path) -> None:
 def _compared(
     wanted: torch.Tensor, found: torch.Tensor, folder: Path, mark: Mark, dtype: str, tolerance: float, prompt: int,
     architecture: str,
-) -> Written:  # fmt: skip
+) -> ExportResult:  # fmt: skip
     difference = float((wanted - found).abs().max() / wanted.std())
     agreeing = int((wanted.argmax(-1) == found.argmax(-1)).sum())
     if not difference <= tolerance:
@@ -232,10 +234,10 @@ def _compared(
             f"{folder}: the checkpoint does not reproduce {mark.method}-{mark.model}: logits differ by "
             f"{difference:.2g} standard deviations, {tolerance:g} are allowed; nothing was written"
         )
-    return Written(folder, mark, dtype, difference, tolerance, agreeing, len(wanted), prompt, architecture)
+    return ExportResult(folder, mark, dtype, difference, tolerance, agreeing, len(wanted), prompt, architecture)
 
 
-def summary(written: Written) -> str:
+def summary(written: ExportResult) -> str:
     """Return in one sentence how well a checkpoint reproduces its method."""
     return (
         f"loaded plainly in float32, its logits at the last {written.positions} of {written.prompt} tokens differ from "
@@ -244,7 +246,7 @@ def summary(written: Written) -> str:
     )
 
 
-def served_by(written: Written) -> str:
+def served_by(written: ExportResult) -> str:
     """Return in one sentence which servers run a checkpoint."""
     if "Drope" in written.architecture:
         return (
@@ -254,7 +256,7 @@ def served_by(written: Written) -> str:
     return f"Servers that know {written.architecture} run it."
 
 
-def card(written: Written) -> str:
+def card(written: ExportResult) -> str:
     """Return the model card: what the checkpoint was made from, and how to serve it."""
     mark = written.mark
     folded = (

@@ -22,7 +22,7 @@ NAME = "apply_rotary_pos_emb"
 
 
 @contextmanager
-def rotation_at_once(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
+def use_fused_rope(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
     """Let a model rotate by one kernel inside, where its architecture has a function for it.
 
     On a GPU it is one of the project's own, which gives the same bits; elsewhere, if asked for, one torch compiles.

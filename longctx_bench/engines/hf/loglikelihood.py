@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.attention_cpu import cpu_attention
-from longctx_bench.engines.hf.padding import padded
+from longctx_bench.engines.hf.padding import pad_token_ids
 
 SHARED_FROM = 32
 """Prompt tokens from which reading a prompt once for all its continuations is faster than side by side."""
@@ -21,7 +21,7 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Tail:
+class SuffixScore:
     """How the last tokens of one row were predicted."""
 
     losses: torch.Tensor
@@ -30,7 +30,7 @@ class Tail:
     """True when each of them was the likeliest token."""
 
 
-def refuse_scaled_logits(model: PreTrainedModel) -> None:
+def require_unscaled_logits(model: PreTrainedModel) -> None:
     """Refuse models whose logits are more than their head's output: a loss without that would be wrong.
 
     Raises:
@@ -41,18 +41,20 @@ def refuse_scaled_logits(model: PreTrainedModel) -> None:
             raise UserError(f"{model.config.model_type}: has {name}; losses of such models are not supported yet")
 
 
-def request_tails(model: PreTrainedModel, batch: Sequence[Request]) -> list[Tail]:
+def score_requests(model: PreTrainedModel, batch: Sequence[Request]) -> list[SuffixScore]:
     """Predict the ``scored`` tokens at each request's end; what all requests share and is long is read once."""
     ids, scored = [list(request.input_ids) for request in batch], [request.scored for request in batch]
     prefixes = {tuple(row[: len(row) - count]) for row, count in zip(ids, scored, strict=True)}
     # Sharing pays where most of each row is the same; a cache and its mask cost more than they save elsewhere.
     if len(batch) > 1 and len(prefixes) == 1 and len(next(iter(prefixes))) >= max(SHARED_FROM, *scored):
-        return branches(model, next(iter(prefixes)), [row[-count:] for row, count in zip(ids, scored, strict=True)])
-    return tails(model, ids, scored)
+        return score_continuations(
+            model, next(iter(prefixes)), [row[-count:] for row, count in zip(ids, scored, strict=True)]
+        )
+    return score_suffixes(model, ids, scored)
 
 
 @torch.inference_mode()
-def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequence[int]) -> list[Tail]:
+def score_suffixes(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequence[int]) -> list[SuffixScore]:
     """Predict the last tokens of each row from all that stand before them.
 
     Rows of different lengths are padded on the right, where a causal model's tokens cannot see the padding, so that
@@ -63,7 +65,7 @@ def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequenc
         rows: token ids.
         scored: how many tokens at each row's end are wanted; less than the row has.
     """
-    ids = padded(rows)
+    ids = pad_token_ids(rows)
     # The last token predicts nothing that is asked for.
     hidden = model.base_model(input_ids=ids[:, :-1].to(model.device), use_cache=False).last_hidden_state
     wanted, targets = [], []
@@ -74,7 +76,9 @@ def tails(model: PreTrainedModel, rows: Sequence[Sequence[int]], scored: Sequenc
 
 
 @torch.inference_mode()
-def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Tail]:
+def score_continuations(
+    model: PreTrainedModel, prefix: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[SuffixScore]:
     """Predict several continuations of one prefix, which is read once.
 
     Args:
@@ -83,13 +87,13 @@ def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Seque
         continuations: token ids, at least one each.
     """
     cache = DynamicCache(config=model.config)
-    start = padded([prefix]).to(model.device)
+    start = pad_token_ids([prefix]).to(model.device)
     first = model.base_model(input_ids=start, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
     longest = max(len(tokens) for tokens in continuations)
     rest = first[:, :0].expand(len(continuations), -1, -1)
     if longest > 1:
         cache.batch_repeat_interleave(len(continuations))
-        ids = padded([tokens[:-1] for tokens in continuations])
+        ids = pad_token_ids([tokens[:-1] for tokens in continuations])
         positions = torch.arange(len(prefix), len(prefix) + longest - 1).expand(len(continuations), -1)
         with cpu_attention(model):
             rest = model.base_model(
@@ -102,7 +106,7 @@ def branches(model: PreTrainedModel, prefix: Sequence[int], continuations: Seque
     return _judged(model, wanted, [torch.tensor(list(tokens)) for tokens in continuations])
 
 
-def _judged(model: PreTrainedModel, wanted: list[torch.Tensor], targets: list[torch.Tensor]) -> list[Tail]:
+def _judged(model: PreTrainedModel, wanted: list[torch.Tensor], targets: list[torch.Tensor]) -> list[SuffixScore]:
     """Compare predictions (hidden states ``[scored, width]``) with the tokens that came, all rows together."""
     head = model.get_output_embeddings()
     if head is None:
@@ -116,4 +120,4 @@ def _judged(model: PreTrainedModel, wanted: list[torch.Tensor], targets: list[to
         likeliest.append((logits.argmax(dim=-1) == part).cpu())
     sizes = [len(tokens) for tokens in targets]
     found = zip(torch.cat(losses).split(sizes), torch.cat(likeliest).split(sizes), strict=True)
-    return [Tail(loss, bool(right.all())) for loss, right in found]
+    return [SuffixScore(loss, bool(right.all())) for loss, right in found]

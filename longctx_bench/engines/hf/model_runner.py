@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from longctx_bench.engines.base import Settled
-from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.base import StoppingCriterion
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.hf.attention_cpu import cpu_attention
 from longctx_bench.engines.hf.kv_cache import roomy_cache
-from longctx_bench.engines.hf.padding import padded, sent
+from longctx_bench.engines.hf.padding import pad_token_ids, to_device_async
 from longctx_bench.engines.request_state import Row
 
 MOST_WRONG = 64
@@ -42,7 +42,7 @@ class Reader:
 
     def empty_cache(self, rows: Sequence[Row] = ()) -> DynamicCache:
         """Return a cache with room for prompts, answers and wrong guesses."""
-        room = max((total_tokens(row.request) for row in rows), default=0)
+        room = max((num_total_tokens(row.request) for row in rows), default=0)
         return roomy_cache(self.model.config, room + MOST_WRONG)
 
     def prefill(
@@ -55,9 +55,9 @@ class Reader:
         device = self.model.device
         ends = [pad + len(row.request.input_ids) for pad, row in zip(pads, rows, strict=True)]
         read = [[*row.request.input_ids, *draft] for row, draft in zip(rows, drafts, strict=True)]
-        ids = sent(padded(read, pads), device)
+        ids = to_device_async(pad_token_ids(read, pads), device)
         whole = ids.shape[1]
-        told = sent(torch.arange(whole) >= torch.tensor(pads)[:, None], device) if any(pads) else None
+        told = to_device_async(torch.arange(whole) >= torch.tensor(pads)[:, None], device) if any(pads) else None
         first = min(ends) - 1
         starts = range(cache.get_seq_length(), first + 1, chunk)
         for start in starts[:-1]:
@@ -69,7 +69,7 @@ class Reader:
         behind = torch.arange(1 + max(map(len, drafts)))
         wanted = torch.tensor(ends)[:, None] - 1 - first + behind
         # A shorter draft than the longest may end with the row: what stands there is not looked at.
-        wanted = sent(wanted.clamp(max=whole - first - 1), device)
+        wanted = to_device_async(wanted.clamp(max=whole - first - 1), device)
         return logits.gather(1, wanted[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def feed(
@@ -98,7 +98,9 @@ class Reader:
             )
         return output.logits  # type: ignore[no-any-return]
 
-    def chosen(self, rows: list[Row], logits: torch.Tensor, guesses: list[list[int]], settled: Settled) -> list[int]:
+    def chosen(
+        self, rows: list[Row], logits: torch.Tensor, guesses: list[list[int]], settled: StoppingCriterion
+    ) -> list[int]:
         """Add to each example the likeliest tokens for as long as its guess was right, and the one after.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 
-def padded(rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Tensor:
+def pad_token_ids(rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Tensor:
     """Return ids as ``[rows, longest]`` on the CPU, filled up with zeros on the right.
 
     Args:
@@ -24,6 +24,6 @@ def padded(rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Ten
     return ids
 
 
-def sent(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device_async(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return numbers of the CPU on a device, without waiting for what a GPU is doing."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.prefix_groups import alike, common
+from longctx_bench.engines.batching import num_total_tokens
+from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
 from longctx_bench.engines.request_state import Row
 
 MOST_LOGITS = 2**27
@@ -31,8 +31,8 @@ def together(rows: list[Row], at_once: int, room: int, words: int, free: bool) -
     """
     ids = [row.request.input_ids for row in rows]
     if free:
-        groups = alike([row.request for row in rows])
-        saved = sum(common(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
+        groups = group_by_prefix([row.request for row in rows])
+        saved = sum(common_prefix_length(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
         # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
         short = max(map(len, ids)) < at_once
         if saved > (2 * _SAVED if short else _SAVED) * sum(map(len, ids)):
@@ -50,7 +50,7 @@ def together(rows: list[Row], at_once: int, room: int, words: int, free: bool) -
 
 def held(rows: Sequence[Row]) -> int:
     """Return the positions that rows take beside each other, to the end of their answers."""
-    return len(rows) * max((total_tokens(row.request) for row in rows), default=0)
+    return len(rows) * max((num_total_tokens(row.request) for row in rows), default=0)
 
 
 def parts(rows: list[Row], tokens: int) -> list[list[Row]]:

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.hf.cache_ops import Piece, can_merge, is_whole, keys_are_final, squeeze
-from longctx_bench.engines.hf.cuda_graph import can_replay
+from longctx_bench.engines.hf.cuda_graph import supports_cuda_graph
 from longctx_bench.engines.hf.model_runner import MOST_WRONG
 from longctx_bench.engines.hf.prefill_scheduler import MOST_LOGITS
 from longctx_bench.engines.hf.prompt_lookup import Lookup
@@ -53,7 +53,7 @@ class Beside:
         seen = places >= torch.tensor(pads, device=model.device)[:, None]
         # Wrong guesses are cut off again, and a recorded step knows no lengths: both want keys that stay as they are.
         free = can_merge(cache) and keys_are_final(model)
-        replayed = free and can_replay(model)
+        replayed = free and supports_cuda_graph(model)
         # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
         holes = free and not replayed and model.config._attn_implementation == "sdpa"
         lookups = [
@@ -100,4 +100,4 @@ class Beside:
 
     def _room(self) -> int:
         """Return for how many tokens there is room behind the one that is read next."""
-        return max(total_tokens(row.request) for row in self.rows) + MOST_WRONG - self.seen.shape[1] - 1
+        return max(num_total_tokens(row.request) for row in self.rows) + MOST_WRONG - self.seen.shape[1] - 1

@@ -12,14 +12,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx_bench.core.types import Request
-from longctx_bench.engines.base import Settled
+from longctx_bench.engines.base import StoppingCriterion
 from longctx_bench.engines.hf.cache_ops import Piece, branch, can_merge, keys_are_final, merged
-from longctx_bench.engines.hf.cuda_graph import Replay, one_query_apart
+from longctx_bench.engines.hf.cuda_graph import Replay, decode_attention_kernel
 from longctx_bench.engines.hf.model_runner import Reader
-from longctx_bench.engines.hf.padding import padded
+from longctx_bench.engines.hf.padding import pad_token_ids
 from longctx_bench.engines.hf.prefill_scheduler import first_draft, held, parts, together
 from longctx_bench.engines.hf.running_batch import Beside
-from longctx_bench.engines.prefix_groups import common, worth_sharing
+from longctx_bench.engines.prefix_groups import common_prefix_length, is_sharing_worthwhile
 from longctx_bench.engines.request_state import Row
 
 _CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
@@ -65,7 +65,7 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(
-        self, batch: Sequence[Request], settled: Settled, room: int, pool: int | None = None
+        self, batch: Sequence[Request], settled: StoppingCriterion, room: int, pool: int | None = None
     ) -> list[tuple[str, int, str]]:
         """Continue every request until its end token, its budget, or until its score is settled.
 
@@ -93,7 +93,7 @@ class Decoder:
                 self._decode_in_step(part, settled, room, mergeable)
         return [(row.text, len(row.tokens), row.reason) for row in rows]
 
-    def _decode_joining(self, rows: list[Row], settled: Settled, room: int, pool: int) -> None:
+    def _decode_joining(self, rows: list[Row], settled: StoppingCriterion, room: int, pool: int) -> None:
         """Decode rows that may be read while others are being decoded."""
         waiting = deque(together(rows, min(self.at_once, pool), room, self.reader.words, True))
         before: _Before = ((), None)
@@ -125,7 +125,7 @@ class Decoder:
                 self._go_on(read, settled)
                 read = read.unfinished(self.idle)
 
-    def _decode_in_step(self, rows: list[Row], settled: Settled, room: int, mergeable: bool) -> None:
+    def _decode_in_step(self, rows: list[Row], settled: StoppingCriterion, room: int, mergeable: bool) -> None:
         """Decode rows all of which have to be read before the first is decoded."""
         groups = together(rows, self.at_once, room, self.reader.words, False) if mergeable else [rows]
         ready: list[tuple[Row, Piece]] = []
@@ -151,12 +151,12 @@ class Decoder:
         ids, cache = group[0].request.input_ids, self.reader.empty_cache(group)
         if before[1] is not None:
             # The last token is read in any case: its logits are not in a cache.
-            cache = branch(before[1], min(common(before[0], ids), len(ids) - 1), cache)
+            cache = branch(before[1], min(common_prefix_length(before[0], ids), len(ids) - 1), cache)
         # Behind a prompt, nothing looks at padding, and no mask is needed; what is behind its keys is cut off.
         logits = self.reader.prefill(group, drafts, [0] * len(group), cache, max(1, room // len(group)))
         return _Begun(group, drafts, cache, logits), (ids, cache) if len(group) == 1 else ((), None)
 
-    def _finish(self, begun: _Begun, settled: Settled) -> list[tuple[Row, Piece]]:
+    def _finish(self, begun: _Begun, settled: StoppingCriterion) -> list[tuple[Row, Piece]]:
         """Look at what follows prompts; return those that are not answered yet, and what was read of them."""
         rows = begun.rows
         accepted = self.reader.chosen(rows, begun.logits, begun.drafts, settled)
@@ -182,14 +182,14 @@ class Decoder:
         cache = merged(pieces, self.reader.empty_cache(rows), kept)
         return Beside.of(self.reader.model, rows, cache, [widest - piece.length for piece in pieces], known)
 
-    def _go_on(self, read: Beside, settled: Settled) -> None:
+    def _go_on(self, read: Beside, settled: StoppingCriterion) -> None:
         """Decode a token of every row, or as many as are decoded without a look at anything else."""
         if read.replayed and all(row.request.min_new_tokens <= len(row.tokens) for row in read.rows):
             self._replay(read, settled)
         else:
             self._step(read, settled)
 
-    def _replay(self, read: Beside, settled: Settled) -> None:
+    def _replay(self, read: Beside, settled: StoppingCriterion) -> None:
         """Decode token by token until so many rows are finished that the others' cache is worth copying."""
         rows, reader = read.rows, self.reader
         last = [row.tokens[-1] for row in rows]
@@ -201,15 +201,15 @@ class Decoder:
                 break
         read.seen = replay.close()
 
-    def _step(self, read: Beside, settled: Settled) -> None:
+    def _step(self, read: Beside, settled: StoppingCriterion) -> None:
         """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
         guesses = read.guesses(self.reader.words)
-        ids = padded([[row.tokens[-1], *guess] for row, guess in zip(read.rows, guesses, strict=True)])
+        ids = pad_token_ids([[row.tokens[-1], *guess] for row, guess in zip(read.rows, guesses, strict=True)])
         width = ids.shape[1]
         told = torch.arange(width) <= torch.tensor([len(guess) for guess in guesses])[:, None]
         model = self.reader.model
         seen = torch.cat([read.seen, told.to(model.device)], dim=1)
-        with one_query_apart(model) if width == 1 else nullcontext():
+        with decode_attention_kernel(model) if width == 1 else nullcontext():
             own = None if bool(seen.all()) else seen
             logits = self.reader.feed(read.cache, ids.to(model.device), own, keep=width)
         before = [len(row.tokens) for row in read.rows]
@@ -227,5 +227,5 @@ def _kept(before: _Before, group: list[Row]) -> _Before:
     if before[1] is None or len(group) != 1:
         return (), None
     ids = group[0].request.input_ids
-    shared = min(common(before[0], ids), len(ids) - 1)
-    return before if worth_sharing(shared, len(ids)) else ((), None)
+    shared = min(common_prefix_length(before[0], ids), len(ids) - 1)
+    return before if is_sharing_worthwhile(shared, len(ids)) else ((), None)

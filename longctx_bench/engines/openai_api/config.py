@@ -14,7 +14,7 @@ KEY_VARIABLES = ("LONGCTX_BENCH_API_KEY", "OPENAI_API_KEY")
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerConfig:
     """A server with an OpenAI-compatible completions endpoint.
 
     Raises:

@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import Generation, Losses, Request
-from longctx_bench.engines.base import Footprint, Settled
-from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.base import MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.openai_api import payloads
-from longctx_bench.engines.openai_api.config import Server
-from longctx_bench.engines.openai_api.http_client import Asker, GaveUp, Rejected
+from longctx_bench.engines.openai_api.config import ServerConfig
+from longctx_bench.engines.openai_api.http_client import ApiStatusError, CompletionsClient, RetriesExhausted
 from longctx_bench.engines.openai_api.payloads import Completion
-from longctx_bench.engines.openai_api.prefetch import Ahead
+from longctx_bench.engines.openai_api.prefetch import RequestPrefetcher
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
@@ -41,7 +41,7 @@ _UNSAID = ("max_position_embeddings",)
 class OpenAIOptions(Spec):
     """Options of :class:`OpenAIEngine`: device, dtype and batches are the server's."""
 
-    server: Server | None = None
+    server: ServerConfig | None = None
 
 
 class OpenAIEngine:
@@ -53,7 +53,7 @@ class OpenAIEngine:
     dtype = "server"
     device = "server"
 
-    def __init__(self, server: Server | None) -> None:
+    def __init__(self, server: ServerConfig | None) -> None:
         """Take a server; nothing is asked of it yet.
 
         Raises:
@@ -62,12 +62,12 @@ class OpenAIEngine:
         if server is None:
             raise UserError("--engine openai needs --base-url, such as http://localhost:8000")
         self._server = server
-        self._asker = Asker(server)
+        self._asker = CompletionsClient(server)
         self._tokenizer: Any = None
         self._folder: Path | None = None
         self._model: payloads.Model | None = None
         self._as_ids = self._extras = self._stops = False
-        self._ahead: Ahead[Completion] = Ahead()
+        self._ahead: RequestPrefetcher[Completion] = RequestPrefetcher()
         self._read = payloads.Answers()
 
     def load(self, folder: Path) -> None:
@@ -96,41 +96,43 @@ class OpenAIEngine:
         """
         self._find_model()
 
-    def footprint(self, folder: Path) -> Footprint | None:
+    def estimate_memory(self, folder: Path) -> MemoryEstimate | None:
         """Return None: the memory is the server's."""
         return None
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return infinities: the server computes."""
         return float("inf"), float("inf")
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Put each request into a batch of its own, the longest first; the server batches them as they come."""
-        order = sorted(requests, key=total_tokens, reverse=True)
+        order = sorted(requests, key=num_total_tokens, reverse=True)
         self._ahead.drop()
-        self._ahead = Ahead(order, self._server.concurrency)
+        self._ahead = RequestPrefetcher(order, self._server.concurrency)
         return [[request] for request in order]
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], contestant: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue each request greedily, with the requests that follow it already under way.
 
         Raises:
             UserError: the server cannot run the method, refuses a request, or does not answer after all attempts.
         """
-        refuse_changes(contestant)
+        require_served_as_is(contestant)
         began = perf_counter()
         for request, found in zip(batch, self._answers(batch, self._continue), strict=True):
             generation = self._generation(request, found, perf_counter() - began)
             yield generation
             began = perf_counter()
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Predict each request's end, from the log-probabilities that the server echoes with a prompt.
 
         Raises:
             UserError: as :meth:`generate`, or the server does not give them.
         """
-        refuse_changes(contestant)
+        require_served_as_is(contestant)
         if not self._as_ids:
             raise self._refusal("takes no token ids, so that its log-probabilities belong to other tokens")
         began = perf_counter()
@@ -141,7 +143,7 @@ class OpenAIEngine:
             yield Losses(request.example_id, tail[0], perf_counter() - began, tail[1])
             began = perf_counter()
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the server's address and model, how prompts reach it, and what it was asked at once."""
         return {
             "engine": self.name,
@@ -164,11 +166,11 @@ class OpenAIEngine:
         wanted = self._server.model_name
         try:
             listed = self._asker.get("/models", payloads.read_models, _CONTACT_ATTEMPTS).data
-        except Rejected as error:
+        except ApiStatusError as error:
             if wanted is None or error.status in {401, 403}:
                 raise self._refusal(f"{error}" + ("" if wanted else "; name its model with --model-name")) from error
             return payloads.Model(id=wanted)
-        except GaveUp as error:
+        except RetriesExhausted as error:
             raise self._refusal(f"{error}; is it running, and is --base-url right?") from error
         named = [model for model in listed if wanted in {None, model.id}]
         if len(named) != 1:
@@ -185,12 +187,12 @@ class OpenAIEngine:
             body = payloads.greedy(model.id, ids if as_ids else self._text(ids), request, extras)
             try:
                 found = self._post(body, _CONTACT_ATTEMPTS, request.max_new_tokens).result()
-            except Rejected as error:
+            except ApiStatusError as error:
                 if error.status in {401, 403, 404}:
                     raise self._refusal(f"{error} (/completions)") from error
                 last = error
                 continue
-            except GaveUp as error:
+            except RetriesExhausted as error:
                 if not error.answered:
                     self._model = None
                     raise self._refusal(f"{error}") from error
@@ -210,9 +212,9 @@ class OpenAIEngine:
     def _answers(self, batch: Sequence[Request], ask: Any) -> Iterator[Completion]:
         try:
             yield from self._ahead.results(batch, ask)
-        except Rejected as error:
+        except ApiStatusError as error:
             raise self._refusal(f"{error}") from error
-        except (GaveUp, CancelledError) as error:
+        except (RetriesExhausted, CancelledError) as error:
             # Known again only after it has answered again: the cells that follow must not wait as long.
             self._model = None
             raise self._refusal(
@@ -294,7 +296,7 @@ class OpenAIEngine:
         return UserError(f"{self._server.base_url}: {why}")
 
 
-def refuse_changes(contestant: ModelUnderTest) -> None:
+def require_served_as_is(contestant: ModelUnderTest) -> None:
     """Refuse methods that a server would have to apply.
 
     Raises:

@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from longctx_bench.engines.openai_api.config import KEY_VARIABLES, Server, key_from_environment
+from longctx_bench.engines.openai_api.config import KEY_VARIABLES, ServerConfig, key_from_environment
 from longctx_bench.engines.openai_api.key_redaction import ApiKey
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ _LARGEST_ERROR = 1 << 16
 """Bytes that are read of an error."""
 
 
-class Rejected(Exception):
+class ApiStatusError(Exception):
     """The server refuses the request, and would refuse it again."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -40,7 +40,7 @@ class Rejected(Exception):
         self.status = status
 
 
-class GaveUp(Exception):
+class RetriesExhausted(Exception):
     """Something that may pass by itself did not; the message says what, and that the server answered if it did."""
 
     def __init__(self, reason: str, answered: bool = False, pause: float = 0.0) -> None:
@@ -50,10 +50,10 @@ class GaveUp(Exception):
         """Seconds that the server asks to wait."""
 
 
-class Asker:
+class CompletionsClient:
     """Sends requests from one background thread, whose end the process does not wait for."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerConfig) -> None:
         self._server = server
         key = key_from_environment()
         self._withheld = key is not None and not server.takes_key
@@ -93,7 +93,7 @@ class Asker:
             more: bytes by which the answer may be larger than 4 MiB.
 
         Returns:
-            A future of that value; it raises Rejected or GaveUp.
+            A future of that value; it raises ApiStatusError or RetriesExhausted.
         """
         return self._later(lambda: self._once("POST", path, body, read, more, self._server.timeout), attempts)
 
@@ -105,14 +105,14 @@ class Asker:
 
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
-            asked = error.pause if isinstance(error, GaveUp) else 0.0
+            asked = error.pause if isinstance(error, RetriesExhausted) else 0.0
             return max(grow(state), min(asked, 2 * _LONGEST_PAUSE))
 
         retrying = AsyncRetrying(
             # A server that was never there is not waited for: its address is wrong, or it does not run.
             stop=lambda state: state.attempt_number >= attempts or not self._has_answered,
             wait=pause,
-            retry=retry_if_exception_type(GaveUp),
+            retry=retry_if_exception_type(RetriesExhausted),
             reraise=True,
         )
 
@@ -143,23 +143,23 @@ class Asker:
                 status = response.status_code
                 content = await _content(response, _LARGEST + more if status == 200 else _LARGEST_ERROR)
         except httpx2.TimeoutException as error:
-            raise GaveUp(f"does not answer within {silence:g} s") from error
+            raise RetriesExhausted(f"does not answer within {silence:g} s") from error
         except TimeoutError as error:
-            raise GaveUp(f"gives no whole answer within {longest:g} s", self._has_answered) from error
+            raise RetriesExhausted(f"gives no whole answer within {longest:g} s", self._has_answered) from error
         except httpx2.TransportError as error:
-            raise GaveUp(f"cannot be reached ({type(error).__name__})") from error
+            raise RetriesExhausted(f"cannot be reached ({type(error).__name__})") from error
         except zlib.error as error:
-            raise GaveUp("answers something that is no valid response", True) from error
+            raise RetriesExhausted("answers something that is no valid response", True) from error
         if status >= 500 or status in _AGAIN:
-            raise GaveUp(f"answers {status}: {self._said(content)}", True, _seconds(response.headers))
+            raise RetriesExhausted(f"answers {status}: {self._said(content)}", True, _seconds(response.headers))
         if status in {401, 403}:
-            raise Rejected(status, self._no_key())
+            raise ApiStatusError(status, self._no_key())
         if status != 200:
-            raise Rejected(status, self._said(content))
+            raise ApiStatusError(status, self._said(content))
         try:
             return read(content, name)
         except ValueError as error:
-            raise GaveUp("answers something that is no valid response", True) from error
+            raise RetriesExhausted("answers something that is no valid response", True) from error
 
     def _no_key(self) -> str:
         if self._withheld:
@@ -180,12 +180,12 @@ async def _content(response: httpx2.Response, largest: int) -> bytes:
     """Return an answer's bytes, unpacked; of an error the first ones.
 
     Raises:
-        Rejected: there are more than ``largest``, or they are packed in another way than was asked for.
+        ApiStatusError: there are more than ``largest``, or they are packed in another way than was asked for.
         zlib.error: they cannot be unpacked.
     """
     packed = response.headers.get("content-encoding", "").strip().lower()
     if packed not in {"", "identity", "gzip", "x-gzip"}:
-        raise Rejected(response.status_code, f"its content is packed by {packed!a:.40}, which was not asked for")
+        raise ApiStatusError(response.status_code, f"its content is packed by {packed!a:.40}, which was not asked for")
     unzip = zlib.decompressobj(wbits=31) if packed.endswith("gzip") else None
     parts, size, raw = list[bytes](), 0, 0
     async for chunk in response.aiter_raw():
@@ -196,7 +196,7 @@ async def _content(response: httpx2.Response, largest: int) -> bytes:
         if max(size, raw) > largest:
             if response.status_code != 200:
                 break
-            raise Rejected(200, f"more than {largest >> 20} MiB, which is no answer to what was asked")
+            raise ApiStatusError(200, f"more than {largest >> 20} MiB, which is no answer to what was asked")
     if unzip and not unzip.eof and response.status_code == 200:
         raise zlib.error("cut off")
     return b"".join(parts)[:largest]

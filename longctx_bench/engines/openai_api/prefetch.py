@@ -11,7 +11,7 @@ from longctx_bench.core.types import Request
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class RequestPrefetcher(Generic[T]):
     """Keeps ``width`` requests of a known order under way, though answers are taken one at a time.
 
     So every answer is stored as soon as its turn comes, and a server that dies costs no answer that was stored.

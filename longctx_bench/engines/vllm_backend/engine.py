@@ -21,8 +21,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, Losses, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import DeviceOptions, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens, total_tokens
+from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.request_state import Row
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
@@ -96,23 +96,25 @@ class VLLMEngine:
         if folder != self._folder:
             self._folder, self._tokenizer, self._eos = folder, load_tokenizer(folder), end_ids(folder)
 
-    def footprint(self, folder: Path) -> Footprint:
+    def estimate_memory(self, folder: Path) -> MemoryEstimate:
         """Return what the checkpoint takes, on all its devices together."""
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+        found = memory.estimate(read_config(folder), folder, self.dtype, self.device)
         return replace(found, available=self._free * self._tensor_parallel)
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return floating-point operations and bytes a second, from one matrix product and one copy."""
         import torch
 
-        return memory.speed(getattr(torch, self.dtype), self.device)
+        return memory.measure_speed(getattr(torch, self.dtype), self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget; what differs between prompts vLLM does not run anyway."""
-        self._longest = max(map(total_tokens, requests), default=0)
-        return by_tokens(requests, self._batch_tokens)
+        self._longest = max(map(num_total_tokens, requests), default=0)
+        return batch_by_tokens(requests, self._batch_tokens)
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], contestant: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue every request greedily; each leaves vLLM as soon as its score is settled.
 
         Raises:
@@ -137,11 +139,11 @@ class VLLMEngine:
             request, reason = row.request, row.reason or "length"
             yield Generation(request.example_id, row.text, len(request.input_ids), len(row.tokens), reason, seconds)
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[Losses]:
         """Refuse: losses are the transformers engine's."""
         raise UserError("--engine vllm gives no losses; use --engine hf for this task")
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return vLLM's version, device name, dtype and what else could change a number."""
         from vllm import __version__
         from vllm.platforms import current_platform
@@ -160,11 +162,11 @@ class VLLMEngine:
         """Return None: vLLM takes a fixed share of the memory, whatever a cell needs."""
         return None
 
-    def ask_workers(self, question: str, *arguments: Any) -> Any:
-        """Ask the model that is loaded a question of ``vllm_plugin.WorkerQuestions``; the first worker's answer."""
+    def collective_rpc(self, question: str, *arguments: Any) -> Any:
+        """Ask the model that is loaded a question of ``vllm_plugin.WorkerExtension``; the first worker's answer."""
         return self._llm.collective_rpc(question, args=arguments)[0]
 
-    def answers(
+    def generate_with_logprobs(
         self, batch: Sequence[Request], contestant: ModelUnderTest, top: int
     ) -> list[tuple[list[int], list[dict[int, float]]]]:
         """Return each request's greedy tokens, and at each of them the ``top`` largest log-probabilities, in order.
@@ -172,7 +174,7 @@ class VLLMEngine:
         Raises:
             UserError: as :meth:`generate`.
         """
-        self._longest = max(map(total_tokens, batch), default=0)
+        self._longest = max(map(num_total_tokens, batch), default=0)
         self.prepare(batch, contestant)
         asked = [{"prompt_token_ids": list(request.input_ids)} for request in batch]
         params = [self._sampling(request, logprobs=top) for request in batch]
@@ -189,9 +191,11 @@ class VLLMEngine:
             UserError: as :meth:`generate`.
         """
         assert self._folder is not None
-        longest = max(self._longest, *map(total_tokens, batch))
+        longest = max(self._longest, *map(num_total_tokens, batch))
         room = max(contestant.length, longest)
-        lengths = {total_tokens(request) for request in batch} if contestant.length == NATURAL else {contestant.length}
+        lengths = (
+            {num_total_tokens(request) for request in batch} if contestant.length == NATURAL else {contestant.length}
+        )
         found = [vllm_overrides(contestant.base, contestant.method, length, room) for length in sorted(lengths)]
         if any(other != found[0] for other in found):
             raise UserError(
@@ -222,14 +226,14 @@ class VLLMEngine:
                 tensor_parallel_size=self._tensor_parallel,
                 seed=0,
                 use_tqdm_on_load=False,
-                worker_extension_cls="longctx_bench.engines.vllm_backend.plugin.WorkerQuestions",
+                worker_extension_cls="longctx_bench.engines.vllm_backend.plugin.WorkerExtension",
                 **more,
             )
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
             raise UserError(f"{folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
 
     def _cache_bytes(self, folder: Path, room: int) -> int:
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+        found = memory.estimate(read_config(folder), folder, self.dtype, self.device)
         pays = min(_CPU_CACHE_TOKENS, int(_CPU_CACHE_SHARE * found.available / found.per_token))
         # One prompt always fits, its last block begun and a spare one; whether the machine has that was asked before.
         return found.per_token * (max(room, pays) + 2 * _BLOCK)

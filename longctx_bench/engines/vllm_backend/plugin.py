@@ -19,7 +19,7 @@ def register() -> None:
         ModelRegistry.register_model(name, f"longctx_bench.engines.vllm_backend.modeling_drope:{name}")
 
 
-class WorkerQuestions:
+class WorkerExtension:
     """What a worker of vLLM can be asked besides its own methods (vLLM's ``worker_extension_cls``)."""
 
     model_runner: Any

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from longctx_bench.core.types import NATURAL, Example, Finished, Request
-from longctx_bench.engines.base import EngineFacts
+from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
 
@@ -128,7 +128,7 @@ class Answer:
     peak: int | None
     """Bytes held at most, where the engine can say."""
     engine: dict[str, Any]
-    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineFacts.describe` gives them."""
+    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineInfo.settings` gives them."""
     whole: Whole | None = None
 
 
@@ -154,7 +154,7 @@ class Executor(Protocol):
     name: str
 
     @property
-    def engine(self) -> EngineFacts:
+    def engine(self) -> EngineInfo:
         """What is known of the engines, all alike, that run the batches."""
 
     def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:

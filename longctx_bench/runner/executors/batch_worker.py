@@ -52,7 +52,7 @@ def answer(
     """
     judge = predicted if kind == "loss" else continued
     finished = judge(engine, batch, contestant, measure, examples)
-    return Answer(finished, engine.peak_memory(), engine.describe())
+    return Answer(finished, engine.peak_memory(), engine.settings())
 
 
 def whole(
@@ -71,4 +71,4 @@ def whole(
     found = run_task(engine, contestant, load_tokenizer(folder), benchmark, *wanted)
     seconds = round(perf_counter() - began, 3)
     summary = Whole(found.metric, found.score, found.details, seconds)
-    return Answer(found.finished, engine.peak_memory(), engine.describe(), summary)
+    return Answer(found.finished, engine.peak_memory(), engine.settings(), summary)

@@ -19,7 +19,7 @@ from longctx_bench.engines.hf.attention_cpu import (
     cpu_attention,
     no_mask_behind,
 )
-from longctx_bench.engines.hf.loglikelihood import branches, tails
+from longctx_bench.engines.hf.loglikelihood import score_continuations, score_suffixes
 from longctx_bench.methods.alibi import ALiBi
 
 ROWS, HEADS, THERE, SIZE = 3, 6, 77, 8
@@ -158,8 +158,8 @@ def test_likelihoods_of_branches_are_those_of_whole_rows() -> None:
     model = _model(LlamaConfig(**SHAPE))
     prefix = torch.randint(0, 60, (70,)).tolist()
     continuations = [torch.randint(0, 60, (size,)).tolist() for size in (3, 1, 9)]
-    whole = tails(model, [prefix + own for own in continuations], [len(own) for own in continuations])
-    for one, other in zip(branches(model, prefix, continuations), whole, strict=True):
+    whole = score_suffixes(model, [prefix + own for own in continuations], [len(own) for own in continuations])
+    for one, other in zip(score_continuations(model, prefix, continuations), whole, strict=True):
         torch.testing.assert_close(one.losses, other.losses)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTra
 
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf import cuda_graph, running_batch
-from longctx_bench.engines.hf.cuda_graph import Replay, can_replay, one_query_apart
+from longctx_bench.engines.hf.cuda_graph import Replay, decode_attention_kernel, supports_cuda_graph
 from longctx_bench.engines.hf.kv_cache import roomy_cache
 from longctx_bench.engines.hf.model_runner import Reader
 from longctx_bench.engines.hf.prefill_scheduler import held, parts
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_generate(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int, pool: int | None, replayed: bool
 ) -> None:
     """On a CPU the step is made each time and not recorded; where there is a GPU, it is recorded there."""
-    monkeypatch.setattr(running_batch, "can_replay", lambda model: replayed)
+    monkeypatch.setattr(running_batch, "supports_cuda_graph", lambda model: replayed)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     prompts = _ids(30, 25, 30, 41, 3, 12)
     prompts.append((*prompts[3][:35], *_ids(6)[0]))
@@ -84,7 +84,7 @@ def test_tokens_are_those_of_generate(
 def test_while_it_is_decoded_a_prompt_is_held_once(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(running_batch, "can_replay", lambda model: True)
+    monkeypatch.setattr(running_batch, "supports_cuda_graph", lambda model: True)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
     decoder = Decoder(Reader(model, tokenizer, frozenset()), 1, 0.5, ahead=True)
     made: list[DynamicCache] = []
@@ -143,14 +143,14 @@ def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch
         device=torch.device("cuda"),
         _supports_attention_backend=False,
     )
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "sdpa"
     own._supports_attention_backend = True
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "longctx_bench_one_query"
     assert own.config._attn_implementation == "sdpa"
     monkeypatch.setattr(cuda_graph, "flash_decoding", None)
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
 
 
@@ -168,8 +168,8 @@ def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:
         known = {"device": torch.device("cuda"), "_can_compile_fullgraph": True, "_supports_attention_backend": True}
         return SimpleNamespace(config=config, **{**known, **others})
 
-    assert can_replay(like())
-    assert not can_replay(like(device=torch.device("cpu")))
-    assert not can_replay(like(attention="longctx_bench_alibi")), "a method's own attention is left alone"
-    assert not can_replay(like(_can_compile_fullgraph=False))
-    assert not can_replay(like(_supports_attention_backend=False))
+    assert supports_cuda_graph(like())
+    assert not supports_cuda_graph(like(device=torch.device("cpu")))
+    assert not supports_cuda_graph(like(attention="longctx_bench_alibi")), "a method's own attention is left alone"
+    assert not supports_cuda_graph(like(_can_compile_fullgraph=False))
+    assert not supports_cuda_graph(like(_supports_attention_backend=False))

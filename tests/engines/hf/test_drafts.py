@@ -16,7 +16,7 @@ from longctx_bench import run
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.engines.hf.prompt_lookup import Lookup
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base, Method
@@ -47,7 +47,7 @@ def plain(folder: Path, who: ModelUnderTest, sizes: Sequence[int]) -> list[tuple
     generator = torch.Generator().manual_seed(7)
     model = load_model(folder, "float32", "cpu")
     made = []
-    with prepared(model, who, 512):
+    with apply_method(model, who, 512):
         for place, size in enumerate(sizes):
             ids = torch.randint(2, 500, (1, size), generator=generator)
             whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW)
@@ -100,7 +100,7 @@ def test_no_draft_changes_a_token(
         padded._decoder.at_once, padded._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
         for made in (alone, together, padded):
             assert [row[:4] for row in told(made, asked, who)] == expected
-    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_token_budget", lambda *_: 33)
     assert [row[:4] for row in told(together, asked, who)] == expected
 
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from longctx_bench.core.errors import DoesNotFit, UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.export import Written
-from longctx_bench.engines.hf.export import export as export_contestant
+from longctx_bench.engines.hf.export import ExportResult, export_checkpoint
 from longctx_bench.methods.modeling_drope import LlamaDropeConfig, LlamaDropeForCausalLM
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.models.variant import ModelUnderTest, ModelVariant
@@ -25,10 +24,10 @@ LENGTH = 2048
 IDS = torch.randint(26, 5000, (700,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-def export(variant: ModelVariant, folder: Path, length: int) -> Written:
+def export(variant: ModelVariant, folder: Path, length: int) -> ExportResult:
     source = checkpoint_folder(variant.source)
     contestant = ModelUnderTest(variant.base(read_config(source)), variant.method, length)
-    return export_contestant(contestant, variant.method_name, source, folder)
+    return export_checkpoint(contestant, variant.method_name, source, folder)
 
 
 def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from longctx_bench.engines.hf import fused_rope
-from longctx_bench.engines.hf.fused_rope import as_llama, rotation_at_once
+from longctx_bench.engines.hf.fused_rope import as_llama, use_fused_rope
 
 COMPARED = """
 import torch
@@ -73,7 +73,7 @@ def test_a_model_on_a_gpu_uses_it_and_gives_the_same_bits(dtype: torch.dtype, mo
     calls: list[int] = []
     kernel: Any = fused_rope.rotated
     monkeypatch.setattr(fused_rope, "rotated", lambda *states: calls.append(1) or kernel(*states))
-    with rotation_at_once(model):
+    with use_fused_rope(model):
         assert torch.equal(model(ids).logits, expected)
     assert len(calls) == 2
     assert torch.equal(model(ids).logits, expected)
@@ -83,9 +83,9 @@ def test_a_model_on_a_gpu_uses_it_and_gives_the_same_bits(dtype: torch.dtype, mo
 def test_on_a_cpu_nothing_changes_unless_it_is_compiled() -> None:
     own = modeling_llama.apply_rotary_pos_emb
     model = _model(torch.float32)
-    with rotation_at_once(model):
+    with use_fused_rope(model):
         assert modeling_llama.apply_rotary_pos_emb is own
-    with rotation_at_once(model, compiled=True):
+    with use_fused_rope(model, compiled=True):
         assert modeling_llama.apply_rotary_pos_emb is not own
     assert modeling_llama.apply_rotary_pos_emb is own
 
@@ -125,5 +125,5 @@ def test_a_layer_in_another_module_than_its_model_is_found(monkeypatch: pytest.M
     model = _model(torch.float32)
     monkeypatch.setitem(sys.modules, "elsewhere", ModuleType("elsewhere"))
     monkeypatch.setattr(type(model), "__module__", "elsewhere")
-    with rotation_at_once(model, compiled=True):
+    with use_fused_rope(model, compiled=True):
         assert modeling_llama.apply_rotary_pos_emb is not own

@@ -12,7 +12,7 @@ import torch
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import Base, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import DynamicNTK, RoPE, YaRN
@@ -55,7 +55,7 @@ def test_greedy_tokens_equal_generate(tiny_folder: Path, method: Method) -> None
     found = generate(engine(tiny_folder), asked, who)
     model = load_model(tiny_folder, "float32", "cpu")
     tokenizer = engine(tiny_folder)._decoder.reader.tokenizer  # type: ignore[union-attr]
-    with prepared(model, who, 512):
+    with apply_method(model, who, 512):
         for request in asked:
             ids = torch.tensor([request.input_ids])
             whole = model.generate(
@@ -72,7 +72,7 @@ def test_batch_size_and_chunks_do_not_change_tokens(tiny_folder: Path, monkeypat
     padded_engine = engine(tiny_folder, batch_tokens=100_000)
     padded_engine._decoder.at_once, padded_engine._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
     padded = generate(padded_engine, asked, who)
-    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_token_budget", lambda *_: 33)
     chunked = generate(engine(tiny_folder, batch_tokens=100_000), asked, who)
     assert [alone[r.example_id].text for r in asked] == [padded[r.example_id].text for r in asked]
     assert [alone[r.example_id].text for r in asked] == [together[r.example_id].text for r in asked]
@@ -173,7 +173,7 @@ def test_batches_respect_the_budget(tiny_folder: Path) -> None:
 
 def test_on_a_gpu_more_is_batched_than_is_decoded_at_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(tiny_folder)
-    monkeypatch.setattr(made, "_budget", lambda begin_alike=False: 1000)
+    monkeypatch.setattr(made, "_budget", lambda shared_prefixes=False: 1000)
     asked = [Request(str(place), (place, *range(2, 190)), 11) for place in range(40)]
     assert [len(batch) for batch in made.batches(asked, False)] == [5] * 8
     made.device = "cuda:1"

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, Losses, Request
 from longctx_bench.engines.openai_api import payloads
-from longctx_bench.engines.openai_api.config import KEY_VARIABLES, Server
+from longctx_bench.engines.openai_api.config import KEY_VARIABLES, ServerConfig
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
-from longctx_bench.engines.openai_api.http_client import Asker, GaveUp
+from longctx_bench.engines.openai_api.http_client import CompletionsClient, RetriesExhausted
 from longctx_bench.engines.openai_api.key_redaction import ApiKey
 from longctx_bench.methods.base import Base
 from longctx_bench.methods.rope_scaling import RoPE
@@ -114,7 +114,7 @@ def ask(hostile: Hostile, tiny_folder: Path) -> Callable[..., list[Generation]]:
     """Ask the server to continue prompts."""
 
     def asked(count: int = 1, budget: int = 8, **more: Any) -> list[Generation]:
-        engine = OpenAIEngine(Server(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
+        engine = OpenAIEngine(ServerConfig(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
         engine.load(tiny_folder)
         requests = [Request(str(place), [3 + place, 5, 7], budget) for place in range(count)]
         contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
@@ -238,13 +238,13 @@ def test_a_length_that_no_model_has_is_refused() -> None:
 
 
 def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) -> None:
-    engine = OpenAIEngine(Server(hostile.url, attempts=1))
+    engine = OpenAIEngine(ServerConfig(hostile.url, attempts=1))
     engine.load(tiny_folder)
     request = Request("0", [3, 5, 7], 0, scored=2)
     contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
 
     def losses() -> Losses:
-        [found] = engine.losses([request], contestant)
+        [found] = engine.loglikelihood([request], contestant)
         return found
 
     assert list(losses().losses) == [1.0, 1.0]
@@ -309,14 +309,14 @@ def test_a_server_whose_ids_are_all_the_same_is_believed(hostile: Hostile, ask: 
 )
 def test_a_key_goes_where_nobody_else_can_read_it(monkeypatch: pytest.MonkeyPatch, url: str, sent: bool) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    assert ("authorization" in Asker(Server(url))._client.headers) == sent
-    assert "authorization" in Asker(Server(url, unencrypted_key=True))._client.headers
+    assert ("authorization" in CompletionsClient(ServerConfig(url))._client.headers) == sent
+    assert "authorization" in CompletionsClient(ServerConfig(url, unencrypted_key=True))._client.headers
 
 
 def test_a_key_that_was_not_sent_is_named_when_the_server_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    assert "--unencrypted-key" in Asker(Server("http://gpu1"))._no_key()
-    assert "set LONGCTX_BENCH_API_KEY" in Asker(Server("https://gpu1"))._no_key()
+    assert "--unencrypted-key" in CompletionsClient(ServerConfig("http://gpu1"))._no_key()
+    assert "set LONGCTX_BENCH_API_KEY" in CompletionsClient(ServerConfig("https://gpu1"))._no_key()
 
 
 def test_what_stays_on_this_machine_reaches_no_proxy(
@@ -371,15 +371,15 @@ def test_a_placeholder_is_no_secret_in_what_a_model_writes() -> None:
 
 
 def test_a_server_that_was_never_there_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    once, asked = Asker._once, []
+    once, asked = CompletionsClient._once, []
 
-    def counted(self: Asker, *arguments: Any) -> Any:
+    def counted(self: CompletionsClient, *arguments: Any) -> Any:
         asked.append(arguments[1])
         return once(self, *arguments)
 
-    monkeypatch.setattr(Asker, "_once", counted)
-    with pytest.raises(GaveUp, match="cannot be reached"):
-        Asker(Server("http://127.0.0.1:9")).get("/models", payloads.read_models, 3)
+    monkeypatch.setattr(CompletionsClient, "_once", counted)
+    with pytest.raises(RetriesExhausted, match="cannot be reached"):
+        CompletionsClient(ServerConfig("http://127.0.0.1:9")).get("/models", payloads.read_models, 3)
     assert asked == ["/models"]
 
 
@@ -474,6 +474,6 @@ def test_a_generation_is_what_was_asked_for_or_refused(
 @lru_cache
 def _engine(folder: Path) -> OpenAIEngine:
     """An engine that has got to know a server."""
-    engine = OpenAIEngine(Server("http://127.0.0.1:9"))
+    engine = OpenAIEngine(ServerConfig("http://127.0.0.1:9"))
     engine._tokenizer, engine._as_ids = load_tokenizer(folder), True
     return engine

@@ -124,8 +124,8 @@ def test_published_drope_runs_by_the_plug_in(
     ours, reference = engines
     folder = make_drope(tmp_path / kind, kind, attention_type, softmax_scale)
     found = answers(ours, folder, method, requests())
-    assert ours.ask_workers("architecture").endswith("DropeForCausalLM")
-    assert ours.ask_workers("rotary_table", [1]) is None
+    assert ours.collective_rpc("architecture").endswith("DropeForCausalLM")
+    assert ours.collective_rpc("rotary_table", [1]) is None
     assert same(found, answers(reference, folder, method, requests()))
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import Footprint
+from longctx_bench.engines.base import MemoryEstimate
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors.base import Note, Result, Work
@@ -69,22 +69,22 @@ class RemoteEngine:
         facts = pool.first()
         self.name, self.dtype, self.device = facts.engine, facts.dtype, facts.device
         self._pool = pool
-        self._footprints: dict[Path, Footprint | None] = {}
+        self._footprints: dict[Path, MemoryEstimate | None] = {}
 
-    def footprint(self, folder: Any) -> Footprint | None:
+    def estimate_memory(self, folder: Any) -> MemoryEstimate | None:
         """Return what a checkpoint takes on a worker; asked once, as it is before anything is loaded."""
         if folder not in self._footprints:
-            self._footprints[folder] = self._pool.ask("footprint", folder.name, read_config(folder))
+            self._footprints[folder] = self._pool.ask("estimate_memory", folder.name, read_config(folder))
         return self._footprints[folder]
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return what one worker does in a second."""
-        operations, bandwidth = self._pool.ask("speed")
+        operations, bandwidth = self._pool.ask("measure_speed")
         return operations, bandwidth
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return a worker's settings."""
-        return dict(self._pool.ask("describe"))
+        return dict(self._pool.ask("settings"))
 
 
 class RayExecutor:
