@@ -23,8 +23,8 @@ from bench.results import keep
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import MemoryEstimate
+from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.engines.hf.fused_rope import use_fused_rope
-from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.engines.hf.torch_compile import compile_layers
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -88,11 +88,11 @@ def build(shape: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
 
 def decoding(
     model: LlamaForCausalLM, prompts: int, length: int
-) -> tuple[Decoder, MemoryEstimate, Callable[[int], float]]:
-    """Return a decoder, what its model takes, and what returns the seconds of so many new tokens on random prompts."""
+) -> tuple[EngineCore, MemoryEstimate, Callable[[int], float]]:
+    """Return an engine core, its memory estimate, and a function from new tokens to seconds on random prompts."""
     device = str(model.device)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
-    decoder = Decoder.on(model, tokenizer, frozenset())
+    core = EngineCore.for_model(model, tokenizer, frozenset())
     generator = torch.Generator().manual_seed(0)
     words = model.config.vocab_size
     ids = [tuple(torch.randint(2, words, (length,), generator=generator).tolist()) for _ in range(prompts)]
@@ -101,21 +101,21 @@ def decoding(
     def run(new_tokens: int) -> float:
         batch = [Request(str(place), own, new_tokens) for place, own in enumerate(ids)]
         room = memory.prefill_token_budget(found, prompts * (length + new_tokens), device)
-        return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
+        return _seconds(lambda: core.generate(batch, lambda *_: False, room), device)
 
-    return decoder, found, run
+    return core, found, run
 
 
 def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, bandwidth: float) -> Measured:
     """Prefill and decode random prompts by the engine's own decoder."""
     device = str(model.device)
-    decoder, found, run = decoding(model, prompts, length)
+    core, found, run = decoding(model, prompts, length)
     run(1 + steps)
     memory.peak(device)
     prefill = min(run(1) for _ in range(3))
     step = (min(run(1 + steps) for _ in range(2)) - prefill) / steps
     peak = memory.peak(device)
-    read_at_once = max(length, min(prompts * length, decoder.at_once))
+    read_at_once = max(length, min(prompts * length, core.config.max_prefill_tokens))
     planned = found.weights + prompts * (length + steps) * found.per_token + read_at_once * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
     return Measured(

@@ -15,7 +15,8 @@ import torch
 from longctx_bench.core.types import Request
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
-from longctx_bench.engines.hf.scheduler import Decoder
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.model_runner import DecodeStep, Step
 from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import Base, Method
@@ -108,13 +109,13 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
     made.load(tiny_folder)
     read: list[int] = []
-    feed = made._decoder.reader.feed  # type: ignore[union-attr]
+    forward = made.core.runner.forward
 
     def counted(cache: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         read.append(ids.numel())
-        return feed(cache, ids, *rest, **more)
+        return forward(cache, ids, *rest, **more)
 
-    monkeypatch.setattr(made._decoder.reader, "feed", counted)
+    monkeypatch.setattr(made.core.runner, "forward", counted)
     half = [replace(r, drafts=(drafts[r.example_id][:5],)) if int(r.example_id) % 2 else r for r in requests]
     whole_drafts = [replace(r, drafts=(drafts[r.example_id],)) for r in requests]
     for variant in (requests, half, whole_drafts):
@@ -128,13 +129,13 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     assert sum(read) == alone * 80 + tails
 
 
-def loaded(folder: Path, at_once: int, idle: float = 0.0) -> tuple[HFEngine, Decoder]:
-    """Return an engine whose decoder goes about its batches as a GPU's does."""
+def loaded(folder: Path, max_prefill_tokens: int, max_finished_share: float = 0.0) -> tuple[HFEngine, EngineCore]:
+    """Return an engine that schedules its batches as on a GPU."""
     made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
     made.load(folder)
-    assert made._decoder is not None
-    made._decoder.at_once, made._decoder.idle = at_once, idle
-    return made, made._decoder
+    config = made.core.config
+    config.max_prefill_tokens, config.max_finished_share = max_prefill_tokens, max_finished_share
+    return made, made.core
 
 
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,23 +144,23 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
     who = ModelUnderTest(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
-        made, decoder = loaded(tiny_folder, at_once)
+        made, core = loaded(tiny_folder, at_once)
         seen: list[tuple[int, bool]] = []
-        feed = decoder.reader.feed
+        forward = core.runner.forward
 
         def noted(
             cache: Any,
             ids: torch.Tensor,
-            told: torch.Tensor | None,
-            keep: int,
-            feed: Any = feed,
+            attention_mask: torch.Tensor | None,
+            logits_to_keep: int,
+            forward: Any = forward,
             seen: list[tuple[int, bool]] = seen,
         ) -> torch.Tensor:
-            seen.append((len(ids), told is None))
-            result: torch.Tensor = feed(cache, ids, told, keep)
+            seen.append((len(ids), attention_mask is None))
+            result: torch.Tensor = forward(cache, ids, attention_mask, logits_to_keep)
             return result
 
-        monkeypatch.setattr(decoder.reader, "feed", noted)
+        monkeypatch.setattr(core.runner, "forward", noted)
         [batch] = made.batches(requests, False)
         texts.append([item.text for item in made.generate(batch, who, lambda *_: False)])
         shapes.append(seen)
@@ -174,15 +175,16 @@ def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: 
     who = ModelUnderTest(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):
-        made, decoder = loaded(tiny_folder, 10_000, idle)
+        made, core = loaded(tiny_folder, 10_000, idle)
         held: list[int] = []
-        step = decoder._step
+        execute = core.runner.execute
 
-        def noted(read: Any, settled: Any, step: Any = step, held: list[int] = held) -> None:
-            held.append(len(read.rows))
-            step(read, settled)
+        def noted(step: Step, execute: Any = execute, held: list[int] = held) -> Any:
+            if isinstance(step, DecodeStep):
+                held.append(len(step.batch.states))
+            return execute(step)
 
-        monkeypatch.setattr(decoder, "_step", noted)
+        monkeypatch.setattr(core.runner, "execute", noted)
         [batch] = made.batches(requests, False)
         texts.append([(item.text, item.new_tokens) for item in made.generate(batch, who, lambda *_: False)])
         rows.append(held)

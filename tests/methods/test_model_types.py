@@ -60,7 +60,7 @@ def checked(engine: HFEngine, base: Base, method: Method) -> None:
     who, asked = ModelUnderTest(base, method, 2 * CONTEXT), prompts()
     alone = answers(engine, who, asked, together=False)
     # A guess that is right, and one that is wrong after two tokens.
-    ids_of = engine._decoder.reader.tokenizer  # type: ignore[union-attr]
+    ids_of = engine.core.tokenizer
     drafts = [tuple(ids_of(text, add_special_tokens=False).input_ids) for text, _ in alone]
     drafted = [replace(each, drafts=(draft, (*draft[:2], 9, 9))) for each, draft in zip(asked, drafts, strict=True)]
     assert answers(engine, who, drafted, together=True) == alone, type(method).__name__

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longctx_bench.analysis.probes.model_snapshot import ModelState
 from longctx_bench.core.types import Request
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
-from longctx_bench.engines.hf.cache_ops import Piece, can_merge, keys_are_final, merged
 from longctx_bench.engines.hf.engine import apply_method
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.kv_cache import CacheSlice, KVCache
 from longctx_bench.engines.hf.padding import pad_token_ids
-from longctx_bench.engines.hf.scheduler import Decoder
 from longctx_bench.methods.attention_override import UnmaskedError
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -70,8 +70,8 @@ class Trial:
             own_weights: whether the model is not the base's own, so that there is nothing to equal at 1x.
         """
         self._model, self._contestant, self._prompts, self._own_weights = model, contestant, prompts, own_weights
-        self._decoder = Decoder.on(model, _Words(), frozenset())
-        self._reader = self._decoder.reader
+        self._core = EngineCore.for_model(model, _Words(), frozenset())
+        self._runner = self._core.runner
         within = prompts[0][: contestant.base.original_length]
         # Once before, so that whatever a first pass sets up is there.
         self._ends([within])
@@ -107,7 +107,7 @@ class Trial:
 
     def _in_chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prompt, alone in zip(self._prompts, self._alone, strict=True):
-            cache, ids = self._reader.empty_cache(), self._ids([prompt])
+            cache, ids = self._runner.new_cache(), self._ids([prompt])
             read = [
                 self._feed(cache, ids[:, start : start + _CHUNK], None, keep=COMPARED)
                 for start in range(0, ids.shape[1], _CHUNK)
@@ -116,7 +116,7 @@ class Trial:
 
     def _from_cache(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prompt, alone in zip(self._prompts, self._alone, strict=True):
-            cache, ids = self._reader.empty_cache(), self._ids([prompt])
+            cache, ids = self._runner.new_cache(), self._ids([prompt])
             self._feed(cache, ids[:, :-COMPARED], None, keep=1)
             last = range(len(prompt) - COMPARED, len(prompt))
             steps = [self._feed(cache, ids[:, place : place + 1], None, keep=1)[0] for place in last]
@@ -129,11 +129,11 @@ class Trial:
         pads = [longest - len(prompt) for prompt in begun]
         seen = torch.arange(longest) >= torch.tensor(pads)[:, None]
         seen = seen.to(self._model.device)
-        cache = self._reader.empty_cache()
-        if can_merge(cache) and keys_are_final(self._model):
+        cache = self._runner.new_cache()
+        if cache.supports_concat and self._runner.has_stable_keys:
             self._feed(cache, self._ids(begun), None, keep=1)
-            pieces = [Piece(cache, place, 0, len(prompt)) for place, prompt in enumerate(begun)]
-            cache = merged(pieces, self._reader.empty_cache())
+            slices = [CacheSlice(cache, row, 0, len(prompt)) for row, prompt in enumerate(begun)]
+            cache = KVCache.concat(slices, capacity=longest + COMPARED)
         else:
             self._feed(cache, self._ids(begun, pads), seen, keep=1)
         steps = []
@@ -155,7 +155,7 @@ class Trial:
         ]
         places = sorted({place for own in wanted for place in own})
         keep = torch.tensor(places, device=self._model.device)
-        read = self._feed(self._reader.empty_cache(), self._ids(prompts, pads), told, keep=keep)
+        read = self._feed(self._runner.new_cache(), self._ids(prompts, pads), told, keep=keep)
         return [row[[places.index(place) for place in own]] for row, own in zip(read, wanted, strict=True)]
 
     def _compared(self, name: str, found: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]) -> Check:
@@ -207,13 +207,13 @@ class Trial:
             Request(str(index), tuple(method.prompt(base, prompt, NEW)), NEW, drafts=tuple(drafts[index : index + 1]))
             for index, prompt in enumerate(self._prompts)
         ]
-        self._decoder.at_once = at_once
+        self._core.config.max_prefill_tokens = at_once
         found: dict[str, list[int]] = {}
         for batch in batch_by_tokens(requests, budget, method.per_prompt, budget):
             with self._applied(num_total_tokens(batch[0]) if method.per_prompt else self._contestant.length):
-                decoded = self._decoder.decode(batch, lambda *_: False, _ALL, budget)
-            for request, (text, _, _) in zip(batch, decoded, strict=True):
-                found[request.example_id] = [int(word) for word in text.split()]
+                states = self._core.generate(batch, lambda *_: False, _ALL, budget)
+            for state in states:
+                found[state.request.example_id] = state.tokens
         return [found[str(index)] for index in range(len(self._prompts))]
 
     def _gap(self, prompt: list[int], one: list[int], other: list[int]) -> float:
@@ -280,10 +280,10 @@ class Trial:
 
     @torch.inference_mode()
     def _feed(
-        self, cache: DynamicCache, ids: torch.Tensor, told: torch.Tensor | None, keep: int | torch.Tensor
+        self, cache: KVCache, ids: torch.Tensor, told: torch.Tensor | None, keep: int | torch.Tensor
     ) -> torch.Tensor:
         # Only around the pass, as in a run: a method is applied where gradients are kept.
-        return self._reader.feed(cache, ids, told, keep)
+        return self._runner.forward(cache, ids, told, keep)
 
     def _ids(self, rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Tensor:
         return pad_token_ids(rows, pads).to(self._model.device)

@@ -120,7 +120,7 @@ def test_the_command_says_what_it_wrote_and_never_writes_over_a_folder(
     assert f"wrote {tmp_path / 'x'}: yarn-tiny for 1024 tokens, weights in float32" in out
     assert "the likeliest token is the same at 64 of 64" in out
     code, _, err = call("export", f"yarn:{tiny_folder}", tmp_path / "x", "--length", "1k")
-    assert (code, err) == (2, f"longctx-bench: {tmp_path / 'x'}: is there already; name a new folder\n")
+    assert (code, err) == (2, f"longctx-bench: {tmp_path / 'x'}: exists already; name a new folder\n")
     code, _, err = call("export", f"yarn:{tiny_folder}", tmp_path / "y", "--length", "1k", "--scale", "2x")
     assert (code, "for one length" in err) == (2, True)
 
@@ -128,9 +128,9 @@ def test_the_command_says_what_it_wrote_and_never_writes_over_a_folder(
 def test_a_checkpoint_that_does_not_reproduce_the_method_is_not_left_behind(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longctx_bench.engines.hf import export
+    from longctx_bench.engines.hf import export as export_module
 
-    monkeypatch.setattr(export, "_rewritten", lambda model, *_: model)
+    monkeypatch.setattr(export_module, "_fold_method", lambda model, *_: model)
     with pytest.raises(UserError, match="does not reproduce yarn-tiny"):
         export(Registry().variant(f"yarn:{tiny_folder}"), tmp_path / "x", 1024)
     assert not list(tmp_path.iterdir())

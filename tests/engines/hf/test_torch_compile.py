@@ -119,4 +119,4 @@ def test_a_model_is_compiled_when_it_is_asked_for(tiny_folder: Path, monkeypatch
     assert not compiled
     engine = HFEngine("cpu", "float32", compiled=True)
     engine.load(tiny_folder)
-    assert compiled == [engine._model]
+    assert compiled == [engine.model]

@@ -234,7 +234,7 @@ def test_what_cannot_be_is_refused(hostile: Hostile, ask: Any, values: dict[str,
 def test_a_length_that_no_model_has_is_refused() -> None:
     for length in (0, -4096):
         with pytest.raises(ValueError, match="max_model_len"):
-            payloads.read_models(json.dumps({"data": [{"id": "a", "max_model_len": length}]}).encode())
+            payloads.parse_models(json.dumps({"data": [{"id": "a", "max_model_len": length}]}).encode())
 
 
 def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) -> None:
@@ -315,8 +315,8 @@ def test_a_key_goes_where_nobody_else_can_read_it(monkeypatch: pytest.MonkeyPatc
 
 def test_a_key_that_was_not_sent_is_named_when_the_server_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    assert "--unencrypted-key" in CompletionsClient(ServerConfig("http://gpu1"))._no_key()
-    assert "set LONGCTX_BENCH_API_KEY" in CompletionsClient(ServerConfig("https://gpu1"))._no_key()
+    assert "--unencrypted-key" in CompletionsClient(ServerConfig("http://gpu1"))._key_hint()
+    assert "set LONGCTX_BENCH_API_KEY" in CompletionsClient(ServerConfig("https://gpu1"))._key_hint()
 
 
 def test_what_stays_on_this_machine_reaches_no_proxy(
@@ -379,7 +379,7 @@ def test_a_server_that_was_never_there_is_asked_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(CompletionsClient, "_once", counted)
     with pytest.raises(RetriesExhausted, match="cannot be reached"):
-        CompletionsClient(ServerConfig("http://127.0.0.1:9")).get("/models", payloads.read_models, 3)
+        CompletionsClient(ServerConfig("http://127.0.0.1:9")).get("/models", payloads.parse_models, 3)
     assert asked == ["/models"]
 
 
@@ -433,7 +433,7 @@ _json = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=200)))
 def test_any_bytes_are_an_answer_or_a_value_error(content: bytes) -> None:
-    for read in (payloads.read_models, payloads.read_completion):
+    for read in (payloads.parse_models, payloads.parse_completion):
         try:
             found: Any = read(content)
         except ValueError:
@@ -446,7 +446,7 @@ def test_any_bytes_are_an_answer_or_a_value_error(content: bytes) -> None:
 def test_deep_answers_are_value_errors() -> None:
     for content in (b"[" * 100_000, b'{"choices":' * 100_000, b'{"choices": ' + b"[" * 5000 + b"]" * 5000 + b"}"):
         with pytest.raises(ValueError):  # noqa: PT011
-            payloads.read_completion(content)
+            payloads.parse_completion(content)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -475,5 +475,5 @@ def test_a_generation_is_what_was_asked_for_or_refused(
 def _engine(folder: Path) -> OpenAIEngine:
     """An engine that has got to know a server."""
     engine = OpenAIEngine(ServerConfig("http://127.0.0.1:9"))
-    engine._tokenizer, engine._as_ids = load_tokenizer(folder), True
+    engine._tokenizer, engine._sends_token_ids = load_tokenizer(folder), True
     return engine

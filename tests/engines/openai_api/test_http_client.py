@@ -66,7 +66,7 @@ def test_what_is_no_number_of_seconds_is_not_waited_for(ask: Callable[[str | Non
 
 
 def test_nobody_waits_for_an_hour(ask: Callable[[str | None], float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(http_client, "_MAX_BACKOFF", 0.2)
     assert 0.4 <= ask("3600") < 60
 
 

@@ -230,8 +230,8 @@ def test_the_key_is_sent_and_never_kept_or_shown(
         ("localhost", "expected http://HOST:PORT"),
         ("http://host:port", "expected http://HOST:PORT"),
         ("ftp://host", "expected http://HOST:PORT"),
-        ("http://me:secret@host/v1", "a key belongs into LONGCTX_BENCH_API_KEY"),
-        ("http://host/v1?api_key=secret", "a key belongs into LONGCTX_BENCH_API_KEY"),
+        ("http://me:secret@host/v1", "set the API key in LONGCTX_BENCH_API_KEY"),
+        ("http://host/v1?api_key=secret", "set the API key in LONGCTX_BENCH_API_KEY"),
         ("http://127.0.0.1:9", "cannot be reached"),
     ],
 )
