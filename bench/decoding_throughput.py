@@ -14,7 +14,7 @@ from bench.results import keep
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.types import Example, Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import get_metric
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
@@ -72,10 +72,10 @@ def _compared(
     engine: HFEngine, contestant: ModelUnderTest, known: list[Example], asked: list[Request], what: str
 ) -> str:
     references = {example.id: example.references for example in known}
-    rule = metric("string_match_all")
+    rule = get_metric("string_match_all")
 
     def settled(name: str, text: str) -> bool:
-        return rule.settled(text, references[name])
+        return rule.is_final(text, references[name])
 
     def answers(batches: Sequence[Sequence[Request]]) -> dict[str, str]:
         return {item.example_id: item.text for batch in batches for item in engine.generate(batch, contestant, settled)}

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from bench.results import keep
 from longctx_bench.core.types import Example, Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import get_metric
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.runner.request_builder import PromptCache
@@ -46,7 +46,7 @@ class Grid:
             [planned] = plan(spec, self.engine, ResultStore(Path(nowhere)), registry)
         self.examples: list[Example] = cache.examples(planned, self.folder)
         self.requests: list[Request] = cache.requests(planned, self.folder, resolved.base)
-        self._rule = metric("string_match_all")
+        self._rule = get_metric("string_match_all")
 
     def score(self, texts: Mapping[str, str]) -> float:
         """Return the mean score in percent."""
@@ -61,7 +61,7 @@ class Grid:
             item.example_id: item.text
             for batch in self.engine.batches(self.requests, False)
             for item in self.engine.generate(
-                batch, self.contestant, lambda name, text: self._rule.settled(text, references[name])
+                batch, self.contestant, lambda name, text: self._rule.is_final(text, references[name])
             )
         }
         return perf_counter() - began, texts

@@ -62,7 +62,7 @@ def measure(name: str, steps: int = 20, compiled: bool = True) -> str:
     rate = matmul_rate(device)
     share = tokens * flops_per_token(model, length) / rate
     return (
-        f"{name}: {tokens:,.0f} tokens/s, MFU {share:.1%} of {rate / 1e12:.0f} TFLOP/s measured "
+        f"{name}: {tokens:,.0f} tokens/s, MFU {share:.1%} of {rate / 1e12:.3g} TFLOP/s measured "
         f"({sequences} x {length} tokens a step, causal attention counted at half)"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.benchmarks.base import Benchmark
 from longctx_bench.benchmarks.lm_eval_task import PREFIX
-from longctx_bench.core.code_digest import Code
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.code_digest import CodeDigest
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.core.specs import (
     DataSpec,
     Groups,
@@ -25,37 +26,37 @@ from longctx_bench.core.specs import (
     PathSource,
     Source,
     TaskSpec,
-    mapping,
     read_yaml,
+    require_mapping,
     validate,
 )
 from longctx_bench.methods import METHODS
 from longctx_bench.methods.base import Method
-from longctx_bench.methods.exported_checkpoint import Exported
+from longctx_bench.methods.exported_checkpoint import ExportedCheckpoint
 from longctx_bench.metrics import METRICS, Metric, as_metric
-from longctx_bench.models.metadata import fits
-from longctx_bench.models.unregistered import unlisted
+from longctx_bench.models.metadata import read_calibration
+from longctx_bench.models.unregistered import model_from_path_or_hub_id
 from longctx_bench.models.variant import ModelVariant
 
 C = TypeVar("C", Method, Benchmark)
 
-ALL = 1_000_000_000
+ALL_EXAMPLES = 1_000_000_000
 """Examples asked for where a task's own data decide how many there are."""
 
 
-class Loaded(NamedTuple, Generic[C]):
+class LoadedClass(NamedTuple, Generic[C]):
     """A class that a spec names."""
 
     kind: type[C]
-    code: Code | None
+    code: CodeDigest | None
     """Its source; None for this package's own classes."""
 
 
-class Scoring(NamedTuple):
+class LoadedMetric(NamedTuple):
     """How a task is scored."""
 
     metric: Metric
-    code: Code | None
+    code: CodeDigest | None
     """The source of a metric that is not this package's own."""
 
 
@@ -79,8 +80,8 @@ class Registry:
         self.groups: dict[str, list[str]] = {}
         self.sources: dict[str, DataSpec] = {}
         self._folders: dict[str, Path] = {}
-        self._benchmarks: dict[str, Loaded[Benchmark]] = {}
-        self._scorings: dict[str, Scoring] = {}
+        self._benchmarks: dict[str, LoadedClass[Benchmark]] = {}
+        self._scorings: dict[str, LoadedMetric] = {}
         for folder in (shipped_folder("baselines"), *self.baselines):
             self._read_baselines(_existing(folder, "--baselines"))
         self._read_plugins()
@@ -88,10 +89,10 @@ class Registry:
             self._read_tasks(_existing(folder, "--task-folder"))
         for name in self.settings:
             if name not in self.methods:
-                raise UserError(f"--set {name}: unknown method{near_miss(name, self.methods)}")
+                raise UserError(f"--set {name}: unknown method{did_you_mean(name, self.methods)}")
         for name in self.local_data:
             if name not in self.sources:
-                raise UserError(f"--data {name}: unknown data source{near_miss(name, self.sources)}")
+                raise UserError(f"--data {name}: unknown data source{did_you_mean(name, self.sources)}")
 
     # -- models -------------------------------------------------------------------------------------------------
 
@@ -132,10 +133,10 @@ class Registry:
         if Path(text).is_dir() or ("/" in text and not colon):
             return self._other(text)
         if colon:
-            raise UserError(f"--model {text}: unknown method '{prefix}'{near_miss(prefix, self.methods)}")
+            raise UserError(f"--model {text}: unknown method '{prefix}'{did_you_mean(prefix, self.methods)}")
         names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
         raise UserError(
-            f"--model {text}: unknown model{near_miss(text, names)} (`longctx-bench list models` shows all; "
+            f"--model {text}: unknown model{did_you_mean(text, names)} (`longctx-bench list models` shows all; "
             f"METHOD:HUB_ID_OR_PATH takes any other)"
         )
 
@@ -155,11 +156,15 @@ class Registry:
         method = validate(kind, params, f"method {method_name}")
         source = own.source if own else model.source
         try:
-            return ModelVariant(model, spec, method.calibrated(fits(source, kind.tunable)), source, code)
+            return ModelVariant(
+                model, spec, method.with_calibration(read_calibration(source, kind.tunable)), source, code
+            )
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
 
-    def rebuilt(self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source) -> ModelVariant:
+    def variant_from_parts(
+        self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source
+    ) -> ModelVariant:
         """Return a variant from the parts that another registry of the same names resolved.
 
         Raises:
@@ -168,19 +173,19 @@ class Registry:
         kind, code = self._loaded(spec.name)
         return ModelVariant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
 
-    def _loaded(self, method: str) -> Loaded[Method]:
+    def _loaded(self, method: str) -> LoadedClass[Method]:
         use, where = self.methods[method].use, f"baselines/{method}"
         return _component(METHODS, use, Method, where, self._folders.get(method))  # type: ignore[type-abstract]
 
     def _other(self, name: str, method: str | None = None) -> ModelVariant:
         """Resolve a hub repository or folder that no YAML lists; without a method, as what it is."""
         kind = self._loaded(method)[0] if method is not None else None
-        model, mark = unlisted(name, kind.checkpoint if kind is not None else None)
+        model, mark = model_from_path_or_hub_id(name, kind.checkpoint if kind is not None else None)
         if mark is None:
             needed = kind.checkpoint if kind is not None and kind.needs_checkpoint else None
             if kind is not None and needed not in (None, model.native_method):
                 raise UserError(
-                    f"{method}:{name}: its config does not say that it is a {kind.checkpoint} checkpoint; if it is "
+                    f"{method}:{name}: its config does not say that it is a checkpoint of {kind.checkpoint}; if it is "
                     f"one, list it under 'checkpoints' of its base in a models.yaml (--baselines)"
                 )
             return self._variant(method or model.native_method, model)
@@ -190,7 +195,7 @@ class Registry:
                 f"alone, without a method and without --set {mark.method}"
             )
         spec = MethodSpec(name=mark.method, use="exported", description="exported")
-        return ModelVariant(model, spec, Exported(factor=mark.factor, made_for=mark.length), model.source)
+        return ModelVariant(model, spec, ExportedCheckpoint(factor=mark.factor, made_for=mark.length), model.source)
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
@@ -215,10 +220,10 @@ class Registry:
                 other = f"{member}@{protocol.partition('@')[2]}" if protocol else member
                 task = other if other in self.tasks else member
                 if task not in self.tasks:
-                    raise UserError(f"--tasks: unknown task '{task}'{near_miss(task, [*self.tasks, *self.groups])}")
+                    raise UserError(f"--tasks: unknown task '{task}'{did_you_mean(task, [*self.tasks, *self.groups])}")
                 if protocol and self.tasks[task].protocol != protocol:
                     known = {spec.protocol for spec in self.tasks.values()}
-                    hint = "" if protocol in known else near_miss(protocol, known)
+                    hint = "" if protocol in known else did_you_mean(protocol, known)
                     raise UserError(f"--protocol {protocol}: task '{task}' does not have it{hint}")
                 chosen[task] = self.tasks[task]
         if not chosen:
@@ -234,7 +239,7 @@ class Registry:
             use="lm-eval",
             metric="lm_eval",
             max_new_tokens=0,
-            samples=ALL,
+            samples=ALL_EXAMPLES,
             params={"task": task, "include": {"path": str(own[0].resolve())} if own else None},
         )
 
@@ -250,7 +255,7 @@ class Registry:
         context = {"sources": sources, "folder": self._folders.get(f"task:{task.name}")}
         return validate(self._benchmarks[task.name].kind, task.params, f"task {task.name}", context)
 
-    def benchmark_code(self, task: TaskSpec) -> Code | None:
+    def benchmark_code(self, task: TaskSpec) -> CodeDigest | None:
         """Load a task's class anew, for all that :meth:`benchmark` builds from then on; return a plug-in's source.
 
         Raises:
@@ -261,7 +266,7 @@ class Registry:
         self._benchmarks[task.name] = loaded
         return loaded.code
 
-    def metric(self, task: TaskSpec) -> Scoring:
+    def metric(self, task: TaskSpec) -> LoadedMetric:
         """Return a task's metric: a registered one, or a function in a file beside its YAML or in a package.
 
         Raises:
@@ -271,11 +276,11 @@ class Registry:
             self.load_metric(task)
         return self._scorings[task.name]
 
-    def load_metric(self, task: TaskSpec) -> Scoring:
+    def load_metric(self, task: TaskSpec) -> LoadedMetric:
         """Load a task's metric anew, for all that :meth:`metric` returns from then on; errors as there."""
         where, folder = f"task {task.name}: metric", self._folders.get(f"task:{task.name}")
         loaded = METRICS.resolve(task.metric, where, folder)
-        self._scorings[task.name] = Scoring(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
+        self._scorings[task.name] = LoadedMetric(as_metric(loaded.value, task.metric.rpartition(":")[2]), loaded.code)
         return self._scorings[task.name]
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -286,7 +291,9 @@ class Registry:
             if path.name == "models.yaml":
                 for name, entry in values.items():
                     where = f"{path}: {name}"
-                    model = validate(ModelSpec, {"name": name, **mapping(entry, where)}, where, {"folder": folder})
+                    model = validate(
+                        ModelSpec, {"name": name, **require_mapping(entry, where)}, where, {"folder": folder}
+                    )
                     self.models[name] = model
             else:
                 spec = validate(MethodSpec, {"name": path.stem, **values}, str(path))
@@ -303,7 +310,7 @@ class Registry:
         if sources.exists():
             for name, entry in read_yaml(sources).items():
                 where = f"{sources}: {name}"
-                self.sources[name] = validate(DataSpec, mapping(entry, where), where, {"folder": folder})
+                self.sources[name] = validate(DataSpec, require_mapping(entry, where), where, {"folder": folder})
         for name, path in self.local_data.items():
             if name in self.sources:
                 self.sources[name] = self.sources[name].model_copy(
@@ -317,11 +324,13 @@ class Registry:
                 if name == "groups":
                     self.groups.update(validate(Groups, {"groups": entry}, where).groups)
                     continue
-                self.tasks[name] = validate(TaskSpec, {"name": name, **mapping(entry, where)}, where)
+                self.tasks[name] = validate(TaskSpec, {"name": name, **require_mapping(entry, where)}, where)
                 self._folders[f"task:{name}"] = folder
 
 
-def _component(known: Extensions[type[C]], use: str, kind: type[C], where: str, folder: Path | None) -> Loaded[C]:
+def _component(
+    known: PluginRegistry[type[C]], use: str, kind: type[C], where: str, folder: Path | None
+) -> LoadedClass[C]:
     """Return the class that a YAML names under ``use``: by a registered name, or by where it stands.
 
     Raises:
@@ -330,7 +339,18 @@ def _component(known: Extensions[type[C]], use: str, kind: type[C], where: str, 
     found = known.resolve(use, f"{where}: use", folder)
     if not (isinstance(found.value, type) and issubclass(found.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
-    return Loaded(found.value, found.code)
+    if missing := sorted(getattr(found.value, "__abstractmethods__", ())):
+        # To its author nothing but a misspelt name looks like this: what the class itself defines may be near.
+        near = difflib.get_close_matches(missing[0], _defined(found.value), n=1)
+        also = f", only '{near[0]}'" if near else ""
+        raise UserError(f"{where}: use: {use}: does not define '{missing[0]}'{also}")
+    return LoadedClass(found.value, found.code)
+
+
+def _defined(kind: type) -> list[str]:
+    """Return the names of a class's own functions that none of its bases has."""
+    inherited = {name for base in kind.__mro__[1:] for name in vars(base)}
+    return [name for name, value in vars(kind).items() if callable(value) and name not in inherited]
 
 
 def _installed_tasks() -> list[Path]:

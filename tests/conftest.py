@@ -21,11 +21,6 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the tests that start a Ray cluster, so that they can be run from a step of their own."""
-    config.addinivalue_line("markers", "cluster: starts a Ray cluster on this machine (-m cluster, -m 'not cluster')")
-
-
 @pytest.fixture
 def plain_tokenizer() -> Any:
     """A fresh small tokenizer without BOS."""

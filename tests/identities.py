@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import digest
+from longctx_bench.core.sources import content_digest
 from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import NATURAL, Example
 from longctx_bench.engines.echo import EchoEngine
@@ -88,7 +88,7 @@ def prompts(registry: Registry) -> Iterator[tuple[str, list[str]]]:
             for length in (*LENGTHS, NATURAL) if benchmark.natural else LENGTHS:
                 try:
                     made = list(benchmark.examples(encoder, length, task.max_new_tokens, EXAMPLES, 42))
-                except DoesNotFit:
+                except ContextTooShort:
                     yield f"{name} {model} {length}", []
                 else:
                     yield f"{name} {model} {length}", _row(encoder, made)
@@ -140,7 +140,9 @@ def digests(folder: Path) -> dict[str, str | None]:
     big_file(data / "c.jsonl", 2 * MIB)
     big_file(folder / "large.txt", 3 * MIB)
     (folder / "small.txt").write_text("words")
-    return {name: digest(PathSource(path=folder / name)) for name in ("model", "data", "large.txt", "small.txt")}
+    return {
+        name: content_digest(PathSource(path=folder / name)) for name in ("model", "data", "large.txt", "small.txt")
+    }
 
 
 def found(folder: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from helpers.crash_states import Recorder, State, recorded
 from safetensors.torch import load_file, save_file
 
 from longctx_bench import run
-from longctx_bench.core.file_cache import damage
-from longctx_bench.core.io import append, replacing
+from longctx_bench.core.file_cache import find_damage
+from longctx_bench.core.io import append, atomic_write
 from longctx_bench.core.specs import PathSource
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.models.checkpoint import checkpoint_folder
@@ -64,7 +64,7 @@ def test_a_rename_before_its_file_is_synced_may_leave_an_empty_file(tmp_path: Pa
 def test_what_is_written_atomically_is_there_whole_once_that_is_over(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with recorded(tmp_path) as recorder:
-        with replacing(tmp_path / "a") as temporary:
+        with atomic_write(tmp_path / "a") as temporary:
             temporary.write_bytes(b"new")
         recorder.note("replaced")
     for state in recorder.states():
@@ -217,7 +217,7 @@ def test_merged_weights_are_whole_or_made_again_whatever_a_crash_leaves(
         for left in top.glob("cache/models/.converting*"):
             # Where its lock is lost, it may be another process' for a day.
             os.utime(left, (0, 0))
-        whole = damage(top / "cache/models" / folder.name) is None
+        whole = find_damage(top / "cache/models" / folder.name) is None
         again = checkpoint_folder(PathSource(path=tmp_path / "packed"))
         assert {file.name: file.read_bytes() for file in again.iterdir()} == expected
         assert whole or not list(top.rglob(".converting*")), "nothing is left behind"
@@ -241,13 +241,13 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
     from longctx_bench.training.train import train
 
     monkeypatch.setattr("longctx_bench.training.trainer.matmul_rate", lambda device: 1e12)
-    monkeypatch.setattr("longctx_bench.training.trainer.draw", lambda *_: None)
+    monkeypatch.setattr("longctx_bench.training.trainer.plot_loss_curve", lambda *_: None)
     top = tmp_path / "top"
     top.mkdir()
     monkeypatch.setenv("LONGCTX_BENCH_CACHE", str(top / "cache"))
     shutil.copyfile(essays, tmp_path / "text.txt")
     (tmp_path / "small.yaml").write_text(json.dumps(RECIPE | {"corpus": str(tmp_path)}))
-    save = checkpointing.save
+    save = checkpointing.save_state
 
     with recorded(top) as recorder, monkeypatch.context() as patch:
 
@@ -255,18 +255,18 @@ def test_training_goes_on_from_whatever_a_crash_leaves(
             save(out, step, *rest)
             recorder.note(step)
 
-        patch.setattr(checkpointing, "save", saved)
+        patch.setattr(checkpointing, "save_state", saved)
         train(tmp_path / "small.yaml", top / "out")
         recorder.note(RECIPE["tokens"] // 64)
     expected = (top / "out/model.safetensors").read_bytes()
     steps: list[int] = []
-    one_step = trainer.Run._one_step
+    one_step = trainer.Trainer._train_step
 
     def counted(self: Any, inputs: Any) -> Any:
         steps.append(self.step)
         return one_step(self, inputs)
 
-    monkeypatch.setattr(trainer.Run, "_one_step", counted)
+    monkeypatch.setattr(trainer.Trainer, "_train_step", counted)
     # A training takes longer than a run.
     for number, state in enumerate(drawn(recorder, STATES // 3)):
         again = state.write(tmp_path / f"crash-{number}")

@@ -10,7 +10,7 @@ import pytest
 from identities import MIB, PINNED, big_file, found
 
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
-from longctx_bench.core.sources import digest
+from longctx_bench.core.sources import content_digest
 from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import Cell
 from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
@@ -70,22 +70,22 @@ def test_a_change_near_either_end_of_a_large_file_is_noticed(tmp_path: Path, kin
     path = tmp_path / kind
     big_file(path, size)
     source = PathSource(path=tmp_path)
-    before = digest(source)
-    assert digest(source) == before
+    before = content_digest(source)
+    assert content_digest(source) == before
     for place in (0, MIB - 1, size - MIB, size - MIB + 5, size - 2, size - 1):
         content = bytearray(path.read_bytes())
         content[place] ^= 1
         path.write_bytes(content)
-        assert digest(source) != before, place
+        assert content_digest(source) != before, place
         content[place] ^= 1
         path.write_bytes(content)
     with path.open("ab") as file:
         file.write(b"x")
-    assert digest(source) != before
+    assert content_digest(source) != before
     alone = tmp_path / "alone"
     big_file(alone, size)
-    before = digest(PathSource(path=alone))
+    before = content_digest(PathSource(path=alone))
     content = bytearray(alone.read_bytes())
     content[size // 2] ^= 1
     alone.write_bytes(content)
-    assert digest(PathSource(path=alone)) != before, "a file by itself is read whole"
+    assert content_digest(PathSource(path=alone)) != before, "a file by itself is read whole"

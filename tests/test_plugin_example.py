@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longctx_bench.cli import main
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import get_metric
 from longctx_bench.registry import Registry
 
 README = Path(__file__).parent.parent / "README.md"
@@ -57,7 +57,7 @@ def test_tasks_readme_examples_are_tasks(tmp_path: Path, essays: Path, tiny_enco
     google = registry.tasks["multi_news_google"]
     [example] = registry.benchmark(google).examples(tiny_encoder, 1024, google.max_new_tokens, 5, 42)
     assert example.prompt == "News:\nIt rained.\n\nSummary:"
-    assert metric(google.metric).score("Rain.", example.references) == 1.0
+    assert get_metric(google.metric).score("Rain.", example.references) == 1.0
 
 
 def test_an_installed_package_offers_a_method(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.registry import ALL, Registry
+from longctx_bench.registry import ALL_EXAMPLES, Registry
 
 OWN = """
 from longctx_bench.benchmarks.base import Benchmark
@@ -81,7 +81,11 @@ def test_a_protocol_that_a_task_does_not_have() -> None:
     with pytest.raises(UserError, match=r"task 'niah_single_1' does not have it; did you mean 'ruler@paper'"):
         registry.select_tasks("niah_single_1", "ruler@papers")
     (harness,) = registry.select_tasks("lm_eval:arc_easy")
-    assert (harness.metric, harness.samples, harness.params) == ("lm_eval", ALL, {"task": "arc_easy", "include": None})
+    assert (harness.metric, harness.samples, harness.params) == (
+        "lm_eval",
+        ALL_EXAMPLES,
+        {"task": "arc_easy", "include": None},
+    )
 
 
 def test_an_lm_eval_task_of_ones_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import longctx_bench
 import longctx_bench.methods.modeling_drope  # the DroPE model type
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.methods.alibi import slopes
 from longctx_bench.registry import Registry
 
@@ -20,7 +20,7 @@ IDS = torch.randint(26, 5000, (1, 300), generator=torch.Generator().manual_seed(
 
 
 def folder(member: str) -> Path:
-    return embedded_folder(f"{member}-tiny")
+    return shipped_checkpoint_folder(f"{member}-tiny")
 
 
 @torch.inference_mode()
@@ -68,8 +68,8 @@ def test_the_temperature_is_the_calibrated_one_beyond_the_training_context() -> 
     registry = Registry()
     for name, objective in (("drope", "retrieval"), ("drope-perplexity", "perplexity")):
         method = registry.variant(f"{name}-tiny").method
-        base = longctx_bench.methods.base.Base("tiny", 512, {})
-        tuning = method.tuning(base, 2048)
+        base = longctx_bench.methods.base.BaseModelInfo("tiny", 512, {})
+        tuning = method.applied_scalar(base, 2048)
         assert tuning is not None
         assert (tuning.value, tuning.source) == (fits[objective]["table"]["4"], objective)
     model, _ = longctx_bench.load("drope-tiny", length=2048, dtype="float32", device="cpu")

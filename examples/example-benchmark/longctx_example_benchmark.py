@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from longctx_bench.benchmarks.base import DoesNotFit, IndexedBenchmark, example_id
+from longctx_bench.benchmarks.base import ContextTooShort, IndexedBenchmark, example_id
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.types import Example
 
@@ -44,7 +44,7 @@ class PassKey(IndexedBenchmark):
                 step //= 2
         tokens = encoder.count(prompt(repeats), ANSWER)
         if tokens > budget:
-            raise DoesNotFit(f"passkey: the shortest prompt takes {tokens} tokens, {budget} are to be had")
+            raise ContextTooShort(f"passkey: the shortest prompt takes {tokens} tokens, {budget} are to be had")
         return Example(
             id=example_id(index),
             prompt=prompt(repeats),

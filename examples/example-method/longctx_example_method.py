@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from math import log
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,14 +19,14 @@ class LogN(Method):
     strength: float = 1.0
     """1 is Su's rule, 0 the base itself."""
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         """Let the model read as many tokens; nothing else of its config changes."""
-        return {"max_position_embeddings": max(length, base.original_length)}
+        return {"max_position_embeddings": max(length, base.training_context)}
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
         """Scale the attention of all layers, and take that back."""
-        ratio = log(max(length, base.original_length)) / log(base.original_length)
+        ratio = log(max(length, base.training_context)) / log(base.training_context)
         layers = [module for module in model.modules() if hasattr(module, "scaling") and hasattr(module, "q_proj")]
         before = [layer.scaling for layer in layers]
         try:

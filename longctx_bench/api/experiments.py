@@ -12,17 +12,17 @@ from longctx_bench.core.argument_parsing import (
     Lengths,
     Names,
     Scales,
-    dtype_of,
-    names,
+    dtype_name,
+    join_names,
+    parse_int,
     parse_lengths,
+    parse_path,
     parse_scales,
-    parts,
-    path_of,
-    seed_of,
-    whole,
+    parse_seed,
+    split_commas,
 )
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import NATURAL, length_name
 from longctx_bench.engines import check_server
 from longctx_bench.engines.openai_api.config import ServerConfig
@@ -106,15 +106,15 @@ def run(
     registry = registry or Registry()
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
     spec = RunSpec(
-        registry.variants(names(model, "model")), registry.select_tasks(names(tasks, "tasks"), protocol),
-        scales if scales or lengths else (1.0, 2.0), lengths, whole(limit, "limit"), seed_of(seed),
+        registry.variants(join_names(model, "model")), registry.select_tasks(join_names(tasks, "tasks"), protocol),
+        scales if scales or lengths else (1.0, 2.0), lengths, parse_int(limit, "limit"), parse_seed(seed),
         bool(chat_template), bool(rerun),
     )  # fmt: skip
-    made: dict[str, Any] = {"name": str(engine), "device": str(device), "dtype": dtype_of(dtype), "server": server}
-    made |= {"batch_tokens": whole(batch_tokens, "batch_tokens"), "compiled": bool(compiled)}
-    made["tensor_parallel"] = whole(tensor_parallel, "tensor_parallel")
-    store = ResultStore(path_of(out, "out"))
-    with make_executor(executor, made, registry, whole(workers, "workers"), ray_address) as runs_on:
+    made: dict[str, Any] = {"name": str(engine), "device": str(device), "dtype": dtype_name(dtype), "server": server}
+    made |= {"batch_tokens": parse_int(batch_tokens, "batch_tokens"), "compiled": bool(compiled)}
+    made["tensor_parallel"] = parse_int(tensor_parallel, "tensor_parallel")
+    store = ResultStore(parse_path(out, "out"))
+    with make_executor(executor, made, registry, parse_int(workers, "workers"), ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)
         if not all(planned.done for planned in cells):
             check_server(runs_on.engine)
@@ -122,7 +122,7 @@ def run(
     if outcome.failed:
         cell, reason = outcome.failed[0]
         first = "" if len(outcome.failed) == 1 else "the first is "
-        raise UserError(f"{counted(len(outcome.failed), 'cell')} failed: {first}{cell}: {reason}")
+        raise UserError(f"{pluralize(len(outcome.failed), 'cell')} failed: {first}{cell}: {reason}")
     finished = set(outcome.finished)
     summaries = [s for s in read_cells(Path(out)).finished if s.cell in finished] if finished else []
     frame = _frame(summaries, [f"skipped: {cell}: {reason}" for cell, reason in outcome.skipped])
@@ -146,7 +146,7 @@ def report(folder: str | Path = "results") -> ResultFrame:
     Raises:
         UserError: the folder holds no results.
     """
-    results = read_cells(path_of(folder, "folder"))
+    results = read_cells(parse_path(folder, "folder"))
     return _frame(results.finished, [f"missing: {line}" for line in results.missing])
 
 
@@ -185,8 +185,8 @@ def compare(
     from longctx_bench.reporting.comparison_selection import compare_chosen
     from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_rows
 
-    path = path_of(folder, "folder")
-    chosen = parts(names(tasks, "tasks"))
+    path = parse_path(folder, "folder")
+    chosen = split_commas(join_names(tasks, "tasks"))
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
     found, missing = compare_chosen(read_cells(path), path, str(a), str(b), chosen, scales, lengths)
     rows = exact_rows(found)
@@ -234,24 +234,24 @@ def figures(
     if paper is not None:
         if not (kind is None and task is None and scale is None and checkpoints == ()):
             raise UserError("paper: its YAML says what is drawn; kind, task, scale and checkpoints do not go with it")
-        return _paper_figures(paper, path_of(folder, "folder"), parts(names(base, "base")))
+        return _paper_figures(paper, parse_path(folder, "folder"), split_commas(join_names(base, "base")))
     if base is not None:
         raise UserError("base goes with paper")
-    asked = parts(names("heatmap" if kind is None else kind, "kind"))
+    asked = split_commas(join_names("heatmap" if kind is None else kind, "kind"))
     kinds = list(KINDS) if asked == ["all"] else asked
     for name in kinds:
         if name not in KINDS:
-            raise UserError(f"kind {name}: unknown{near_miss(name, [*KINDS, 'all'])}")
+            raise UserError(f"kind {name}: unknown{did_you_mean(name, [*KINDS, 'all'])}")
     if not kinds:
         raise UserError(f"kind: names nothing; known: {', '.join(KINDS)}")
     natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
     scales = (float(NATURAL),) if natural else parse_scales(scale, "scale")
     if len(scales) > 1:
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
-    runs = tuple(Path(part) for part in parts(names(checkpoints, "checkpoints")))
-    chosen = tuple(parts(names(task, "task")))
+    runs = tuple(Path(part) for part in split_commas(join_names(checkpoints, "checkpoints")))
+    chosen = tuple(split_commas(join_names(task, "task")))
     material = Material(
-        path_of(folder, "folder"),
+        parse_path(folder, "folder"),
         chosen,
         scales[0] if scales else None,
         checkpoints=runs,
@@ -270,7 +270,7 @@ def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> Fi
     from longctx_bench.reporting.papers.result_lookup import require_models
 
     material = Material(folder, models=tuple(models))
-    layout = read_paper(names(paper, "paper"))
+    layout = read_paper(join_names(paper, "paper"))
     require_models(material.results.finished, models)
     made = dict(paper_figures(layout, material))
     drawn = FigureSet({name: figure for name, figure in made.items() if not isinstance(figure, str)})

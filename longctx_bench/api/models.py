@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from longctx_bench.api.notebook import Calibration
 from longctx_bench.core.argument_parsing import (
     Scales,
-    dtype_of,
-    names,
+    dtype_name,
+    join_names,
+    parse_int,
     parse_lengths,
+    parse_path,
     parse_scales,
-    path_of,
-    seed_of,
-    whole,
+    parse_seed,
 )
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
 from longctx_bench.core.types import NATURAL
 from longctx_bench.models.checkpoint import load_tokenizer
@@ -26,7 +26,7 @@ from longctx_bench.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from longctx_bench.analysis.calibration.calibrate import Point
+    from longctx_bench.analysis.calibration.calibrate import SweepPoint
     from longctx_bench.engines.hf.export import ExportResult
 
 
@@ -61,13 +61,13 @@ def load(
     """
     from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 
-    variant = (registry or Registry()).variant(names(name, "name"))
+    variant = (registry or Registry()).variant(join_names(name, "name"))
     if variant.method.per_prompt:
         raise UserError(
             f"{name}: {variant.method_name} follows each prompt's length and cannot be loaded for all; use run()"
         )
     resolved = variant.resolve()
-    engine = HFEngine(str(device), dtype_of(dtype))
+    engine = HFEngine(str(device), dtype_name(dtype))
     model = load_model(resolved.folder, engine.dtype, engine.device)
     lengths = parse_lengths(length, "length") or (variant.model.original_length,)
     if len(lengths) > 1 or NATURAL in lengths:
@@ -111,18 +111,17 @@ def export(
     """
     from longctx_bench.engines.hf.export import check_exportable, export_checkpoint
 
-    variant = (registry or Registry()).variant(names(model, "model"))
+    variant = (registry or Registry()).variant(join_names(model, "model"))
     original = variant.model.original_length
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
     tokens = [*lengths, *(round(factor * original) for factor in scales)] or [original]
     if len(tokens) > 1 or NATURAL in tokens:
         raise UserError("export: a checkpoint is for one length; give --length TOKENS or --scale 4x, once")
-    if dtype not in (known := ("auto", "float32", "bfloat16")) and (dtype := dtype_of(dtype)) not in known:
-        raise UserError(f"dtype {dtype}: choose {', '.join(known)}")
+    dtype = dtype_name(dtype)
     check_exportable(variant.method, variant.method_name)
     resolved = variant.resolve()
     return export_checkpoint(
-        resolved.at(tokens[0]), variant.method_name, resolved.folder, path_of(folder, "folder"), dtype
+        resolved.at(tokens[0]), variant.method_name, resolved.folder, parse_path(folder, "folder"), dtype
     )
 
 
@@ -138,7 +137,7 @@ def calibrate(
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     registry: Registry | None = None,
-    tell: Callable[[Point], None] | None = None,
+    tell: Callable[[SweepPoint], None] | None = None,
 ) -> Calibration:
     """Fit the tunable scalar of a model's method at each scale, as ``longctx-bench calibrate`` does.
 
@@ -169,7 +168,7 @@ def calibrate(
     from longctx_bench.engines.hf.engine import HFEngine
 
     registry = registry or Registry()
-    variant = registry.variant(names(model, "model"))
+    variant = registry.variant(join_names(model, "model"))
     scales = parse_scales(scale, "--scale")
     if variant.method.tunable is None:
         raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
@@ -178,23 +177,23 @@ def calibrate(
     if out is None and not isinstance(variant.source, PathSource):
         raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
     if objective not in (known := ("retrieval", "perplexity")):
-        raise UserError(f"objective {objective}: unknown{near_miss(str(objective), known)}")
+        raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), known)}")
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
-    examples = whole(limit, "limit") or 1
+    examples = parse_int(limit, "limit") or 1
     resolved = variant.resolve()
     # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
     own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
-    target = path_of(out, "out") if out else variant.source.path if own else resolved.folder  # type: ignore[union-attr]
+    target = parse_path(out, "out") if out else variant.source.path if own else resolved.folder  # type: ignore[union-attr]
     require_writable(target)
-    engine = HFEngine(str(device), dtype_of(dtype), whole(batch_tokens, "batch_tokens"))
+    engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
     engine.load(resolved.folder)
     encoder = PromptEncoder(load_tokenizer(resolved.folder))
     goal: Objective = (
-        Retrieval(engine, encoder, registry, seed_of(seed))
+        Retrieval(engine, encoder, registry, parse_seed(seed))
         if text is None or objective == "retrieval"
-        else Perplexity(engine, encoder, path_of(text, "text"))
+        else Perplexity(engine, encoder, parse_path(text, "text"))
     )
     fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
-    path = sweeps.write(target, variant.method, variant.method_name, goal, fit)
+    path = sweeps.write_calibration(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)

@@ -17,7 +17,7 @@ from longctx_bench.reporting.formats import html_tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from longctx_bench.analysis.calibration.calibrate import Fit
+    from longctx_bench.analysis.calibration.calibrate import CalibrationResult
     from longctx_bench.reporting.tables.base import Table
 
 
@@ -86,10 +86,10 @@ class FigureSet(dict[str, "Figure"]):
         Raises:
             UserError: an unknown format, or the folder cannot be written.
         """
-        from longctx_bench.core.argument_parsing import names, parts
+        from longctx_bench.core.argument_parsing import join_names, split_commas
         from longctx_bench.reporting.figures import style
 
-        forms = parts(names(formats, "formats"))
+        forms = split_commas(join_names(formats, "formats"))
         return [path for name, figure in self.items() for path in style.save(figure, Path(folder) / name, forms)]
 
     def _repr_html_(self) -> str:
@@ -112,7 +112,7 @@ class Calibration:
     parameter: str
     """Of the method: ``temperature`` or ``attention_factor``."""
     objective: str
-    fit: Fit
+    fit: CalibrationResult
     """Best value by scale, the law's coefficient and every point that was measured."""
     path: Path
     """The ``calibration.json`` that runs read."""

@@ -1,62 +1,72 @@
-"""What a benchmark is: a writer of examples that never sees a model."""
+"""The benchmark interface: a generator of examples, which never sees a model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
-from longctx_bench.core.errors import DoesNotFit
+from longctx_bench.core.deprecation import alias_renamed_methods, renamed_attributes
+from longctx_bench.core.errors import ContextTooShort
 from longctx_bench.core.specs import Component
 from longctx_bench.core.types import Example
 
-__all__ = ["Benchmark", "DoesNotFit", "IndexedBenchmark", "example_id"]
+__all__ = ["Benchmark", "ContextTooShort", "IndexedBenchmark", "example_id"]
+
+
+_RENAMED_METHODS = {"answer": "expected_completion"}
 
 
 class Benchmark(Component, ABC):
-    """A task's generator. A subclass's fields are the parameters that a task YAML may set."""
+    """Generates a task's examples. A subclass's fields are the parameters that a task YAML may set."""
 
     kind: ClassVar[Literal["generate", "loss", "lm_eval"]] = "generate"
-    """What is scored: the model's continuation, how well it predicts the text itself, or what lm-eval makes of it."""
+    """What is scored: the model's generation, its loss on the text itself, or the results of an lm-eval task."""
     natural: ClassVar[bool] = False
-    """True when the task has documents of its own, which :data:`~longctx_bench.core.types.NATURAL` keeps whole."""
+    """True when the task's documents can be used at full length (:data:`~longctx_bench.core.types.NATURAL`)."""
 
     grid: ClassVar[str | None] = None
-    """The parameter that is the number of depths, if a task may put one needle in turn at each of them: heatmaps."""
+    """Name of the parameter that sets the number of needle depths, for tasks that place one needle on a grid of depths;
+    heatmaps are drawn for these."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        alias_renamed_methods(cls, _RENAMED_METHODS)
 
     @abstractmethod
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
-        """Yield examples 0 ... n-1.
+        """Yield examples 0 ... n-1, or fewer when the data set is smaller.
 
-        Example i is a pure function of (parameters, encoder, length, max_new_tokens, seed, i): it does not
-        depend on n, on the examples before it, on the process or on the machine.
-
-        Fewer than n examples mean that the data holds no more.
+        Example i is a pure function of (parameters, encoder, length, max_new_tokens, seed, i): it does not depend on n,
+        on other examples, on the process or on the machine.
 
         Args:
-            encoder: counts and encodes tokens of the model under test.
-            length: tokens of prompt, answer prefix, BOS, chat template and reserved new tokens together.
-            max_new_tokens: reserved for the answer.
-            n: how many examples.
-            seed: of all random choices.
+            encoder: encodes and counts tokens with the tokenizer of the model under test.
+            length: total tokens: prompt, answer prefix, BOS, chat template and reserved new tokens.
+            max_new_tokens: tokens reserved for the generation.
+            n: number of examples.
+            seed: seeds all random choices.
 
         Raises:
-            DoesNotFit: even the shortest prompt is longer than ``length``.
+            ContextTooShort: even the shortest prompt is longer than ``length``.
         """
 
-    def answer(self, references: Sequence[str]) -> str:
-        """Return a right answer as a model would write it: a guess, for engines that decode faster with one.
+    def expected_completion(self, references: Sequence[str]) -> str:
+        """Return a correct completion as a model would write it, which engines may use as a draft to decode faster.
 
-        The first reference unless a task overrides it: most tasks want one of them.
+        The first reference unless overridden: most tasks ask for one of their references.
         """
         return references[0]
 
 
+alias_renamed_methods(Benchmark, _RENAMED_METHODS)
+
+
 class IndexedBenchmark(Benchmark):
-    """A benchmark whose example i can be written without those before it."""
+    """A benchmark that generates each example independently of the others."""
 
     def examples(
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
@@ -67,9 +77,12 @@ class IndexedBenchmark(Benchmark):
 
     @abstractmethod
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example; arguments and errors as in :meth:`Benchmark.examples`."""
+        """Return one example; arguments and errors as in :meth:`Benchmark.examples`."""
 
 
 def example_id(index: int) -> str:
-    """Return the id of example ``index``: fixed width, so that ids sort as numbers do."""
+    """Return the id of example ``index``, zero-padded so that ids sort numerically."""
     return f"{index:06d}"
+
+
+__getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort"}, globals())

@@ -26,7 +26,7 @@ _CUT = re.compile(r"(?<=\S) ")
 Tokens = tuple[int, ...]
 
 
-class Chunks:
+class CachedBPE:
     """A tokenizer that reads a text sentence by sentence and word by word, and remembers both.
 
     Exact, not an estimate: byte-level BPE merges within the pieces that GPT-2's pattern cuts, and none of those pieces
@@ -36,7 +36,7 @@ class Chunks:
     """
 
     def __init__(self, tokenizer: Any, cut: Callable[[str], list[str]]) -> None:
-        """Wrap a tokenizer; :meth:`of` finds out whether that is exact."""
+        """Wrap a tokenizer; :meth:`from_tokenizer` finds out whether that is exact."""
         self._tokenizer = tokenizer
         self._cut = cut
         # None of them is ever emptied, because another thread may be reading it: a new one takes its place.
@@ -46,7 +46,7 @@ class Chunks:
         self._held = 0
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Chunks | None:
+    def from_tokenizer(cls, tokenizer: Any) -> CachedBPE | None:
         """Wrap a tokenizer that can be read word by word, byte-level BPE with GPT-2's pattern; give None for another.
 
         What is not known to be one is not: its texts are read as a whole, as ever.
@@ -159,7 +159,7 @@ def _with(known: dict[str, Tokens], fresh: Iterable[tuple[str, Tokens]]) -> dict
     return memory
 
 
-def flat(parts: Iterable[Sequence[int]]) -> list[int]:
+def flatten(parts: Iterable[Sequence[int]]) -> list[int]:
     """Join the words' ids."""
     return list(chain.from_iterable(parts))
 

@@ -1,4 +1,4 @@
-"""Text to hide needles in, cut to an exact number of tokens."""
+"""Haystacks: text to hide needles in, sized to an exact number of tokens."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core.errors import UserError
 
 WINDOW = 64
-"""A prompt lies in (L - WINDOW, L] tokens, reserved new tokens and BOS included."""
+"""A prompt has (L - WINDOW, L] tokens, including BOS and reserved new tokens."""
 
 # A sentence ends at . ! or ? (and closing quotes) before white space and a capital, digit or opening quote.
 _SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+(?=[\"'(\[\u2018\u201c]*[A-Z0-9])")
 
 
-def sentences(text: str) -> list[str]:
-    """Split text at sentence ends; joined with single spaces, the pieces give the words back in order."""
-    pieces: list[str] = []
+def split_sentences(text: str) -> list[str]:
+    """Split text into sentences; joined with single spaces they have the same words in the same order."""
+    sentences: list[str] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        pieces.append(text[start : match.end()].rstrip())
+        sentences.append(text[start : match.end()].rstrip())
         start = match.end()
-    pieces.append(text[start:].rstrip())
-    return [piece for piece in pieces if piece]
+    sentences.append(text[start:].rstrip())
+    return [sentence for sentence in sentences if sentence]
 
 
 @lru_cache(maxsize=4)
@@ -39,7 +39,7 @@ def essay_words(path: Path) -> tuple[str, ...]:
     """Return the words of an essay file: RULER's JSON (key ``text``) or plain text.
 
     Raises:
-        UserError: the file is not one of the two or holds no words.
+        UserError: the file is neither or has no words.
     """
     try:
         raw = path.read_text(encoding="utf-8")
@@ -48,16 +48,16 @@ def essay_words(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path}: not essays: expected JSON with a key 'text', or plain UTF-8 text") from error
     words = tuple(str(text).split())
     if not words:
-        raise UserError(f"{path}: holds no words")
+        raise UserError(f"{path}: has no words")
     return words
 
 
 def excerpt(words: tuple[str, ...], start: int, count: int) -> str:
-    """Return ``count`` words from ``start`` on, going round at the end of the text as often as needed."""
-    return " ".join(_taken(words, start % len(words), count))
+    """Return ``count`` words from ``start`` on, wrapping around at the end of the text."""
+    return " ".join(_wrapping_slice(words, start % len(words), count))
 
 
-def _taken(words: tuple[str, ...], start: int, count: int) -> tuple[str, ...]:
+def _wrapping_slice(words: tuple[str, ...], start: int, count: int) -> tuple[str, ...]:
     taken = words[start : start + count]
     while len(taken) < count:
         taken += words[: count - len(taken)]
@@ -65,8 +65,8 @@ def _taken(words: tuple[str, ...], start: int, count: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4)
-def _ends(path: Path) -> tuple[int, ...]:
-    """Return the numbers of the essays' words that end a sentence; the last word is followed by the first."""
+def _sentence_ends(path: Path) -> tuple[int, ...]:
+    """Return the indices of words that end a sentence; the text wraps around at its end."""
     words = essay_words(path)
     begins = list(accumulate((len(word) + 1 for word in words), initial=0))
     text = " ".join((*words, words[0]))
@@ -74,24 +74,24 @@ def _ends(path: Path) -> tuple[int, ...]:
 
 
 def excerpt_sentences(path: Path, start: int, count: int) -> list[str]:
-    """Return the :func:`sentences` of an :func:`excerpt` of the essays, of which the whole was split once.
+    """Return the :func:`split_sentences` of an :func:`excerpt`, from sentence ends that are computed once per file.
 
-    Whether a sentence ends between two words is a matter of these two alone.
+    This is exact because whether a sentence ends between two words depends on these two words only.
     """
-    words, ends = essay_words(path), _ends(path)
+    words, ends = essay_words(path), _sentence_ends(path)
     start %= len(words)
-    taken = _taken(words, start, count)
+    taken = _wrapping_slice(words, start, count)
     cuts = [0]
     for first in range(-start, count, len(words)):
-        # The text's first word is the excerpt's word ``first``; below 0 it lies before it.
-        here = ends[bisect_left(ends, -first) : bisect_left(ends, count - 1 - first)]
-        cuts += [first + end + 1 for end in here]
+        # ``first`` is the index in the excerpt of the text's first word; negative when it precedes the excerpt.
+        ends_inside = ends[bisect_left(ends, -first) : bisect_left(ends, count - 1 - first)]
+        cuts += [first + end + 1 for end in ends_inside]
     return [" ".join(taken[begin:end]) for begin, end in pairwise((*cuts, count)) if begin < end]
 
 
-def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
-    """Return sentences of the noise haystack that take at most ``tokens`` tokens, each on a line of its own."""
-    phrases = sentences(prompt_templates.NOISE)
+def noise_sentences(encoder: PromptEncoder, tokens: int) -> list[str]:
+    """Return sentences of the noise haystack, one per line, that take at most ``tokens`` tokens."""
+    phrases = split_sentences(prompt_templates.NOISE)
     sizes = [encoder.size(phrase + "\n") for phrase in phrases]
     taken: list[str] = []
     while tokens >= sizes[len(taken) % len(phrases)]:
@@ -100,56 +100,58 @@ def noise_phrases(encoder: PromptEncoder, tokens: int) -> list[str]:
     return taken
 
 
-class Fit(NamedTuple):
-    """How many units of text fill a budget, and the tokens that they make."""
+class FittedSize(NamedTuple):
+    """The number of units of text that fill a budget, and their tokens."""
 
     units: int
     tokens: int
 
 
-def fit(tokens: Callable[[int], int], budget: int, window: int, least: int, guess: int, what: str) -> Fit:
+def fit_to_budget(
+    tokens: Callable[[int], int], budget: int, window: int, min_units: int, guess: int, what: str
+) -> FittedSize:
     """Find how many units of text fill a budget: ``budget - window < tokens(units) <= budget``.
 
-    The answer depends on the arguments alone, so that an example is the same bytes wherever it is made.
-    ``tokens`` must grow about linearly; each call of it tokenises a prompt, and two or three are enough.
+    The result depends only on the arguments, so that an example is byte-identical on every machine. ``tokens`` must
+    grow about linearly; each call tokenises a prompt, and two or three calls usually suffice.
 
     Args:
-        tokens: tokens of the prompt made of that many units.
-        budget: the most tokens allowed.
-        window: how far below the budget is near enough.
-        least: fewest units that the task can be made of.
-        guess: units to try first.
+        tokens: returns the prompt's tokens for a number of units.
+        budget: maximum number of tokens.
+        window: accepted distance below the budget in tokens.
+        min_units: fewest units that the task can have.
+        guess: number of units to try first.
         what: names the task in the error.
 
     Returns:
-        The number of units and their tokens; when no number lands in the window, the most that fit the budget.
+        The number of units and their tokens; when no number lands in the window, the largest that fits the budget.
 
     Raises:
-        DoesNotFit: ``least`` units are more than the budget.
+        ContextTooShort: ``min_units`` units exceed the budget.
     """
-    low, low_tokens = least, tokens(least)
+    low, low_tokens = min_units, tokens(min_units)
     if low_tokens > budget:
-        raise DoesNotFit(
-            f"{what}: the shortest prompt takes {low_tokens} tokens, {budget} are free; choose a larger length"
+        raise ContextTooShort(
+            f"{what}: the shortest prompt takes {low_tokens} tokens, {budget} are available; choose a larger length"
         )
     if low_tokens > budget - window:
-        return Fit(low, low_tokens)
+        return FittedSize(low, low_tokens)
     high: int | None = None
     high_tokens = 0
-    units = max(guess, least + 1)
+    units = max(guess, min_units + 1)
     while high is None or high - low > 1:
-        found = tokens(units)
-        if budget - window < found <= budget:
-            return Fit(units, found)
-        if found > budget:
-            high, high_tokens = units, found
+        num_tokens = tokens(units)
+        if budget - window < num_tokens <= budget:
+            return FittedSize(units, num_tokens)
+        if num_tokens > budget:
+            high, high_tokens = units, num_tokens
         else:
-            low, low_tokens = units, found
-        aim = budget - window / 4
+            low, low_tokens = units, num_tokens
+        target = budget - window / 4
         if high is None:
-            units = max(low + 1, int(low * aim / max(low_tokens, 1)) + 1)
+            units = max(low + 1, int(low * target / max(low_tokens, 1)) + 1)
         else:
             slope = (high_tokens - low_tokens) / (high - low)
-            step = int((aim - low_tokens) / slope) if slope > 0 else (high - low) // 2
+            step = int((target - low_tokens) / slope) if slope > 0 else (high - low) // 2
             units = min(high - 1, max(low + 1, low + step))
-    return Fit(low, low_tokens)
+    return FittedSize(low, low_tokens)

@@ -26,28 +26,28 @@ _RULER_DEPTHS = [round(100 * point / 39) for point in range(40)]
 """RULER draws depths without replacement from these 40 points."""
 
 
-class Needles(IndexedBenchmark):
-    """Hide key-value sentences in text and ask for the values (RULER, arXiv 2404.06654, section 3)."""
+class NeedleInAHaystack(IndexedBenchmark):
+    """Needle in a haystack: key-value sentences hidden in text (RULER, arXiv 2404.06654, section 3)."""
 
     id: ClassVar[str] = "needle-in-a-haystack"
     grid: ClassVar[str | None] = "depth_grid"
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
     essays: Source | None = None
-    """Where the essays come from; needed by the essay haystack alone."""
+    """Source of the essays; only for the essay haystack."""
     keys: int = Field(default=1, ge=1)
     values: int = Field(default=1, ge=1)
-    """Values, and so needles, of each key."""
+    """Values (and so needles) per key."""
     queries: int = Field(default=1, ge=1)
     key_type: Kind = "words"
     value_type: Kind = "numbers"
     depth_grid: int | None = Field(default=None, ge=2)
-    """With a grid of k depths from 0 to 100, any k examples in a row cover it (:func:`grid_depth`); random without."""
+    """Number of depths from 0 to 100 %: any k consecutive examples cover all (:func:`grid_depth`). Default: random."""
     one_text: bool = False
-    """Hide a grid's needles in one and the same text, which an engine then need not read anew for each depth."""
+    """Use the same haystack for all depths of a grid, so that engines can share prompt prefixes (prefix sharing)."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Needles:
+    def _consistent(self) -> NeedleInAHaystack:
         if self.queries > self.keys:
             raise ValueError(f"queries ({self.queries}) cannot exceed keys ({self.keys})")
         if self.haystack == "essay" and self.essays is None:
@@ -59,47 +59,47 @@ class Needles(IndexedBenchmark):
         return self
 
     def example(self, encoder: PromptEncoder, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
-        """Write one example, within ``haystack.WINDOW`` tokens of the length."""
+        """Return one example of at most ``length`` and more than ``length - haystack.WINDOW`` tokens."""
         rng = random.Random(f"needles {seed} {index}")
         keys = [_draw(self.key_type, rng) for _ in range(self.keys)]
         answers = [[_draw(self.value_type, rng) for _ in range(self.values)] for _ in keys]
         needles = [self._needle(key, value) for key, values in zip(keys, answers, strict=True) for value in values]
-        asked = rng.sample(range(self.keys), self.queries)
+        queried = rng.sample(range(self.keys), self.queries)
         rng.shuffle(needles)
         depths = self._depths(rng, len(needles), index)
         prompt_template, answer_template, kind = self._templates()
-        words = {"type_needle_v": kind, "query": prompt_templates.enumerate_queries([keys[i] for i in asked])}
-        answer_prefix = answer_template.format(**words)
+        slots = {"type_needle_v": kind, "query": prompt_templates.enumerate_queries([keys[i] for i in queried])}
+        answer_prefix = answer_template.format(**slots)
         shared = f"text {seed} {index // self.depth_grid}" if self.one_text and self.depth_grid else None
-        text = _Text(self, random.Random(shared) if shared else rng, needles, depths)
+        text = _Haystack(self, random.Random(shared) if shared else rng, needles, depths)
 
         def prompt(units: int) -> str:
-            return prompt_template.format(context=text.context(units), **words)
+            return prompt_template.format(context=text.context(units), **slots)
 
         budget = length - max_new_tokens
-        units, n_tokens = haystack.fit(
+        units, n_tokens = haystack.fit_to_budget(
             lambda units: encoder.count(prompt(units), answer_prefix),
             budget,
             haystack.WINDOW,
-            text.least,
+            text.min_units,
             text.guess(budget),
             f"needles in {self.haystack} at {length}",
         )
         if budget - n_tokens >= haystack.WINDOW:
-            # No whole needle fits any more (a uuid needle takes some 90 tokens): close with noise sentences.
-            text.closing = haystack.noise_phrases(encoder, budget - n_tokens - haystack.WINDOW // 4)
+            # No further whole needle fits (a uuid needle takes about 90 tokens): fill up with noise sentences.
+            text.closing = haystack.noise_sentences(encoder, budget - n_tokens - haystack.WINDOW // 4)
             n_tokens = encoder.count(prompt(units), answer_prefix)
         return Example(
             id=example_id(index),
             prompt=prompt(units),
             answer_prefix=answer_prefix,
-            references=tuple(value for i in asked for value in answers[i]),
-            depths=tuple(depths) if self.depth_grid else text.measured(units),
+            references=tuple(value for i in queried for value in answers[i]),
+            depths=tuple(depths) if self.depth_grid else text.needle_depths(units),
             n_tokens=n_tokens,
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the values as the question joins its keys."""
         return prompt_templates.enumerate_queries(list(references))
 
@@ -107,7 +107,7 @@ class Needles(IndexedBenchmark):
         return prompt_templates.NEEDLE.format(type_needle_v=self.value_type, key=key, value=value)
 
     def _templates(self) -> tuple[str, str, str]:
-        """Return prompt, answer prefix and the word for the values, in the singular when one is asked for."""
+        """Return prompt template, answer-prefix template and the word for the values; singular for a single value."""
         if self.queries * self.values > 1:
             return prompt_templates.NIAH_PROMPT, prompt_templates.NIAH_ANSWER, self.value_type
         return (
@@ -123,25 +123,25 @@ class Needles(IndexedBenchmark):
 
 
 def grid_depth(index: int, points: int) -> float:
-    """Return example ``index``'s depth in percent on a grid of ``points`` depths from 0 to 100.
+    """Return the depth in percent of example ``index`` on a grid of ``points`` depths from 0 to 100.
 
-    Every ``points`` examples visit each depth once, in strides, so that the first few of them lie far apart.
+    Every ``points`` consecutive examples visit each depth once, in strides, so that the first few are far apart.
     """
     stride = next(step for step in range(round(0.618 * points), 2 * points) if gcd(step, points) == 1)
     return round(100 * ((points // 2 + index * stride) % points) / (points - 1), 2)
 
 
-class _Text:
-    """One example's haystack at any size: the same draws whatever the size, so that sizes can be compared."""
+class _Haystack:
+    """One example's haystack at any size; the random draws do not depend on the size."""
 
-    def __init__(self, task: Needles, rng: random.Random, needles: list[str], depths: list[float]) -> None:
+    def __init__(self, task: NeedleInAHaystack, rng: random.Random, needles: list[str], depths: list[float]) -> None:
         self.kind = task.haystack
         self.needles = needles
         self.depths = depths
         self.closing: list[str] = []
-        # What was measured last is written next.
+        # Cached, because the size that was counted last is usually the one that is used.
         self._latest: tuple[tuple[int, int], str] = ((-1, 0), "")
-        self.least = len(needles) if self.kind == "essay" else 0
+        self.min_units = len(needles) if self.kind == "essay" else 0
         self._rng = random.Random(rng.random())
         self._lines: list[str] = []
         self._task = task
@@ -151,7 +151,7 @@ class _Text:
             self._start = rng.randrange(len(haystack.essay_words(self._essays)))
 
     def guess(self, budget: int) -> int:
-        """Return about how many units fill a budget: an essay word is 1.25 tokens, a sentence pair 25 or 90."""
+        """Return a first guess at the number of units: an essay word has 1.25 tokens, a line 25 or 85."""
         free = max(1, budget - 120)
         if self.kind == "essay":
             return int(free / 1.25)
@@ -161,19 +161,19 @@ class _Text:
         """Return the text with all needles at their depths."""
         key = (units, len(self.closing))
         if self._latest[0] != key:
-            pieces, joiner = self._hay(units)
-            for needle, place in reversed(list(zip(self.needles, self._places(pieces), strict=True))):
-                pieces.insert(place, needle)
-            self._latest = key, joiner.join(pieces + self.closing)
+            segments, joiner = self._segments(units)
+            for needle, index in reversed(list(zip(self.needles, self._insert_indices(segments), strict=True))):
+                segments.insert(index, needle)
+            self._latest = key, joiner.join(segments + self.closing)
         return self._latest[1]
 
-    def measured(self, units: int) -> tuple[float, ...]:
-        """Return where the needles begin, in percent of the context's characters, in the text's order."""
+    def needle_depths(self, units: int) -> tuple[float, ...]:
+        """Return the start of each needle in percent of the context's characters, in text order."""
         context = self.context(units)
         starts = sorted(context.index(needle) for needle in self.needles)
         return tuple(round(100 * start / len(context), 2) for start in starts)
 
-    def _hay(self, units: int) -> tuple[list[str], str]:
+    def _segments(self, units: int) -> tuple[list[str], str]:
         if self.kind == "essay":
             return haystack.excerpt_sentences(self._essays, self._start, units), " "
         if self.kind == "noise":
@@ -184,16 +184,16 @@ class _Text:
             self._lines.append(task._needle(key, _draw(task.value_type, self._rng)))
         return self._lines[:units], "\n"
 
-    def _places(self, pieces: list[str]) -> list[int]:
-        """Return the gaps between pieces that are nearest to the depths, measured in characters."""
-        ends = list(accumulate((len(piece) + 1 for piece in pieces), initial=0))
-        places = []
+    def _insert_indices(self, segments: list[str]) -> list[int]:
+        """Return the gaps between segments that are nearest to the depths, measured in characters."""
+        ends = list(accumulate((len(segment) + 1 for segment in segments), initial=0))
+        indices = []
         for depth in self.depths:
-            wanted = ends[-1] * depth / 100
-            place = bisect_left(ends, wanted)
-            nearer_before = place > 0 and wanted - ends[place - 1] < ends[place] - wanted
-            places.append(place - 1 if nearer_before else place)
-        return places
+            target = ends[-1] * depth / 100
+            index = bisect_left(ends, target)
+            previous_is_nearer = index > 0 and target - ends[index - 1] < ends[index] - target
+            indices.append(index - 1 if previous_is_nearer else index)
+        return indices
 
 
 def _draw(kind: Kind, rng: random.Random) -> str:

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import Source
-from longctx_bench.core.text_files import TEXT_SUFFIXES, documents_of_file, text_suffix
+from longctx_bench.core.text_files import TEXT_SUFFIXES, read_documents, text_suffix
 from longctx_bench.core.types import Example
 
 _CHARACTERS = 12
@@ -46,7 +46,9 @@ class Perplexity(Benchmark):
         """Yield the first window of each document that is long enough, then the second ones, and so on."""
         begin = _special_start(encoder)
         if self.last is not None and self.last >= length:
-            raise DoesNotFit(f"perplexity at {length}: the last {self.last} tokens are to be scored; take a larger one")
+            raise ContextTooShort(
+                f"perplexity at {length}: the last {self.last} tokens are to be scored; take a larger one"
+            )
         found = self._sliding if self.stride else self._side_by_side
         index = 0
         for window, scored in found(encoder, length - len(begin), n):
@@ -64,7 +66,7 @@ class Perplexity(Benchmark):
             )
             index += 1
         if index == 0:
-            raise DoesNotFit(f"perplexity at {length}: no document has so many tokens")
+            raise ContextTooShort(f"perplexity at {length}: no document has so many tokens")
 
     def _side_by_side(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
         scored = self.last or size
@@ -102,7 +104,7 @@ class Perplexity(Benchmark):
         place = fetch(self.data)
         files = [place] if place.is_file() else _text_files(place)
         for file in files:
-            yield from documents_of_file(file, self.text_field)
+            yield from read_documents(file, self.text_field)
 
 
 def _text_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from longctx_bench.benchmarks.bpe_cache import Chunks, flat
+from longctx_bench.benchmarks.bpe_cache import CachedBPE, flatten
 from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.core.errors import UserError
 
@@ -34,7 +34,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._template = ChatTemplate(tokenizer) if chat_template else None
-        self._chunks = Chunks.of(tokenizer)
+        self._chunks = CachedBPE.from_tokenizer(tokenizer)
         self._opening = self._special() if self._chunks else None
         # What was counted last is encoded next; prompts are written in several threads.
         self._latest = threading.local()
@@ -51,7 +51,7 @@ class PromptEncoder:
 
     def encode(self, prompt: str, answer_prefix: str = "") -> list[int]:
         """Return the token ids, BOS included where the tokenizer adds one (EOS at the end never)."""
-        return flat(self._parts(self.text(prompt, answer_prefix)))
+        return flatten(self._parts(self.text(prompt, answer_prefix)))
 
     def _parts(self, text: str) -> Sequence[Sequence[int]]:
         """Return a whole text's ids in pieces, the latest text's from memory."""

@@ -10,7 +10,7 @@ import click
 from longctx_bench.cli.options import engine_options, make_registry, registry_options, writable
 
 if TYPE_CHECKING:
-    from longctx_bench.analysis.calibration.calibrate import Point
+    from longctx_bench.analysis.calibration.calibrate import SweepPoint
 
 
 @click.command("calibrate")
@@ -56,7 +56,7 @@ def calibrate_command(
     registry = make_registry(**options)  # type: ignore[arg-type]
     tunable = registry.variant(model).method.tunable
 
-    def tell(point: Point) -> None:
+    def tell(point: SweepPoint) -> None:
         console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
     found = calibrate(model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, tell)

@@ -12,10 +12,10 @@ import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import say
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from longctx_bench.analysis.probes.method_contract import Checked
+    from longctx_bench.analysis.probes.method_contract import CheckReport
     from longctx_bench.models.variant import ModelVariant
     from longctx_bench.registry import Registry
 
@@ -63,7 +63,7 @@ def check_command(
 
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     if method not in registry.methods:
-        raise UserError(f"{method}: unknown method{near_miss(method, registry.methods)}")
+        raise UserError(f"{method}: unknown method{did_you_mean(method, registry.methods)}")
     if ":" in base and base.partition(":")[0] in registry.methods:
         raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():
@@ -72,7 +72,7 @@ def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
     return registry.variant(f"{method}:{registry.variant(base).model.name}")
 
 
-def _show(found: Checked) -> None:
+def _show(found: CheckReport) -> None:
     prompts = ", ".join(map(str, found.prompts))
     say(f"{found.method} on {found.model}, applied for {found.length} tokens, on {found.device}; prompts of {prompts}")
     for check in found.checks:

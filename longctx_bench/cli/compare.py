@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longctx_bench.cli.options import parse_lengths, parse_scales, parts
+from longctx_bench.cli.options import parse_lengths, parse_scales, split_commas
 from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def compare_command(
     results = read_cells(folder)
     require_finished(results, folder)
     comparison, missing = compare_chosen(
-        results, folder, a, b, parts(tasks), parse_scales(scale), parse_lengths(length)
+        results, folder, a, b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
     )
     form = format_of(form, out)
     _show(comparison, form, out)

@@ -6,7 +6,7 @@ import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import say
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 
 
 @click.group("data")
@@ -33,10 +33,10 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
             raise UserError(
                 f"data pull {name}: {error}"
                 if ":" in name or "unknown model" not in str(error)
-                else f"data pull: unknown name '{name}'{near_miss(name, known)}"
+                else f"data pull: unknown name '{name}'{did_you_mean(name, known)}"
             ) from error
         from longctx_bench.models.checkpoint import checkpoint_folder
-        from longctx_bench.models.trusted_sources import remember
+        from longctx_bench.models.trusted_sources import trust_source
 
-        remember(variant.source)
+        trust_source(variant.source)
         say(f"{name}: {checkpoint_folder(variant.source)}")

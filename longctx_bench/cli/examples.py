@@ -10,7 +10,7 @@ import click
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
 from longctx_bench.cli.output import say
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import replacing
+from longctx_bench.core.io import atomic_write
 
 
 @click.command("examples")
@@ -57,6 +57,6 @@ def examples_command(
     if out is None:
         sys.stdout.writelines(written)
         return
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(written)
     say(f"wrote {out}")

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from longctx_bench.cli.options import parse_scales, parts, writable
+from longctx_bench.cli.options import parse_scales, split_commas, writable
 from longctx_bench.cli.output import require_finished, say
 from longctx_bench.cli.paper_figures import write_paper
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 
 _FORMATS = ("png", "pdf", "svg")
@@ -65,13 +65,15 @@ def figures_command(
     if paper is not None:
         _refuse_beside_paper(out)
         write_paper(
-            paper, folder, parts(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, split_commas(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
     kinds = _chosen("--kind", kind, tuple(KINDS))
+    if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
+        raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
     if out is not None and out.suffix and single is None and not out.is_dir():
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
@@ -80,7 +82,7 @@ def figures_command(
     formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
     # Everything that the folder has data for: the curves of what ships are of other runs.
     material = Material(
-        folder, tuple(parts(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
+        folder, tuple(split_commas(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
@@ -106,10 +108,10 @@ def _refuse_beside_paper(out: Path | None) -> None:
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = known if text == "all" else tuple(parts(text))
+    chosen = known if text == "all" else tuple(split_commas(text))
     for name in chosen:
         if name not in known:
-            raise UserError(f"{option} {name}: unknown{near_miss(name, known)}")
+            raise UserError(f"{option} {name}: unknown{did_you_mean(name, known)}")
     if not chosen:
         raise UserError(f"{option}: names nothing; known: {', '.join(known)}")
     return tuple(dict.fromkeys(chosen))

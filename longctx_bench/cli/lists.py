@@ -117,7 +117,7 @@ def _begun(members: Sequence[str], most: int = 3) -> str:
 @registry_options
 def models_command(form: str, **options: tuple[str, ...]) -> None:
     """List the base models; any hub id or folder works as METHOD:ID."""
-    from longctx_bench.core.sources import describe
+    from longctx_bench.core.sources import source_label
 
     registry = make_registry(**options)  # type: ignore[arg-type]
     records = [
@@ -126,7 +126,7 @@ def models_command(form: str, **options: tuple[str, ...]) -> None:
             "context": spec.original_length,
             "licence": spec.licence,
             "own_checkpoints": list(spec.checkpoints),
-            "source": describe(spec.source),
+            "source": source_label(spec.source),
             "description": spec.description,
         }
         for spec in registry.models.values()
@@ -140,7 +140,7 @@ def models_command(form: str, **options: tuple[str, ...]) -> None:
             f"{spec.original_length:,}",
             spec.licence,
             ", ".join(spec.checkpoints),
-            describe(spec.source),
+            source_label(spec.source),
             spec.description,
         )
         for spec in registry.models.values()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -26,7 +28,18 @@ def lm_eval_command(arguments: tuple[str, ...]) -> None:
     from lm_eval.__main__ import cli_evaluate
 
     from longctx_bench.lm_eval_adapter.register import register
+    from longctx_bench.lm_eval_adapter.run_task import without_git
 
     register()
     sys.argv = ["lm_eval", *arguments]
-    cli_evaluate()
+    here = Path.cwd()
+    repository = any((folder / ".git").exists() for folder in (here, *here.parents))
+    try:
+        with nullcontext() if repository else without_git():
+            cli_evaluate()
+    except ValueError as error:
+        # What lm-eval says of a name that it does not know; any other error is a bug, and keeps its traceback.
+        if not str(error).startswith("Tasks not found"):
+            raise
+        listed = "`longctx-bench lm-eval ls tasks` lists them, --include_path adds yours"
+        raise UserError(f"lm-eval: {error}; {listed}") from error

@@ -33,7 +33,7 @@ from longctx_bench.cli.train import train_command
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import disk_is_full
 from longctx_bench.core.provenance import package_version
-from longctx_bench.core.sanitize import printable
+from longctx_bench.core.sanitize import escape_control_chars
 
 _format_warning = warnings.formatwarning
 
@@ -72,9 +72,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_terminal()
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="longctx-bench", standalone_mode=False)
     except UserError as error:
         say(f"longctx-bench: {error}", err=True)
+        sys.exit(2)
+    except click.MissingParameter as error:
+        usage = error.ctx.get_usage() if error.ctx else ""
+        say(f"longctx-bench: {error.format_message()} {' '.join(usage.split())}".rstrip(), err=True)
         sys.exit(2)
     except click.ClickException as error:
         say(f"longctx-bench: {error.format_message()}", err=True)
@@ -106,16 +110,16 @@ def _keep_terminal() -> None:
 
 
 def _warning(*arguments: Any, **named: Any) -> str:
-    return printable(_format_warning(*arguments, **named))
+    return escape_control_chars(_format_warning(*arguments, **named))
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(escape_control_chars("".join(traceback.format_exception(kind, error, trace))))
 
 
 class _LogRecord(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802 (logging's name)
-        return printable(super().getMessage())
+        return escape_control_chars(super().getMessage())
 
 
 def _close_output() -> None:

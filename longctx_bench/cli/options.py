@@ -9,13 +9,20 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, parts
+from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, split_commas
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import require_writable
 
 __all__ = [
-    "added", "engine_options", "make_registry", "parse_lengths", "parse_scales", "parse_settings", "parts",
-    "registry_options", "writable",
+    "added",
+    "engine_options",
+    "make_registry",
+    "parse_lengths",
+    "parse_scales",
+    "parse_settings",
+    "registry_options",
+    "split_commas",
+    "writable",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,7 +12,7 @@ import click
 from longctx_bench.cli.options import writable
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_text
-from longctx_bench.core.sanitize import plain, printable
+from longctx_bench.core.sanitize import escape_control_chars, single_line
 
 if TYPE_CHECKING:
     from longctx_bench.reporting.results import Results
@@ -45,7 +45,7 @@ out_option = click.option(
 
 def say(line: str, err: bool = False) -> None:
     """Print one line, without what a terminal would take for a command: names and reasons may be anybody's."""
-    click.echo(plain(line), err=err)
+    click.echo(single_line(line), err=err)
 
 
 def format_of(form: str, out: Path | None) -> str:
@@ -77,7 +77,7 @@ def put(text: str, out: Path | None) -> None:
         UserError: the file cannot be written.
     """
     if out is None:
-        click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+        click.echo(escape_control_chars(text) if sys.stdout.isatty() else text, nl=False)
     else:
         write_text(out, text)
         say(f"wrote {out}")
@@ -102,7 +102,7 @@ def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     its name, and below it what stands under which heading. In a pipe each row is one line, at full width and without
     colours, so that other commands can search it.
     """
-    shown = [[plain(text) for text in row] for row in rows]
+    shown = [[single_line(text) for text in row] for row in rows]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
         for line in (header, *shown):

@@ -143,7 +143,7 @@ def _methods(registry: Registry, text: str, variants: tuple[ModelVariant, ...], 
             f"{method}-{name}" if name in registry.models else f"{method}:{text.rpartition(':')[2]}"
         ).method
         try:
-            found.model_overrides(base, 2 * base.original_length)
+            found.model_overrides(base, 2 * base.training_context)
         except UserError as error:
             say(f"left out: {method}: {error}", err=True)
             continue

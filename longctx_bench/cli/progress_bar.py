@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from longctx_bench.core.sanitize import counted, plain
+from longctx_bench.core.sanitize import pluralize, single_line
 
 if TYPE_CHECKING:
     from longctx_bench.runner.plan import PlannedCell
@@ -57,10 +57,10 @@ class Bars:
         self._begun += 1
         # Examples that an earlier run stored are not waited for.
         self._progress.advance(self._examples, planned.n - examples)
-        self._progress.update(self._examples, description=escape(plain(str(planned.cell))))
+        self._progress.update(self._examples, description=escape(single_line(str(planned.cell))))
         if not self._console.is_terminal:
-            count = counted(examples, "example") if planned.kind != "lm_eval" else "lm-eval's documents"
-            self._console.print(plain(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
+            count = pluralize(examples, "example") if planned.kind != "lm_eval" else "lm-eval's documents"
+            self._console.print(single_line(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:
         """Move the bar."""
@@ -74,7 +74,7 @@ class Bars:
                 message = f"{what}: {cell}: {reason}"
                 self.said.add(message)
                 break
-        self._progress.console.print(plain(message), markup=False, soft_wrap=True)
+        self._progress.console.print(single_line(message), markup=False, soft_wrap=True)
 
     def end_cell(self, planned: PlannedCell, left: int) -> None:
         """Account for examples that were not run."""

@@ -11,9 +11,9 @@ import click
 from longctx_bench.cli.engine_options import engine_arguments, engine_choice, executor_options
 from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
 from longctx_bench.cli.output import put_list, say
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
-from longctx_bench.core.sanitize import counted, plain
+from longctx_bench.core.sanitize import pluralize, single_line
 
 
 @click.command("run")
@@ -69,7 +69,7 @@ def run_command(
     used = {variant.method_name for variant in variants}
     for method in parse_settings(settings):
         if method not in used:
-            raise UserError(f"--set {method}.…: no model of this run uses {method}{near_miss(method, used)}")
+            raise UserError(f"--set {method}.…: no model of this run uses {method}{did_you_mean(method, used)}")
     chosen = registry.select_tasks(tasks, protocol)
     made = engine_arguments(**engine)
     if not dry_run:
@@ -87,8 +87,7 @@ def run_command(
     with make_executor(executor, made, registry, workers, ray_address) as runs_on:
         cells = plan(spec, runs_on.engine, store, registry)
         if dry_run:
-            _print_plan(cells, runs_on.engine)
-            return
+            sys.exit(_print_plan(cells, runs_on.engine))
         if not all(planned.done for planned in cells):
             check_server(runs_on.engine)
         with Bars() as bars:
@@ -97,22 +96,30 @@ def run_command(
     sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
 
 
-def _print_plan(cells: list[Any], engine: Any) -> None:
-    from longctx_bench.registry import ALL
+def _print_plan(cells: list[Any], engine: Any) -> int:
+    """Print what a run would take, and return the exit code that it would end with for what is refused already."""
+    from longctx_bench.core.errors import ContextTooShort
+    from longctx_bench.registry import ALL_EXAMPLES
     from longctx_bench.runner.estimate import estimate
 
     rows = []
+    refused: dict[str, UserError] = {}
     total = 0.0
     for item in estimate(cells, engine):
         total += item.seconds or 0.0
         time = "-" if item.seconds is None else _duration(item.seconds)
         memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
-        state = "done" if item.planned.done else "to run"
-        examples = "all" if item.planned.n == ALL else str(item.planned.n)
+        state = "refused" if item.refusal else "done" if item.planned.done else "to run"
+        if item.refusal:
+            refused[str(item.planned.cell)] = item.refusal
+        examples = "all" if item.planned.n == ALL_EXAMPLES else str(item.planned.n)
         tokens = "-" if item.tokens is None else f"{item.tokens:,}"
         rows.append((str(item.planned.cell), examples, tokens, time, memory, state))
     put_list(("cell", "examples", "tokens", "time", "memory", "state"), rows)
-    say(f"{counted(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
+    for cell, error in refused.items():
+        say(f"{'skipped' if isinstance(error, ContextTooShort) else 'failed'}: {cell}: {error}", err=True)
+    say(f"{pluralize(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
+    return 0 if not refused else 1 if all(isinstance(error, ContextTooShort) for error in refused.values()) else 2
 
 
 def _duration(seconds: float) -> str:
@@ -137,11 +144,11 @@ def _print_summary(outcome: Any, out: Path, said: set[str]) -> None:
             line = f"{what}: {cell}: {reason}"
             # What was said while the run went on may have scrolled away: only how much it was is said again.
             if line not in said:
-                console.print(plain(line), markup=False, soft_wrap=True)
+                console.print(single_line(line), markup=False, soft_wrap=True)
         if len(cells) > 1:
-            console.print(f"{counted(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
+            console.print(f"{pluralize(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
     if outcome.finished:
         number = len(outcome.finished)
         what = "it" if number == 1 else "them"
-        line = f"{counted(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
+        line = f"{pluralize(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
         say(line)

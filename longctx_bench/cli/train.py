@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from longctx_bench.cli.output import say
-from longctx_bench.core.errors import UserError
 
 
 @click.command("train")
@@ -26,12 +25,8 @@ def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> N
     Stopped at any moment, the same command goes on from its last state. On several GPUs:
     torchrun --nproc-per-node 4 -m longctx_bench.training RECIPE OUT.
     """
+    from longctx_bench.training.recipe import parse_overrides
     from longctx_bench.training.train import train
 
-    overrides = {}
-    for pair in settings:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair}: expected KEY=VALUE, such as lr=3e-4")
-        overrides[key] = value
-    say(f"wrote {train(recipe, out or Path('results/models') / Path(recipe).stem, overrides)}")
+    folder = out or Path("results/models") / Path(recipe).stem
+    say(f"wrote {train(recipe, folder, parse_overrides(settings))}")

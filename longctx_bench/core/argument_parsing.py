@@ -19,7 +19,7 @@ Lengths = int | str | Sequence[int | str] | None
 """In tokens."""
 
 
-def parts(text: str | None) -> list[str]:
+def split_commas(text: str | None) -> list[str]:
     """Return what stands between the commas of an option."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
@@ -72,7 +72,7 @@ def parse_lengths(value: Any, where: str = "--length") -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def names(value: Any, where: str) -> str:
+def join_names(value: Any, where: str) -> str:
     """Return names with commas between them: of text, a path, or a list of either; empty for None.
 
     Raises:
@@ -88,7 +88,7 @@ def names(value: Any, where: str) -> str:
     return ",".join(map(os.fspath, items))
 
 
-def whole(value: Any, where: str, least: int = 1) -> int | None:
+def parse_int(value: Any, where: str, least: int = 1) -> int | None:
     """Return a whole number of at least ``least``, or None for None.
 
     Raises:
@@ -102,19 +102,19 @@ def whole(value: Any, where: str, least: int = 1) -> int | None:
     return int(value)
 
 
-def seed_of(value: Any) -> int:
+def parse_seed(value: Any) -> int:
     """Return a seed.
 
     Raises:
         UserError: it is no whole number of at least 0.
     """
-    seed = whole(value, "seed", least=0)
+    seed = parse_int(value, "seed", least=0)
     if seed is None:
         raise UserError("seed: expected a whole number (got None)")
     return seed
 
 
-def path_of(value: Any, where: str) -> Path:
+def parse_path(value: Any, where: str) -> Path:
     """Return a path.
 
     Raises:
@@ -125,9 +125,16 @@ def path_of(value: Any, where: str) -> Path:
     return Path(value)
 
 
-def dtype_of(value: Any) -> str:
-    """Return a precision's name; torch's own dtype is one too."""
-    return str(value).removeprefix("torch.")
+def dtype_name(value: Any) -> str:
+    """Return a precision's name; torch's own dtype is one too.
+
+    Raises:
+        UserError: no engine computes in it.
+    """
+    name = str(value).removeprefix("torch.")
+    if name not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"dtype: expected auto, float32 or bfloat16 (got {name:.60})")
+    return name
 
 
 def _items(value: Any, where: str, example: str) -> Iterator[Any]:
@@ -135,7 +142,7 @@ def _items(value: Any, where: str, example: str) -> Iterator[Any]:
     if value is None:
         return
     if isinstance(value, str):
-        yield from parts(value)
+        yield from split_commas(value)
     elif isinstance(value, Real) and not isinstance(value, bool):
         yield value
     elif isinstance(value, Iterable) and not isinstance(value, bytes | dict):

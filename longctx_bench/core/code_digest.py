@@ -23,7 +23,7 @@ OWN_PACKAGE = "longctx_bench"
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeDigest:
     """The source of a plug-in, as it was when it was loaded."""
 
     sha256: str
@@ -36,12 +36,12 @@ class Code:
         return asdict(self) | {"files": list(self.files)}
 
 
-def is_own(module: str) -> bool:
+def is_own_module(module: str) -> bool:
     """Tell whether a module is one of this package's."""
     return module.partition(".")[0] == OWN_PACKAGE
 
 
-def code_of_file(path: Path) -> Code:
+def digest_of_file(path: Path) -> CodeDigest:
     """Return the code of a module that is named by its file: it, and what it imports out of its folder.
 
     Raises:
@@ -50,7 +50,7 @@ def code_of_file(path: Path) -> Code:
     return _Search(folder=path.parent).code(path.stem, "", path)
 
 
-def code_of_module(module: str) -> Code:
+def digest_of_module(module: str) -> CodeDigest:
     """Return the code of a module that Python finds by name: it, and what it imports out of its package.
 
     A module without a package may have others beside it: those of its own distribution where it is an installed one,
@@ -73,7 +73,7 @@ def code_of_module(module: str) -> Code:
     return _Search(folder=path.parent, names=beside).code(module, package, path)
 
 
-def code_of_object(value: Any) -> Code | None:
+def digest_of_object(value: Any) -> CodeDigest | None:
     """Return the code of a class or function: that of its module, or of it alone where it was typed into a notebook.
 
     None where it is this package's own.
@@ -82,16 +82,16 @@ def code_of_object(value: Any) -> Code | None:
         UserError: there is no source that could be read.
     """
     name = getattr(value, "__module__", None) or type(value).__module__
-    if is_own(name):
+    if is_own_module(name):
         return None
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is not None:
-        return code_of_file(Path(file)) if name == "__main__" else code_of_module(name)
+        return digest_of_file(Path(file)) if name == "__main__" else digest_of_module(name)
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError) as error:
         raise UserError(f"{value!r:.80}: its source cannot be read, and results name it; put it into a file") from error
-    return Code(hashlib.sha256(source.encode()).hexdigest(), ("<typed in>",))
+    return CodeDigest(hashlib.sha256(source.encode()).hexdigest(), ("<typed in>",))
 
 
 def _origin(module: str) -> Path:
@@ -135,7 +135,7 @@ class _Search:
         """
         self._packages, self._folder, self._names = packages or {}, folder, names
 
-    def code(self, module: str, package: str, path: Path) -> Code:
+    def code(self, module: str, package: str, path: Path) -> CodeDigest:
         """Return the digest of a module and all that it imports here.
 
         Args:
@@ -158,12 +158,12 @@ class _Search:
                 for imported in _imported(content, package):
                     waiting += self._modules(imported)
         total = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
-        return Code(total, tuple(sorted(files)))
+        return CodeDigest(total, tuple(sorted(files)))
 
     def _modules(self, module: str) -> Iterator[tuple[str, str, Path]]:
         """Yield label, package and file of all that importing a dotted name runs: packages on the way, and itself."""
         top, *rest = module.split(".")
-        if not top or is_own(top):
+        if not top or is_own_module(top):
             return
         name, folders = "", [self._folder] if self._folder is not None else []
         if top in self._packages:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from longctx_bench.core.errors import UserError
 
-LONGEST = 1 << 26
+MAX_LINE_CHARS = 1 << 26
 """Characters of a line: a hundred times the longest document of any benchmark here."""
 _UNSUSPICIOUS = 1 << 26
 """Bytes up to which a file may have been packed as well as one likes."""
@@ -20,7 +20,7 @@ _RATIO = 200
 """How many times smaller than itself text can be packed: prose 3 to 5, rows that repeat each other 50."""
 
 
-def most_unpacked(packed: int) -> int:
+def max_decompressed_size(packed: int) -> int:
     """Return how many bytes text may have that was packed into so many."""
     return max(_UNSUSPICIOUS, _RATIO * packed)
 
@@ -39,7 +39,7 @@ class _Text(Protocol):
         """Return a line, or as much of it as that many characters."""
 
 
-class Unpacked(io.RawIOBase):
+class BoundedDecompressor(io.RawIOBase):
     """What a packed file holds, read no further than text goes.
 
     Raises:
@@ -48,7 +48,7 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, content: _Bytes, packed: int, where: str) -> None:
         self._content = content
-        self._most = most_unpacked(packed)
+        self._most = max_decompressed_size(packed)
         self._where = where
         self._size = 0
 
@@ -66,8 +66,8 @@ class Unpacked(io.RawIOBase):
         return len(part)
 
 
-def unpacked_text(content: _Bytes, packed: int, where: str, newline: str | None = "") -> io.TextIOWrapper:
-    """Return the text of a packed file as a stream; see :class:`Unpacked`.
+def open_decompressed_text(content: _Bytes, packed: int, where: str, newline: str | None = "") -> io.TextIOWrapper:
+    """Return the text of a packed file as a stream; see :class:`BoundedDecompressor`.
 
     Args:
         content: the unpacked bytes.
@@ -75,18 +75,20 @@ def unpacked_text(content: _Bytes, packed: int, where: str, newline: str | None 
         where: it is, for messages.
         newline: as :func:`open` has it.
     """
-    return io.TextIOWrapper(io.BufferedReader(Unpacked(content, packed, where)), encoding="utf-8", newline=newline)
+    return io.TextIOWrapper(
+        io.BufferedReader(BoundedDecompressor(content, packed, where)), encoding="utf-8", newline=newline
+    )
 
 
-def limited_lines(stream: _Text, where: str) -> Iterator[str]:
+def read_bounded_lines(stream: _Text, where: str) -> Iterator[str]:
     """Yield the lines of a text stream.
 
     Raises:
-        UserError: one is longer than :data:`LONGEST` characters, with its number.
+        UserError: one is longer than :data:`MAX_LINE_CHARS` characters, with its number.
     """
     number = 0
-    while line := stream.readline(LONGEST + 1):
+    while line := stream.readline(MAX_LINE_CHARS + 1):
         number += 1
-        if len(line) > LONGEST:
-            raise UserError(f"{where} line {number}: longer than {LONGEST >> 20} million characters; remove it")
+        if len(line) > MAX_LINE_CHARS:
+            raise UserError(f"{where} line {number}: longer than {MAX_LINE_CHARS >> 20} million characters; remove it")
         yield line

@@ -1,34 +1,46 @@
-"""The one exception that stands for a user's mistake."""
+"""User errors, which the command line prints as one line."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+from longctx_bench.core.deprecation import renamed_attributes
+
 
 class UserError(Exception):
-    """Something the user can put right: the command line prints it as one line and exits with code 2.
+    """An error that the user can fix: the command line prints it as one line and exits with code 2.
 
-    The message says what is wrong, where, and what to do. Everything else that is raised is a bug of
-    this project and keeps its traceback.
+    The message says what is wrong, where, and what to do. Any other exception is a bug of this project and keeps its
+    traceback.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
-class DoesNotFit(UserError):
-    """A cell whose length the task or the method cannot be run at: it is skipped and the run goes on."""
+class ContextTooShort(UserError):
+    """The cell's length is too short for the task or the method: the cell is skipped and the run continues."""
 
 
 class DiskFull(UserError):
-    """Nothing can be written any more, whichever cell it belongs to: a run ends there and keeps what it has."""
+    """The disk is full or read-only, so that no cell can be written: the run stops and keeps what it has stored."""
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known name, or the known names when none is close."""
+_MAX_LISTED = 24
+"""Known names that fit into a one-line message."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or list the known names when none is close.
+
+    More than 24 names (every method on every base model) are not listed.
+    """
     candidates = sorted(set(known))
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.55)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(candidates)}" if candidates else ""
+    return f"; known: {', '.join(candidates)}" if 0 < len(candidates) <= _MAX_LISTED else ""
+
+
+__getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort", "near_miss": "did_you_mean"}, globals())

@@ -10,15 +10,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
-from longctx_bench.core.io import write_json
+from longctx_bench.core.io import sync_file, sync_folder, write_json
 from longctx_bench.core.provenance import usable_cores
+from longctx_bench.core.temp_dirs import ScratchFolder
 
 _CHUNK = 1 << 20
 _read: dict[tuple[str, int, int, int, int], str] = {}
@@ -41,12 +43,12 @@ def sha256(path: Path) -> str:
     return _digest(path, "sha256")
 
 
-def git_sha1(path: Path) -> str:
+def git_blob_sha1(path: Path) -> str:
     """Return the name that git gives a file's content, which is the hub's for files that are not large."""
     return _digest(path, "git")
 
 
-def seal(path: Path, beside: Path | None = None) -> None:
+def write_digests(path: Path, beside: Path | None = None) -> None:
     """Note the size and sha256 of a file, or of each file of a folder, beside it.
 
     Args:
@@ -62,7 +64,7 @@ def seal(path: Path, beside: Path | None = None) -> None:
     write_json(_seal_of(beside or path), sums)
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Say in a few words what is wrong with what was sealed; None when it is whole.
 
     Files that came to a sealed folder later are none of its business. Nothing is written or locked.
@@ -79,11 +81,47 @@ def damage(path: Path) -> str | None:
     for file, (size, _) in sums.items():
         if not file.is_file() or file.stat().st_size != size:
             return f"is damaged ({file.name} has another size than when it was made)"
-    different = differing((file, "sha256", digest) for file, (_, digest) in sums.items())
+    different = mismatched_files((file, "sha256", digest) for file, (_, digest) in sums.items())
     return f"is damaged ({different[0].name} is not what was written)" if different else None
 
 
-def differing(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
+def made_once(path: Path, make: Callable[[Path], None], scratch_prefix: str = ".making-") -> Path:
+    """Return a file or folder of the cache, made on first use and by one process alone; it appears whole or not at all.
+
+    What is no longer what was made is named and made again. What is whole takes no lock and is not written to.
+
+    Args:
+        path: where it lies.
+        make: writes it to the path that it is given, where nothing is; its name ends as ``path``'s.
+        scratch_prefix: of folders beside it that it is made in; those of a killed process are removed.
+
+    Raises:
+        OSError: it cannot be written.
+        UserError: its digests cannot.
+    """
+    if find_damage(path) is None:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        reason = find_damage(path)
+        if reason is None:
+            return path
+        if path.exists():
+            warn(f"{path}: {reason}; it is made again")
+        with ScratchFolder(scratch_prefix, path.parent) as scratch:
+            made = scratch / f"made{path.suffix}"
+            make(made)
+            if path.exists():
+                path.replace(scratch / "before")
+            write_digests(made, path)
+            if made.is_file():
+                sync_file(made)
+            made.replace(path)
+            sync_folder(path.parent)
+    return path
+
+
+def mismatched_files(expected: Iterable[tuple[Path, str, str]]) -> list[Path]:
     """Return the files whose digest is another one.
 
     Args:

@@ -33,7 +33,7 @@ def disk_is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def not_written(path: Path, error: OSError, advice: str) -> UserError:
+def write_error(path: Path, error: OSError, advice: str) -> UserError:
     """Return the error for a file that cannot be written; the advice is for a disk that is well."""
     reason = f"{path}: cannot be written: {error.strerror}"
     if disk_is_full(error):
@@ -49,9 +49,9 @@ def require_writable(path: Path, advice: str = "choose another folder with --out
     """
     there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if there != path.absolute() and not there.is_dir():
-        raise not_written(path, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"), advice)
+        raise write_error(path, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"), advice)
     if not os.access(there, os.W_OK):
-        raise not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), advice)
+        raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), advice)
 
 
 def make_folder(path: Path) -> None:
@@ -145,10 +145,10 @@ def append(path: Path, content: bytes, advice: str = "choose another folder with
                 file.truncate(size)
                 raise
     except OSError as error:
-        raise not_written(path, error, advice) from error
+        raise write_error(path, error, advice) from error
 
 
-def drop_cut_line(path: Path, advice: str = "choose another folder with --out") -> None:
+def truncate_partial_line(path: Path, advice: str = "choose another folder with --out") -> None:
     """Cut off a last line that a killed process did not finish.
 
     Raises:
@@ -163,7 +163,7 @@ def drop_cut_line(path: Path, advice: str = "choose another folder with --out") 
     except FileNotFoundError:
         return
     except OSError as error:
-        raise not_written(path, error, advice) from error
+        raise write_error(path, error, advice) from error
 
 
 def _last_line_end(file: BinaryIO, size: int) -> int:
@@ -194,7 +194,7 @@ def _itself(path: str, flags: int) -> int:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and move it there when the block ends without an error.
 
     What was written is on the disk before it gets its name, so that no crash leaves an empty or half-written file.
@@ -210,7 +210,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary, handle = _reserved(path)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
     except OSError as error:
-        raise not_written(path, error, advice) from error
+        raise write_error(path, error, advice) from error
     try:
         yield temporary
         temporary.chmod(mode)
@@ -218,7 +218,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise not_written(path, error, advice) from error
+        raise write_error(path, error, advice) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -243,7 +243,7 @@ def _reserved(path: Path) -> tuple[Path, int]:
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a file's name is one that :func:`replacing` gives, until what is in it has its own."""
+    """Tell whether a file's name is one that :func:`atomic_write` gives, until what is in it has its own."""
     return re.fullmatch(r"\..*-[0-9a-f]{8}\.partial(\..*)?", name) is not None
 
 
@@ -270,7 +270,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.decompression import limited_lines, unpacked_text
+from longctx_bench.core.decompression import open_decompressed_text, read_bounded_lines
 from longctx_bench.core.errors import UserError
 
 _PROGRAM = Path(__file__).with_name("parquet_subprocess.py")
@@ -46,8 +46,8 @@ def parquet_rows(file: Path, columns: Sequence[str], needed: Sequence[str] = ())
     )
     assert process.stdout is not None
     try:
-        with unpacked_text(process.stdout, file.stat().st_size, str(file)) as lines:
-            for line in limited_lines(lines, str(file)):
+        with open_decompressed_text(process.stdout, file.stat().st_size, str(file)) as lines:
+            for line in read_bounded_lines(lines, str(file)):
                 if not line.endswith("\n"):
                     break
                 row = json.loads(line)

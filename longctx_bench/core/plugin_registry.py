@@ -7,15 +7,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from longctx_bench.core.code_digest import code_of_object
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.code_digest import digest_of_object
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.plugins import LoadedObject, load_object
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Extensions(Generic[T]):
+class PluginRegistry(Generic[T]):
     """Objects of one kind by name: those that ship, those of installed packages, those that code registers.
 
     Names are known without importing anything; an object is imported when it is asked for. What ships cannot be
@@ -69,10 +69,10 @@ class Extensions(Generic[T]):
             value = self.shipped[name]
             return load_object(value, self.kind, None) if isinstance(value, str) else LoadedObject(value, None)
         if name in self._registered:
-            return LoadedObject(self._registered[name], code_of_object(self._registered[name]))
+            return LoadedObject(self._registered[name], digest_of_object(self._registered[name]))
         if name in self._installed:
             return load_object(self._installed[name], f"{self.kind} '{name}'", None)
-        raise UserError(f"unknown {self.kind} '{name}'{near_miss(name, self.names())}")
+        raise UserError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
 
     def resolve(self, use: str, where: str, folder: Path | None) -> LoadedObject:
         """Return what a YAML names: a name that is known here, ``package.module:name`` or ``./file.py:name``.

@@ -13,19 +13,19 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from longctx_bench.core.code_digest import Code, code_of_file, code_of_module, is_own
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.code_digest import CodeDigest, digest_of_file, digest_of_module, is_own_module
+from longctx_bench.core.errors import UserError, did_you_mean
 
 
 class LoadedObject(NamedTuple):
     """Whatever a spec points at."""
 
     value: Any
-    code: Code | None
+    code: CodeDigest | None
     """Its source; None for what is this package's own."""
 
 
-_CODE: dict[str, Code] = {}
+_CODE: dict[str, CodeDigest] = {}
 """By module name, of modules that Python keeps: an edit after they were imported is not what runs."""
 
 
@@ -60,25 +60,25 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
             if callable(each) and getattr(each, "__module__", None) == module.__name__
         )
         wrong = f"has no '{name}'" if name else "names nothing in it"
-        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{near_miss(name, own)}")
+        raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, own)}")
     return LoadedObject(value, code)
 
 
-def _module_by_name(name: str) -> tuple[ModuleType, Code | None]:
-    code = None if is_own(name) else _CODE.get(name) or code_of_module(name)
+def _module_by_name(name: str) -> tuple[ModuleType, CodeDigest | None]:
+    code = None if is_own_module(name) else _CODE.get(name) or digest_of_module(name)
     module = importlib.import_module(name)
     if code is not None:
         _CODE[name] = code
     return module, code
 
 
-def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[ModuleType, Code]:
+def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[ModuleType, CodeDigest]:
     if folder is None:
         raise UserError(f"{where}: {name}: names a file, which only a YAML file with a folder can")
     path = folder / name
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    code = code_of_file(path)
+    code = digest_of_file(path)
     # A package of its own for each folder and state of the code: what was imported before an edit is not used again.
     known = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
     package = ModuleType(f"longctx_bench_plugin_{known}")

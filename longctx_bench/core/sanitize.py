@@ -15,16 +15,16 @@ _ACTIVE = re.compile(
 """Both, but for ends of lines and tabs; and halves of characters, which no stream takes."""
 
 
-def plain(text: str) -> str:
+def single_line(text: str) -> str:
     """Return ``text`` as one line, without what moves the text around it."""
     return _TURNING.sub("", _BREAKING.sub(" ", text)).strip()
 
 
-def printable(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """Return ``text`` in its lines, with what would move the cursor or the text around it written as escapes."""
     return _ACTIVE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """Return a number with its noun: ``1 cell``, ``1,024 cells``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

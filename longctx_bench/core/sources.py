@@ -12,10 +12,10 @@ from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.file_cache import differing, sha256, warn
+from longctx_bench.core.file_cache import mismatched_files, sha256, warn
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.pypi_wheels import wheel_member
-from longctx_bench.core.specs import EmbeddedSource, HubSource, PathSource, Source, WheelSource
+from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource
 
 _CHUNK = 1 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -35,8 +35,8 @@ def fetch(source: Source) -> Path:
     Raises:
         UserError: nothing at the path, no network, a corrupt download, or a full disk.
     """
-    if isinstance(source, EmbeddedSource):
-        folder = embedded_folder(source.embedded)
+    if isinstance(source, ShippedSource):
+        folder = shipped_checkpoint_folder(source.embedded)
         if not folder.is_dir():
             raise UserError(f"{source.embedded}: not among the checkpoints that ship with this version")
         return folder
@@ -49,7 +49,7 @@ def fetch(source: Source) -> Path:
     return _from_hub(source)
 
 
-def pinned(source: Source) -> Source:
+def resolve_revision(source: Source) -> Source:
     """Return a model's hub repository at the commit that its branch names now; any other source stays as it is.
 
     What runs at a commit says in its results which weights it had, and never mixes two states of a branch.
@@ -64,28 +64,28 @@ def pinned(source: Source) -> Source:
     return source.model_copy(update={"revision": commit})
 
 
-def embedded_folder(name: str) -> Path:
+def shipped_checkpoint_folder(name: str) -> Path:
     """Return where a checkpoint of that name lies if it ships with the project."""
     return shipped_folder("baselines") / "checkpoints" / name
 
 
-def is_local(source: Source) -> TypeGuard[PathSource | EmbeddedSource]:
+def is_local(source: Source) -> TypeGuard[PathSource | ShippedSource]:
     """Tell whether a source lies on this machine and names no revision or checksum by itself."""
-    return isinstance(source, PathSource | EmbeddedSource)
+    return isinstance(source, PathSource | ShippedSource)
 
 
-def describe(source: Source) -> str:
+def source_label(source: Source) -> str:
     """Return where a source comes from in one short phrase."""
     if isinstance(source, PathSource):
         return str(source.path)
-    if isinstance(source, EmbeddedSource):
+    if isinstance(source, ShippedSource):
         return f"embedded {source.embedded}"
     if isinstance(source, WheelSource):
         return f"PyPI {source.wheel}=={source.version}"
     return f"hub {source.hub}" + (f"@{source.revision[:8]}" if source.revision else "")
 
 
-def digest(source: Source) -> str | None:
+def content_digest(source: Source) -> str | None:
     """Identify the bytes behind a local source; None for others, which name a revision or sha256 themselves.
 
     A file is hashed whole. Of a folder, its small JSON files are (config, tokenizer), and of each file of weights or
@@ -151,7 +151,7 @@ def _damaged(path: Path) -> list[Path]:
         # Where links cannot be made, the cache has files without such names.
         if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) and blob.is_file():
             expected.append((file, kinds[len(blob.name)], blob.name))
-    return differing(expected)
+    return mismatched_files(expected)
 
 
 def _downloaded(source: HubSource, local: bool) -> Path:
@@ -198,8 +198,8 @@ def _downloaded(source: HubSource, local: bool) -> Path:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         reason = "not in the local cache and the hub cannot be reached" if local else said
         raise UserError(
-            f"{describe(source).removeprefix('hub ')}: {reason:.300}; connect, or copy the repository here and name "
-            f"its folder"
+            f"{source_label(source).removeprefix('hub ')}: {reason:.300}; connect, or copy the repository here and "
+            f"name its folder"
         ) from error
 
 

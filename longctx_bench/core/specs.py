@@ -20,8 +20,8 @@ from pydantic import (
     field_validator,
 )
 
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.yaml_loader import yaml_value
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.yaml_loader import load_yaml
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -115,7 +115,7 @@ class PathSource(Spec):
         return path if folder is None else Path(folder) / path.expanduser()
 
 
-class EmbeddedSource(Spec):
+class ShippedSource(Spec):
     """A checkpoint that ships with the project, by its folder's name in ``baselines/checkpoints``."""
 
     embedded: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -130,7 +130,7 @@ def _named_source(value: Any, info: ValidationInfo) -> Any:
         return value
     known = (info.context or {}).get("sources", {})
     if value not in known:
-        raise ValueError(f"unknown data source '{value}'{near_miss(value, known)}")
+        raise ValueError(f"unknown data source '{value}'{did_you_mean(value, known)}")
     return known[value]
 
 
@@ -146,7 +146,7 @@ Source = Annotated[
     Annotated[HubSource, Tag("hub")]
     | Annotated[WheelSource, Tag("wheel")]
     | Annotated[PathSource, Tag("path")]
-    | Annotated[EmbeddedSource, Tag("embedded")],
+    | Annotated[ShippedSource, Tag("embedded")],
     Discriminator(_source_kind),
     BeforeValidator(_named_source),
 ]
@@ -222,7 +222,7 @@ class Groups(Spec):
     groups: dict[str, list[str]]
 
 
-def mapping(value: Any, where: str) -> dict[str, Any]:
+def require_mapping(value: Any, where: str) -> dict[str, Any]:
     """Return a YAML entry that must be a mapping with text keys.
 
     Raises:
@@ -240,12 +240,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not YAML, has a key twice, or is not a mapping.
     """
     try:
-        loaded = yaml_value(path.read_text(encoding="utf-8"))
+        loaded = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
-    return mapping(loaded, str(path))
+    return require_mapping(loaded, str(path))
 
 
 def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> S:
@@ -271,7 +271,7 @@ def validate(kind: type[S], values: dict[str, Any], where: str, context: dict[st
         location = [str(part) for part in inner if part not in _UNION_TAGS] + ([str(last)] if last != "" else [])
         key = ".".join(location) or kind.__name__
         if problem["type"] == "extra_forbidden":
-            message = f"unknown key '{key}'" + near_miss(location[-1], _keys_at(kind, inner))
+            message = f"unknown key '{key}'" + did_you_mean(location[-1], _keys_at(kind, inner))
         elif problem["type"] == "missing":
             message = f"key '{key}' is missing"
         else:

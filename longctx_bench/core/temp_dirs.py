@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -15,6 +16,8 @@ from filelock import FileLock, Timeout
 
 _DAY = 86_400.0
 _LOCK = ".in-use"
+_creation = threading.Lock()
+"""Held from a folder's creation until it is locked: another thread of this process would take it for a leftover."""
 
 
 class ScratchFolder:
@@ -34,12 +37,13 @@ class ScratchFolder:
             OSError: it cannot be made.
         """
         where = Path(tempfile.gettempdir()) if parent is None else parent
-        for left in where.glob(f"{prefix}*"):
-            with suppress(OSError):
-                _remove_unused(left, ours=parent is not None)
-        self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
-        lock = FileLock(self.folder / _LOCK)
-        lock.acquire(timeout=0)
+        with _creation:
+            for left in where.glob(f"{prefix}*"):
+                with suppress(OSError):
+                    _remove_unused(left, ours=parent is not None)
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+            lock = FileLock(self.folder / _LOCK)
+            lock.acquire(timeout=0)
         self._remove = weakref.finalize(self, _remove_locked, self.folder, lock)
 
     def __enter__(self) -> Path:

@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.decompression import limited_lines, unpacked_text
+from longctx_bench.core.decompression import open_decompressed_text, read_bounded_lines
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.parquet_reader import parquet_rows
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-PACKED_SUFFIXES = (".xz", ".zst")
+COMPRESSED_SUFFIXES = (".xz", ".zst")
 _CHUNK = 1 << 22
 """Characters read at a time."""
 _LONGEST = 1 << 28
 """Characters of a document in plain text, where a whole corpus may stand without a break."""
 
 
-def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
+def read_documents(file: Path, text_field: str = "text") -> Iterator[str]:
     """Yield a file's documents; in plain text they are separated by NUL bytes.
 
     Raises:
@@ -49,7 +49,7 @@ def documents_of_file(file: Path, text_field: str = "text") -> Iterator[str]:
 def text_suffix(file: Path) -> str:
     """Return the suffix that says how to read the file, behind .xz or .zst."""
     suffixes = file.suffixes
-    if suffixes and suffixes[-1] in PACKED_SUFFIXES:
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes = suffixes[:-1]
     return suffixes[-1] if suffixes else ""
 
@@ -58,7 +58,7 @@ def text_suffix(file: Path) -> str:
 def _opened(file: Path) -> Iterator[io.TextIOBase]:
     if file.suffix == ".xz":
         with lzma.open(file, "rb") as packed:
-            yield unpacked_text(packed, file.stat().st_size, str(file))
+            yield open_decompressed_text(packed, file.stat().st_size, str(file))
     elif file.suffix == ".zst":
         try:
             import zstandard
@@ -66,7 +66,7 @@ def _opened(file: Path) -> Iterator[io.TextIOBase]:
             raise UserError(f"{file}: .zst needs the package 'zstandard': pip install zstandard") from error
         try:
             with file.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as binary:
-                yield unpacked_text(binary, file.stat().st_size, str(file))
+                yield open_decompressed_text(binary, file.stat().st_size, str(file))
         except zstandard.ZstdError as error:
             raise UserError(f"{file}: damaged .zst file: {error}") from error
     else:
@@ -96,23 +96,23 @@ def _plain_documents(file: Path) -> Iterator[str]:
 
 def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:
     with _opened(file) as stream:
-        for number, line in enumerate(limited_lines(stream, str(file)), start=1):
+        for number, line in enumerate(read_bounded_lines(stream, str(file)), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{file} line {number}: not JSON: {error}") from error
-            yield text_of(row, text_field, f"{file} line {number}")
+            yield row_text(row, text_field, f"{file} line {number}")
 
 
 def _parquet_rows(file: Path, text_field: str) -> Iterator[str]:
     for number, row in enumerate(parquet_rows(file, [text_field], needed=[text_field]), start=1):
         if row[text_field]:
-            yield text_of(row, text_field, f"{file} row {number}")
+            yield row_text(row, text_field, f"{file} row {number}")
 
 
-def text_of(row: Any, name: str, where: str) -> str:
+def row_text(row: Any, name: str, where: str) -> str:
     """Return the document that a row holds under a column's name.
 
     Raises:

@@ -103,7 +103,7 @@ _ENDINGS = {
 }
 
 
-def ending(finish_reason: str | None) -> str:
+def describe_finish_reason(finish_reason: str | None) -> str:
     """Say in words how a generation ended; what is no reason of ours is repeated."""
     if finish_reason is None:
         return "no generation"
@@ -111,7 +111,7 @@ def ending(finish_reason: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Losses:
+class LoglikelihoodResult:
     """How well a model predicted the end of one request's tokens."""
 
     example_id: str
@@ -122,7 +122,7 @@ class Losses:
     """True when each of those tokens was the likeliest."""
 
 
-class Finished(NamedTuple):
+class SampleRecord(NamedTuple):
     """An example that is done: what the store keeps of it."""
 
     record: dict[str, Any]

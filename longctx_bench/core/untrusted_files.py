@@ -19,26 +19,26 @@ import msgspec
 
 from longctx_bench.core.errors import UserError
 
-LARGEST_JSON = 16 << 20
+MAX_JSON_BYTES = 16 << 20
 """Bytes of a file that holds one JSON object: a thousand times the usual."""
-LARGEST_LINE = 16 << 20
+MAX_LINE_BYTES = 16 << 20
 """Bytes of one line of a JSON-lines file."""
-DEEPEST = 32
+MAX_DEPTH = 32
 """Levels of lists and objects in each other: five times what a ``cell.json`` has."""
 _BLOCK = 1 << 20
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
     """A file that cannot be read, or not as what it should be; the message says why, without its name."""
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[FileIO]:
+def open_regular_file(path: Path | str) -> Iterator[FileIO]:
     """Open a regular file for reading; of anything else nothing is read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Unreadable: it is something else than a file, or cannot be read.
+        UnreadableFile: it is something else than a file, or cannot be read.
     """
     try:
         # A pipe is opened without waiting for somebody who writes to it.
@@ -46,42 +46,42 @@ def opened(path: Path | str) -> Iterator[FileIO]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
     except OSError as error:
-        raise Unreadable(f"cannot be read ({error.strerror})") from error
+        raise UnreadableFile(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise Unreadable("cannot be read (its name holds a NUL)") from error
+        raise UnreadableFile("cannot be read (its name holds a NUL)") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise Unreadable("cannot be read (it is no regular file)")
+        raise UnreadableFile("cannot be read (it is no regular file)")
     with FileIO(handle) as file:
         yield file
 
 
-def read_content(path: Path | str, largest: int = LARGEST_JSON) -> bytes:
+def read_content(path: Path | str, largest: int = MAX_JSON_BYTES) -> bytes:
     """Return a file's bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Unreadable: it is larger than ``largest``, or as :func:`opened`.
+        UnreadableFile: it is larger than ``largest``, or as :func:`open_regular_file`.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         parts, size = list[bytes](), 0
         for block in _blocks(file):
             parts.append(block)
             size += len(block)
             if size > largest:
-                raise Unreadable(f"is larger than {largest >> 20} MiB")
+                raise UnreadableFile(f"is larger than {largest >> 20} MiB")
     return b"".join(parts)
 
 
-def line_blocks(path: Path | str, longest: int = LARGEST_LINE) -> Iterator[bytes]:
+def read_line_blocks(path: Path | str, longest: int = MAX_LINE_BYTES) -> Iterator[bytes]:
     """Yield a file in pieces of about a MiB that end where a line ends; the last as the file ends.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Unreadable: a line is longer than ``longest`` bytes, or as :func:`opened`.
+        UnreadableFile: a line is longer than ``longest`` bytes, or as :func:`open_regular_file`.
     """
     number = 0
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         left = list[bytes]()
         size = 0
         for block in _blocks(file):
@@ -94,14 +94,14 @@ def line_blocks(path: Path | str, longest: int = LARGEST_LINE) -> Iterator[bytes
             left.append(block[end:])
             size += len(block) - end
             if size > longest:
-                raise Unreadable(f"line {number + 1} is longer than {longest >> 20} MiB")
+                raise UnreadableFile(f"line {number + 1} is longer than {longest >> 20} MiB")
         if size:
             yield b"".join(left)
 
 
-def lines(path: Path | str, longest: int = LARGEST_LINE) -> Iterator[bytes]:
-    """Yield a file's lines without their ends; raises as :func:`line_blocks`."""
-    for block in line_blocks(path, longest):
+def read_lines(path: Path | str, longest: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """Yield a file's lines without their ends; raises as :func:`read_line_blocks`."""
+    for block in read_line_blocks(path, longest):
         # Not splitlines: other signs than the newline are part of a line.
         yield from block.removesuffix(b"\n").split(b"\n")
 
@@ -110,7 +110,7 @@ def parse_json(content: bytes) -> Any:
     """Return the value of JSON, in which Python's NaN and Infinity count as numbers.
 
     Raises:
-        Unreadable: it is not JSON, or nested deeper than :data:`DEEPEST` levels.
+        UnreadableFile: it is not JSON, or nested deeper than :data:`MAX_DEPTH` levels.
     """
     try:
         try:
@@ -119,11 +119,11 @@ def parse_json(content: bytes) -> Any:
             value = json.loads(content)
             # Halves of characters, which no file and no terminal takes.
             json.dumps(value, ensure_ascii=False).encode()
-        _require_shallow(value, DEEPEST)
+        _require_shallow(value, MAX_DEPTH)
     except RecursionError as error:
-        raise Unreadable(f"is not valid JSON (nested deeper than {DEEPEST} levels)") from error
+        raise UnreadableFile(f"is not valid JSON (nested deeper than {MAX_DEPTH} levels)") from error
     except ValueError as error:
-        raise Unreadable(f"is not valid JSON ({error})") from error
+        raise UnreadableFile(f"is not valid JSON ({error})") from error
     return value
 
 
@@ -131,15 +131,15 @@ def parse_object(content: bytes) -> dict[str, Any]:
     """Return the object of JSON; raises as :func:`parse_json`, also where it is another value."""
     value = parse_json(content)
     if not isinstance(value, dict):
-        raise Unreadable("is not a JSON object")
+        raise UnreadableFile("is not a JSON object")
     return value
 
 
-def object_of_line(line: bytes) -> dict[str, Any] | str:
+def parse_line(line: bytes) -> dict[str, Any] | str:
     """Return a line's object, or what is wrong with the line."""
     try:
         return parse_object(line)
-    except Unreadable as error:
+    except UnreadableFile as error:
         return str(error)
 
 
@@ -151,13 +151,13 @@ def read_object(path: Path, advice: str = "delete its folder and run again") -> 
         advice: what to do if it cannot be read.
 
     Raises:
-        UserError: it is no regular file, larger than :data:`LARGEST_JSON`, no JSON object, or nested too deeply.
+        UserError: it is no regular file, larger than :data:`MAX_JSON_BYTES`, no JSON object, or nested too deeply.
     """
     try:
         return parse_object(read_content(path))
     except FileNotFoundError:
         return None
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise UserError(f"{path}: {error}; {advice}") from error
 
 
@@ -173,41 +173,41 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file; nothing when there is no such file.
 
     Raises:
-        UserError: a line is longer than :data:`LARGEST_LINE` or not a JSON object, with its number, or the file cannot
-            be read.
+        UserError: a line is longer than :data:`MAX_LINE_BYTES` or not a JSON object (with its number), or the
+            file cannot be read.
     """
-    for _, loaded in placed_objects(path):
+    for _, loaded in read_objects_with_offsets(path):
         yield loaded
 
 
-def placed_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_objects_with_offsets(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSON-lines file, each behind the byte that its line begins at; else as `read_objects`."""
     place = 0
     try:
-        for number, line in enumerate(lines(path), 1):
-            loaded = object_of_line(line)
+        for number, line in enumerate(read_lines(path), 1):
+            loaded = parse_line(line)
             if isinstance(loaded, str):
                 raise UserError(f"{path}: line {number} {loaded}")
             yield place, loaded
             place += len(line) + 1
     except FileNotFoundError:
         return
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def objects_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
+def read_objects_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Yield the objects whose lines begin at some bytes, in that order, out of a file that was read a moment ago.
 
     Raises:
         UserError: the file cannot be read, or is no longer what it was.
     """
     try:
-        with opened(path) as raw, BufferedReader(raw) as file:
+        with open_regular_file(path) as raw, BufferedReader(raw) as file:
             for place in places:
                 file.seek(place)
-                yield parse_object(file.readline(LARGEST_LINE + 1))
-    except (FileNotFoundError, Unreadable) as error:
+                yield parse_object(file.readline(MAX_LINE_BYTES + 1))
+    except (FileNotFoundError, UnreadableFile) as error:
         raise UserError(f"{path}: was changed while it was read") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -218,7 +218,7 @@ def _blocks(file: FileIO) -> Iterator[bytes]:
         while block := file.read(_BLOCK):
             yield block
     except OSError as error:
-        raise Unreadable(f"cannot be read ({error.strerror})") from error
+        raise UnreadableFile(f"cannot be read ({error.strerror})") from error
 
 
 def _require_shallow(value: Any, levels: int) -> None:

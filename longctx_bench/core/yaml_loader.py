@@ -32,7 +32,7 @@ class _UniqueKeys(yaml.SafeLoader):
         super().flatten_mapping(node)
 
 
-def yaml_value(text: str) -> Any:
+def load_yaml(text: str) -> Any:
     """Return what YAML text stands for.
 
     Raises:

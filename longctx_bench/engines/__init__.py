@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.core.specs import Spec, validate
 from longctx_bench.engines.base import Engine, EngineInfo
 from longctx_bench.engines.openai_api.config import ServerConfig
 
-ENGINES: Extensions[type[Engine]] = Extensions(
+ENGINES: PluginRegistry[type[Engine]] = PluginRegistry(
     "engine",
     {
         "hf": "longctx_bench.engines.hf.engine:HFEngine",

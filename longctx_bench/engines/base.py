@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 from pydantic import Field
 
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -101,7 +101,7 @@ class Engine(EngineInfo, Protocol):
             UserError: one request alone does not fit in memory.
         """
 
-    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Score the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
 
         Raises:

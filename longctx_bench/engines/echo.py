@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens
 from longctx_bench.models.checkpoint import prompt_tokenizer
@@ -56,7 +56,7 @@ class EchoEngine:
             reason = "settled" if should_stop(request.example_id, text) else "length"
             yield Generation(request.example_id, text, len(request.input_ids), len(ids), reason, 0.0)
 
-    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Raise: nothing is computed."""
         raise UserError("--engine echo gives no losses; use --engine hf")
 

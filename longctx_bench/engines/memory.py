@@ -12,7 +12,7 @@ import psutil
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.base import MemoryEstimate
-from longctx_bench.methods.rope_parameters import standardised
+from longctx_bench.methods.rope_parameters import normalize_config
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _USABLE_SHARE = 0.85
@@ -45,7 +45,7 @@ def estimate(config: dict[str, Any], folder: Path, dtype: str, device: str) -> M
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     if any(config.get(key) is None for key in needed):
         # Some models have other names for them (GPT-2).
-        config = config | standardised(folder.name, config)
+        config = config | normalize_config(folder.name, config)
     for key in needed:
         if config.get(key) is None:
             raise UserError(f"{folder.name}: config.json has no '{key}'; only models like Llama and GPT can be run")

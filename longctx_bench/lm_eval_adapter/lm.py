@@ -15,8 +15,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from longctx_bench.benchmarks.chat_templates import ChatTemplate
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.types import Losses, Request
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.types import LoglikelihoodResult, Request
 from longctx_bench.engines.base import Engine
 from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import HFEngine
@@ -69,7 +69,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         given = {"device": _device((additional_config or {}).get("device")), **arg_dict}
         unknown = sorted(set(given) - known)
         if unknown:
-            raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{near_miss(unknown[0], known)}")
+            raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{did_you_mean(unknown[0], known)}")
         method, base = given.get("method"), given.get("base", "tiny")
         variant = Registry().variant(given.get("model") or (f"{method}:{base}" if method else base))
         resolved = variant.resolve()
@@ -251,5 +251,5 @@ def _greedy(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _answer(found: Losses) -> tuple[float, bool]:
+def _answer(found: LoglikelihoodResult) -> tuple[float, bool]:
     return -sum(found.losses), found.greedy

@@ -12,7 +12,7 @@ from typing import Any
 
 from longctx_bench.benchmarks.lm_eval_task import LMEval
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Finished
+from longctx_bench.core.types import SampleRecord
 from longctx_bench.engines.base import Engine
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -24,7 +24,7 @@ _PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
 class HarnessResult:
     """What lm-eval measured."""
 
-    finished: list[Finished]
+    finished: list[SampleRecord]
     metric: str
     score: float
     """lm-eval's own aggregate of that metric."""
@@ -66,7 +66,7 @@ def run_task(
     manager = _manager(benchmark)
     model = LongCtxLM(engine, contestant, tokenizer)
     try:
-        with redirect_stderr(io.StringIO()), _without_git():
+        with redirect_stderr(io.StringIO()), without_git():
             found = simple_evaluate(
                 model=model,
                 tasks=[benchmark.task],
@@ -91,7 +91,7 @@ def run_task(
 
 
 @contextmanager
-def _without_git() -> Iterator[None]:
+def without_git() -> Iterator[None]:
     """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
     from lm_eval import evaluator
 
@@ -139,7 +139,7 @@ def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: A
     samples = sorted((s for s in samples if s.get("filter", way) == way), key=lambda s: int(s["doc_id"]))
     if not samples or not isinstance(samples[0].get(metric), int | float):
         raise UserError(f"lm_eval:{task}: gives no score for each document; run it with lm_eval itself")
-    finished = [Finished(_record(sample, metric), 0.0) for sample in samples]
+    finished = [SampleRecord(_record(sample, metric), 0.0) for sample in samples]
     details = {
         "results": aggregated,
         "version": found["versions"].get(task),

@@ -1,24 +1,24 @@
-"""Context-extension methods: one small class each."""
+"""Context-extension methods, one small class each."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 
 if TYPE_CHECKING:
     from longctx_bench.methods.base import Method
 
 _HERE = "longctx_bench.methods"
 
-METHODS: Extensions[type[Method]] = Extensions(
+METHODS: PluginRegistry[type[Method]] = PluginRegistry(
     "method",
     {
         "alibi": f"{_HERE}.alibi:ALiBi",
         "crop": f"{_HERE}.rope_scaling:Crop",
         "drope": f"{_HERE}.drope:DroPE",
         "dynamic-ntk": f"{_HERE}.rope_scaling:DynamicNTK",
-        "exported": f"{_HERE}.exported_checkpoint:Exported",
+        "exported": f"{_HERE}.exported_checkpoint:ExportedCheckpoint",
         "llama3": f"{_HERE}.rope_scaling:Llama3",
         "longrope": f"{_HERE}.rope_scaling:LongRoPE",
         "nope": f"{_HERE}.nope:NoPE",
@@ -29,4 +29,4 @@ METHODS: Extensions[type[Method]] = Extensions(
         "yarn": f"{_HERE}.rope_scaling:YaRN",
     },
 )
-"""Classes of methods by id; a method's YAML names one under ``use``, and those from outside need no YAML."""
+"""Method classes by id; a method YAML names one under ``use``. Plug-in methods need no YAML."""

@@ -1,4 +1,4 @@
-"""ALiBi: a penalty on distance in place of positions (Press et al. 2021, arXiv 2108.12409)."""
+"""ALiBi: a linear penalty on attention distance instead of positions (Press et al. 2021, arXiv 2108.12409)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.attention_override import attending
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.override_validation import Change
 
@@ -23,8 +23,8 @@ IMPLEMENTATION = "longctx_bench_alibi"
 def slopes(heads: int) -> list[float]:
     """Return one slope per head: 2^(-8/n), 2^(-16/n), ... for n heads, n a power of two.
 
-    For other counts, as in the authors' code: those of the power of two below, then every second one of the
-    power of two above.
+    For other n, as in the authors' code: the slopes for the next lower power of two, then every second slope for the
+    next higher one.
     """
     lower = 2 ** math.floor(math.log2(heads))
     geometric = [2.0 ** (-8.0 * (index + 1) / lower) for index in range(lower)]
@@ -40,47 +40,49 @@ def alibi_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend with the bias -slope * (query position - key position).
+    """Scaled dot-product attention with the bias -slope * (query position - key position).
 
-    Distances are counted along the key axis, whose end is the last query, so that left padding and a KV cache
-    change nothing. ``query`` is ``[batch, heads, new tokens, head_dim]``; ``attention_mask`` is boolean and
+    Distances are counted from the end of the key axis, which is the last query, so that left padding and a KV cache do
+    not change them. ``query`` is ``[batch, heads, new tokens, head_dim]``; ``attention_mask`` is boolean and
     broadcasts to ``[batch, heads, new tokens, all tokens]``, or None for causal attention.
     """
     import torch
     from torch.nn import functional
 
     if attention_mask is not None and attention_mask.dtype != torch.bool:
-        raise UserError("alibi: this model gives its attention weights of its own with the mask, which are no ALiBi's")
+        raise UserError(
+            "alibi: this model passes its own attention bias in the mask, which ALiBi cannot be combined with"
+        )
     heads, new, total = query.shape[1], query.shape[2], key.shape[2]
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    place = torch.arange(total, device=query.device)
-    distance = place[total - new :, None] - place[None, :]
+    position = torch.arange(total, device=query.device)
+    distance = position[total - new :, None] - position[None, :]
     slope = torch.tensor(slopes(heads), device=query.device, dtype=torch.float32)
     bias = -slope[:, None, None] * distance
-    lowest = torch.finfo(query.dtype).min
+    min_value = torch.finfo(query.dtype).min
     allowed = distance >= 0 if attention_mask is None else attention_mask[..., :total]
-    bias = torch.where(allowed, bias.to(query.dtype), lowest)
+    bias = torch.where(allowed, bias.to(query.dtype), min_value)
     if bias.dim() == 3:
         bias = bias[None]
-    mixed = functional.scaled_dot_product_attention(
+    output = functional.scaled_dot_product_attention(
         query, key.to(query.dtype), value.to(query.dtype), attn_mask=bias, scale=scaling
     )
-    return mixed.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous(), None
 
 
 class ALiBi(Method):
-    """A checkpoint trained with distance penalties; nothing about it changes with the length."""
+    """A checkpoint trained with ALiBi; nothing changes with the length."""
 
     id: ClassVar[str] = "alibi"
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "alibi"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return NoPE().model_overrides(base, length)
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        with attending(model, IMPLEMENTATION, alibi_attention):
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
+        with override_attention(model, IMPLEMENTATION, alibi_attention):
             yield

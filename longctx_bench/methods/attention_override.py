@@ -1,4 +1,4 @@
-"""An attention function of the project's own in place of a model's, and the model's back again."""
+"""Custom attention functions: replace a model's attention and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from longctx_bench.core.deprecation import renamed_attributes
 from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class UnmaskedError(UserError):
-    """A method's attention would not be told what it must not attend to."""
+class MissingMaskError(UserError):
+    """A method's attention function would get no attention mask."""
 
 
 @contextmanager
-def attending(
+def override_attention(
     model: PreTrainedModel, name: str, function: Callable[..., Any], mask: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Let a model attend by ``function``, known to transformers under ``name``, as long as this lasts.
+    """Register ``function`` with transformers under ``name`` and use it as the model's attention inside the block.
 
-    It is given the mask that ``mask`` makes, or sdpa's: with none registered under its name, padding would be attended
-    to, or a mask of [tokens x tokens] be built where none is needed. ``baselines/README.md`` says what else it is given
-    and must honour; ``longctx-bench check`` tries that.
+    ``mask`` builds its attention mask, by default as for sdpa: without a mask function registered under the name,
+    padding would be attended to, or a [tokens x tokens] mask be built where none is needed. ``baselines/README.md``
+    documents the contract of ``function``; ``longctx-bench check`` tests it.
 
     Raises:
-        UserError: the model attends by code of its own, or in a way that ``function`` would not know of.
+        UserError: the model does not use transformers' attention interface, or caps its attention logits.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if not getattr(model, "_supports_attention_backend", False):
         raise UserError(
-            f"a {model.config.model_type} attends by code of its own, which another attention cannot stand in for"
+            f"a {model.config.model_type} does not use transformers' attention interface, so its attention cannot be "
+            f"replaced"
         )
     if getattr(model.config, "attn_logit_softcapping", None):
         raise UserError(
-            f"a {model.config.model_type} caps the logits of its attention, which another attention does not do"
+            f"a {model.config.model_type} caps its attention logits (attn_logit_softcapping), which another attention "
+            f"function would not do"
         )
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, mask or sdpa_mask)
@@ -50,12 +53,12 @@ def attending(
         model.config._attn_implementation = before
 
 
-def refuse_unmasked(model: PreTrainedModel) -> None:
-    """See to it that the attention that a method brought is told about padding, and is the one that will be asked.
+def require_attention_mask(model: PreTrainedModel) -> None:
+    """Check that a method's attention function has a mask registered and is the one that the model will call.
 
     Raises:
-        UnmaskedError: no mask is registered under its name, it took the place of transformers' own, or the model does
-            not look for one.
+        MissingMaskError: no mask function is registered under its name, it replaced transformers' ``sdpa``, or the
+            model does not use transformers' attention interface.
     """
     from transformers import AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -63,20 +66,22 @@ def refuse_unmasked(model: PreTrainedModel) -> None:
 
     name = model.config._attn_implementation
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
-        raise UnmaskedError(
-            "the method put its attention in the place of 'sdpa', which engines replace: bring it under a name of its "
-            "own, by longctx_bench.methods.attention_override.attending"
+        raise MissingMaskError(
+            "the method replaced 'sdpa', which engines replace as well: register its attention under another name with "
+            "longctx_bench.methods.attention_override.override_attention"
         )
     if name in (None, "eager", "sdpa"):
         return
     if not getattr(model, "_supports_attention_backend", False):
-        raise UnmaskedError(
-            f"{model.config.model_type}: does not ask transformers for its attention, so that the method's would be "
-            f"passed by without a word"
+        raise MissingMaskError(
+            f"{model.config.model_type}: does not use transformers' attention interface, so the method's attention "
+            f"would silently be ignored"
         )
     if name not in AttentionMaskInterface._global_mapping:
-        raise UnmaskedError(
-            f"the method's attention '{name}' has no mask registered, so that padding would be attended to without a "
-            "word: bring it by longctx_bench.methods.attention_override.attending, or call "
-            "AttentionMaskInterface.register"
+        raise MissingMaskError(
+            f"the method's attention '{name}' has no mask registered, so padding would be attended to: "
+            "use longctx_bench.methods.attention_override.override_attention, or call AttentionMaskInterface.register"
         )
+
+
+__getattr__ = renamed_attributes(__name__, {"attending": "override_attention"}, globals())

@@ -1,4 +1,4 @@
-"""DroPE: positions dropped, weights recalibrated, softmax sharpened with length (arXiv 2512.12167)."""
+"""DroPE: drop positions, recalibrate the weights, scale the softmax with length (arXiv 2512.12167)."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class DroPE(NoPE):
     needs_checkpoint: ClassVar[bool] = True
 
     calibration: Calibration = "auto"
-    """As NoPE's; unless asked otherwise, our retrieval fit where the checkpoint has one and else the paper's law."""
+    """As for NoPE; by default our retrieval fit if the checkpoint has one, else the paper's formula."""

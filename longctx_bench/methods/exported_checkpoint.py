@@ -1,4 +1,4 @@
-"""A checkpoint that ``longctx-bench export`` wrote: its config and weights are the method, at one length."""
+"""Checkpoints written by ``longctx-bench export``, whose config and weights include a method at one length."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from longctx_bench.core.errors import DoesNotFit
+from longctx_bench.core.errors import ContextTooShort
 from longctx_bench.core.specs import Spec, validate
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
-MARK = "longctx_bench_export"
-"""The entry of ``config.json`` that holds a :class:`Mark`; loaders that do not know it pass it by."""
+EXPORT_KEY = "longctx_bench_export"
+"""The entry of ``config.json`` that holds :class:`ExportMetadata`; other loaders ignore it."""
 
 
-class Mark(Spec):
-    """What an exported checkpoint was made from."""
+class ExportMetadata(Spec):
+    """What a checkpoint was exported from."""
 
     model: str
-    """The base's name."""
+    """Name of the base model."""
     method: str
-    """The method's name, under which results of the checkpoint are kept."""
+    """Name of the method; results of the checkpoint are stored under it."""
     length: int = Field(gt=0)
-    """Tokens that it was made to read."""
+    """Tokens that it was exported for."""
     original_length: int = Field(gt=0)
-    """The base's training context in tokens; ``--scale`` multiplies it."""
+    """Training context of the base model in tokens; ``--scale`` multiplies it."""
     factor: float = Field(ge=1.0)
     """The extension factor at that length."""
     temperature: float = 1.0
-    """Softmax temperature that the weights hold."""
+    """Softmax temperature folded into the weights."""
 
 
-def mark_of(config: Mapping[str, Any], name: str) -> Mark | None:
-    """Return the mark of an exported checkpoint's config; None when it is no exported one.
+def read_export_metadata(config: Mapping[str, Any], name: str) -> ExportMetadata | None:
+    """Return the export metadata in a checkpoint's config; None when the checkpoint was not exported.
 
     Raises:
-        UserError: there is a mark, and it is damaged.
+        UserError: the metadata is damaged.
     """
-    found = config.get(MARK)
-    return None if found is None else validate(Mark, found, f"{name}: config.json: {MARK}")
+    entry = config.get(EXPORT_KEY)
+    return None if entry is None else validate(ExportMetadata, entry, f"{name}: config.json: {EXPORT_KEY}")
 
 
-class Exported(Method):
-    """Changes nothing: whatever the method did at its length stands in the config and the weights."""
+class ExportedCheckpoint(Method):
+    """No-op method for exported checkpoints, whose config and weights already include the method."""
 
     id: ClassVar[str] = "exported"
 
     made_for: int
-    """Tokens that the checkpoint was made to read."""
+    """Tokens that the checkpoint was exported for."""
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         if length > self.made_for:
-            raise DoesNotFit(
+            raise ContextTooShort(
                 f"{base.name} was exported for {self.made_for} tokens, not for {length}; export it again with --length"
             )
         return {}

@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.nope import no_positions
+from longctx_bench.methods.nope import nope_rope_parameters
 
 ATTENTION_TYPES = {
     "nope": (False, False),
@@ -37,18 +37,18 @@ ATTENTION_TYPES = {
 """attention_type -> (queries are normalised, keys are normalised)."""
 
 
-def _settle(config: Any, attention_type: str, softmax_scale: float | None) -> None:
-    """Give a config its DroPE fields and the identity rotation.
+def _set_drope_fields(config: Any, attention_type: str, softmax_scale: float | None) -> None:
+    """Set the DroPE fields of a config and rope_parameters without rotation.
 
     Raises:
         UserError: the attention type is not one of the four published ones.
     """
     if attention_type not in ATTENTION_TYPES:
-        raise UserError(f"config.json: attention_type '{attention_type}' is none of {', '.join(ATTENTION_TYPES)}")
+        raise UserError(f"config.json: attention_type '{attention_type}' is not one of {', '.join(ATTENTION_TYPES)}")
     config.attention_type = attention_type
     config.softmax_scale = softmax_scale
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
-    config.rope_parameters = no_positions(theta)
+    config.rope_parameters = nope_rope_parameters(theta)
 
 
 class LlamaDropeConfig(LlamaConfig):
@@ -58,7 +58,7 @@ class LlamaDropeConfig(LlamaConfig):
 
     def __init__(self, attention_type: str = "nope", softmax_scale: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        _settle(self, attention_type, softmax_scale)
+        _set_drope_fields(self, attention_type, softmax_scale)
 
 
 class Qwen2DropeConfig(Qwen2Config):
@@ -68,11 +68,11 @@ class Qwen2DropeConfig(Qwen2Config):
 
     def __init__(self, attention_type: str = "nope", softmax_scale: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        _settle(self, attention_type, softmax_scale)
+        _set_drope_fields(self, attention_type, softmax_scale)
 
 
-class UnrotatedAttention(nn.Module):
-    """Causal attention without positions, its queries and keys optionally normalised.
+class DropeAttention(nn.Module):
+    """Causal attention without positions, optionally with normalised queries and keys.
 
     The norm is an RMSNorm over the whole projection (heads x head_dim) before the split into heads. Weight
     names are those of a Llama or Qwen2 attention layer, plus ``q_norm.weight`` and ``k_norm.weight``.
@@ -105,7 +105,7 @@ class UnrotatedAttention(nn.Module):
         position_embeddings: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend over ``[batch, tokens, hidden_size]``; ``position_embeddings`` are accepted and not used."""
+        """Attend over ``[batch, tokens, hidden_size]``; ``position_embeddings`` are ignored."""
         query = self._heads(self.q_norm(self.q_proj(hidden_states)))
         key = self._heads(self.k_norm(self.k_proj(hidden_states)))
         value = self._heads(self.v_proj(hidden_states))
@@ -113,36 +113,36 @@ class UnrotatedAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed, weights = attend(
+        output, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
-        return self.o_proj(mixed.flatten(start_dim=2)), weights
+        return self.o_proj(output.flatten(start_dim=2)), weights
 
     def _heads(self, projected: torch.Tensor) -> torch.Tensor:
         return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class LlamaDropeForCausalLM(LlamaForCausalLM):
-    """Llama with :class:`UnrotatedAttention` in every layer."""
+    """Llama with :class:`DropeAttention` in every layer."""
 
     config_class = LlamaDropeConfig
 
     def __init__(self, config: LlamaDropeConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
         for index, layer in enumerate(self.model.layers):
-            layer.self_attn = UnrotatedAttention(config, index, config.attention_bias, config.attention_bias)
+            layer.self_attn = DropeAttention(config, index, config.attention_bias, config.attention_bias)
         self.post_init()  # type: ignore[no-untyped-call]
 
 
 class Qwen2DropeForCausalLM(Qwen2ForCausalLM):
-    """Qwen2 with :class:`UnrotatedAttention` in every layer."""
+    """Qwen2 with :class:`DropeAttention` in every layer."""
 
     config_class = Qwen2DropeConfig
 
     def __init__(self, config: Qwen2DropeConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
         for index, layer in enumerate(self.model.layers):
-            layer.self_attn = UnrotatedAttention(config, index, qkv_bias=True, output_bias=False)
+            layer.self_attn = DropeAttention(config, index, qkv_bias=True, output_bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Models without positions: the config that says so, the softmax temperature that their attention needs at length."""
+"""NoPE: models without positions, and their softmax temperature beyond the training context."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base, Capability, Method, Tuning
+from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
 from longctx_bench.methods.override_validation import Change
-from longctx_bench.methods.scalar_schedule import Calibration, Law, fitted_law
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def no_positions(theta: float) -> dict[str, Any]:
-    """Return rope_parameters whose rotation is the identity, in stock transformers."""
+def nope_rope_parameters(theta: float) -> dict[str, Any]:
+    """Return rope_parameters without rotation, for stock transformers."""
     return {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": 0.0}
 
 
-def turning_nothing(theta: float) -> dict[str, Any]:
-    """Return rope_parameters that turn by nothing in every server that knows Llama 3.1's.
+def identity_llama3_rope_parameters(theta: float) -> dict[str, Any]:
+    """Return rope_parameters of type ``llama3`` that amount to no rotation (for NoPE models on stock servers).
 
-    Every wavelength is longer than an original context of one token, so that every frequency is divided by a factor
-    beyond what float32 resolves beside 1.
+    With an original context of one token every wavelength counts as long, so that every frequency is divided by a
+    factor so large that float32 rotates by exactly nothing.
     """
     return {
         "rope_type": "llama3", "rope_theta": theta, "factor": 1e30, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -33,27 +33,26 @@ def turning_nothing(theta: float) -> dict[str, Any]:
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
-    """Return the attention modules of a model's layers, which have their softmax scale as ``scaling``.
+    """Return the attention modules of all layers, whose softmax scale is the attribute ``scaling``.
 
     Raises:
-        UserError: not every layer has one.
+        UserError: a layer has no such module.
     """
     modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
     layers = [module for module in modules if isinstance(getattr(module, "scaling", None), float)]
     if len(layers) != model.config.num_hidden_layers or not getattr(model, "_supports_attention_backend", False):
         raise UserError(
-            f"a {model.config.model_type} computes the softmax of its attention by code of its own: it takes no "
-            f"temperature"
+            f"a {model.config.model_type} computes its attention softmax in custom code, which takes no temperature"
         )
     return layers
 
 
 @contextmanager
-def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
-    """Multiply every attention layer's softmax scale by beta; sdpa and eager attention honour it.
+def scale_softmax(model: PreTrainedModel, beta: float) -> Iterator[None]:
+    """Multiply every attention layer's softmax scale by beta inside the block; for sdpa and eager attention.
 
     Raises:
-        UserError: the model's attention has no scale that could be multiplied.
+        UserError: the model's attention has no softmax scale to multiply.
     """
     layers: list[Any] = [] if beta == 1.0 else attention_layers(model)
     before = [layer.scaling for layer in layers]
@@ -69,8 +68,8 @@ def sharpened(model: PreTrainedModel, beta: float) -> Iterator[None]:
 class NoPE(Method):
     """No positions (Kazemnejad et al. 2023, arXiv 2305.19466).
 
-    The base's own weights with the positions taken away, or a model trained without them where the base has one.
-    Its softmax can be sharpened with length as DroPE's is; unless asked for, it is not.
+    The base model's weights with positions removed, or a checkpoint trained without positions if there is one. Its
+    softmax can be scaled with length as in DroPE; by default it is not.
     """
 
     id: ClassVar[str] = "nope"
@@ -80,47 +79,49 @@ class NoPE(Method):
     needs_checkpoint: ClassVar[bool] = False
     changes_at_1x: ClassVar[bool] = True
     tunable: ClassVar[str | None] = "temperature"
-    # A model trained under softer softmaxes wants a sharper one than others at the same length.
+    # A model that was trained with a flatter softmax needs a larger temperature than others at the same length.
     tunable_span: ClassVar[float] = 1.1
     tunable_reach: ClassVar[float] = 1.0
 
     calibration: Calibration = "none"
     """Where beta comes from: ``retrieval`` and ``perplexity`` are our fits in the checkpoint's ``calibration.json``,
-    ``paper`` is DroPE's law, ``auto`` the retrieval fit where there is one and else DroPE's law."""
+    ``paper`` is DroPE's formula, ``auto`` the retrieval fit if there is one, else DroPE's formula."""
     paper_c: float = 0.412
     """The DroPE paper's c: 0.412 for models trained from scratch, 0.103 for SmolLM."""
-    temperature: Law | None = None
+    temperature: ScalarSchedule | None = None
     """beta(s) itself; set by the calibration unless given here."""
 
-    def calibrated(self, fits: Mapping[str, Any]) -> Self:
+    def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:
             return self
-        paper = Law(c=self.paper_c, source="paper")
-        return self.model_copy(update={"temperature": fitted_law(self.calibration, fits, paper)})
+        paper = ScalarSchedule(c=self.paper_c, source="paper")
+        return self.model_copy(update={"temperature": fitted_schedule(self.calibration, fits, paper)})
 
-    def tuned(self, value: float) -> Self:
-        # A law without a slope holds the value at every length: the table's last entry is just above 1.
-        return self.model_copy(update={"temperature": Law(table={1.0 + 1e-9: value})})
+    def with_scalar(self, value: float) -> Self:
+        # With slope 0 the last table entry holds at every length beyond it, and it is just above 1.
+        return self.model_copy(update={"temperature": ScalarSchedule(table={1.0 + 1e-9: value})})
 
-    def tuning(self, base: Base, length: int) -> Tuning | None:
-        law = self.temperature
-        return None if law is None else Tuning("temperature", law.at(self.scale(base, length)), law.source)
+    def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
+        schedule = self.temperature
+        if schedule is None:
+            return None
+        return AppliedScalar("temperature", schedule.at(self.scale(base, length)), schedule.source)
 
-    def attention_temperature(self, base: Base, length: int) -> float:
-        tuning = self.tuning(base, length)
-        return 1.0 if tuning is None else tuning.value
+    def attention_temperature(self, base: BaseModelInfo, length: int) -> float:
+        scalar = self.applied_scalar(base, length)
+        return 1.0 if scalar is None else scalar.value
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        # No frequency is used: the theta is there because every rope type must name one.
-        rope = no_positions(10000.0)
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        # theta has no effect; every rope type must name one.
+        rope = nope_rope_parameters(10000.0)
         if base.config.get("model_type"):
-            own = base.positions
-            # Layers that rotate a part of each head cut it off themselves, and `proportional` is of whole heads.
-            if 0 < 2 * own.pairs < own.head_dim and own.rope["rope_type"] != rope["rope_type"]:
-                rope = turning_nothing(10000.0)
+            positions = base.positions
+            # Layers with partial rotary embeddings slice the head themselves; `proportional` works on whole heads only.
+            if 0 < 2 * positions.pairs < positions.head_dim and positions.rope["rope_type"] != rope["rope_type"]:
+                rope = identity_llama3_rope_parameters(10000.0)
         return {"rope_parameters": rope, "max_position_embeddings": length}
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, base: Base, length: int) -> Iterator[None]:
-        with sharpened(model, self.attention_temperature(base, length)):
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
+        with scale_softmax(model, self.attention_temperature(base, length)):
             yield

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.rope_parameters import FULL, Positions, rotary_pairs, unrotated
+from longctx_bench.methods.rope_parameters import FULL, RotaryPositions, is_unrotated, num_rotary_pairs
 
 Change = Literal["theta", "rotary_pairs", "original_length", "scaling"]
 """What a method may declare that it changes: the rotary base, how many pairs of dimensions are rotated, the length that
@@ -24,8 +24,8 @@ _BEFORE_5 = ("rope_scaling", "rope_theta", "partial_rotary_factor")
 """Config entries of transformers 4, which transformers 5 passes by when they are set on a loaded model."""
 
 
-def kept(
-    method: str, changes: Collection[Change], name: str, positions: Positions, returned: Mapping[str, Any]
+def merge_rope_parameters(
+    method: str, changes: Collection[Change], name: str, positions: RotaryPositions, returned: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return ``rope_parameters`` with all that a method left out taken from the base, and nothing else changed.
 
@@ -47,7 +47,7 @@ def kept(
     given = returned
     if not any(key in nested for key in returned):
         # Without positions means in every layer; all else is about distances that a window hides.
-        given = dict.fromkeys(nested, returned) if unrotated(returned) else {FULL: returned}
+        given = dict.fromkeys(nested, returned) if is_unrotated(returned) else {FULL: returned}
     for key, value in given.items():
         if key not in nested or not isinstance(value, Mapping):
             raise UserError(f"{name}: {method} gives rope_parameters for '{key}', and it has no layers of that type")
@@ -58,16 +58,21 @@ def kept(
 
 
 def _kept(
-    method: str, changes: Collection[Change], name: str, base: Positions, own: Mapping[str, Any], new: Mapping[str, Any]
+    method: str,
+    changes: Collection[Change],
+    name: str,
+    base: RotaryPositions,
+    own: Mapping[str, Any],
+    new: Mapping[str, Any],
 ) -> dict[str, Any]:
-    before = Positions({"rope_type": "default", **own}, base.head_dim, base.original_length)
+    before = RotaryPositions({"rope_type": "default", **own}, base.head_dim, base.training_context)
     said = {"rope_type": new.get("rope_type") or new.get("type") or before.rope["rope_type"], **new}
     said.pop("type", None)
     same = said["rope_type"] == before.rope["rope_type"] or before.rope["rope_type"] == "default"
     merged = {key: value for key, value in own.items() if key != "type" and (same or key not in _SCALING)} | said
     if merged == before.rope:
         return merged
-    if before.pairs == 0 and not unrotated(said):
+    if before.pairs == 0 and not is_unrotated(said):
         raise UserError(f"{name}: has no rotary positions left for {method} to change")
     if "llama_4_scaling_beta" in own:
         raise UserError(
@@ -76,28 +81,28 @@ def _kept(
         )
     if base.kind in _DEFAULT_ALONE and merged["rope_type"] != "default":
         raise UserError(f"{name}: a {base.kind} takes no rotary positions of type '{merged['rope_type']}'")
-    if unrotated(merged):
+    if is_unrotated(merged):
         _refuse(method, changes, name, {"rotary_pairs": (before.pairs, 0)})
         return merged
     if before.scaling is not None and "scaling" not in changes:
-        raise scaled_already(method, name, before.scaling, base.original_length)
-    start = merged.get("original_max_position_embeddings") or base.original_length
+        raise already_scaled_error(method, name, before.scaling, base.training_context)
+    start = merged.get("original_max_position_embeddings") or base.training_context
     changed: dict[Change, tuple[float, float]] = {
-        "rotary_pairs": (before.pairs, rotary_pairs(merged, base.head_dim)),
+        "rotary_pairs": (before.pairs, num_rotary_pairs(merged, base.head_dim)),
         "theta": (float(before.rope["rope_theta"]), float(merged["rope_theta"])),
         # A scaling of its own has its own beginning, and is replaced whole where that is declared.
-        "original_length": (base.original_length if before.scaling is None else start, start),
+        "original_length": (base.training_context if before.scaling is None else start, start),
     }
     _refuse(method, changes, name, changed)
-    if base.window is not None and base.window <= base.original_length:
+    if base.window is not None and base.window <= base.training_context:
         raise UserError(
             f"{name}: all layers with rotary positions attend to the last {base.window} tokens alone, within its "
-            f"training context of {base.original_length}: there is no distance for {method} to extend; run it as it is"
+            f"training context of {base.training_context}: there is no distance for {method} to extend; run it as it is"
         )
     return merged
 
 
-def scaled_already(method: str, name: str, scaling: str, length: int) -> UserError:
+def already_scaled_error(method: str, name: str, scaling: str, length: int) -> UserError:
     """Return the refusal of a method on a base that has a scaling of its own."""
     return UserError(
         f"{name}: its positions have a scheme of their own ({scaling}), with which it reads {length} tokens, and "
@@ -114,7 +119,7 @@ def _refuse(method: str, changes: Collection[Change], name: str, changed: Mappin
             )
 
 
-def refuse_names_of_before(method: str, name: str, entries: Mapping[str, Any]) -> None:
+def reject_legacy_keys(method: str, name: str, entries: Mapping[str, Any]) -> None:
     """Refuse config entries that transformers 5 would pass by without a word.
 
     Raises:
@@ -125,7 +130,7 @@ def refuse_names_of_before(method: str, name: str, entries: Mapping[str, Any]) -
             raise UserError(f"{name}: {method} sets '{key}', which has no effect; put it into rope_parameters")
 
 
-def refuse_length(method: str, name: str, config: Mapping[str, Any]) -> None:
+def reject_length_change(method: str, name: str, config: Mapping[str, Any]) -> None:
     """Refuse to change ``max_position_embeddings`` alone where a base's own frequencies are computed from it.
 
     Raises:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class RNoPESWA(Method):
-    """A checkpoint trained so; its layer types and windows stand in its own config, in stock transformers (SmolLM3)."""
+    """A checkpoint trained with RNoPE-SWA; stock transformers reads its layer types and windows from config.json."""
 
     id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        return {"max_position_embeddings": max(length, base.original_length)}
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        return {"max_position_embeddings": max(length, base.training_context)}

@@ -1,15 +1,15 @@
-"""The rotary frequencies that a method's config entries stand for."""
+"""Rotary frequencies of a method, computed by transformers from its config entries."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.rope_parameters import FULL, unrotated
+from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.rope_parameters import FULL, is_unrotated
 
 
-def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[float], float]:
+def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tuple[list[float], float]:
     """Return a method's inverse frequencies at one length, as transformers computes them from its config entries.
 
     Args:
@@ -22,20 +22,27 @@ def inverse_frequencies(base: Base, method: Method, length: int) -> tuple[list[f
         and sin are multiplied with (1 but for YaRN and LongRoPE).
 
     Raises:
-        UserError: the method takes positions away, or cannot be applied to this base.
+        UserError: the method takes positions away, or cannot be applied to this base, or transformers knows no such
+            rotation as the base's config has.
     """
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    own = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.original_length}
+    own = {"rope_parameters": base.positions.rope, "max_position_embeddings": base.training_context}
     entries: dict[str, Any] = own | method.model_overrides(base, length)
     rope = entries["rope_parameters"]
-    if unrotated(rope):
+    if is_unrotated(rope):
         raise UserError(f"{type(method).__name__} on {base.name}: has no rotary frequencies")
     # Of the layers that a method changes, the part of each head that is rotated, as heads of their own.
     rope = {key: value for key, value in rope.get(FULL, rope).items() if key != "partial_rotary_factor"}
     entries["rope_parameters"] = rope
     dims = base.rotary_dim
     shape: dict[str, Any] = {"head_dim": dims, "hidden_size": 2 * dims, "num_attention_heads": 2}
-    rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
+    try:
+        rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
+    except Exception as error:  # a config is anybody's
+        raise UserError(
+            f"{base.name}: config.json has rotary entries that transformers does not compute "
+            f"({type(error).__name__}: {error!s:.200})"
+        ) from error
     return rotary.inv_freq.double().tolist(), float(rotary.attention_scaling)

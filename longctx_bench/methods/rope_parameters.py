@@ -15,14 +15,14 @@ FULL_UNROTATED = ("afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone_moe")
 
 
 @dataclass(frozen=True)
-class Positions:
+class RotaryPositions:
     """The rotary positions of a base, as transformers reads them from its config."""
 
     rope: dict[str, Any]
     """``rope_parameters`` of the layers that a method changes, with ``rope_type`` and ``rope_theta``."""
     head_dim: int
     """Width of one attention head."""
-    original_length: int
+    training_context: int
     """Training context in tokens."""
     nested: dict[str, Any] | None = None
     """All ``rope_parameters`` by layer type, where a model has several (Gemma 3). Methods change those of the layers
@@ -35,7 +35,7 @@ class Positions:
     @property
     def pairs(self) -> int:
         """Pairs of dimensions of a head that are rotated."""
-        return rotary_pairs(self.rope, self.head_dim)
+        return num_rotary_pairs(self.rope, self.head_dim)
 
     @property
     def scaling(self) -> str | None:
@@ -49,21 +49,21 @@ class Positions:
         )
 
 
-def rotary_pairs(rope: Mapping[str, Any], head_dim: int) -> int:
+def num_rotary_pairs(rope: Mapping[str, Any], head_dim: int) -> int:
     """Return how many pairs of a head's dimensions ``rope_parameters`` rotate."""
-    return 0 if unrotated(rope) else int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
+    return 0 if is_unrotated(rope) else int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
 
 
-def unrotated(rope: Mapping[str, Any]) -> bool:
+def is_unrotated(rope: Mapping[str, Any]) -> bool:
     """Tell whether ``rope_parameters`` rotate nothing, in every layer where they are nested."""
     nested = [value for value in rope.values() if isinstance(value, Mapping)]
     if nested:
-        return all(map(unrotated, nested))
-    # As no_positions writes them: no pair at all, or every frequency divided by more than fp32 resolves.
+        return all(map(is_unrotated, nested))
+    # As nope_rope_parameters writes them: no pair at all, or every frequency divided by more than fp32 resolves.
     return rope.get("partial_rotary_factor") == 0.0 or rope.get("factor", 1.0) >= 1e30
 
 
-def read(name: str, config: Mapping[str, Any], original_length: int) -> Positions:
+def read_positions(name: str, config: Mapping[str, Any], original_length: int) -> RotaryPositions:
     """Return the rotary positions of a base.
 
     Args:
@@ -79,7 +79,7 @@ def read(name: str, config: Mapping[str, Any], original_length: int) -> Position
         raise UserError(f"{name}: a {kind} reads more than text, and only plain text models take a method")
     if config.get("alibi"):
         raise UserError(f"{name}: its config says alibi: it has no rotary positions to change")
-    full = standardised(name, config)
+    full = normalize_config(name, config)
     rope = full.get("rope_parameters")
     if str(kind).endswith("_drope"):
         rope = {"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
@@ -103,10 +103,10 @@ def read(name: str, config: Mapping[str, Any], original_length: int) -> Position
         raise UserError(f"{name}: its config names no rope_theta: it has no rotary positions to change")
     heads = full.get("num_attention_heads")
     head_dim = full.get("head_dim") or (int(full["hidden_size"]) // int(heads) if heads else 0)
-    return Positions(rope, int(head_dim), original_length, nested, kind, _window(full))
+    return RotaryPositions(rope, int(head_dim), original_length, nested, kind, _window(full))
 
 
-def standardised(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's entries as transformers reads them: under their names of today, with a model type's defaults.
 
     A type that transformers does not know, or none, is read as it stands.
@@ -148,13 +148,13 @@ def _entry(config: Any, key: str) -> Any:
         return None
 
 
-def readable_length(name: str, config: Mapping[str, Any]) -> int | None:
+def native_context(name: str, config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a model reads with all scaling of its own; None where its config does not say.
 
     That is ``max_position_embeddings``, but for YaRN's checkpoints that leave it at the length before the scaling
     (Qwen's): there it is factor times that length.
     """
-    full = standardised(name, config)
+    full = normalize_config(name, config)
     length = full.get("max_position_embeddings")
     if not isinstance(length, int) or length < 1:
         return None
@@ -181,7 +181,7 @@ def _window(full: Mapping[str, Any]) -> int | None:
     return window or None
 
 
-def pinned(rope: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
+def fix_to_length(rope: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
     """Return ``rope_parameters`` that are the same for every prompt of a cell.
 
     transformers lets ``longrope`` and ``dynamic`` follow the longest position of a pass, so that a prompt's numbers
@@ -193,7 +193,7 @@ def pinned(rope: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
         config: transformers' of the loaded model.
     """
     if any(isinstance(value, Mapping) for value in rope.values()):
-        return {key: pinned(value, length, config) if isinstance(value, Mapping) else value
+        return {key: fix_to_length(value, length, config) if isinstance(value, Mapping) else value
                 for key, value in rope.items()}  # fmt: skip
     kind = rope.get("rope_type") or rope.get("type")
     if kind == "longrope":
@@ -201,7 +201,7 @@ def pinned(rope: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
         return {**rope, "short_factor": chosen, "long_factor": chosen}
     if kind == "dynamic":
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dims, limit = 2 * rotary_pairs(rope, head_dim), config.max_position_embeddings
+        dims, limit = 2 * num_rotary_pairs(rope, head_dim), config.max_position_embeddings
         grown = rope["factor"] * max(length, limit) / limit - (rope["factor"] - 1)
         own = {key: value for key, value in rope.items() if key not in {"type", "factor"}}
         return {**own, "rope_type": "default", "rope_theta": rope["rope_theta"] * grown ** (dims / (dims - 2))}

@@ -1,65 +1,65 @@
-"""Methods that change only the rotary frequencies, as transformers' own ``rope_parameters`` wherever it has them."""
+"""RoPE-scaling methods: they change only the rotary frequencies, via transformers' ``rope_parameters``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from longctx_bench.core.errors import DoesNotFit, UserError
-from longctx_bench.methods.base import Base, Method, Tuning
-from longctx_bench.methods.override_validation import Change, scaled_already
-from longctx_bench.methods.scalar_schedule import Calibration, Law, fitted_law
+from longctx_bench.core.errors import ContextTooShort, UserError
+from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Method
+from longctx_bench.methods.override_validation import Change, already_scaled_error
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": rope_parameters, "max_position_embeddings": length}
 
 
-_LEAST = 32
-"""Prompt tokens below which cropping leaves nothing to read."""
+_MIN_PROMPT_TOKENS = 32
+"""Cropping to fewer prompt tokens is an error."""
 
 
 class RoPE(Method):
-    """The base model as it is (Su et al. 2021, arXiv 2104.09864); no extension."""
+    """The unchanged base model (Su et al. 2021, arXiv 2104.09864); no extension."""
 
     id: ClassVar[str] = "rope"
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {}
 
 
 class Crop(RoPE):
-    """The base model as it is, given the end of the prompt that its training context holds; no extension."""
+    """The unchanged base model on the prompt truncated from the left to its training context; no extension."""
 
     id: ClassVar[str] = "crop"
 
-    def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
-        room = base.original_length - new_tokens
-        if room < _LEAST:
-            raise DoesNotFit(
-                f"crop: {new_tokens} new tokens leave {max(0, room)} of the {base.original_length} that the base was "
-                f"trained on, at least {_LEAST} are needed"
+    def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
+        available = base.training_context - new_tokens
+        if available < _MIN_PROMPT_TOKENS:
+            raise ContextTooShort(
+                f"crop: {new_tokens} new tokens leave {max(0, available)} of the base's training context of "
+                f"{base.training_context} tokens, at least {_MIN_PROMPT_TOKENS} are needed"
             )
-        return ids[-room:]
+        return ids[-available:]
 
 
 class PI(Method):
     """Position interpolation: all positions divided by s (Chen et al. 2023, arXiv 2306.15595).
 
-    On a base that was interpolated so itself, the two factors are multiplied: dividing positions by one and then by
-    the other is that. Scaling of any other kind is refused, for PI and for all methods here.
+    If the base model is interpolated itself, the two factors are multiplied. A base model with any other scaling is
+    rejected by PI and by all methods here.
     """
 
     id: ClassVar[str] = "pi"
     changes: ClassVar[frozenset[Change]] = frozenset({"scaling"})
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        own, scaling = base.positions.rope, base.positions.scaling
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        rope, scaling = base.positions.rope, base.positions.scaling
         factor = self.scale(base, length)
         if scaling is not None:
-            if own["rope_type"] != "linear":
-                raise scaled_already(type(self).__name__, base.name, scaling, base.original_length)
-            factor *= own["factor"]
+            if rope["rope_type"] != "linear":
+                raise already_scaled_error(type(self).__name__, base.name, scaling, base.training_context)
+            factor *= rope["factor"]
         return _overrides(length, rope_type="linear", rope_theta=base.rope_theta, factor=factor)
 
 
@@ -74,11 +74,11 @@ class NTK(Method):
     id: ClassVar[str] = "ntk"
     changes: ClassVar[frozenset[Change]] = frozenset({"theta"})
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         if base.positions.scaling is not None:
-            raise scaled_already(type(self).__name__, base.name, base.positions.scaling, base.original_length)
+            raise already_scaled_error(type(self).__name__, base.name, base.positions.scaling, base.training_context)
         if base.rotary_dim <= 2:
-            raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions a head, and NTK needs at least 4")
+            raise UserError(f"{base.name}: rotates {base.rotary_dim} dimensions per head, and NTK needs at least 4")
         theta = ntk_theta(base.rope_theta, base.rotary_dim, self.scale(base, length))
         return _overrides(length, rope_type="default", rope_theta=theta)
 
@@ -86,8 +86,8 @@ class NTK(Method):
 class DynamicNTK(NTK):
     """NTK-aware interpolation with s from each prompt's own length (emozilla 2023).
 
-    The base is pinned once per prompt. transformers' ``dynamic`` type follows the longest input seen so
-    far instead, so that a prompt's logits depend on the prompts before it.
+    The rotary base is fixed once per prompt. transformers' ``dynamic`` type follows the longest input seen so far
+    instead, so that a prompt's logits depend on earlier prompts.
     """
 
     id: ClassVar[str] = "dynamic-ntk"
@@ -102,39 +102,39 @@ class YaRN(Method):
     tunable_span: ClassVar[float] = 0.35
 
     beta_fast: float = 32.0
-    """Rotations over the training context above which a dimension is left alone."""
+    """Dimensions with more rotations over the training context are left unchanged."""
     beta_slow: float = 1.0
-    """Rotations below which a dimension is interpolated by s."""
+    """Dimensions with fewer rotations are interpolated by s."""
     attention_factor: float | None = None
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
     calibration: Calibration = "paper"
-    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` take our fit from ``calibration.json``."""
-    attention_law: Law | None = None
-    """The fitted attention factor by s; set by the calibration."""
+    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` use our fits in ``calibration.json``."""
+    attention_law: ScalarSchedule | None = None
+    """The fitted attention factor as a function of s; set by ``calibration``."""
 
-    def calibrated(self, fits: Mapping[str, Any]) -> Self:
-        return self.model_copy(update={"attention_law": fitted_law(self.calibration, fits, None)})
+    def with_calibration(self, fits: Mapping[str, Any]) -> Self:
+        return self.model_copy(update={"attention_law": fitted_schedule(self.calibration, fits, None)})
 
-    def tuned(self, value: float) -> Self:
+    def with_scalar(self, value: float) -> Self:
         return self.model_copy(update={"attention_factor": value})
 
-    def tuning(self, base: Base, length: int) -> Tuning | None:
+    def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         if self.attention_factor is not None:
-            return Tuning("attention_factor", self.attention_factor, "user")
+            return AppliedScalar("attention_factor", self.attention_factor, "user")
         if self.attention_law is not None:
-            law = self.attention_law
-            return Tuning("attention_factor", law.at(self.scale(base, length)), law.source)
+            schedule = self.attention_law
+            return AppliedScalar("attention_factor", schedule.at(self.scale(base, length)), schedule.source)
         return None
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
-        tuning = self.tuning(base, length)
-        extra = {} if tuning is None else {"attention_factor": tuning.value}
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        scalar = self.applied_scalar(base, length)
+        extra = {} if scalar is None else {"attention_factor": scalar.value}
         return _overrides(
             length,
             rope_type="yarn",
             rope_theta=base.rope_theta,
             factor=self.scale(base, length),
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
             beta_fast=self.beta_fast,
             beta_slow=self.beta_slow,
             **extra,
@@ -144,31 +144,34 @@ class YaRN(Method):
 class LongRoPE(Method):
     """Per-dimension factors found by search (Ding et al. 2024, arXiv 2402.13753); the lists come from the spec.
 
-    One list is chosen per cell: ``long_factor`` above the training context, ``short_factor`` up to it.
-    transformers switches lists in the middle of a sequence; here a prompt is read with one of them.
+    One list is used for a whole cell: ``long_factor`` above the training context, ``short_factor`` up to it.
+    transformers would switch lists in the middle of a sequence.
     """
 
     id: ClassVar[str] = "longrope"
 
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
-    """Divisors of the rotary frequencies, one for each pair of rotated dimensions (head_dim / 2 where all are)."""
+    """Divisors of the rotary frequencies, one per pair of rotated dimensions (head_dim / 2 with full rotation)."""
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         half = base.positions.pairs
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
+                if base.positions.scaling is not None:
+                    # Lists would not help: what every other scaling says of such a base is the true reason.
+                    raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
-                    f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in a "
-                    f"YAML of your own and name its folder with --baselines"
+                    f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "
+                    f"own YAML and pass its folder with --baselines"
                 )
-        chosen = list((self.long_factor if length > base.original_length else self.short_factor) or ())
+        chosen = list((self.long_factor if length > base.training_context else self.short_factor) or ())
         return _overrides(
             length,
             rope_type="longrope",
             rope_theta=base.rope_theta,
             factor=self.scale(base, length),
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
             short_factor=chosen,
             long_factor=chosen,
         )
@@ -182,7 +185,7 @@ class Llama3(Method):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return _overrides(
             length,
             rope_type="llama3",
@@ -190,5 +193,5 @@ class Llama3(Method):
             factor=self.scale(base, length),
             low_freq_factor=self.low_freq_factor,
             high_freq_factor=self.high_freq_factor,
-            original_max_position_embeddings=base.original_length,
+            original_max_position_embeddings=base.training_context,
         )

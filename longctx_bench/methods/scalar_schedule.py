@@ -1,4 +1,4 @@
-"""A tunable scalar as a function of the extension factor: the softmax temperature, YaRN's attention factor."""
+"""Scalar schedules: a tunable scalar (softmax temperature, YaRN attention factor) by extension factor."""
 
 from __future__ import annotations
 
@@ -13,56 +13,66 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec, validate
 
 Calibration = Literal["auto", "none", "paper", "perplexity", "retrieval"]
-"""Where a scalar comes from: not used, the paper's coefficient, or a fit of ours by that objective."""
+"""Where a scalar comes from: ``none`` (not applied), the paper's coefficient, or our fit for that objective."""
 
 
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Law(Spec):
-    """A scalar that is 1 at the training context: a table where it was fitted, the law 1 + c ln s beyond."""
+class ScalarSchedule(Spec):
+    """A scalar that is 1 up to the training context: interpolated in a fitted table, extrapolated as 1 + c ln s."""
 
     c: float = Field(default=0.0, allow_inf_nan=False)
     table: dict[_Scale, _Value] = Field(default_factory=dict)
-    """Value by extension factor; between two entries it is interpolated in ln s, beyond the last the law goes on."""
+    """Value by extension factor: interpolated in ln s between entries, extrapolated with slope ``c`` after the last."""
     source: Calibration | Literal["user"] = "user"
 
     def at(self, scale: float) -> float:
         """Return the value at extension factor ``scale``; 1 up to the training context."""
         if scale <= 1.0:
             return 1.0
-        known = sorted({1.0: 1.0, **self.table}.items())
-        for (low, value_low), (high, value_high) in pairwise(known):
+        points = sorted({1.0: 1.0, **self.table}.items())
+        for (low, value_low), (high, value_high) in pairwise(points):
             if low <= scale <= high:
                 weight = math.log(scale / low) / math.log(high / low)
                 return value_low + weight * (value_high - value_low)
-        last_scale, last_value = known[-1]
+        last_scale, last_value = points[-1]
         return last_value + self.c * math.log(scale / last_scale)
 
 
-def fitted_law(wanted: Calibration, fits: Mapping[str, Any], paper: Law | None) -> Law | None:
-    """Return the law that a calibration names; ``paper`` where it names the method's own, None where it names none.
+def fitted_schedule(
+    calibration: Calibration, fits: Mapping[str, Any], paper: ScalarSchedule | None
+) -> ScalarSchedule | None:
+    """Return the schedule for a ``calibration`` setting.
+
+    Args:
+        calibration: the setting.
+        fits: schedules from the checkpoint's ``calibration.json``, by objective.
+        paper: the method's own schedule.
+
+    Returns:
+        ``paper``, one of the fits, or None where no scalar is applied.
 
     Raises:
-        UserError: it names a fit, and none lies beside the weights, or one that is no law.
+        UserError: the fit is missing from ``calibration.json`` or invalid.
     """
-    if wanted == "none":
+    if calibration == "none":
         return None
-    if wanted == "auto":
-        wanted = "retrieval" if "retrieval" in fits else "paper"
-    if wanted == "paper":
+    if calibration == "auto":
+        calibration = "retrieval" if "retrieval" in fits else "paper"
+    if calibration == "paper":
         return paper
-    if wanted not in fits:
+    if calibration not in fits:
         raise UserError(
-            f"no {wanted} calibration lies beside the weights; make one with `longctx-bench calibrate MODEL "
-            f"--objective {wanted}`"
+            f"the checkpoint has no {calibration} calibration; make one with `longctx-bench calibrate MODEL "
+            f"--objective {calibration}`"
         )
-    return validate(Law, {**fits[wanted], "source": wanted}, f"calibration.json: {wanted}")
+    return validate(ScalarSchedule, {**fits[calibration], "source": calibration}, f"calibration.json: {calibration}")
 
 
-def fit_law(table: dict[float, float]) -> float:
-    """Return the c of 1 + c ln s nearest to a table's values by least squares."""
+def fit_slope(table: dict[float, float]) -> float:
+    """Return the least-squares c of 1 + c ln s for a table of values by scale s."""
     logs = [math.log(scale) for scale in table if scale > 1]
     rises = [value - 1 for scale, value in table.items() if scale > 1]
     squares = sum(log * log for log in logs)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.metrics.base import Metric, as_metric
 from longctx_bench.metrics.longbench import LONGBENCH_METRICS
 from longctx_bench.metrics.loss import LOSS_METRICS
 from longctx_bench.metrics.ruler import RULER_METRICS, string_match_all, string_match_part
 
-__all__ = ["METRICS", "Metric", "as_metric", "metric", "shipped_metric", "string_match_all", "string_match_part"]
+__all__ = ["METRICS", "Metric", "as_metric", "get_metric", "shipped_metric", "string_match_all", "string_match_part"]
 
-METRICS: Extensions[Metric] = Extensions(
+METRICS: PluginRegistry[Metric] = PluginRegistry(
     "metric", {measure.name: measure for measure in (*RULER_METRICS, *LONGBENCH_METRICS, *LOSS_METRICS)}
 )
 """Metrics, and plain functions from text and references to a score, by name."""
 
 
-def metric(name: str) -> Metric:
+def get_metric(name: str) -> Metric:
     """Return a metric by name.
 
     Raises:

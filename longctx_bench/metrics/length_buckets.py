@@ -9,7 +9,7 @@ from longctx_bench.core.types import NATURAL
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ScoredExample:
     """One example's score and how long its document was."""
 
     score: float
@@ -46,9 +46,11 @@ def buckets_of(task: str, length: int) -> tuple[Bucket, ...]:
     return BY_CONTEXT if length == NATURAL else ()
 
 
-def sorted_into(points: Sequence[Point], buckets: Sequence[Bucket], original_length: int) -> dict[str, list[float]]:
+def scores_by_bucket(
+    points: Sequence[ScoredExample], buckets: Sequence[Bucket], original_length: int
+) -> dict[str, list[float]]:
     """Return the scores in each bucket; points without a word count fall into no bucket of words."""
-    size: Callable[[Point], float | None] = (
+    size: Callable[[ScoredExample], float | None] = (
         (lambda point: point.words) if buckets is BY_WORDS else (lambda point: point.prompt_tokens / original_length)
     )
     scores: dict[str, list[float]] = {bucket.name: [] for bucket in buckets}

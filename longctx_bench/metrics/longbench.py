@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.metrics.base import Metric, Scorer, never
+from longctx_bench.metrics.base import Metric, Scorer, never_final
 from longctx_bench.metrics.rouge import MAX_STEPS_ZH, google_rouge_l, rouge_l
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -191,8 +191,10 @@ def _share_of_classes(line: str, reference: str, classes: Sequence[str]) -> floa
     return 1.0 / len(named) if reference in named else 0.0
 
 
-def _metric(name: str, score: Scorer, upstream: str, settled: Callable[[str, Sequence[str]], bool] = never) -> Metric:
-    return Metric(f"longbench_{name}", score, settled, False, f"THUDM/LongBench LongBench/metrics.py {upstream}")
+def _metric(
+    name: str, score: Scorer, upstream: str, is_final: Callable[[str, Sequence[str]], bool] = never_final
+) -> Metric:
+    return Metric(f"longbench_{name}", score, is_final, False, f"THUDM/LongBench LongBench/metrics.py {upstream}")
 
 
 LONGBENCH_METRICS = (
@@ -207,5 +209,5 @@ LONGBENCH_METRICS = (
     _metric("retrieval_zh", _best(retrieval_zh), "retrieval_zh_score"),
     _metric("count", _best(count), "count_score"),
     _metric("code_sim", _best(code_similarity), "code_sim_score", _code_line_done),
-    Metric("google_rouge_l", _best(google_rouge_l), never, False, "google-research rouge_score rougeL"),
+    Metric("google_rouge_l", _best(google_rouge_l), never_final, False, "google-research rouge_score rougeL"),
 )

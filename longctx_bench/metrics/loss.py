@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.metrics.base import Metric, never
+from longctx_bench.metrics.base import Metric, never_final
 
 
 def _not_text(text: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
@@ -16,9 +16,9 @@ LOSS_METRICS = (
     Metric(
         "token_loss",
         _not_text,
-        never,
+        never_final,
         is_rate=False,
-        reproduces="mean next-token cross-entropy in nats",
+        reference_implementation="mean next-token cross-entropy in nats",
         percent=False,
         higher_is_better=False,
     ),

@@ -7,21 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.file_cache import cache_dir, damage, seal, sha256, warn
+from longctx_bench.core.file_cache import cache_dir, made_once, sha256
 from longctx_bench.core.io import safe_name
-from longctx_bench.core.sources import describe, digest, fetch
+from longctx_bench.core.sources import content_digest, fetch, source_label
 from longctx_bench.core.specs import PathSource, Source, WheelSource
-from longctx_bench.core.temp_dirs import ScratchFolder
-from longctx_bench.models.fast_tokenizer import FileTokenizer
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
+from longctx_bench.models.fast_tokenizer import LightTokenizer
 from longctx_bench.models.metadata import model_config
-from longctx_bench.models.trusted_sources import is_known
+from longctx_bench.models.trusted_sources import is_trusted
 
-DIFFERENCE = "difference.safetensors"
+DELTA_FILE = "difference.safetensors"
 """In place of a folder's weights: what :mod:`longctx_bench.models.delta_weights` merges with a base's."""
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py", ".index.json")
 """Files beside a difference that would stand for other weights, or for code."""
 _TOKENIZER_FILES = (
@@ -33,6 +31,10 @@ _TOKENIZER_FILES = (
     "chat_template*",
 )
 
+_INDEX = "model.safetensors.index.json"
+"""Says which file of weights in several holds what."""
+_LARGEST = 256 << 20
+"""Bytes of a file beside the weights, which is read whole: several times the largest there is."""
 _ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of them lies in every folder with a tokenizer."""
 
@@ -50,19 +52,46 @@ def checkpoint_folder(source: Source) -> Path:
         # Files of one name in two folders are two models.
         unlike = "" if isinstance(source, WheelSource) else f"-{sha256(path)[:12]}"
         return _once(safe_name(f"{key}-{path.stem}{unlike}"), lambda folder: _convert(path, folder))
-    if (path / ADAPTER).is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         # transformers would load it over the weights where peft is installed, and pass it by in silence elsewhere.
-        raise UserError(f"{describe(source)}: has an {ADAPTER}; merge the adapter into its base and save that")
+        raise UserError(
+            f"{source_label(source)}: has an {ADAPTER_CONFIG}; merge the adapter into its base and save that"
+        )
     if not (path / "config.json").is_file():
-        raise UserError(f"{describe(source)}: no config.json there; expected a model in Hugging Face format")
-    if (path / DIFFERENCE).is_file():
+        raise UserError(f"{source_label(source)}: no config.json there; expected a model in Hugging Face format")
+    _refuse_large(path)
+    if (path / DELTA_FILE).is_file():
         return _merged(path)
+    _refuse_weights_elsewhere(path)
     return path
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that are its tokenizer's."""
     return [file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file()]
+
+
+def _refuse_large(folder: Path) -> None:
+    """Refuse files beside the weights that would fill the memory: libraries read them whole."""
+    read = [*tokenizer_files(folder), folder / "generation_config.json", *folder.glob("additional_chat_templates/*")]
+    for file in read:
+        if file.is_file() and file.stat().st_size > _LARGEST:
+            raise UserError(f"{file}: is larger than {_LARGEST >> 20} MiB, as none is; fetch the model again")
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    """Refuse an index that names weights of another folder: they are no part of what results know the model by."""
+    index = folder / _INDEX
+    if not index.exists():
+        return
+    try:
+        weights = parse_object(read_content(index, _LARGEST)).get("weight_map")
+    except (FileNotFoundError, UnreadableFile) as error:
+        raise UserError(f"{index}: {error}; fetch the model again") from error
+    files = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
+    for name in sorted(files):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: names {name!a:.80} for weights; expected safetensors files beside it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -74,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return model_config(folder, str(folder))
 
 
-def refuse_unknown_quantisation(folder: Path) -> None:
+def require_known_quantization(folder: Path) -> None:
     """Refuse weights in a format that transformers does not know: it would take them for plain ones.
 
     Raises:
@@ -130,7 +159,7 @@ def transformers_tokenizer(place: Path | str, revision: str | None = None) -> An
         # A panic of the library in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{place}: its tokenizer cannot be loaded ({reason(error)})") from error
+        raise UserError(f"{place}: its tokenizer cannot be loaded ({error_summary(error)})") from error
 
 
 def prompt_tokenizer(folder: Path) -> Any:
@@ -139,10 +168,10 @@ def prompt_tokenizer(folder: Path) -> Any:
     Raises:
         UserError: as :func:`load_tokenizer`.
     """
-    return FileTokenizer.of(folder, load_tokenizer) or load_tokenizer(folder)
+    return LightTokenizer.from_folder(folder, load_tokenizer) or load_tokenizer(folder)
 
 
-def reason(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Return why transformers could not load something, on one line."""
     # The question whether to trust a repository's code is answered here, and never asked: it is not run.
     if "trust_remote_code" in str(error):
@@ -151,52 +180,38 @@ def reason(error: BaseException) -> str:
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made on first use and by one process alone; it appears whole or not at all.
-
-    What is no longer what was made is named and made again. A folder that is whole takes no lock and is not written to.
-    """
+    """Return a folder of models in the cache, as :func:`longctx_bench.core.file_cache.made_once` does."""
     folder = cache_dir() / "models" / name
-    if damage(folder) is None:
-        return folder
+
+    def into(made: Path) -> None:
+        made.mkdir()
+        make(made)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            reason = damage(folder)
-            if reason is not None:
-                if folder.exists():
-                    warn(f"{folder}: {reason}; it is made again")
-                with ScratchFolder(".converting-", folder.parent) as scratch:
-                    made = scratch / "made"
-                    made.mkdir()
-                    make(made)
-                    if folder.exists():
-                        folder.replace(scratch / "before")
-                    seal(made, folder)
-                    made.replace(folder)
+        return made_once(folder, into, ".converting-")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
-    return folder
 
 
 def _merged(folder: Path) -> Path:
     """Merge a difference with its base. What lies beside it comes along; a tokenizer it may take from the base."""
-    from longctx_bench.models.delta_weights import merge, read_origin
+    from longctx_bench.models.delta_weights import merge_delta, read_delta_base
 
-    file = folder / DIFFERENCE
-    origin = read_origin(file)
+    file = folder / DELTA_FILE
+    origin = read_delta_base(file)
     # Whoever wrote the file must not choose what is fetched or opened here.
-    if not is_known(origin.source):
+    if not is_trusted(origin.source):
         raise UserError(
-            f"{file}: its base {describe(origin.source)} is neither a listed model nor one that was named on this "
+            f"{file}: its base {source_label(origin.source)} is neither a listed model nor one that was named on this "
             f"machine; if you trust it, `longctx-bench data pull` it first"
         )
 
     def make(scratch: Path) -> None:
         # A base that is a difference itself could go in circles.
-        if (fetch(origin.source) / DIFFERENCE).is_file():
-            raise UserError(f"{file}: its base {describe(origin.source)} is a difference too; pack it with another")
+        if (fetch(origin.source) / DELTA_FILE).is_file():
+            raise UserError(f"{file}: its base {source_label(origin.source)} is a difference too; pack it with another")
         base = checkpoint_folder(origin.source)
-        merge(file, base, scratch / "model.safetensors")
+        merge_delta(file, base, scratch / "model.safetensors")
         beside = [each for each in folder.iterdir() if each.is_file() and not each.name.endswith(_NOT_COPIED)]
         for each in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *beside]:
             # Calibrations are read from beside the difference, where `calibrate` may change them.
@@ -204,7 +219,7 @@ def _merged(folder: Path) -> Path:
                 shutil.copyfile(each, scratch / each.name)
 
     # The difference's header holds the sha256 of all that it stores, so that its beginning stands for the whole.
-    identity = digest(PathSource(path=folder)) or ""
+    identity = content_digest(PathSource(path=folder)) or ""
     return _once(f"{safe_name(folder.resolve().name)}-{identity[:12]}", make)
 
 
@@ -218,7 +233,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{gguf}: cannot be converted ({reason(error)}); fetch the model again") from error
+        raise UserError(f"{gguf}: cannot be converted ({error_summary(error)}); fetch the model again") from error
     # The weights are plain tensors by now; transformers still calls them quantised and refuses to save.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]

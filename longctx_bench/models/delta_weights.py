@@ -30,21 +30,21 @@ _FORMAT = "1"
 _MEMORY = 9
 """zlib's largest: tables for every 32 K codes."""
 SCALE, STEPS, CODES = ".scale", ".steps", ".codes"
-LARGEST = 127
+MAX_CODE = 127
 """Codes lie between this and its negative."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class DeltaBase:
     """The base that a difference is taken from."""
 
     name: str
     source: Source
     sha256: str
-    """Of its weights, as :func:`digest` computes it: other versions of transformers write other headers."""
+    """Of its weights, as :func:`tensors_digest` computes it: other versions of transformers write other headers."""
 
 
-class Weights(Mapping[str, torch.Tensor]):
+class SafetensorsReader(Mapping[str, torch.Tensor]):
     """The tensors of a folder's safetensors files, or of one file, each read when it is asked for."""
 
     def __init__(self, files: Mapping[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Weights]:
+def open_safetensors(path: Path) -> Iterator[SafetensorsReader]:
     """Open a safetensors file, or all of a folder.
 
     Raises:
@@ -77,17 +77,17 @@ def opened(path: Path) -> Iterator[Weights]:
             try:
                 weights = stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise damaged(file, error) from error
+                raise damaged_file_error(file, error) from error
             found |= dict.fromkeys(weights.keys(), weights)
-        yield Weights(found)
+        yield SafetensorsReader(found)
 
 
-def damaged(file: Path, reason: object) -> UserError:
+def damaged_file_error(file: Path, reason: object) -> UserError:
     """Return the error for a file of weights that cannot be what was written."""
     return UserError(f"{file}: truncated or damaged ({reason!s:.120}); fetch the checkpoint again")
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the sha256 of tensors by name: values, types and shapes, whatever file they lie in."""
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -97,15 +97,15 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return total.hexdigest()
 
 
-def compressed(codes: torch.Tensor) -> torch.Tensor:
+def compress_codes(codes: torch.Tensor) -> torch.Tensor:
     """Return int8 codes as a zlib stream: Huffman's codes alone, as nothing in them repeats, and a checksum."""
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, _MEMORY, zlib.Z_HUFFMAN_ONLY)
     stream = packer.compress(codes.contiguous().numpy().data) + packer.flush()
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
 
 
-def expanded(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Undo :func:`compressed`.
+def decompress_codes(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Undo :func:`compress_codes`.
 
     Raises:
         ValueError: the stream is not one of that many codes.
@@ -124,13 +124,13 @@ def expanded(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return torch.frombuffer(codes, dtype=torch.int8).view(shape)
 
 
-def restored(base: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def apply_delta(base: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Return the matrix in bfloat16. Each operation rounds once, so that every machine gets the same bits."""
     rest = codes.float().mul_(steps.float()[:, None])
     return (base.float() * scale).add_(rest).bfloat16()
 
 
-def write(file: Path, tensors: dict[str, torch.Tensor], origin: Origin) -> None:
+def write_delta(file: Path, tensors: dict[str, torch.Tensor], origin: DeltaBase) -> None:
     """Write a difference; ``file`` appears as it grows, so give a temporary one.
 
     Raises:
@@ -139,12 +139,12 @@ def write(file: Path, tensors: dict[str, torch.Tensor], origin: Origin) -> None:
     source = TypeAdapter[Any](Source).dump_json(origin.source, exclude_defaults=True).decode()
     metadata = {
         "difference": _FORMAT, "base": origin.name, "base_source": source, "base_sha256": origin.sha256,
-        "sha256": digest(tensors),
+        "sha256": tensors_digest(tensors),
     }  # fmt: skip
     _save(tensors, file, metadata)
 
 
-def read_origin(file: Path) -> Origin:
+def read_delta_base(file: Path) -> DeltaBase:
     """Return the base of a difference, read from its header alone; whoever wrote that may have named anything.
 
     Raises:
@@ -153,12 +153,12 @@ def read_origin(file: Path) -> Origin:
     metadata = _metadata(file)
     try:
         source = TypeAdapter[Any](Source).validate_python(json.loads(metadata["base_source"]))
-        return Origin(metadata["base"], source, metadata["base_sha256"])
+        return DeltaBase(metadata["base"], source, metadata["base_sha256"])
     except (KeyError, ValueError, ValidationError, RecursionError) as error:
-        raise damaged(file, f"its header names no base: {type(error).__name__}") from error
+        raise damaged_file_error(file, f"its header names no base: {type(error).__name__}") from error
 
 
-def merge(file: Path, base_folder: Path, out: Path) -> None:
+def merge_delta(file: Path, base_folder: Path, out: Path) -> None:
     """Write the weights that a difference stands for as ``out``, a safetensors file that transformers loads.
 
     Takes seconds, and memory for the merged weights and a few copies of the largest matrix.
@@ -166,11 +166,11 @@ def merge(file: Path, base_folder: Path, out: Path) -> None:
     Raises:
         UserError: the file is damaged, the folder holds another base, or the disk is full.
     """
-    origin = read_origin(file)
-    with opened(file) as stored, opened(base_folder) as base:
-        if digest(stored) != _metadata(file).get("sha256"):
-            raise damaged(file, "its sha256 is not the one in its header")
-        if digest(base) != origin.sha256:
+    origin = read_delta_base(file)
+    with open_safetensors(file) as stored, open_safetensors(base_folder) as base:
+        if tensors_digest(stored) != _metadata(file).get("sha256"):
+            raise damaged_file_error(file, "its sha256 is not the one in its header")
+        if tensors_digest(base) != origin.sha256:
             raise UserError(
                 f"{file}: its base is another {origin.name} than the weights in {base_folder}; remove that folder if "
                 f"it lies in the cache, it is made again"
@@ -184,17 +184,17 @@ def merge(file: Path, base_folder: Path, out: Path) -> None:
                 if not name.endswith((SCALE, STEPS))
             }
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
-            raise damaged(file, error) from error
+            raise damaged_file_error(file, error) from error
         _save(merged, out, {"format": "pt"})
 
 
-def _matrix(name: str, stored: Weights, base: Weights) -> torch.Tensor:
+def _matrix(name: str, stored: SafetensorsReader, base: SafetensorsReader) -> torch.Tensor:
     before = base[name]
     scale, steps, stream = (stored[name + part] for part in (SCALE, STEPS, CODES))
     # Other shapes would be spread over the matrix, and could fill the memory.
     if before.dim() != 2 or scale.numel() != 1 or steps.shape != before.shape[:1] or stream.dtype != torch.uint8:
         raise ValueError(f"{name}: its parts do not fit the base's {list(before.shape)}")
-    return restored(before, scale.reshape(()), steps, expanded(stream, before.shape))
+    return apply_delta(before, scale.reshape(()), steps, decompress_codes(stream, before.shape))
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -202,7 +202,7 @@ def _metadata(file: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as weights:
             metadata: dict[str, str] = weights.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise damaged(file, error) from error
+        raise damaged_file_error(file, error) from error
     if metadata.get("difference") != _FORMAT:
         found = metadata.get("difference", "none")
         raise UserError(f"{file}: a difference of format {found}, not {_FORMAT}; use the version that it came with")

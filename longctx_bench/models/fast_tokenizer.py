@@ -29,7 +29,7 @@ _MOST_WORDS = 100_000
 """Above it transformers looks for a fault that Mistral's files had, and mends it."""
 
 
-class FileTokenizer:
+class LightTokenizer:
     """Encodes and decodes as transformers' tokenizer of the same folder; for all else that one is loaded and asked."""
 
     split_special_tokens = False
@@ -48,7 +48,7 @@ class FileTokenizer:
         self._load = whole
 
     @classmethod
-    def of(cls, folder: Path, whole: Callable[[Path], Any]) -> FileTokenizer | None:
+    def from_folder(cls, folder: Path, whole: Callable[[Path], Any]) -> LightTokenizer | None:
         """Read a checkpoint folder's tokenizer, or give None where transformers makes something else of its file."""
         from tokenizers import Tokenizer
 

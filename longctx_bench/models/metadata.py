@@ -100,7 +100,7 @@ class _Recipe(BaseModel):
     virtual_length: _VirtualLength | None = None
 
 
-def fits(source: Source, tunable: str | None) -> dict[str, Any]:
+def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
     """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
     if tunable is None or not is_local(source):
         return {}
@@ -147,7 +147,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def end_ids(folder: Path) -> frozenset[int]:
+def eos_token_ids(folder: Path) -> frozenset[int]:
     """Return the token ids at which transformers' ``generate`` would stop, read without the weights.
 
     Raises:

@@ -16,10 +16,10 @@ from pathlib import Path
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import cache_dir
 from longctx_bench.core.io import shipped_folder, write_json
-from longctx_bench.core.specs import EmbeddedSource, HubSource, ModelSpec, PathSource, Source, read_yaml, validate
+from longctx_bench.core.specs import HubSource, ModelSpec, PathSource, ShippedSource, Source, read_yaml, validate
 
 
-def remember(source: Source) -> None:
+def trust_source(source: Source) -> None:
     """Note a model that the user named, unless the cache cannot be written: then it is to be named again."""
     file, entry = _entry(source)
     if not file.is_file():
@@ -27,7 +27,7 @@ def remember(source: Source) -> None:
             write_json(file, entry)
 
 
-def is_known(source: Source, models: Iterable[ModelSpec] = ()) -> bool:
+def is_trusted(source: Source, models: Iterable[ModelSpec] = ()) -> bool:
     """Tell whether a source of weights is listed, ships with this project, or was named by the user on this machine.
 
     A repository that is listed without a revision, or was named, is known at any revision.
@@ -40,7 +40,7 @@ def is_known(source: Source, models: Iterable[ModelSpec] = ()) -> bool:
     branches = {(one.hub, one.type) for one in sources if isinstance(one, HubSource) and one.revision is None}
     return (
         source in sources
-        or isinstance(source, EmbeddedSource)
+        or isinstance(source, ShippedSource)
         or (isinstance(source, HubSource) and (source.hub, source.type) in branches)
         or _entry(source)[0].is_file()
     )

@@ -8,17 +8,17 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import plain_name
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, ModelSpec, PathSource, Source, validate
-from longctx_bench.methods.exported_checkpoint import Mark, mark_of
-from longctx_bench.methods.rope_parameters import readable_length, unrotated
+from longctx_bench.methods.exported_checkpoint import ExportMetadata, read_export_metadata
+from longctx_bench.methods.rope_parameters import is_unrotated, native_context
 from longctx_bench.models.metadata import model_config
-from longctx_bench.models.trusted_sources import remember
+from longctx_bench.models.trusted_sources import trust_source
 
 _DROPE_TYPES = ("llama_drope", "qwen2_drope")
 _STATEFUL = ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")
 """Model types whose config names no training context, and which the engine would refuse whatever a YAML said."""
 
 
-def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark | None]:
+def model_from_path_or_hub_id(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, ExportMetadata | None]:
     """Describe a model, and what it was exported as if ``longctx-bench export`` wrote it.
 
     Args:
@@ -36,9 +36,9 @@ def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark 
     source: Source = PathSource(path=folder.resolve()) if local else validate(HubSource, {"hub": name}, "--model")
     config_source = source.model_copy(update={"file": "config.json"}) if isinstance(source, HubSource) else source
     config = model_config(fetch(config_source), name)
-    remember(source)
-    mark = mark_of(config, name)
-    length = mark.original_length if mark is not None else readable_length(name, config)
+    trust_source(source)
+    mark = read_export_metadata(config, name)
+    length = mark.original_length if mark is not None else native_context(name, config)
     if length is None and config.get("model_type") in _STATEFUL:
         raise UserError(
             f"{name}: a {config['model_type']} keeps a state that cannot be cut back to an earlier token, as is done "
@@ -50,7 +50,7 @@ def unlisted(name: str, checkpoint: str | None = None) -> tuple[ModelSpec, Mark 
             f"is; list it in a models.yaml with its original_length (--baselines)"
         )
     native = "drope" if config.get("model_type") in _DROPE_TYPES else "rope"
-    if native == "rope" and checkpoint is not None and unrotated(config.get("rope_parameters") or {}):
+    if native == "rope" and checkpoint is not None and is_unrotated(config.get("rope_parameters") or {}):
         native = checkpoint
     model = ModelSpec(
         # Part of what identifies a cell: it stays what it was. A run of two models of one name is refused.

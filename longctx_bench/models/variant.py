@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.code_digest import Code
+from longctx_bench.core.code_digest import CodeDigest
 from longctx_bench.core.specs import MethodSpec, ModelSpec, Source
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 
 
@@ -21,7 +21,7 @@ class ModelVariant:
     method: Method
     source: Source
     """The base's own weights, or the checkpoint that the method needs."""
-    code: Code | None = None
+    code: CodeDigest | None = None
     """The source of a method that is not this package's own."""
 
     @property
@@ -34,9 +34,9 @@ class ModelVariant:
         """The method's name in results and tables."""
         return self.spec.name
 
-    def base(self, config: dict[str, Any]) -> Base:
+    def base(self, config: dict[str, Any]) -> BaseModelInfo:
         """Return what a method computes with, given the ``config.json`` of the weights."""
-        return Base(self.model.name, self.model.original_length, config)
+        return BaseModelInfo(self.model.name, self.model.original_length, config)
 
     def resolve(self) -> ResolvedVariant:
         """Bring the weights to this machine: fetched, converted and merged once.
@@ -55,7 +55,7 @@ class ResolvedVariant:
     variant: ModelVariant
     folder: Path
     """In Hugging Face format."""
-    base: Base
+    base: BaseModelInfo
     """What a method computes with."""
 
     def at(self, length: int) -> ModelUnderTest:
@@ -67,6 +67,6 @@ class ResolvedVariant:
 class ModelUnderTest:
     """A method on a base, at one length; at :data:`~longctx_bench.core.types.NATURAL`, at each prompt's own."""
 
-    base: Base
+    base: BaseModelInfo
     method: Method
     length: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 from longctx_bench.reporting.results import CellSummary, contributions
 from longctx_bench.reporting.stats.paired_tests import LEVEL, Paired, holm, paired
@@ -75,7 +75,7 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
     known = {summary.contestant for summary in cells}
     for name in (a, b):
         if name not in known:
-            raise UserError(f"no finished cell of '{name}'{near_miss(name, known)}")
+            raise UserError(f"no finished cell of '{name}'{did_you_mean(name, known)}")
     if a == b:
         raise UserError(f"'{a}' cannot be compared with itself; name two contestants")
     of_a = {(s.cell.task, s.cell.length): s for s in cells if s.contestant == a}

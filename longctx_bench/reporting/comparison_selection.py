@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import plain_name, safe_name
 from longctx_bench.core.types import length_name
 from longctx_bench.reporting.comparison import Comparison, compare
@@ -41,7 +41,7 @@ def compare_chosen(
     known = {summary.contestant for summary in results.finished}
     for name in (a, b):
         if name not in known:
-            raise UserError(f"{folder}: no finished cell of '{name}'{near_miss(name, known)}")
+            raise UserError(f"{folder}: no finished cell of '{name}'{did_you_mean(name, known)}")
     cells = [s for name in (a, b) for s in _chosen(name, results.finished, tasks, scales, lengths)]
     # As they are called now, and as earlier versions called them.
     folders = tuple({f"{name(s.cell.model)}/{name(s.cell.method)}/" for s in cells for name in (safe_name, plain_name)})
@@ -60,7 +60,7 @@ def _chosen(
     for task in tasks:
         measured = {summary.cell.task for summary in own}
         if task not in measured:
-            raise UserError(f"--tasks {task}: not measured for {name}{near_miss(task, measured)}")
+            raise UserError(f"--tasks {task}: not measured for {name}{did_you_mean(task, measured)}")
     chosen = [
         s
         for s in own

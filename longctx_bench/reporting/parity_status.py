@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx_bench.core.types import NATURAL
-from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.store.schema import CellResult, plain, upgraded_certificate
 
 _SAME = {
@@ -48,7 +48,7 @@ def read_certificates(folder: Path) -> list[dict[str, Any]]:
     for path in sorted((folder / "parity").glob("*.json")):
         try:
             certificate = parse_object(read_content(path))
-        except (FileNotFoundError, Unreadable):
+        except (FileNotFoundError, UnreadableFile):
             continue
         if isinstance(certificate.get("lengths"), dict):
             found.append(upgraded_certificate(certificate))

@@ -13,11 +13,11 @@ from msgspec.structs import astuple, replace
 from numpy.typing import NDArray
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import Cell
-from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.metrics import shipped_metric
-from longctx_bench.metrics.length_buckets import Point, buckets_of
+from longctx_bench.metrics.length_buckets import ScoredExample, buckets_of
 from longctx_bench.reporting.parity_status import Standing, read_certificates, standing
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.cell_folders import leads_to
@@ -52,7 +52,7 @@ class CellSummary:
     """[n] of S16, of each example's prompt and references: equal where two cells had the same example."""
     scored: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
     """[n], tokens that each example's score is the mean over: 1 but for losses; empty where that is not known."""
-    points: tuple[Point, ...] = ()
+    points: tuple[ScoredExample, ...] = ()
     """Each example's score and length, where the task sorts its results by length."""
     depths: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), compare=False, repr=False)
     """[n], percent, where every example has exactly one needle; else empty."""
@@ -156,7 +156,7 @@ def read_cells(folder: Path) -> Results:
         if "runs" in folder.parts:
             above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
             raise UserError(f"{folder}: {what}; name the run's folder itself, {above}")
-        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes some")
+        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes one")
     return results
 
 
@@ -174,10 +174,10 @@ def _first_of(value: Any, known: dict[str, Any]) -> Any:
 
 def _how_far(path: Path) -> str:
     """Say what there is of a cell that is not finished."""
-    examples = f"{counted(count_records(path), 'example')} so far"
+    examples = f"{pluralize(count_records(path), 'example')} so far"
     try:
         reason = parse_object(read_content(path / "started.json")).get("failed")
-    except (FileNotFoundError, Unreadable):
+    except (FileNotFoundError, UnreadableFile):
         reason = None
     if reason:
         return f"failed ({reason}), {examples}; the same run command tries it again"
@@ -218,9 +218,9 @@ def _has_grid(task: TaskRecord) -> bool:
     return task.grid is not None and bool((task.params or {}).get(task.grid))
 
 
-def _points(columns: Columns) -> tuple[Point, ...]:
+def _points(columns: Columns) -> tuple[ScoredExample, ...]:
     found = zip(columns.scores.tolist(), columns.tokens.tolist(), columns.words.tolist(), strict=True)
-    return tuple(Point(score, tokens, None if words < 0 else words) for score, tokens, words in found)
+    return tuple(ScoredExample(score, tokens, None if words < 0 else words) for score, tokens, words in found)
 
 
 def _by_depth(columns: Columns) -> dict[float, float]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from longctx_bench.benchmarks.lm_eval_task import PREFIX
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.sanitize import printable
-from longctx_bench.core.sources import describe
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.sanitize import escape_control_chars
+from longctx_bench.core.sources import source_label
 from longctx_bench.core.specs import Source
-from longctx_bench.core.types import Cell, Example, ending, length_name
+from longctx_bench.core.types import Cell, Example, describe_finish_reason, length_name
 from longctx_bench.metrics import shipped_metric
-from longctx_bench.models.trusted_sources import is_known
+from longctx_bench.models.trusted_sources import is_trusted
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
 from longctx_bench.store.prompt_excerpts import Excerpt, excerpt, read_excerpts
@@ -69,7 +69,7 @@ def replay(
                 f"--data as then, or use that version"
             )
         kept = excerpt(example)
-    return printable(_text(summary.cell, kept, record) + other)
+    return escape_control_chars(_text(summary.cell, kept, record) + other)
 
 
 def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) -> str:
@@ -103,7 +103,7 @@ def _find(folder: Path, name: str) -> CellSummary:
             model, method, rest = line.split("/", 2)
             if f"{method}-{model}" == who and rest.startswith(f"{place}:"):
                 raise UserError(f"{folder}: {line}")
-        raise UserError(f"{name}: no such finished cell in {folder}{near_miss(name, found)}")
+        raise UserError(f"{name}: no such finished cell in {folder}{did_you_mean(name, found)}")
     return found[name]
 
 
@@ -128,10 +128,10 @@ def _example(summary: CellSummary, example_id: str, registry: Registry) -> Examp
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{again}: '{where}' of its spec is not what a run writes") from error
-    if not is_known(asked.weights, registry.models.values()):
+    if not is_trusted(asked.weights, registry.models.values()):
         raise UserError(
-            f"{again}: {describe(asked.weights)} is neither a listed model nor one that was named on this machine; if "
-            f"you trust it, `longctx-bench data pull` it first"
+            f"{again}: {source_label(asked.weights)} is neither a listed model nor one that was named on this machine; "
+            f"if you trust it, `longctx-bench data pull` it first"
         )
     if not (example_id.isascii() and example_id.isdecimal()) or int(example_id) >= summary.n:
         raise UserError(f"{again}: it has {summary.n} examples, and none of the number {example_id}")
@@ -167,7 +167,7 @@ def _text(cell: Cell, kept: Excerpt, record: SampleRecord) -> str:
 
 def _answered(record: SampleRecord) -> tuple[str, ...]:
     return (
-        f"--- generation ({record.new_tokens} tokens, {ending(record.finish_reason)})",
+        f"--- generation ({record.new_tokens} tokens, {describe_finish_reason(record.finish_reason)})",
         record.text or "",
         f"--- {record.metric}: {_shown(record)}",
     )

@@ -7,7 +7,7 @@ from math import fsum
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Example, Finished, Generation, Losses, Request
+from longctx_bench.core.types import Example, Generation, LoglikelihoodResult, Request, SampleRecord
 from longctx_bench.engines.base import Engine
 from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
@@ -22,11 +22,11 @@ def continued(
     contestant: ModelUnderTest,
     measure: Metric,
     examples: Mapping[str, Example],
-) -> list[Finished]:
+) -> list[SampleRecord]:
     """Let the engine go on writing, and score what it wrote."""
 
     def settled(example_id: str, text: str) -> bool:
-        return measure.settled(text, examples[example_id].references)
+        return measure.is_final(text, examples[example_id].references)
 
     finished = []
     for generation in engine.generate(batch, contestant, settled):
@@ -37,7 +37,7 @@ def continued(
                 f"metric '{measure.name}': gave {value:g} for an answer, and rates lie in [0, 1]; make it a "
                 f"Metric(..., percent=False) if it is none"
             )
-        finished.append(Finished(_written(example, generation, measure.name, value), generation.seconds))
+        finished.append(SampleRecord(_written(example, generation, measure.name, value), generation.seconds))
     return finished
 
 
@@ -47,10 +47,10 @@ def predicted(
     contestant: ModelUnderTest,
     measure: Metric,
     examples: Mapping[str, Example],
-) -> list[Finished]:
+) -> list[SampleRecord]:
     """Let the engine predict the text itself; the score is the mean loss of a token in nats."""
     return [
-        Finished(_lost(examples[found.example_id], found, measure.name), found.seconds)
+        SampleRecord(_lost(examples[found.example_id], found, measure.name), found.seconds)
         for found in engine.loglikelihood(batch, contestant)
     ]
 
@@ -76,7 +76,7 @@ def _written(example: Example, generation: Generation, metric: str, value: float
     return record
 
 
-def _lost(example: Example, found: Losses, metric: str) -> dict[str, Any]:
+def _lost(example: Example, found: LoglikelihoodResult, metric: str) -> dict[str, Any]:
     first = example.n_tokens - len(found.losses)
     width = max(1, -(-example.n_tokens // _BINS))
     bins: dict[int, list[float]] = {}

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, Source
 from longctx_bench.core.types import NATURAL
 from longctx_bench.engines.base import EngineInfo, MemoryEstimate
-from longctx_bench.models.checkpoint import checkpoint_folder
+from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.runner.plan import PlannedCell
 
 _EFFICIENCY = 0.5
@@ -30,6 +31,8 @@ class CellEstimate:
     """When every example uses up its new tokens; None when neither engine nor task can say."""
     memory: int | None
     """Peak bytes with one prompt at a time; batches take what is free beyond it."""
+    refusal: UserError | None = None
+    """Why its method cannot be run on its base, as the run itself would say."""
 
 
 def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstimate]:
@@ -44,7 +47,11 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstim
         # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
         known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
         tokens = planned.n * planned.cell.length if known else None
-        footprint = engine.estimate_memory(_config_folder(planned.variant.source))
+        folder = _config_folder(planned.variant.source)
+        if refusal := _refusal(planned, folder):
+            estimates.append(CellEstimate(planned, tokens, None, None, refusal))
+            continue
+        footprint = engine.estimate_memory(folder)
         if footprint is None or tokens is None:
             estimates.append(CellEstimate(planned, tokens, None, None))
             continue
@@ -60,6 +67,21 @@ def _config_folder(source: Source) -> Path:
     if isinstance(source, HubSource):
         return fetch(source.model_copy(update={"file": "config.json"})).parent
     return checkpoint_folder(source)
+
+
+def _refusal(planned: PlannedCell, folder: Path) -> UserError | None:
+    """Return what the method says of this base at this length, without the weights."""
+    if planned.done or planned.cell.length == NATURAL:
+        return None
+    try:
+        planned.variant.method.model_overrides(planned.variant.base(read_config(folder)), planned.cell.length)
+    except UserError as error:
+        return error
+    except Exception as error:
+        if not planned.spec.code:
+            raise
+        return UserError(f"{type(error).__name__}: {error} (raised by {planned.raised_by(error)})")
+    return None
 
 
 def _seconds(planned: PlannedCell, footprint: MemoryEstimate, speed: tuple[float, float]) -> float:

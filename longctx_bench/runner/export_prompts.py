@@ -18,7 +18,7 @@ from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.core.types import Example
 from longctx_bench.models.checkpoint import prompt_tokenizer
-from longctx_bench.models.fast_tokenizer import FileTokenizer
+from longctx_bench.models.fast_tokenizer import LightTokenizer
 
 _WORTH = 4_000_000
 """Tokens to write for each process, without which starting one more takes longer than it saves."""
@@ -88,7 +88,7 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         tokenizer = prompt_tokenizer(folder)
-        self.is_light = isinstance(tokenizer, FileTokenizer)
+        self.is_light = isinstance(tokenizer, LightTokenizer)
         # One for all tasks: it remembers the texts that they share.
         self._encoders = {False: PromptEncoder(tokenizer)}
 

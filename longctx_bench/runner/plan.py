@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from longctx_bench.benchmarks.base import Benchmark
-from longctx_bench.core.code_digest import Code
+from longctx_bench.core.code_digest import CodeDigest
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import digest, is_local, pinned
+from longctx_bench.core.sources import content_digest, is_local, resolve_revision
 from longctx_bench.core.specs import Source, TaskSpec
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelVariant
-from longctx_bench.registry import Registry, Scoring
+from longctx_bench.registry import LoadedMetric, Registry
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
 
@@ -63,6 +65,15 @@ class PlannedCell:
     spec: CellSpec
     done: bool
 
+    def raised_by(self, error: Exception) -> str:
+        """Return the plug-in that an error comes from: its file and line where they are known, else all that may be."""
+        uses = (self.variant.spec.use, self.task.use, self.task.metric)
+        files = {Path(use.partition(":")[0]).name: use for use in uses if use.startswith("./")}
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if use := files.get(Path(frame.filename).name):
+                return f"{use}, line {frame.lineno}"
+        return " or ".join(uses)
+
 
 def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Registry) -> list[PlannedCell]:
     """List a run's cells, grouped by weights so that each is loaded once.
@@ -74,7 +85,7 @@ def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Regist
     # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
-    scorings: dict[str, Scoring] = {}
+    scorings: dict[str, LoadedMetric] = {}
     for task in spec.tasks:
         kind = benchmarks[task.name].kind
         if kind != "lm_eval":
@@ -90,7 +101,7 @@ def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Regist
     contestants = [replace(variant, source=here[variant.source]) for variant in spec.variants]
     sources = set(here.values())
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
-    digests: dict[Source, str | None] = {source: digest(source) for source in sources if is_local(source)}
+    digests: dict[Source, str | None] = {source: content_digest(source) for source in sources if is_local(source)}
     for source in dict.fromkeys(variant.source for variant in contestants):
         variants = [variant for variant in contestants if variant.source == source]
         for task in spec.tasks:
@@ -119,7 +130,7 @@ def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Regist
 def _as_of_now(source: Source) -> Source:
     """Pin a hub repository; one that cannot be had fails its own cells when they begin, and no others."""
     try:
-        return pinned(source)
+        return resolve_revision(source)
     except UserError:
         return source
 
@@ -141,8 +152,8 @@ def _cell_spec(
     variant: ModelVariant,
     task: TaskSpec,
     benchmark: Benchmark,
-    scoring: Scoring | None,
-    plugins: Mapping[str, Code | None],
+    scoring: LoadedMetric | None,
+    plugins: Mapping[str, CodeDigest | None],
     length: int,
     engine: EngineInfo,
     digests: Mapping[Source, str | None],

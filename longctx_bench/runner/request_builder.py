@@ -15,7 +15,7 @@ from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.specs import TaskSpec
 from longctx_bench.core.types import Example, Request
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec
@@ -56,7 +56,7 @@ class PromptCache:
         """Return a cell's examples; ``folder`` holds the tokenizer."""
         return [example for part in self.parts(planned, folder) for example, _ in part.made]
 
-    def requests(self, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
+    def requests(self, planned: PlannedCell, folder: Path, base: BaseModelInfo) -> list[Request]:
         """Return what an engine gets of a cell's examples, in their order."""
         return [
             request
@@ -81,7 +81,7 @@ class PromptCache:
 
         return map(kept, _Parts(self._write(planned.task, folder, planned.cell.length, planned.n), PART))
 
-    def requests_of(self, made: Made, planned: PlannedCell, folder: Path, base: Base) -> list[Request]:
+    def requests_of(self, made: Made, planned: PlannedCell, folder: Path, base: BaseModelInfo) -> list[Request]:
         """Return what an engine gets of some of a cell's examples, in their order."""
         task, method = planned.task, planned.variant.method
         encoder, benchmark = self._encoder(task, folder), self._registry.benchmark(task)
@@ -108,7 +108,9 @@ class PromptCache:
         """Return the tokens of a right answer, as they would follow on the prompt."""
         if not example.references or example.scored:
             return ()
-        draft = encoder.continuation(example.prompt, example.answer_prefix, benchmark.answer(example.references))
+        draft = encoder.continuation(
+            example.prompt, example.answer_prefix, benchmark.expected_completion(example.references)
+        )
         return (tuple(draft[:_DRAFT]),) if draft else ()
 
     def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:

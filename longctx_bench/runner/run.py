@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from longctx_bench.benchmarks.base import example_id
 from longctx_bench.core import provenance
-from longctx_bench.core.errors import DiskFull, DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, DiskFull, UserError
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
-from longctx_bench.registry import ALL, Registry
+from longctx_bench.registry import ALL_EXAMPLES, Registry
 from longctx_bench.runner.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
 from longctx_bench.runner.plan import PlannedCell, RunSpec
 from longctx_bench.runner.request_builder import Part, PromptCache
@@ -135,7 +135,7 @@ class Runner:
         """
         if isinstance(error, DiskFull):
             raise error
-        if isinstance(error, DoesNotFit):
+        if isinstance(error, ContextTooShort):
             outcome.skipped.append((planned.cell, str(error)))
             self.progress.note(f"{planned.cell}: skipped: {error}")
             return
@@ -145,9 +145,8 @@ class Runner:
         elif not isinstance(error, UserError):
             if not planned.spec.code:
                 raise error
-            uses = (planned.variant.spec.use, planned.task.use, planned.task.metric)
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
-            reason = f"{kind}{error} (raised by {' or '.join(uses)})"
+            reason = f"{kind}{error} (raised by {planned.raised_by(error)})"
         outcome.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
         # A folder that cannot be written may be the very reason.
@@ -175,7 +174,7 @@ class Runner:
             if cell.closed:
                 return
         if not cell.examples:
-            raise DoesNotFit(f"{planned.task.name}: its data hold no examples")
+            raise ContextTooShort(f"{planned.task.name}: its data hold no examples")
         if not work.left and not cell.running:
             self._finish(cell, self.executor.engine.settings(), outcome)
 
@@ -207,7 +206,7 @@ class Runner:
     def _harness_work(self, cell: OpenCell) -> Iterator[Work]:
         planned = cell.planned
         self.progress.cell(planned, planned.n)
-        limit = None if planned.n == ALL else planned.n
+        limit = None if planned.n == ALL_EXAMPLES else planned.n
         cell.left = _units(planned)
         settings = HarnessSettings(limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
         yield Work(cell, harness=settings)
@@ -269,7 +268,7 @@ class Runner:
         own = planned.kind != "lm_eval" and shipped_metric(planned.spec.task.metric) is None
         measure = self.registry.metric(planned.task).metric if own else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
-        tuning = method.tuning(open_cell.contestant.base, longest)
+        tuning = method.applied_scalar(open_cell.contestant.base, longest)
         return CellResult(
             schema_version=SCHEMA_VERSION,
             cell=CellKey(cell.model, cell.method, cell.task, cell.length),

@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.specs import mapping
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.specs import require_mapping
 from longctx_bench.core.untrusted_files import read_objects
 from longctx_bench.metrics import Metric
 from longctx_bench.registry import Registry
@@ -29,17 +29,19 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
         UserError: the file cannot be read, or a line lacks something, with its number.
     """
     registry = registry or Registry()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; prediction files of others are read with --format longbench or ruler")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     scores: dict[str, list[float]] = defaultdict(list)
     for number, line in enumerate(read_objects(path), 1):
         where = f"{path}: line {number}"
-        name = task or mapping(line, where).get("task")
+        name = task or require_mapping(line, where).get("task")
         if not isinstance(name, str):
             raise UserError(f"{where} names no 'task'; add one or use --task")
         if name not in registry.tasks:
-            raise UserError(f"{where}: unknown task '{name}'{near_miss(name, registry.tasks)}")
-        scores[name].append(_score(registry.metric(registry.tasks[name]).metric, mapping(line, where), where))
+            raise UserError(f"{where}: unknown task '{name}'{did_you_mean(name, registry.tasks)}")
+        scores[name].append(_score(registry.metric(registry.tasks[name]).metric, require_mapping(line, where), where))
     if not scores:
         raise UserError(f"{path}: holds no lines")
     return {name: (sum(values) / len(values), len(values)) for name, values in scores.items()}

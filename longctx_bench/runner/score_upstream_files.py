@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.errors import UserError, near_miss
-from longctx_bench.core.specs import mapping
+from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.specs import require_mapping
 from longctx_bench.core.untrusted_files import read_objects
 from longctx_bench.metrics.length_buckets import BY_WORDS
 from longctx_bench.registry import Registry
@@ -42,7 +42,7 @@ def score_folder(folder: Path, form: str, registry: Registry) -> Scored:
         # RULER leaves a task that several processes predicted in TASK-0.jsonl, TASK-1.jsonl, ...
         task = _CHUNK.sub("", file.stem) if form == "ruler" else file.stem
         if task not in known:
-            raise UserError(f"{file}: '{task}' is no task of {form}{near_miss(task, known)}")
+            raise UserError(f"{file}: '{task}' is no task of {form}{did_you_mean(task, known)}")
         name = task if file.parent == folder else f"{file.parent.name}/{task}"
         measure = registry.metric(registry.tasks[task]).metric
         for key, value in _READERS[form](file, measure.score):
@@ -92,14 +92,14 @@ _READERS: dict[str, Callable[[Path, Any], Iterator[tuple[str, float]]]] = {
 
 
 def _text(line: dict[str, Any], key: str, where: str) -> str:
-    value = mapping(line, where).get(key)
+    value = require_mapping(line, where).get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: '{key}' is missing or not text")
     return value
 
 
 def _texts(line: dict[str, Any], key: str, where: str) -> list[str]:
-    value = mapping(line, where).get(key)
+    value = require_mapping(line, where).get(key)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise UserError(f"{where}: '{key}' is missing or not a list of texts")
     return value

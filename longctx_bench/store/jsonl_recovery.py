@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import append, replacing
-from longctx_bench.core.untrusted_files import object_of_line
+from longctx_bench.core.io import append, atomic_write
+from longctx_bench.core.untrusted_files import parse_line
 from longctx_bench.store.example_index import HashesById
 
 
@@ -67,7 +67,7 @@ def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> Mapping[st
     refused: dict[int, str] = {}
     repeated: set[str] = set()
     for number, line in _numbered(path):
-        loaded = object_of_line(line)
+        loaded = parse_line(line)
         problem = loaded if isinstance(loaded, str) else sound(loaded, kind)
         if isinstance(loaded, str) or problem is not None:
             refused[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
@@ -98,7 +98,7 @@ def _compared(path: Path, names: Set[str], refused: Set[int]) -> tuple[set[int],
     doubled: set[int] = set()
     contradicting: dict[int, str] = {}
     for number, line in _numbered(path):
-        loaded = None if number in refused else object_of_line(line)
+        loaded = None if number in refused else parse_line(line)
         if not isinstance(loaded, dict) or loaded["id"] not in names:
             continue
         digest = hashlib.sha256(line).digest()
@@ -117,7 +117,7 @@ def _aside(path: Path) -> Path:
 def _move(path: Path, refused: dict[int, str], doubled: set[int]) -> None:
     # First to where they go: whatever ends this in the middle, no line is lost.
     append(_aside(path), b"".join(line for number, line in _numbered(path) if number in refused))
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.writelines(line for number, line in _numbered(path) if number not in refused and number not in doubled)
 
 

@@ -78,8 +78,8 @@ def _rewrite(
     note: Callable[[str], None],
 ) -> None:
     """Write a file as this version would, unless it is so already; ``upgrade`` then returns what it was given."""
-    refuse_links(run, path)
     try:
+        refuse_links(run, path)
         before = read_object(path)
         after = None if before is None else upgrade(before)
     except UserError as error:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from longctx_bench.core.io import append, replacing
+from longctx_bench.core.io import append, atomic_write
 from longctx_bench.core.types import Example
-from longctx_bench.core.untrusted_files import Unreadable, line_blocks
+from longctx_bench.core.untrusted_files import UnreadableFile, read_line_blocks
 
 _EDGE = 700
 """Characters of a prompt's beginning and end that are kept."""
@@ -92,7 +92,7 @@ def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
         append(path, b"".join(added))
         return
     known = set[str]()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         for line, found in _kept(path):
             if found.hash not in known:
                 known.add(found.hash)
@@ -117,7 +117,7 @@ def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
 def _lines(path: Path) -> Iterator[tuple[bytes, Excerpt | None]]:
     """Yield the lines of a file with what they are; the last is None where what follows cannot be read."""
     try:
-        for block in line_blocks(path):
+        for block in read_line_blocks(path):
             for line in block.removesuffix(b"\n").split(b"\n"):
                 try:
                     yield line, msgspec.json.decode(line, type=Excerpt)
@@ -128,6 +128,6 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Excerpt | None]]:
                 yield b"", None
     except FileNotFoundError:
         return
-    except Unreadable:
+    except UnreadableFile:
         # What can be read of a file with a line that is too long is what stands before that line.
         yield b"", None

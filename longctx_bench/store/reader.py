@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.core.untrusted_files import DEEPEST, Unreadable, line_blocks, parse_json, read_content
+from longctx_bench.core.untrusted_files import MAX_DEPTH, UnreadableFile, parse_json, read_content, read_line_blocks
 from longctx_bench.store.example_index import digest_of
 from longctx_bench.store.run_store import before_gap
 from longctx_bench.store.schema import CellResult, SampleRecord, UnsupportedVersionError, parse_result
@@ -41,7 +41,7 @@ def read_result(folder: Path) -> CellResult | None:
         return parse_result(parse_json(read_content(f"{folder}/cell.json")))
     except FileNotFoundError:
         return None
-    except (Unreadable, UnsupportedVersionError) as error:
+    except (UnreadableFile, UnsupportedVersionError) as error:
         raise DamagedError(f"cell.json {error}") from error
     except msgspec.ValidationError as error:
         raise DamagedError(f"cell.json is damaged or another version's ({error})") from error
@@ -128,10 +128,10 @@ def count_records(folder: Path) -> int:
         DamagedError: the file cannot be read.
     """
     try:
-        return sum(block.count(b"\n") for block in line_blocks(f"{folder}/records.jsonl"))
+        return sum(block.count(b"\n") for block in read_line_blocks(f"{folder}/records.jsonl"))
     except FileNotFoundError:
         return 0
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise DamagedError(f"records.jsonl {error}") from error
 
 
@@ -160,7 +160,7 @@ def _blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
     """Yield the records of a file, some thousand at a time."""
     number = 0
     try:
-        for block in line_blocks(f"{folder}/records.jsonl"):
+        for block in read_line_blocks(f"{folder}/records.jsonl"):
             try:
                 records = _decoder.decode_lines(block)
             except (ValueError, RecursionError):
@@ -169,7 +169,7 @@ def _blocks(folder: Path) -> Iterator[Sequence[SampleRecord]]:
             yield records
     except FileNotFoundError as error:
         raise DamagedError("records.jsonl is missing") from error
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise DamagedError(f"records.jsonl {error}") from error
 
 
@@ -185,6 +185,6 @@ def _one_by_one(block: bytes, before: int) -> list[SampleRecord]:
             raise DamagedError(f"records.jsonl: line {number} is not valid JSON ({error})") from error
         except RecursionError as error:
             raise DamagedError(
-                f"records.jsonl: line {number} is not valid JSON (nested deeper than {DEEPEST} levels)"
+                f"records.jsonl: line {number} is not valid JSON (nested deeper than {MAX_DEPTH} levels)"
             ) from error
     return records

@@ -30,17 +30,17 @@ from filelock import FileLock, Timeout
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import (
     append,
-    drop_cut_line,
+    atomic_write,
     is_temporary,
     make_folder,
-    not_written,
     plain_name,
-    replacing,
     sync_folder,
+    truncate_partial_line,
+    write_error,
     write_json,
 )
-from longctx_bench.core.types import Cell, Example, Finished
-from longctx_bench.core.untrusted_files import objects_at, placed_objects, read_object, read_objects
+from longctx_bench.core.types import Cell, Example, SampleRecord
+from longctx_bench.core.untrusted_files import read_object, read_objects, read_objects_at, read_objects_with_offsets
 from longctx_bench.store.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
 from longctx_bench.store.example_index import NumbersById
 from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, put_aside, sound
@@ -77,7 +77,7 @@ class ResultStore:
                 f"{self.folder}: another run is writing there; wait for it or choose another --out"
             ) from error
         except OSError as error:
-            raise not_written(self.folder, error, "choose another folder with --out") from error
+            raise write_error(self.folder, error, "choose another folder with --out") from error
         try:
             yield
         finally:
@@ -120,8 +120,8 @@ class ResultStore:
             (folder / "cell.json").unlink()
             sync_folder(folder)
         records, timings = folder / "records.jsonl", folder / "timings.jsonl"
-        drop_cut_line(records, _KEPT)
-        drop_cut_line(timings, _KEPT)
+        truncate_partial_line(records, _KEPT)
+        truncate_partial_line(timings, _KEPT)
         put_aside(timings, TimingLine, note)
         return put_aside(records, RecordLine, note)
 
@@ -150,7 +150,7 @@ class ResultStore:
         """
         return _read(self.path(cell) / "cell.json")
 
-    def append(self, cell: Cell, finished: Sequence[Finished]) -> None:
+    def append(self, cell: Cell, finished: Sequence[SampleRecord]) -> None:
         """Add one batch's examples in a single write, so that a kill leaves whole batches.
 
         Raises:
@@ -167,7 +167,7 @@ class ResultStore:
         folder = self.path(cell)
         path = folder / "records.jsonl"
         places = _places(path)
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, _records_at(path, places.values())))
         write_json(folder / "cell.json", plain(result))
         (folder / "started.json").unlink(missing_ok=True)
@@ -261,7 +261,7 @@ class ResultStore:
             sync_folder(target.parent)
             sync_folder(folder.parent)
         except OSError as error:
-            raise not_written(target, error, "choose another folder with --out") from error
+            raise write_error(target, error, "choose another folder with --out") from error
         return target
 
 
@@ -287,19 +287,19 @@ def _places(path: Path) -> NumbersById:
         UserError: a line is no record, or contradicts another one.
     """
     places = NumbersById()
-    for number, (place, record) in enumerate(placed_objects(path), 1):
+    for number, (place, record) in enumerate(read_objects_with_offsets(path), 1):
         name = record.get("id")
         if not isinstance(name, str):
             raise UserError(f"{path}: line {number} has no id")
         first = places.setdefault(name, place)
-        if first != place and next(objects_at(path, (first,))) != record:
+        if first != place and next(read_objects_at(path, (first,))) != record:
             raise UserError(f"{path}: line {number} differs from another one of example {name!a:.40}")
     return places
 
 
 def _records_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
     # A cell may have no records, and then no file.
-    return objects_at(path, places) if path.exists() else iter(())
+    return read_objects_at(path, places) if path.exists() else iter(())
 
 
 def _line(value: dict[str, Any]) -> str:

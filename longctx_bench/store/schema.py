@@ -258,9 +258,11 @@ def upgraded_method(method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
-    """Return a certificate of ``longctx-bench parity`` as this version writes it."""
+    """Return a certificate of ``longctx-bench parity`` as this version writes it; what no version wrote, as it is."""
     method = certificate.get("method")
-    if not isinstance(method, dict) or "id" in method or not isinstance(method.get("name"), str):
+    if not isinstance(method, dict) or "id" in method:
+        return certificate
+    if not (isinstance(method.get("name"), str) and isinstance(method.get("use", ""), str)):
         return certificate
     return certificate | {"method": upgraded_method(method)}
 

@@ -1,4 +1,4 @@
-"""Attention for training: whole sequences without padding, so that the fast kernels' own causal flag serves as mask."""
+"""Causal attention for training: unpadded sequences, so the fused kernels' causal flag replaces a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HEAD_DIM_STEP = 8
-"""The flash kernels want a multiple of it."""
+"""The flash kernels need a multiple of it."""
 CAUSAL = "longctx_bench_causal"
 ALIBI = "longctx_bench_alibi_causal"
 
@@ -31,7 +31,7 @@ def causal_attention(
     key_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally, within ``sliding_window`` tokens where the layer has one; no mask is ever read.
+    """Attend causally, within ``sliding_window`` tokens where the layer has one; ``attention_mask`` is ignored.
 
     ``softmax_temperature``, ``[sequences, heads]`` or ``[sequences, 1]``, multiplies the logits; ``key_bias``,
     ``[sequences, keys]`` in fp32, is then added to those of each key.
@@ -46,8 +46,8 @@ def causal_attention(
         query, key, value = with_key_bias(query, key, value, key_bias / scaling)
     band = None
     if sliding_window is not None and sliding_window < query.shape[2]:
-        place = torch.arange(query.shape[2], device=query.device)
-        distance = place[:, None] - place[None, :]
+        position = torch.arange(query.shape[2], device=query.device)
+        distance = position[:, None] - position[None, :]
         band = (distance >= 0) & (distance < sliding_window)
     mixed = functional.scaled_dot_product_attention(
         query,
@@ -72,8 +72,8 @@ def with_key_bias(
     sequences, heads, length, width = key.shape
     spare = 2 + -(width + 2) % _HEAD_DIM_STEP
     rounded = bias.to(key.dtype)
-    rest = (bias - rounded.to(bias.dtype)).to(key.dtype)
-    extra = functional.pad(torch.stack((rounded, rest), dim=-1), (0, spare - 2))
+    remainder = (bias - rounded.to(bias.dtype)).to(key.dtype)
+    extra = functional.pad(torch.stack((rounded, remainder), dim=-1), (0, spare - 2))
     key = torch.cat((key, extra[:, None].expand(sequences, heads, length, spare)), dim=-1)
     ones = query.new_ones(*query.shape[:-1], 2)
     query = torch.cat((query, functional.pad(ones, (0, spare - 2))), dim=-1)
@@ -81,7 +81,7 @@ def with_key_bias(
 
 
 def use_training_attention(model: PreTrainedModel, positions: str) -> None:
-    """Switch a model to attention that is given no mask.
+    """Switch a model to causal attention without a mask.
 
     The implementations are registered without a mask function on purpose: transformers then builds none
     (under torch.compile it would build a full one, and the flash kernels would not run).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import move_files
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _CONFIG = "config.json"
 
 
-def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Save a copy of ``model`` in bf16, adapters merged, with its tokenizer. The model itself is not changed.
 
     Where its config.json is, all of it is, on the disk.
@@ -35,6 +36,8 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     plain.config._attn_implementation = "sdpa"
     made = folder.with_name(folder.name + ".new")
     shutil.rmtree(made, ignore_errors=True)
+    # Of one file its bar says nothing, and it would stand among the lines of the run.
+    logging.disable_progress_bar()
     try:
         made.mkdir(parents=True)
         plain.save_pretrained(made)
@@ -53,7 +56,7 @@ def export(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def average(folders: list[Path], out: Path) -> None:
+def average_checkpoints(folders: list[Path], out: Path) -> None:
     """Write the mean of several checkpoints of one model to ``out``; all else is taken from the last."""
     shutil.copytree(folders[-1], out, dirs_exist_ok=True)
     loaded = [load_file(folder / "model.safetensors") for folder in folders]

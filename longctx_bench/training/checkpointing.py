@@ -1,4 +1,4 @@
-"""What a killed run needs to go on exactly: weights, optimiser, step, and the recipe they belong to."""
+"""Training checkpoints for exact resume: weights, optimizer state, step, and the recipe they belong to."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from longctx_bench.training.recipe import Recipe
 _FOLDER = "state"
 
 
-def begin(out: Path, recipe: Recipe) -> None:
-    """Claim a run's folder for a recipe, or find that it is already this recipe's.
+def claim_folder(out: Path, recipe: Recipe) -> None:
+    """Claim a run's folder for a recipe, or check that it is already this recipe's.
 
     Raises:
         UserError: the folder belongs to another recipe, or is not a run's and not empty.
@@ -28,15 +28,15 @@ def begin(out: Path, recipe: Recipe) -> None:
     claim = out / "recipe.json"
     if claim.is_file():
         try:
-            theirs = json.loads(claim.read_text(encoding="utf-8"))
+            stored = json.loads(claim.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{claim}: damaged; remove {out} or give another --out") from error
-        ours = recipe.identity()
-        for key in sorted({*theirs, *ours}):
-            if theirs.get(key) != ours.get(key):
+        current = recipe.identity()
+        for key in sorted({*stored, *current}):
+            if stored.get(key) != current.get(key):
                 raise UserError(
-                    f"{out} holds a run of another recipe ({key} was {theirs.get(key)!r:.60}, "
-                    f"is {ours.get(key)!r:.60}); give another --out, or remove it to start over"
+                    f"{out} holds a run of another recipe ({key} was {stored.get(key)!r:.60}, "
+                    f"is {current.get(key)!r:.60}); give another --out, or remove it to start over"
                 )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -45,36 +45,38 @@ def begin(out: Path, recipe: Recipe) -> None:
     write_text(claim, json.dumps(recipe.identity(), indent=1, sort_keys=True) + "\n")
 
 
-def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer, log: dict[str, Any]) -> None:
-    """Write a state; the older ones go only when the new one is complete. One of the same step stays as it is.
+def save_state(
+    out: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: dict[str, Any]
+) -> None:
+    """Write a checkpoint, then remove the older ones. An existing checkpoint of the same step is kept.
 
     Raises:
         UserError: no space on the disk.
     """
     folder = out / _FOLDER
-    made = folder / f"new-{step:08d}"
+    new = folder / f"new-{step:08d}"
     final = folder / f"step-{step:08d}"
     if final.exists():
-        # A run that was stopped right after it had gone on from there.
+        # The run was stopped right after it resumed from there.
         return
     try:
-        shutil.rmtree(made, ignore_errors=True)
-        make_folder(made)
-        save_file(_trained(model), made / "weights.safetensors")
-        torch.save(optimiser.state_dict(), made / "optimiser.pt")
-        write_text(made / "progress.json", json.dumps({"step": step, **log}))
+        shutil.rmtree(new, ignore_errors=True)
+        make_folder(new)
+        save_file(_trainable_weights(model), new / "weights.safetensors")
+        torch.save(optimizer.state_dict(), new / "optimiser.pt")
+        write_text(new / "progress.json", json.dumps({"step": step, **log}))
         # On the disk before the older ones go: power may fail at any moment.
-        for file in made.iterdir():
+        for file in new.iterdir():
             sync_file(file)
-        sync_folder(made)
-        made.replace(final)
+        sync_folder(new)
+        new.replace(final)
         sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         free = shutil.disk_usage(out).free
         raise UserError(
             f"{folder}: cannot write a checkpoint: {error.strerror or error} ({free / 1e9:.1f} GB free); make room "
-            f"and start again: the run goes on from its last checkpoint"
+            f"and repeat the command: the run resumes from its last checkpoint"
         ) from error
     for other in folder.iterdir():
         if other != final:
@@ -84,32 +86,32 @@ def save(out: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Op
         sync_folder(folder)
 
 
-def load(out: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the newest complete state into model and optimiser; return its progress, ``{"step": 0}`` without one.
+def load_state(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load the newest complete checkpoint into model and optimizer; return its progress, ``{"step": 0}`` without one.
 
     Raises:
-        UserError: the state is damaged.
+        UserError: the checkpoint is damaged.
     """
     states = sorted((out / _FOLDER).glob("step-*"))
     if not states:
         return {"step": 0}
     try:
         weights = load_file(states[-1] / "weights.safetensors")
-        trained = dict(_named_once(model))
+        trained = dict(_trainable_parameters(model))
         if set(weights) != set(trained):
             raise UserError(f"{states[-1]}: its weights are another model's; give another --out")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
-        optimiser.load_state_dict(torch.load(states[-1] / "optimiser.pt", map_location="cpu", weights_only=True))
+        optimizer.load_state_dict(torch.load(states[-1] / "optimiser.pt", map_location="cpu", weights_only=True))
         progress: dict[str, Any] = json.loads((states[-1] / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"{states[-1]}: damaged state ({str(error).splitlines()[0]:.120}); remove it") from error
     return progress
 
 
-def forget(out: Path) -> None:
-    """Remove the states of a finished run; whatever ends this in the middle, none is taken for one again."""
+def remove_states(out: Path) -> None:
+    """Remove the checkpoints of a finished run; an interrupted removal leaves none that would be loaded."""
     states = list((out / _FOLDER).glob("step-*"))
     with suppress(OSError):
         for state in states:
@@ -119,9 +121,9 @@ def forget(out: Path) -> None:
     shutil.rmtree(out / _FOLDER, ignore_errors=True)
 
 
-def _named_once(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+def _trainable_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in _named_once(model)}
+def _trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trainable_parameters(model)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models.checkpoint import load_tokenizer
 
@@ -84,7 +84,7 @@ def rounded(rest: torch.Tensor, steps: torch.Tensor, moments: torch.Tensor, larg
 
 def _rows(text: Path, tokenizer: Any, tokens: int, length: int) -> list[torch.Tensor]:
     ids: list[int] = []
-    for document in documents_of_file(text, "text"):
+    for document in read_documents(text, "text"):
         if len(ids) >= tokens:
             break
         # A whole book would be read for its beginning: a share of each document mixes them.

@@ -1,4 +1,4 @@
-"""Low-rank adapters on every projection, norms trained whole (peft)."""
+"""LoRA adapters (peft) on all projections; norms are trained in full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
-    """Freeze all but new adapters and the norms; the model keeps its class.
+    """Add adapters in place and freeze everything but them and the norms; the model keeps its class.
 
     Raises:
         UserError: peft is not installed.
@@ -30,7 +30,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Fold the adapters into the projections, in place, and leave plain layers behind."""
+    """Merge the adapters into the projections, in place; plain linear layers remain."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):

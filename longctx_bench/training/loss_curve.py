@@ -1,4 +1,4 @@
-"""The loss curve of a run, as CSV and as a picture."""
+"""The loss curve of a training run: loss.csv and loss.png."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.io import replacing, write_text
+from longctx_bench.core.io import atomic_write, write_text
 
 COLUMNS = ("step", "tokens", "lr", "train_loss", "validation_loss", "tokens_per_second")
 
 
-def write_csv(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``loss.csv``. Losses are mean nats a token."""
+def write_loss_csv(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``loss.csv``. Losses are mean nats per token."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -21,7 +21,7 @@ def write_csv(out: Path, rows: list[dict[str, Any]]) -> None:
     write_text(out / "loss.csv", text.getvalue())
 
 
-def draw(out: Path, rows: list[dict[str, Any]], title: str) -> None:
+def plot_loss_curve(out: Path, rows: list[dict[str, Any]], title: str) -> None:
     """Write ``loss.png``."""
     from matplotlib.figure import Figure
 
@@ -34,5 +34,5 @@ def draw(out: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes.set(title=title, xlabel="tokens (millions)", ylabel="nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(out / "loss.png") as temporary:
+    with atomic_write(out / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120)

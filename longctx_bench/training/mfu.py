@@ -1,4 +1,4 @@
-"""How well the device is used: model FLOPs per token against the matmul rate that the device itself shows."""
+"""Model FLOPs utilisation (MFU): model FLOPs per token against the measured matmul rate of the device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def matmul_rate(device: torch.device) -> float:
     """Measure a dense square product in FLOP/s: bf16 8192^3 on a GPU, fp32 1024^3 elsewhere (random numbers)."""
     on_gpu = device.type == "cuda"
-    size, kind, repeats = (8192, torch.bfloat16, 20) if on_gpu else (1024, torch.float32, 3)
-    left = torch.randn(size, size, device=device, dtype=kind)
-    right = torch.randn(size, size, device=device, dtype=kind)
+    size, dtype, repeats = (8192, torch.bfloat16, 20) if on_gpu else (1024, torch.float32, 3)
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    right = torch.randn(size, size, device=device, dtype=dtype)
     for _ in range(3):
         left @ right
     _wait(device)
@@ -43,8 +43,8 @@ def flops_per_token(model: PreTrainedModel, length: int) -> float:
     )
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None) or length
-    seen = sum(min(window, length / 2) if kind == "sliding_attention" else length / 2 for kind in kinds)
-    return float(6 * weights + 12 * width * seen)
+    attended = sum(min(window, length / 2) if kind == "sliding_attention" else length / 2 for kind in kinds)
+    return float(6 * weights + 12 * width * attended)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The model card that a run writes beside its weights."""
+"""The model card (README.md) of a trained model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from longctx_bench.core.io import shipped_folder
 from longctx_bench.training.recipe import Recipe
 
 _POSITIONS = {
@@ -48,6 +49,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
     dumped = recipe.model_dump(mode="json", exclude={"corpus"}, exclude_none=True)
     dumped |= {key: place for key, place in named.items() if place is not None}
     settings = yaml.safe_dump(dumped, sort_keys=False, width=100)
+    shipped = (shipped_folder("baselines") / "recipes" / f"{recipe.name}.yaml").is_file()
+    command = recipe.name if shipped else f"{recipe.name}.yaml"
     origin = f"Continued from `{named['base']}`." if recipe.base else "Trained from scratch."
     return f"""---
 library_name: transformers
@@ -75,7 +78,7 @@ Validation losses are mean nats a token on held-out text at the training context
 
 ## Recipe
 
-Command: `longctx-bench train {recipe.name}`
+Command: `longctx-bench train {command}`
 
 ```yaml
 {settings}```

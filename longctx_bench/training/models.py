@@ -1,4 +1,4 @@
-"""The models that training starts from: fresh ones per position method, and bases with their positions dropped."""
+"""Initial models: random weights per position method, or a base model with its positions dropped (DroPE)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.specs import HubSource, PathSource, Source, validate
 from longctx_bench.engines.hf.engine import load_config, load_model
 from longctx_bench.methods.modeling_drope import DROPE_MODEL_TYPES
-from longctx_bench.methods.nope import no_positions
-from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
+from longctx_bench.methods.nope import nope_rope_parameters
+from longctx_bench.models.checkpoint import DELTA_FILE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.training.recipe import Recipe, Shape
 
@@ -56,7 +56,7 @@ def fresh_model(shape: Shape, positions: str, length: int, vocab_size: int, end:
         )
     else:
         if positions in ("nope", "alibi"):
-            sizes["rope_parameters"] = no_positions(shape.rope_theta)
+            sizes["rope_parameters"] = nope_rope_parameters(shape.rope_theta)
         config = LlamaConfig(**sizes)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -64,10 +64,10 @@ def fresh_model(shape: Shape, positions: str, length: int, vocab_size: int, end:
 
 
 def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
-    """Return the fp32 model that a recipe's first step sees.
+    """Return the fp32 model that a recipe starts from.
 
     Raises:
-        UserError: the base cannot be continued so, or the tokenizer is larger than the model's vocabulary.
+        UserError: the base cannot be continued this way, or the tokenizer is larger than the model's vocabulary.
     """
     if recipe.shape is not None:
         shape = recipe.shape
@@ -86,7 +86,7 @@ def starting_model(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
 
 
 def base_source(name: str, revision: str | None = None) -> Source:
-    """Return where a base or a tokenizer comes from.
+    """Return the source of a base or a tokenizer.
 
     Args:
         name: a folder, an embedded name, the name of a listed model or a hub id.
@@ -95,24 +95,24 @@ def base_source(name: str, revision: str | None = None) -> Source:
     Raises:
         UserError: it is none of the four.
     """
-    for folder in (Path(name).expanduser(), embedded_folder(name)):
+    for folder in (Path(name).expanduser(), shipped_checkpoint_folder(name)):
         if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
             return PathSource(path=folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return validate(HubSource, {"hub": name, "revision": revision}, f"base '{name}'")
-    listed = Registry().models.get(name)
-    if listed is None:
+    model = Registry().models.get(name)
+    if model is None:
         raise UserError(
             f"base '{name}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
         )
-    return listed.source
+    return model.source
 
 
 def base_folder(name: str, revision: str | None = None) -> Path:
     """Return a local folder with the checkpoint of a base; arguments as :func:`base_source`.
 
     Raises:
-        UserError: it cannot be brought here, or holds something else than a model's whole weights.
+        UserError: it cannot be fetched, or does not hold the full weights of a model.
     """
     return checkpoint_folder(base_source(name, revision))
 
@@ -151,9 +151,9 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
 
 
 def load_base(recipe: Recipe) -> PreTrainedModel:
-    """Load the checkpoint that a recipe continues, in fp32, with rotary positions still in it.
+    """Load the checkpoint that a recipe continues, in fp32, with its positions as stored.
 
-    A recalibration goes on also from one whose positions were dropped before.
+    A recalibration may also continue one whose positions were dropped before.
 
     Raises:
         UserError: as :func:`base_config`, or its weights are missing or damaged.
@@ -175,17 +175,17 @@ def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
     fields["attention_type"] = _attention_type(qk_norm)
     config = config_class(**fields)
     config.architectures = [model_class.__name__]
-    dropped: PreTrainedModel = model_class(config).to(torch.float32)
-    absent = dropped.load_state_dict(model.state_dict(), strict=False)
+    drope_model: PreTrainedModel = model_class(config).to(torch.float32)
+    absent = drope_model.load_state_dict(model.state_dict(), strict=False)
     new = {key for key in absent.missing_keys if not key.endswith(("q_norm.weight", "k_norm.weight"))}
     assert not new, new
     assert not absent.unexpected_keys, absent.unexpected_keys
     with torch.no_grad():
-        for name, parameter in dropped.named_parameters():
+        for name, parameter in drope_model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.fill_(1.0)
-    dropped.tie_weights()
-    return dropped
+    drope_model.tie_weights()
+    return drope_model
 
 
 def recipe_tokenizer(recipe: Recipe) -> Any:
@@ -199,8 +199,8 @@ def recipe_tokenizer(recipe: Recipe) -> Any:
         return stored_tokenizer(base_folder(recipe.base, recipe.base_revision))
     source = base_source(recipe.tokenizer)
     if isinstance(source, HubSource):
-        # Its weights are not wanted: transformers fetches the tokenizer's files alone.
+        # transformers fetches the tokenizer's files only, not the weights.
         return transformers_tokenizer(source.hub, source.revision)
-    if isinstance(source, PathSource) and not (source.path / DIFFERENCE).is_file():
+    if isinstance(source, PathSource) and not (source.path / DELTA_FILE).is_file():
         return stored_tokenizer(source.path)
     return stored_tokenizer(checkpoint_folder(source))

@@ -1,4 +1,4 @@
-"""What is minimised: the mean cross-entropy of the next token, in nats, and how the steps towards it are scheduled."""
+"""Next-token loss (mean cross-entropy, nats), AdamW, and learning-rate schedules (cosine, WSD)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NextTokenLoss(nn.Module):
-    """A causal model and its loss in one module, so that torch.compile and DDP see both."""
+    """A causal language model and its loss in one module, so that torch.compile and DDP wrap both."""
 
     def __init__(self, model: PreTrainedModel, precision: str, residual: str = "fp32") -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class NextTokenLoss(nn.Module):
         ``softmax_temperature``, ``[sequences, heads]`` or ``[sequences, 1]``, multiplies the attention logits;
         ``key_bias``, ``[sequences, length]``, is added to them.
         """
-        given = {"softmax_temperature": softmax_temperature, "key_bias": key_bias}
-        extra = {name: value for name, value in given.items() if value is not None}
+        optional = {"softmax_temperature": softmax_temperature, "key_bias": key_bias}
+        extra = {name: value for name, value in optional.items() if value is not None}
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             embedded = self.model.get_input_embeddings()(rows[:, :-1])
             if self.precision == "bf16" and self.residual == "bf16":
@@ -56,12 +56,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
         return recipe.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
     decay = max(1, round(recipe.steps * recipe.decay_share))
-    left = min(1.0, (recipe.steps - step) / decay)
-    return recipe.lr * (low + (1 - low) * left)
+    remaining = min(1.0, (recipe.steps - step) / decay)
+    return recipe.lr * (low + (1 - low) * remaining)
 
 
-def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; norms and biases are not decayed."""
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters; no weight decay on norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},

@@ -18,25 +18,25 @@ from typing import Any
 import torch
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import replacing
+from longctx_bench.core.io import atomic_write
 from longctx_bench.core.provenance import usable_cores
-from longctx_bench.core.sources import fetch, pinned
+from longctx_bench.core.sources import fetch, resolve_revision
 from longctx_bench.core.specs import PathSource, Source
-from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, tokenizer_files
+from longctx_bench.models.checkpoint import DELTA_FILE, checkpoint_folder, tokenizer_files
 from longctx_bench.models.delta_weights import (
     CODES,
-    LARGEST,
+    MAX_CODE,
     SCALE,
     STEPS,
-    Origin,
-    Weights,
-    compressed,
-    digest,
-    opened,
-    restored,
-    write,
+    DeltaBase,
+    SafetensorsReader,
+    apply_delta,
+    compress_codes,
+    open_safetensors,
+    tensors_digest,
+    write_delta,
 )
-from longctx_bench.models.trusted_sources import remember
+from longctx_bench.models.trusted_sources import trust_source
 from longctx_bench.registry import Registry
 from longctx_bench.training.gptq import input_moments, rounded
 
@@ -109,24 +109,26 @@ def pack(
     if not 0 < (1e-4 if share is None else share) <= 1:
         raise UserError(f"--share {share}: is part of a row's root mean square, such as 0.04")
     source = _source(base)
-    if (fetch(source) / DIFFERENCE).is_file():
+    if (fetch(source) / DELTA_FILE).is_file():
         raise UserError(f"--base {base}: is a difference itself, which none can be taken from; name what it came from")
     base_folder = checkpoint_folder(source)
     if out.resolve() in (folder.resolve(), base_folder.resolve()):
         raise UserError(f"--out {out}: is the folder of the model or its base; name another")
     model_folder = checkpoint_folder(PathSource(path=folder))
     moments = input_moments(model_folder, text, tokens) if text is not None else {}
-    with opened(model_folder) as model, opened(base_folder) as before:
+    with open_safetensors(model_folder) as model, open_safetensors(base_folder) as before:
         coded = _coded(model, before, share or _FIRST_SHARE, moments)
         if size is not None:
             coded, share = _of_size(model, before, coded, size, moments)
         assert share is not None
-        origin = Origin(base if not isinstance(source, PathSource) else source.path.name, source, digest(before))
-        with replacing(out / DIFFERENCE) as temporary:
-            write(temporary, coded.tensors, origin)
+        origin = DeltaBase(
+            base if not isinstance(source, PathSource) else source.path.name, source, tensors_digest(before)
+        )
+        with atomic_write(out / DELTA_FILE) as temporary:
+            write_delta(temporary, coded.tensors, origin)
     _copy_beside(model_folder, base_folder, out)
     worst = max(((part / all_) ** 0.5 for part, all_ in coded.errors if all_), default=0.0)
-    file = out / DIFFERENCE
+    file = out / DELTA_FILE
     effect = _relative(coded.effects) if coded.effects else None
     return Packed(file, share, file.stat().st_size, _relative(coded.errors), worst, effect)
 
@@ -140,13 +142,15 @@ def _source(base: str) -> Source:
     path = Path(base).expanduser()
     if path.is_dir():
         source = PathSource(path=path.resolve())
-        remember(source)  # What is packed can be merged on this machine, and nowhere else.
+        trust_source(source)  # What is packed can be merged on this machine, and nowhere else.
         return source
     # A branch of the hub may move, and what was packed against it before would no longer fit.
-    return pinned(Registry().variant(base).source)
+    return resolve_revision(Registry().variant(base).source)
 
 
-def _of_size(model: Weights, before: Weights, coded: _Coded, size: int, moments: _Moments) -> tuple[_Coded, float]:
+def _of_size(
+    model: SafetensorsReader, before: SafetensorsReader, coded: _Coded, size: int, moments: _Moments
+) -> tuple[_Coded, float]:
     """Find the share by what each attempt came to: twice the step takes one bit less a weight, while bits are many."""
     share = _FIRST_SHARE
     for _ in range(_ATTEMPTS):
@@ -163,7 +167,7 @@ def _header(coded: _Coded) -> int:
     return 1000 + sum(len(name) + 90 for name in coded.tensors)
 
 
-def _coded(model: Weights, before: Weights, share: float, moments: _Moments) -> _Coded:
+def _coded(model: SafetensorsReader, before: SafetensorsReader, share: float, moments: _Moments) -> _Coded:
     tensors: dict[str, torch.Tensor] = {}
     errors, effects = [], []
     matrices = [name for name in model if model[name].dim() == 2 and _shape(before, name) == model[name].shape]
@@ -181,7 +185,7 @@ def _coded(model: Weights, before: Weights, share: float, moments: _Moments) -> 
     return _Coded(tensors, sum(model[name].numel() for name in matrices), errors, effects)
 
 
-def _shape(weights: Weights, name: str) -> torch.Size | None:
+def _shape(weights: SafetensorsReader, name: str) -> torch.Size | None:
     return weights[name].shape if name in weights else None
 
 
@@ -194,16 +198,16 @@ def _matrix(
     # One scale a matrix, for what weight decay took: one a row takes as many bytes as it saves.
     scale = (before.flatten() @ weight.flatten()) / before.square().sum().clamp_min(1e-30)
     rest = weight - before * scale
-    least = rest.abs().amax(1) / (LARGEST - 1)  # One less: the step is rounded itself.
+    least = rest.abs().amax(1) / (MAX_CODE - 1)  # One less: the step is rounded itself.
     steps = torch.maximum(weight.square().mean(1).sqrt() * share, least).clamp_min(1e-30).bfloat16()
     if moments is None:
         codes = (rest / steps.float()[:, None]).round_().to(torch.int8)
     else:
-        codes = rounded(rest, steps.float(), moments, LARGEST)
-    off = restored(base, scale, steps, codes).float() - weight
+        codes = rounded(rest, steps.float(), moments, MAX_CODE)
+    off = apply_delta(base, scale, steps, codes).float() - weight
     error = float(off.square().sum()), float(weight.square().sum())
     effect = [] if moments is None else [(_squared(off, moments), _squared(weight, moments))]
-    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compressed(codes)}, error, effect
+    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compress_codes(codes)}, error, effect
 
 
 def _squared(weight: torch.Tensor, moments: torch.Tensor) -> float:
@@ -216,7 +220,7 @@ def _copy_beside(folder: Path, base_folder: Path, out: Path) -> None:
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file in left_out or file.suffix in _WEIGHTS or file.name.endswith(".index.json"):
             continue
-        with replacing(out / file.name) as temporary:
+        with atomic_write(out / file.name) as temporary:
             shutil.copyfile(file, temporary)
 
 

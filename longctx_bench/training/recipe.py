@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveFloat, model_validator
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
 
@@ -248,7 +249,7 @@ def find_recipe(name: str | Path) -> Path:
     builtin = shipped_folder("baselines") / "recipes" / f"{name}.yaml"
     if not builtin.is_file():
         known = [file.stem for file in builtin.parent.glob("*.yaml")]
-        raise UserError(f"recipe '{name}' is not known{near_miss(str(name), known)}")
+        raise UserError(f"recipe '{name}' is not known{did_you_mean(str(name), known)}")
     return builtin
 
 
@@ -263,6 +264,21 @@ def read_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> Re
     for key, value in (overrides or {}).items():
         _put(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
     return validate(Recipe, values, str(path))
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
+    """Return the values of ``KEY=VALUE`` settings by key.
+
+    Raises:
+        UserError: a setting has no ``=``.
+    """
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected KEY=VALUE, such as lr=3e-4")
+        overrides[key] = value
+    return overrides
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import longctx_bench
 from longctx_bench.api import experiments, models
-from longctx_bench.core.argument_parsing import names, parse_lengths, parse_scales, whole
+from longctx_bench.core.argument_parsing import join_names, parse_int, parse_lengths, parse_scales
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
 
@@ -73,14 +73,14 @@ def test_what_is_no_length_and_no_scale_is_one_line(given: Any) -> None:
 
 
 def test_what_is_no_name_or_number_is_one_line(tmp_path: Path) -> None:
-    assert names(["a", Path("b")], "model") == "a,b"
+    assert join_names(["a", Path("b")], "model") == "a,b"
     for wrong in (3, [3], b"a"):
         with pytest.raises(UserError, match="model"):
-            names(wrong, "model")
-    assert whole(np.int64(3), "limit") == 3
+            join_names(wrong, "model")
+    assert parse_int(np.int64(3), "limit") == 3
     for wrong in ("3", 0, 1.5, True, float("inf")):
         with pytest.raises(UserError, match="limit"):
-            whole(wrong, "limit")
+            parse_int(wrong, "limit")
     arguments: list[dict[str, Any]] = [
         {"scale": {}}, {"length": 1.5}, {"limit": "2"}, {"seed": "x"}, {"tasks": 3}, {"out": 3}, {"device": 7},
         {"dtype": 16}, {"batch_tokens": "many"}, {"engine": None},

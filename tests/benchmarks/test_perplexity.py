@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import longctx_bench
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.perplexity import Perplexity
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler.word_lists import all_words
@@ -76,9 +76,9 @@ def test_bos_stands_before_every_window(text: Path, bos_tokenizer: Any) -> None:
 
 
 def test_what_is_too_long_does_not_fit(text: Path, tiny_encoder: PromptEncoder, tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match="no document has so many tokens"):
+    with pytest.raises(ContextTooShort, match="no document has so many tokens"):
         windows("perplexity", tiny_encoder, 100_000, 2, text)
-    with pytest.raises(DoesNotFit, match="the last 256 tokens are to be scored"):
+    with pytest.raises(ContextTooShort, match="the last 256 tokens are to be scored"):
         windows("perplexity_last", tiny_encoder, 256, 2, text)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no text there"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.benchmarks.bpe_cache import Chunks
+from longctx_bench.benchmarks.bpe_cache import CachedBPE
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.registry import Registry
@@ -66,7 +66,7 @@ def whole(encoder: PromptEncoder, text: str) -> list[int]:
 def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_encoder: Any) -> None:
     rng = random.Random(0)
     for encoder in (smollm2_encoder, tiny_encoder):
-        assert Chunks.of(encoder.tokenizer)
+        assert CachedBPE.from_tokenizer(encoder.tokenizer)
         for _ in range(2000):
             text = "".join(rng.choices(PIECES, k=rng.randint(0, 25)))
             assert encoder.encode(text) == whole(encoder, text), repr(text)
@@ -74,7 +74,7 @@ def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_enc
 
 
 def test_a_tokenizer_of_another_kind_is_read_as_a_whole(mistral_encoder: Any) -> None:
-    assert not Chunks.of(mistral_encoder.tokenizer), "sentencepiece has no pattern that cuts at spaces"
+    assert not CachedBPE.from_tokenizer(mistral_encoder.tokenizer), "sentencepiece has no pattern that cuts at spaces"
     text = "Two  spaces and one."
     assert mistral_encoder.encode(text) == whole(mistral_encoder, text)
 
@@ -83,9 +83,9 @@ def test_a_tokenizer_of_another_kind_is_read_as_a_whole(mistral_encoder: Any) ->
 def test_a_special_token_that_takes_spaces_forbids_cutting(plain_tokenizer: Any, rule: str) -> None:
     from transformers import AddedToken
 
-    assert Chunks.of(plain_tokenizer)
+    assert CachedBPE.from_tokenizer(plain_tokenizer)
     plain_tokenizer.add_tokens([AddedToken("<mask>", **{rule: True})])
-    assert not Chunks.of(plain_tokenizer)
+    assert not CachedBPE.from_tokenizer(plain_tokenizer)
     encoder = PromptEncoder(plain_tokenizer)
     assert encoder.encode("a <mask> b") == whole(encoder, "a <mask> b")
 
@@ -133,7 +133,7 @@ def test_sentences_and_pieces_are_the_whole_text_whatever_the_tokenizer_cuts(
         other_tokenizer(normalizer=normalizers.NFC()),
         other_tokenizer(added=("a-b", "<x5>", "fo")),
     ):
-        encoder, words = PromptEncoder(tokenizer), Chunks.of(tokenizer)
+        encoder, words = PromptEncoder(tokenizer), CachedBPE.from_tokenizer(tokenizer)
         assert words
         for _ in range(600):
             text = "".join(rng.choices(signs, k=rng.randint(0, 80)))
@@ -143,8 +143,8 @@ def test_sentences_and_pieces_are_the_whole_text_whatever_the_tokenizer_cuts(
 
 
 def test_a_special_token_across_lines_forbids_cutting() -> None:
-    assert Chunks.of(other_tokenizer(added=("<x>",)))
-    assert not Chunks.of(other_tokenizer(added=("x\ny",)))
+    assert CachedBPE.from_tokenizer(other_tokenizer(added=("<x>",)))
+    assert not CachedBPE.from_tokenizer(other_tokenizer(added=("x\ny",)))
 
 
 @pytest.mark.parametrize("bound", ["_MOST", "_MOST_TEXT", "_WORD", "_LINE"])

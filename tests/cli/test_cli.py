@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from longctx_bench.cli.output import say
+
 
 @pytest.fixture
 def done(call, tiny_folder: Path, tmp_path: Path, essays: Path) -> Path:  # type: ignore[no-untyped-def]
@@ -368,3 +370,9 @@ def test_a_plugin_that_raises_is_one_line_and_the_rest_goes_on(
 def test_a_setting_for_a_method_that_is_not_run_is_a_mistake(call, tiny_folder: Path) -> None:  # type: ignore[no-untyped-def]
     code, _, error = call("run", "--model", f"yarn:{tiny_folder}", "--set", "pi.factor=8", "--dry-run")
     assert (code, "--set pi.…: no model of this run uses pi" in error) == (2, True)
+
+
+def test_what_is_said_goes_to_standard_output_and_errors_to_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    say("wrote a file")
+    say("a mistake", err=True)
+    assert tuple(capsys.readouterr()) == ("wrote a file\n", "a mistake\n")

@@ -11,7 +11,7 @@ import pytest
 from helpers.result_stores import result_of, spec_of
 from helpers.table_cells import hits
 
-from longctx_bench.core.types import Cell, Finished
+from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.store.run_store import ResultStore
 
 
@@ -23,7 +23,7 @@ def write(folder: Path, method: str, score: int, task: str = "niah", length: int
     store.append(
         cell,
         [
-            Finished(
+            SampleRecord(
                 {"id": f"{i:06d}", "hash": f"{i:032d}", "score": value, "metric": "string_match_all", "text": "7",
                  "references": ["7"], "depths": [], "prompt_tokens": 500, "new_tokens": 3, "finish_reason": "eos"},
                 0.1,

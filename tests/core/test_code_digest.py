@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longctx_bench.benchmarks import BENCHMARKS
-from longctx_bench.core.code_digest import code_of_file, code_of_module
+from longctx_bench.core.code_digest import digest_of_file, digest_of_module
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.plugins import load_object
 from longctx_bench.core.types import Request
@@ -118,9 +118,9 @@ def test_a_file_that_is_edited_during_a_run_changes_nothing_of_that_run_and_all_
     tmp_path: Path, essays: Path
 ) -> None:
     folder = a_plugin(tmp_path / "plugin")
-    source = "from typing import ClassVar\n\nfrom longctx_bench.benchmarks.niah import Needles\n"
+    source = "from typing import ClassVar\n\nfrom longctx_bench.benchmarks.niah import NeedleInAHaystack\n"
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/own.py").write_text(f"{source}\n\nclass Own(Needles):\n    mark: ClassVar[int] = 1\n")
+    (tmp_path / "tasks/own.py").write_text(f"{source}\n\nclass Own(NeedleInAHaystack):\n    mark: ClassVar[int] = 1\n")
     shipped = Registry().tasks["niah"]
     spec = {"use": "./own.py:Own", "metric": shipped.metric, "max_new_tokens": 8, "samples": 2}
     tasks = tmp_path / "tasks"
@@ -244,10 +244,10 @@ def test_a_module_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     an_installed_method(tmp_path, "alone", {name: text for name, text in files.items() if "foreign" not in name}, "")
     (tmp_path / "i19_foreign.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert code_of_module("i19_alone").files == ("i19_alone.py", "i19_beside.py", "i19_foreign.py")
+    assert digest_of_module("i19_alone").files == ("i19_alone.py", "i19_beside.py", "i19_foreign.py")
     # Among all that is installed, only what came with it is its own.
     monkeypatch.setattr("longctx_bench.core.code_digest.sysconfig.get_path", lambda name: str(tmp_path))
-    assert code_of_module("i19_alone").files == ("i19_alone.py", "i19_beside.py")
+    assert digest_of_module("i19_alone").files == ("i19_alone.py", "i19_beside.py")
 
 
 def test_what_has_no_source_is_refused() -> None:
@@ -275,7 +275,7 @@ def test_imports_are_found_without_running_anything(tmp_path: Path, source: str,
     for name in ("b/__init__.py", "b/c.py", "d.py", "space/module.py"):
         (tmp_path / name).write_text("raise SystemExit\n")
     (tmp_path / "a.py").write_text(source)
-    assert code_of_file(tmp_path / "a.py").files == tuple(files)
+    assert digest_of_file(tmp_path / "a.py").files == tuple(files)
 
 
 def test_a_worker_has_the_same_code_or_refuses(tiny_folder: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_worker_has_the_same_code_or_refuses(tiny_folder: Path, tmp_path: Path
     elsewhere, scratch = unpack(pack(registry))
     sent = parts(variant, variant.base({}), None)
     with scratch:
-        assert elsewhere.rebuilt(sent.model, sent.spec, sent.params, sent.source).code == variant.code
+        assert elsewhere.variant_from_parts(sent.model, sent.spec, sent.params, sent.source).code == variant.code
     (folder / "helper.py").write_text("VALUE = 9.0\n")
     worker = Worker({"name": "echo"}, pack(registry))
     worker.start()

@@ -20,8 +20,8 @@ from hypothesis import strategies as hypothesis
 from longctx_bench.benchmarks.longbench.reader import read_rows
 from longctx_bench.core import decompression, text_files
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
-from longctx_bench.registry import ALL
+from longctx_bench.core.text_files import read_documents
+from longctx_bench.registry import ALL_EXAMPLES
 
 ROW = json.dumps({"context": "Some words. " * 90, "input": "?", "answers": ["a"], "length": 9, "all_classes": None})
 MB = 1 << 20
@@ -59,11 +59,11 @@ def plainly(path: Path, parts: Iterator[bytes]) -> None:
 
 
 def rows(path: Path) -> list[Any]:
-    return read_rows(path, "lcc", ALL)
+    return read_rows(path, "lcc", ALL_EXAMPLES)
 
 
 def texts(path: Path) -> list[str]:
-    return list(documents_of_file(path))
+    return list(read_documents(path))
 
 
 def one_line(read: Callable[[Path], list[Any]], path: Path, said: str) -> int:
@@ -305,7 +305,7 @@ def test_the_process_that_reads_a_table_ends_with_its_reader(tmp_path: Path, mon
 
     path = table(tmp_path / "a.parquet", ["some words " * 100] * 100_000)
     monkeypatch.setattr("longctx_bench.core.parquet_reader.subprocess.Popen", Process)
-    text_files = documents_of_file(path)
+    text_files = read_documents(path)
     assert next(text_files).startswith("some words")
     [process] = started
     assert process.poll() is None

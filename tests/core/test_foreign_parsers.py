@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import HubSource, WheelSource, read_yaml, validate
-from longctx_bench.core.yaml_loader import yaml_value
-from longctx_bench.methods.base import Base
-from longctx_bench.models.delta_weights import read_origin
-from longctx_bench.models.metadata import end_ids, model_config
-from longctx_bench.models.trusted_sources import is_known
+from longctx_bench.core.yaml_loader import load_yaml
+from longctx_bench.methods.base import BaseModelInfo
+from longctx_bench.models.delta_weights import read_delta_base
+from longctx_bench.models.metadata import eos_token_ids, model_config
+from longctx_bench.models.trusted_sources import is_trusted
 
 QUICK = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -45,13 +45,13 @@ def test_a_config_is_read_or_refused(config: dict[str, Any], tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config))
     try:
         read = model_config(tmp_path, "model")
-        ids = end_ids(tmp_path)
+        ids = eos_token_ids(tmp_path)
     except UserError:
         return
     assert all(type(token) is int for token in ids)
     for name in SIZES[:1] + SIZES[1:2] + SIZES[5:6]:
         assert read.get(name) is None or read[name] > 0
-    base = Base("model", 512, read)
+    base = BaseModelInfo("model", 512, read)
     for fact in ("head_dim", "rope_theta"):
         try:
             assert getattr(base, fact) > 0
@@ -82,11 +82,11 @@ def test_the_header_of_a_difference_names_no_base_that_is_not_known(source: str,
     except UnicodeEncodeError:
         return  # half of a surrogate pair cannot stand in a header
     try:
-        origin = read_origin(tmp_path / "d.safetensors")
+        origin = read_delta_base(tmp_path / "d.safetensors")
     except UserError:
         return
     # A checkpoint that ships with this project is the only one that a guess can hit.
-    assert not is_known(origin.source) or hasattr(origin.source, "embedded")
+    assert not is_trusted(origin.source) or hasattr(origin.source, "embedded")
 
 
 @QUICK
@@ -94,7 +94,7 @@ def test_the_header_of_a_difference_names_no_base_that_is_not_known(source: str,
 def test_bytes_in_place_of_a_difference_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "d.safetensors").write_bytes(content)
     with pytest.raises(UserError):
-        read_origin(tmp_path / "d.safetensors")
+        read_delta_base(tmp_path / "d.safetensors")
 
 
 @QUICK
@@ -123,10 +123,10 @@ def test_a_key_that_stands_twice_is_refused_and_no_other(keys: list[str], flow: 
     written = [f'"{key}"' if quoted and place % 2 else key for place, key in enumerate(keys)]
     text = "{" + ", ".join(f"{key}: 1" for key in written) + "}" if flow else "\n".join(f"{key}: 1" for key in written)
     if len(set(keys)) == len(keys):
-        assert yaml_value(f"outer:\n  - {text}" if flow else text)
+        assert load_yaml(f"outer:\n  - {text}" if flow else text)
         return
     with pytest.raises(yaml.YAMLError, match="stands there again"):
-        yaml_value(f"outer:\n  - {text}" if flow else text)
+        load_yaml(f"outer:\n  - {text}" if flow else text)
 
 
 def test_what_a_mapping_takes_from_another_it_may_give_a_value_of_its_own(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from longctx_bench import figures, run
 from longctx_bench.benchmarks import BENCHMARKS
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.engines import ENGINES, make_engine
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.methods import METHODS
@@ -244,7 +244,7 @@ def test_tasks_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_names_cost_no_import() -> None:
-    known: Extensions[Any] = Extensions("thing", {"one": "no.such.module:One"})
+    known: PluginRegistry[Any] = PluginRegistry("thing", {"one": "no.such.module:One"})
     assert known.names() == list(known) == ["one"]
     assert "one" in known
     assert known.location("one") == "no.such.module:One"
@@ -259,13 +259,13 @@ def test_the_metric_of_the_readme(tmp_path: Path, essays: Path) -> None:
     assert list(measured(folder, tmp_path / "out", essays)["score"]) == [0.0]
     scope: dict[str, Any] = {}
     exec(source, scope)  # noqa: S102 (our own documentation)
-    assert [scope["first_word"](answer, ["7", "8"]) for answer in ("7 it is", "it is 7", "", "8")] == [1, 0, 0, 1]
+    assert [scope["first_word"](answer, ["7", "8"]) for answer in ("7 it is", "it is 7", "", "8.")] == [1, 0, 0, 1]
 
 
 def test_functions_become_metrics() -> None:
     plain = as_metric(lambda text, references: 1, "plain")
     assert plain.score("a", ["a"]) == 1.0
-    assert (plain.name, plain.percent, plain.settled("a", ["a"])) == ("plain", True, False)
+    assert (plain.name, plain.percent, plain.is_final("a", ["a"])) == ("plain", True, False)
     with_classes = as_metric(lambda text, references, classes=(): len(classes) / 4, "classes")
     assert with_classes.score("a", ["a"], ["x", "y"]) == 0.5
     assert as_metric(METRICS["string_match_all"], "x") is METRICS["string_match_all"]

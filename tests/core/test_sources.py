@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from pydantic import BaseModel
 
 from longctx_bench.core import file_cache
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import digest, fetch, sha256
-from longctx_bench.core.specs import EmbeddedSource, HubSource, PathSource, WheelSource, validate
+from longctx_bench.core.sources import _hub_reachable, content_digest, fetch, sha256, source_label
+from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource, validate
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_models_digest_is_of_its_weights_and_config_and_a_data_folders_of_all_
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("changed" if name == changed else "what was")
-        return digest(PathSource(path=folder))
+        return content_digest(PathSource(path=folder))
 
     assert {of(name) == of("") for name in ("README.md", "data/a.jsonl", "c.xz")} == {True}
     assert len({of(name) for name in ("", "config.json", "model.safetensors")}) == 3
@@ -154,11 +155,11 @@ OUTSIDE = (
             for name in ("../a", "a/../b", "a/b/c", "--x/y", "a/-b", "a b/c", "a--b/c", "a/b\n", "")
         ),
         *((HubSource, "revision", text) for text in ("../x", "-x", "a b", "a..b", "/a", "")),
-        *((EmbeddedSource, "embedded", name) for name in ("..", ".", "../x", "a/b", "")),
+        *((ShippedSource, "embedded", name) for name in ("..", ".", "../x", "a/b", "")),
     ],
 )
 def test_what_could_lead_elsewhere_is_no_source(kind: type[BaseModel], key: str, value: str) -> None:
-    right = {WheelSource: WHEEL, HubSource: {"hub": "org/name"}, EmbeddedSource: {"embedded": "rope-tiny"}}[kind]  # type: ignore[index]
+    right = {WheelSource: WHEEL, HubSource: {"hub": "org/name"}, ShippedSource: {"embedded": "rope-tiny"}}[kind]  # type: ignore[index]
     assert kind.model_validate(right)
     with pytest.raises(UserError, match=f"somewhere: '{key}'"):
         validate(kind, {**right, key: value}, "somewhere")
@@ -300,3 +301,33 @@ def test_a_damaged_file_in_the_hubs_cache_is_one_line_where_the_hub_is_out_of_re
     with pytest.raises(UserError, match="model.safetensors: is damaged"):
         fetch(HubSource(hub="org/model"))
     assert fetch(HubSource(hub="org/model", file="config.json")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (PathSource(path=Path("a/b")), "a/b"),
+        (ShippedSource(embedded="drope-tiny"), "embedded drope-tiny"),
+        (WheelSource(wheel="words", version="1.0", sha256="0" * 64, member="a.txt"), "PyPI words==1.0"),
+        (HubSource(hub="a/b"), "hub a/b"),
+        (HubSource(hub="a/b", revision="0123456789" * 4), "hub a/b@01234567"),
+    ],
+)
+def test_where_a_source_comes_from_in_a_phrase(source: Source, said: str) -> None:
+    assert source_label(source) == said
+
+
+def test_the_hub_is_looked_for_where_it_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    reachable = _hub_reachable.__wrapped__
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert not reachable()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        assert reachable()
+    assert not reachable()
+    # Only the proxy could tell.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert reachable()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.metrics import METRICS
 from longctx_bench.registry import Registry
 
@@ -37,11 +37,11 @@ def test_shipped_methods(name: str) -> None:
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     if name.endswith(("-retrieval", "-perplexity")):
-        with pytest.raises(UserError, match=f"{name}-smollm-360m: no {name.rpartition('-')[2]} calibration lies"):
+        with pytest.raises(UserError, match=f"{name}-smollm-360m: no {name.rpartition('-')[2]} calibration"):
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     method = REGISTRY.variant(f"{name}-smollm-360m").method
-    base = Base("x", 128, {"rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4})
+    base = BaseModelInfo("x", 128, {"rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4})
     if name == "longrope":
         with pytest.raises(UserError, match="longrope needs 'short_factor'"):
             method.model_overrides(base, 512)

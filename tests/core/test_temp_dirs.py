@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from longctx_bench.core.io import replacing, write_text
+from longctx_bench.core.io import atomic_write, write_text
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.models import checkpoint as checkpoints
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from longctx_bench.core.io import replacing
+from longctx_bench.core.io import atomic_write
 from longctx_bench.core.temp_dirs import ScratchFolder
 folder = Path(sys.argv[1])
 with replacing(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
@@ -122,7 +123,7 @@ def test_a_failed_conversion_leaves_nothing(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_two_threads_may_write_one_file(folder: Path) -> None:
-    with replacing(folder / "a.txt") as first, replacing(folder / "a.txt") as second:
+    with atomic_write(folder / "a.txt") as first, atomic_write(folder / "a.txt") as second:
         first.write_text("first")
         second.write_text("second")
     assert (folder / "a.txt").read_text() == "first"
@@ -150,3 +151,14 @@ def test_a_scratch_folder_is_locked(folder: Path) -> None:
         with ScratchFolder("longctx-bench-"):
             assert scratch.exists(), "as a conversion needs another one"
     assert not scratch.exists()
+
+
+def test_threads_do_not_take_each_others_new_folders_for_leftovers(tmp_path: Path) -> None:
+    def use(number: int) -> bool:
+        with ScratchFolder("scratch-", tmp_path) as folder:
+            (folder / "file").write_text(str(number), encoding="utf-8")
+            return (folder / "file").read_text(encoding="utf-8") == str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(400)))
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.engines.hf.model_runner import DecodeStep, Step
 from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import DynamicNTK, YaRN
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
@@ -96,7 +96,7 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, method: Method, equal: bool
 ) -> None:
     requests = asked(3, 4, equal=equal)
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, method, 512)
     model, tokenizer = load_model(tiny_folder, "float32", "cpu"), load_tokenizer(tiny_folder)
     expected, drafts = {}, {}
@@ -140,7 +140,7 @@ def loaded(folder: Path, max_prefill_tokens: int, max_finished_share: float = 0.
 
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, input_ids=r.input_ids[place:]) for place, r in enumerate(asked(7, 1, stem=20))]
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
@@ -171,7 +171,7 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
 
 def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [replace(r, max_new_tokens=3 + 2 * place) for place, r in enumerate(asked(4, 1, stem=20))]
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     who = ModelUnderTest(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):

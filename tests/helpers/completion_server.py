@@ -15,7 +15,7 @@ import torch
 
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine, load_model
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.models.variant import ModelUnderTest
@@ -30,7 +30,7 @@ class Served:
         self.engine = HFEngine("cpu", "float32")
         self.engine.load(folder)
         self.tokenizer: Any = self.engine.core.tokenizer
-        self.contestant = ModelUnderTest(Base("served", 256, read_config(folder)), RoPE(), 256)
+        self.contestant = ModelUnderTest(BaseModelInfo("served", 256, read_config(folder)), RoPE(), 256)
         self.model = load_model(folder, "float32", "cpu")
         self.lock = threading.Lock()
         self.takes_ids = self.takes_extras = True

@@ -17,10 +17,10 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.methods import METHODS
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope_scaling import LongRoPE
-from longctx_bench.methods.scalar_schedule import Law
+from longctx_bench.methods.scalar_schedule import ScalarSchedule
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
@@ -142,7 +142,7 @@ def build(folder: Path, kind: str, entries: dict[str, Any], tokenizer: Path) -> 
     return found
 
 
-def methods(base: Base) -> Iterator[tuple[str, Method]]:
+def methods(base: BaseModelInfo) -> Iterator[tuple[str, Method]]:
     """Return one method for each class that ships, with what it needs besides a base."""
     seen = set()
     for name, spec in sorted(Registry().methods.items(), key=lambda item: (len(item[0]), item[0])):
@@ -158,7 +158,7 @@ def methods(base: Base) -> Iterator[tuple[str, Method]]:
                 pairs = 1
             more = {"short_factor": (1.0,) * pairs, "long_factor": tuple(1.0 + index for index in range(pairs))}
         if kind is DroPE:
-            more = {"temperature": Law(c=0.412)}
+            more = {"temperature": ScalarSchedule(c=0.412)}
         yield name, kind(**more)
 
 
@@ -213,7 +213,7 @@ def outcomes(folder: Path, name: str, config: dict[str, Any], check: Callable[..
         config: the model's.
         check: is given engine, base and method, and runs it.
     """
-    engine, base = HFEngine(device="cpu", dtype="float32", batch_tokens=1024), Base(name, CONTEXT, config)
+    engine, base = HFEngine(device="cpu", dtype="float32", batch_tokens=1024), BaseModelInfo(name, CONTEXT, config)
     found = {}
     try:
         engine.load(folder)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.types import Cell, Finished
+from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, parse_result, parse_spec, plain
 
@@ -44,5 +44,5 @@ def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any =
              "depths": [round(100 * (place % depths) / (depths - 1), 2)], "text": "", "references": []}
             for place, value in enumerate(values)
         ]  # fmt: skip
-        store.append(cell, [Finished(record, 0.1) for record in records])
+        store.append(cell, [SampleRecord(record, 0.1) for record in records])
         store.finish(cell, result_of(cell, spec, metric=metric, score=sum(values) / len(values), n=len(values)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from longctx_bench.core.types import Cell
-from longctx_bench.metrics.length_buckets import Point
+from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.results import CellSummary, contributions
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.schema import parse_result
@@ -28,7 +28,7 @@ def cell(
     spec: dict[str, Any] | None = None,
     details: dict[str, Any] | None = None,
     depths: Sequence[float] = (),
-    points: Sequence[Point] = (),
+    points: Sequence[ScoredExample] = (),
     scored: Sequence[int] = (),
 ) -> CellSummary:
     """Return a finished cell of the method ``name``; cells with the same ``prompts`` share their examples."""

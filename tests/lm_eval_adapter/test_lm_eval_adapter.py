@@ -20,10 +20,11 @@ import longctx_bench
 from longctx_bench.benchmarks.lm_eval_task import LMEval
 from longctx_bench.cli import main
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
+from longctx_bench.store.schema import parse_result
 
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
@@ -69,7 +70,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """Lm-eval's own model and ours on the same weights, in fp32 on the CPU."""
-    folder = str(embedded_folder("rope-tiny"))
+    folder = str(shipped_checkpoint_folder("rope-tiny"))
     return {
         "hf": HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=1),
         "longctx": LongCtxLM.create_from_arg_string("method=rope,base=tiny,dtype=float32,device=cpu"),
@@ -142,6 +143,10 @@ def test_its_tasks_run_in_our_store(
     cell = json.loads((folder / "cell.json").read_text())
     assert cell["score"] == pytest.approx(cell["lm_eval"]["results"]["acc_norm,none"])
     assert "acc,none" in cell["lm_eval"]["results"]
+    assert cell["exhausted"] is False, "a larger limit would find more"
+    # Part of what the cell is known by: raised, all are measured again.
+    task = parse_result(cell).spec.task
+    assert (task.benchmark_version, task.metric_version, task.metric) == (1, 1, "lm_eval")
     written = (folder / "records.jsonl").stat().st_mtime_ns
     with pytest.raises(SystemExit):
         main()
@@ -191,6 +196,8 @@ def test_lm_evals_command_line_knows_the_model(tasks: Path, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|arc_local|" in done.stdout
+    # This folder is in no repository: git need not be asked, nor complain.
+    assert "fatal" not in done.stderr
     [heading] = [line for line in done.stdout.splitlines() if "Metric" in line]
     assert [cell.strip() for cell in heading.split("|") if cell.strip()][:2] == ["Tasks", "Version"]
 
@@ -211,6 +218,11 @@ def test_a_mistake_in_lm_evals_command_line_is_one_line(tasks: Path, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode != 0
     assert "unknown method 'drop'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    command[command.index("arc_local")] = "arc_locl"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Tasks not found: arc_locl" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.methods.alibi import ALiBi, alibi_attention, slopes
-from longctx_bench.methods.base import Base
-from longctx_bench.methods.nope import no_positions
+from longctx_bench.methods.base import BaseModelInfo
+from longctx_bench.methods.nope import nope_rope_parameters
 
-BASE = Base("alibi-tiny", 32, {"hidden_size": 32, "num_attention_heads": 4})
+BASE = BaseModelInfo("alibi-tiny", 32, {"hidden_size": 32, "num_attention_heads": 4})
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def model() -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, rope_parameters=no_positions(1e4), initializer_range=0.3,
+        num_key_value_heads=2, rope_parameters=nope_rope_parameters(1e4), initializer_range=0.3,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -48,7 +48,7 @@ def test_left_padding_and_cache_change_nothing(model: Any) -> None:
     long, short = torch.arange(1, 13)[None], torch.arange(20, 27)[None]
     batch = torch.cat([long, torch.nn.functional.pad(short, (5, 0))])
     mask = (batch != 0).long()
-    with ALiBi().applied(model, BASE, 12), torch.no_grad():
+    with ALiBi().patch(model, BASE, 12), torch.no_grad():
         alone = [model(long).logits[0], model(short).logits[0]]
         padded = model(batch, attention_mask=mask).logits
         torch.testing.assert_close(padded[0], alone[0])
@@ -62,7 +62,7 @@ def test_it_is_undone_on_exit(model: Any) -> None:
     ids = torch.arange(1, 13)[None]
     with torch.no_grad():
         before = model(ids).logits
-        with ALiBi().applied(model, BASE, 12):
+        with ALiBi().patch(model, BASE, 12):
             inside = model(ids).logits
         assert torch.equal(model(ids).logits, before)
     assert not torch.allclose(inside, before, atol=1e-3)

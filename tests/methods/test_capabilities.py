@@ -15,7 +15,7 @@ from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.export import check_exportable
 from longctx_bench.engines.openai_api.engine import OpenAIEngine, require_served_as_is
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
-from longctx_bench.methods.base import Base, Capability, Method
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import RoPE
@@ -29,23 +29,23 @@ CONFIG = {
     "max_position_embeddings": 512,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
-BASE = Base("small", 512, CONFIG)
+BASE = BaseModelInfo("small", 512, CONFIG)
 
 
 class CutsPrompts(RoPE):
-    def prompt(self, base: Base, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
+    def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
         return ids[-8:]
 
 
 class PatchesModels(RoPE):
     @contextmanager
-    def applied(self, model: Any, base: Base, length: int) -> Iterator[None]:
+    def patch(self, model: Any, base: BaseModelInfo, length: int) -> Iterator[None]:
         yield
 
 
 class PatchesTemperature(NoPE):
     @contextmanager
-    def applied(self, model: Any, base: Base, length: int) -> Iterator[None]:
+    def patch(self, model: Any, base: BaseModelInfo, length: int) -> Iterator[None]:
         yield
 
 

@@ -31,7 +31,7 @@ from helpers.model_types import (
 )
 
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope_parameters import FULL_UNROTATED
@@ -42,7 +42,7 @@ README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
 HEADING = "## Which method runs on which model type\n"
 
 
-def checked(engine: HFEngine, base: Base, method: Method) -> None:
+def checked(engine: HFEngine, base: BaseModelInfo, method: Method) -> None:
     """At 1x the base to the last bit, if frequencies are all that is changed; at 2x the same tokens in any batch."""
     model: Any = engine._model
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
@@ -89,7 +89,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with apply_method(model, ModelUnderTest(Base("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
+        with apply_method(model, ModelUnderTest(BaseModelInfo("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
             rotates = not torch.equal(model(ids).logits, plain)
     assert rotates == (kind not in FULL_UNROTATED)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.training.models import fresh_model
 from longctx_bench.training.recipe import Shape
@@ -32,7 +32,7 @@ def test_a_window_hides_what_is_behind_it() -> None:
 
 
 def test_only_the_length_is_overridden() -> None:
-    base = Base("rnope-swa-tiny", 512, {})
+    base = BaseModelInfo("rnope-swa-tiny", 512, {})
     assert RNoPESWA().model_overrides(base, 4096) == {"max_position_embeddings": 4096}
     assert RNoPESWA().model_overrides(base, 128) == {"max_position_embeddings": 512}
     assert RNoPESWA.needs_checkpoint

@@ -15,11 +15,11 @@ from longctx_bench.core.io import shipped_folder
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.engines.hf.export import export_checkpoint
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE, attention_layers
 from longctx_bench.methods.rnope_swa import RNoPESWA
-from longctx_bench.methods.rope_parameters import unrotated
+from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
@@ -37,16 +37,16 @@ def name_of(value: Any) -> str | None:
     return type(value).__name__ if isinstance(value, Method) else None
 
 
-def shipped(name: str) -> Base:
+def shipped(name: str) -> BaseModelInfo:
     """The facts of a base that ships; SmolLM2's config is converted from GGUF."""
     models = {"tiny": "rope-tiny", "smollm": "control-smollm"}
     length = Registry().models[name].original_length
     if name in models:
         file = shipped_folder("baselines") / "checkpoints" / models[name] / "config.json"
-        return Base(name, length, json.loads(file.read_text()))
+        return BaseModelInfo(name, length, json.loads(file.read_text()))
     rope = {"rope_theta": 100000.0, "rope_type": "default"}
     more = {"hidden_size": 576, "num_attention_heads": 9, "max_position_embeddings": 8192}
-    return Base(name, length, {"model_type": "llama", "rope_parameters": rope, **more})
+    return BaseModelInfo(name, length, {"model_type": "llama", "rope_parameters": rope, **more})
 
 
 @pytest.mark.parametrize(("name", "theta", "context"), [
@@ -86,7 +86,7 @@ def test_what_methods_write_for_the_bases_that_ship_is_what_was_measured(
     {**NEOX, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25}},
 ])  # fmt: skip
 def test_the_rotated_part_of_a_head_is_kept(config: dict[str, Any]) -> None:
-    base = Base("neox", 512, config)
+    base = BaseModelInfo("neox", 512, config)
     lists = LongRoPE(short_factor=(1.0,) * 8, long_factor=(2.0,) * 8)
     for method in (*FREQUENCIES[:-1], lists):
         rope = method.model_overrides(base, 1024)["rope_parameters"]
@@ -94,7 +94,7 @@ def test_the_rotated_part_of_a_head_is_kept(config: dict[str, Any]) -> None:
         assert rope["rope_theta"] == (5000.0 if not isinstance(method, NTK) else 5000.0 * 2 ** (16 / 14))
     with pytest.raises(UserError, match="a list of 8 numbers"):
         LISTS.model_overrides(base, 1024)
-    assert unrotated(NoPE().model_overrides(base, 1024)["rope_parameters"])
+    assert is_unrotated(NoPE().model_overrides(base, 1024)["rope_parameters"])
 
 
 class Whole(Method):
@@ -102,7 +102,7 @@ class Whole(Method):
 
     rope: dict[str, Any]
 
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {"rope_parameters": dict(self.rope), "max_position_embeddings": length}
 
 
@@ -111,7 +111,7 @@ class Declared(Whole):
 
 
 def test_a_plug_ins_dict_is_completed_from_the_base() -> None:
-    base = Base("neox", 512, {**NEOX, "rotary_pct": 0.25, "rotary_emb_base": 5000})
+    base = BaseModelInfo("neox", 512, {**NEOX, "rotary_pct": 0.25, "rotary_emb_base": 5000})
     half = Whole(rope={"rope_type": "linear", "factor": 1.5})
     assert half.model_overrides(base, 1024)["rope_parameters"] == {
         "rope_type": "linear", "factor": 1.5, "rope_theta": 5000, "partial_rotary_factor": 0.25,
@@ -125,7 +125,7 @@ def test_a_plug_ins_dict_is_completed_from_the_base() -> None:
     ({"rope_type": "proportional", "partial_rotary_factor": 0.0}, "rotary_pairs from 8 to 0"),
 ])  # fmt: skip
 def test_a_change_that_a_plug_in_does_not_declare_is_refused(rope: dict[str, Any], what: str) -> None:
-    base = Base("neox", 512, {**NEOX, "rotary_pct": 0.25, "rotary_emb_base": 5000})
+    base = BaseModelInfo("neox", 512, {**NEOX, "rotary_pct": 0.25, "rotary_emb_base": 5000})
     with pytest.raises(UserError, match=what):
         Whole(rope=rope).model_overrides(base, 1024)
     assert Declared(rope=rope).model_overrides(base, 1024)["rope_parameters"].items() >= rope.items()
@@ -133,7 +133,7 @@ def test_a_change_that_a_plug_in_does_not_declare_is_refused(rope: dict[str, Any
 
 def test_names_of_transformers_4_do_nothing_and_are_refused() -> None:
     class Old(Method):
-        def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+        def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
             return {"rope_scaling": {"type": "linear", "factor": 2.0}}
 
     with pytest.raises(UserError, match="rope_scaling"):
@@ -149,26 +149,28 @@ def test_names_of_transformers_4_do_nothing_and_are_refused() -> None:
 ], ids=lambda rope: str(rope.get("rope_type", "longrope")))  # fmt: skip
 def test_a_bases_own_scaling_is_never_replaced_without_a_word(method: Method, rope: dict[str, Any]) -> None:
     config = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "rope_theta": 1e4}
-    base = Base("scaled", 1024, {**config, "rope_scaling": rope, "max_position_embeddings": 1024})
+    base = BaseModelInfo("scaled", 1024, {**config, "rope_scaling": rope, "max_position_embeddings": 1024})
     kind = rope.get("rope_type") or rope["type"]
     with pytest.raises(UserError, match=f"'{kind}'") as refused:
         method.model_overrides(base, 2048)
     assert "\n" not in str(refused.value)
-    assert unrotated(NoPE().model_overrides(base, 2048)["rope_parameters"])
+    assert is_unrotated(NoPE().model_overrides(base, 2048)["rope_parameters"])
     assert RoPE().model_overrides(base, 2048) == {}
 
 
 def test_interpolating_an_interpolated_base_multiplies_the_factors() -> None:
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0}
     config = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "rope_parameters": rope}
-    base = Base("linear", 1024, config)
+    base = BaseModelInfo("linear", 1024, config)
     assert PI().model_overrides(base, 2048)["rope_parameters"] == {**rope, "factor": 16.0}
     with pytest.raises(UserError, match="'linear', factor 8"):
         Whole(rope={"rope_type": "linear", "factor": 1.5}).model_overrides(base, 2048)
 
 
 def test_layers_with_a_window_keep_their_positions() -> None:
-    base = Base("gemma3", 512, {"model_type": "gemma3_text", "num_hidden_layers": 6, "max_position_embeddings": 512})
+    base = BaseModelInfo(
+        "gemma3", 512, {"model_type": "gemma3_text", "num_hidden_layers": 6, "max_position_embeddings": 512}
+    )
     rope = YaRN().model_overrides(base, 1024)["rope_parameters"]
     assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": 1e4}
     assert rope["full_attention"]["rope_type"] == "yarn"
@@ -177,13 +179,13 @@ def test_layers_with_a_window_keep_their_positions() -> None:
     merged = Whole(rope=nested).model_overrides(base, 1024)["rope_parameters"]
     assert merged["sliding_attention"] == rope["sliding_attention"]
     assert merged["full_attention"]["rope_theta"] == 1e6
-    assert unrotated(NoPE().model_overrides(base, 1024)["rope_parameters"])
+    assert is_unrotated(NoPE().model_overrides(base, 1024)["rope_parameters"])
 
 
 def test_where_all_layers_have_a_window_there_is_nothing_to_extend() -> None:
     config = {"model_type": "mistral", "max_position_embeddings": 512}
     for window, refused in ((256, True), (512, True), (1024, False), (None, False)):
-        base = Base("mistral", 512, {**config, "sliding_window": window})
+        base = BaseModelInfo("mistral", 512, {**config, "sliding_window": window})
         if refused:
             with pytest.raises(UserError, match=f"the last {window} tokens"):
                 YaRN().model_overrides(base, 1024)
@@ -206,7 +208,7 @@ def test_where_all_layers_have_a_window_there_is_nothing_to_extend() -> None:
 def test_a_base_without_rotary_positions_says_so(config: dict[str, Any], why: str) -> None:
     for method in (YaRN(), PI(), Llama3()):
         with pytest.raises(UserError, match=why):
-            method.model_overrides(Base("x", 512, config), 1024)
+            method.model_overrides(BaseModelInfo("x", 512, config), 1024)
 
 
 def written(folder: Path, **config: Any) -> str:
@@ -251,12 +253,12 @@ def test_a_checkpoint_is_believed_where_its_config_bears_it_out(tmp_path: Path) 
         assert f"name one as {method}:" not in str(refused.value)
 
 
-def save(folder: Path, config: Any, tokenizer: Path) -> Base:
+def save(folder: Path, config: Any, tokenizer: Path) -> BaseModelInfo:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     for file in tokenizer.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    return Base("made", 64, json.loads((folder / "config.json").read_text()))
+    return BaseModelInfo("made", 64, json.loads((folder / "config.json").read_text()))
 
 
 @pytest.mark.parametrize("method", [YaRN(), NTK(), NoPE()], ids=name_of)
@@ -268,7 +270,7 @@ def test_an_exported_checkpoint_keeps_the_rotated_part(method: Method, tiny_fold
     export_checkpoint(ModelUnderTest(base, method, 128), name, tmp_path / "neox", tmp_path / "out")
     rope = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     assert rope["partial_rotary_factor"] == 0.25
-    assert unrotated(rope) == isinstance(method, NoPE)
+    assert is_unrotated(rope) == isinstance(method, NoPE)
 
 
 def test_a_cap_on_the_logits_of_attention_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
@@ -293,19 +295,19 @@ def test_a_temperature_reaches_every_layer_or_is_refused(tiny_folder: Path, tmp_
     model = load_model(tmp_path / "stablelm", "float32", "cpu")
     with pytest.raises(UserError, match="no temperature"), apply_method(model, _sharp(base), 128):
         pass
-    assert not unrotated(model.config.rope_parameters), "what was begun is undone"
+    assert not is_unrotated(model.config.rope_parameters), "what was begun is undone"
 
 
-def _sharp(base: Base) -> ModelUnderTest:
-    return ModelUnderTest(base, NoPE().tuned(1.5), 128)
+def _sharp(base: BaseModelInfo) -> ModelUnderTest:
+    return ModelUnderTest(base, NoPE().with_scalar(1.5), 128)
 
 
 def test_a_method_that_returns_no_dict_is_told_so() -> None:
     class Forgets(Method):
         """Returns nothing."""
 
-        def model_overrides(self, base: Base, length: int) -> Any:
+        def model_overrides(self, base: BaseModelInfo, length: int) -> Any:
             return None
 
     with pytest.raises(UserError, match=r"Forgets\.model_overrides must return a dict"):
-        Forgets().model_overrides(Base("tiny", 512, {}), 1024)
+        Forgets().model_overrides(BaseModelInfo("tiny", 512, {}), 1024)

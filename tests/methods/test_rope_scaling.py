@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.engine import apply_method, load_model
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import NTK, PI, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
-from longctx_bench.methods.scalar_schedule import Law, fit_law
+from longctx_bench.methods.scalar_schedule import ScalarSchedule, fit_slope
 from longctx_bench.models.variant import ModelUnderTest
 
 LENGTH = 1024  # four times the tiny model's training context
@@ -26,7 +26,7 @@ HALF = 6  # head_dim / 2 of the tiny model
 
 def contestant(folder: Path, method: Method, length: int = LENGTH) -> ModelUnderTest:
     config = json.loads((folder / "config.json").read_text())
-    return ModelUnderTest(Base("tiny", 256, config), method, length)
+    return ModelUnderTest(BaseModelInfo("tiny", 256, config), method, length)
 
 
 REFERENCES: list[tuple[Method, dict[str, Any]]] = [
@@ -114,7 +114,7 @@ def test_drope_scales_the_softmax_and_undoes_it(tiny_folder: Path) -> None:
     model = load_model(tiny_folder, "float32", "cpu")
     layers = [layer.self_attn for layer in model.model.layers]
     before = [layer.scaling for layer in layers]
-    method = DroPE(temperature=Law(c=0.412))
+    method = DroPE(temperature=ScalarSchedule(c=0.412))
     with apply_method(model, contestant(tiny_folder, method), LENGTH):
         beta = 1 + 0.412 * 1.3862943611198906
         assert [layer.scaling for layer in layers] == [pytest.approx(scaling * beta) for scaling in before]
@@ -122,20 +122,20 @@ def test_drope_scales_the_softmax_and_undoes_it(tiny_folder: Path) -> None:
 
 
 def test_temperature_table_and_law() -> None:
-    table = Law(c=0.5, table={2.0: 1.2, 8.0: 1.6})
+    table = ScalarSchedule(c=0.5, table={2.0: 1.2, 8.0: 1.6})
     assert table.at(0.5) == table.at(1.0) == 1.0
     assert table.at(2.0) == 1.2
     assert table.at(4.0) == pytest.approx(1.4)  # half way in ln s
     assert table.at(16.0) == pytest.approx(1.6 + 0.5 * 0.6931471805599453)
-    assert Law(c=0.412).at(8.0) == pytest.approx(1 + 0.412 * 2.0794415416798357)
+    assert ScalarSchedule(c=0.412).at(8.0) == pytest.approx(1 + 0.412 * 2.0794415416798357)
 
 
 def test_a_base_without_rotary_positions_is_refused() -> None:
-    base = Base("gpt2", 1024, {"hidden_size": 48, "num_attention_heads": 4})
+    base = BaseModelInfo("gpt2", 1024, {"hidden_size": 48, "num_attention_heads": 4})
     with pytest.raises(UserError, match="no rope_theta"):
         YaRN().model_overrides(base, 2048)
     assert RoPE().model_overrides(base, 2048) == {}
 
 
-def test_fit_law() -> None:
-    assert fit_law({2.0: 1 + 0.3 * 0.6931471805599453, 8.0: 1 + 0.3 * 2.0794415416798357}) == pytest.approx(0.3)
+def test_fit_slope() -> None:
+    assert fit_slope({2.0: 1 + 0.3 * 0.6931471805599453, 8.0: 1 + 0.3 * 2.0794415416798357}) == pytest.approx(0.3)

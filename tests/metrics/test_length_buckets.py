@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from longctx_bench.core.types import NATURAL
-from longctx_bench.metrics.length_buckets import BY_CONTEXT, BY_WORDS, Point, buckets_of, sorted_into
+from longctx_bench.metrics.length_buckets import BY_CONTEXT, BY_WORDS, ScoredExample, buckets_of, scores_by_bucket
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from longctx_bench.metrics.length_buckets import BY_CONTEXT, BY_WORDS, Point, bu
     ],
 )
 def test_multiples_of_the_context_begin_a_bucket(tokens: int, name: str) -> None:
-    found = sorted_into([Point(0.5, tokens, None)], BY_CONTEXT, 256)
+    found = scores_by_bucket([ScoredExample(0.5, tokens, None)], BY_CONTEXT, 256)
     assert found == {bucket.name: [0.5] if bucket.name == name else [] for bucket in BY_CONTEXT}
 
 
@@ -42,13 +42,13 @@ def test_multiples_of_the_context_begin_a_bucket(tokens: int, name: str) -> None
     ],
 )
 def test_word_counts_begin_a_bucket(words: int, name: str) -> None:
-    found = sorted_into([Point(0.5, 1, words)], BY_WORDS, 256)
+    found = scores_by_bucket([ScoredExample(0.5, 1, words)], BY_WORDS, 256)
     assert found == {bucket.name: [0.5] if bucket.name == name else [] for bucket in BY_WORDS}
 
 
 def test_a_point_without_a_word_count_falls_into_no_bucket_of_words() -> None:
-    points = [Point(1.0, 5000, None), Point(0.25, 5000, 1), Point(0.75, 5000, 2)]
-    assert sorted_into(points, BY_WORDS, 256) == {"0-4k words": [0.25, 0.75], "4-8k words": [], "8k+ words": []}
+    points = [ScoredExample(1.0, 5000, None), ScoredExample(0.25, 5000, 1), ScoredExample(0.75, 5000, 2)]
+    assert scores_by_bucket(points, BY_WORDS, 256) == {"0-4k words": [0.25, 0.75], "4-8k words": [], "8k+ words": []}
 
 
 def test_buckets_touch_and_leave_nothing_out() -> None:

@@ -1,4 +1,4 @@
-"""LongBench's scores equal what its own eval.py gave (data/README.md says how), and tell when they are settled."""
+"""LongBench's scores equal what its own eval.py gave (data/README.md says how), and tell when they are final."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.metrics import METRICS, metric
+from longctx_bench.metrics import METRICS, get_metric
 from longctx_bench.metrics.longbench import _jieba
 from longctx_bench.metrics.rouge import MAX_STEPS, _google_scorer, rouge_l
 
@@ -70,7 +70,7 @@ def test_scores_are_upstreams(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["triviaqa", "samsum", "trec", "lsht", "lcc", "passage_count", "narrativeqa"])
-def test_nothing_changes_a_settled_score(task: str) -> None:
+def test_nothing_changes_a_final_score(task: str) -> None:
     measure = METRICS[METRIC_OF[task]]
     seen = 0
     for case in ORACLE["tasks"][task]:
@@ -79,7 +79,7 @@ def test_nothing_changes_a_settled_score(task: str) -> None:
             continue
         starts = [prediction[:end] for end in range(min(len(prediction), 60) + 1)]
         for text in [*starts, *(prediction + more for more in CONTINUATIONS)]:
-            if measure.settled(text, case["answers"]):
+            if measure.is_final(text, case["answers"]):
                 seen += 1
                 value = score(measure.name, case, text)
                 for more in CONTINUATIONS:
@@ -88,7 +88,7 @@ def test_nothing_changes_a_settled_score(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "settled"),
+    ("name", "text", "is_final"),
     [
         ("qa_f1_first_line", "\n\n", False),
         ("qa_f1_first_line", "\n\nanswer", False),
@@ -103,8 +103,8 @@ def test_nothing_changes_a_settled_score(task: str) -> None:
         ("rouge_l", "answer\n", False),
     ],
 )
-def test_settled(name: str, text: str, settled: bool) -> None:
-    assert METRICS[f"longbench_{name}"].settled(text, ["answer"]) is settled
+def test_is_final(name: str, text: str, is_final: bool) -> None:
+    assert METRICS[f"longbench_{name}"].is_final(text, ["answer"]) is is_final
 
 
 def test_the_callers_stack_does_not_change_rouge() -> None:
@@ -170,6 +170,6 @@ def test_what_a_metric_cannot_score_is_one_line() -> None:
 
 
 def test_an_unknown_metric_is_named_with_a_near_miss() -> None:
-    assert metric("longbench_count") is METRICS["longbench_count"]
+    assert get_metric("longbench_count") is METRICS["longbench_count"]
     with pytest.raises(UserError, match="unknown metric 'longbench_qa_f1_en'; did you mean 'longbench_qa_f1"):
-        metric("longbench_qa_f1_en")
+        get_metric("longbench_qa_f1_en")

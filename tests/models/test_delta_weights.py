@@ -15,8 +15,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import PathSource
 from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models import delta_weights
-from longctx_bench.models.checkpoint import DIFFERENCE, checkpoint_folder, load_tokenizer
-from longctx_bench.models.delta_weights import STEPS, compressed, expanded
+from longctx_bench.models.checkpoint import DELTA_FILE, checkpoint_folder, load_tokenizer
+from longctx_bench.models.delta_weights import STEPS, compress_codes, decompress_codes
 from longctx_bench.training.models import base_folder
 from longctx_bench.training.quantize_delta import main, pack
 
@@ -65,7 +65,7 @@ def merged(folder: Path) -> Path:
 
 def test_matrices_come_back_within_half_a_step_and_the_rest_exactly(packed: Path, trained: Path) -> None:
     found, wanted = load_file(merged(packed) / "model.safetensors"), load_file(trained / "model.safetensors")
-    stored = load_file(packed / DIFFERENCE)
+    stored = load_file(packed / DELTA_FILE)
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         assert found[name].dtype == torch.bfloat16
@@ -123,14 +123,14 @@ def test_another_config_is_another_model(packed: Path) -> None:
 
 
 def test_runs_that_start_together_merge_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merge, calls = delta_weights.merge, []
+    merge, calls = delta_weights.merge_delta, []
 
     def slow(*arguments: Path) -> None:
         calls.append(arguments)
         time.sleep(0.3)
         merge(*arguments)
 
-    monkeypatch.setattr(delta_weights, "merge", slow)
+    monkeypatch.setattr(delta_weights, "merge_delta", slow)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(merged, [packed] * 4))) == 1
     assert len(calls) == 1
@@ -157,14 +157,14 @@ def test_the_base_may_lie_in_another_file(packed: Path, base: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 3000, -1])
 def test_a_truncated_difference_is_refused(packed: Path, kept: int) -> None:
-    file = packed / DIFFERENCE
+    file = packed / DELTA_FILE
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match="truncated or damaged"):
         merged(packed)
 
 
 def test_a_flipped_bit_is_refused(packed: Path) -> None:
-    file = packed / DIFFERENCE
+    file = packed / DELTA_FILE
     content = bytearray(file.read_bytes())
     content[-2000] ^= 1
     file.write_bytes(content)
@@ -173,10 +173,10 @@ def test_a_flipped_bit_is_refused(packed: Path) -> None:
 
 
 def test_another_format_is_refused(packed: Path) -> None:
-    save_file({"a": torch.zeros(2)}, packed / DIFFERENCE, metadata={"difference": "9"})
+    save_file({"a": torch.zeros(2)}, packed / DELTA_FILE, metadata={"difference": "9"})
     with pytest.raises(UserError, match="format 9"):
         merged(packed)
-    save_file({"a": torch.zeros(2)}, packed / DIFFERENCE)
+    save_file({"a": torch.zeros(2)}, packed / DELTA_FILE)
     with pytest.raises(UserError, match="format none"):
         merged(packed)
 
@@ -184,26 +184,26 @@ def test_another_format_is_refused(packed: Path) -> None:
 def test_a_difference_of_a_difference_is_refused(packed: Path, trained: Path, base: Path, tmp_path: Path) -> None:
     second = tmp_path / "second"
     pack(trained, str(merged(packed)), second, share=SHARE)
-    shutil.copyfile(packed / DIFFERENCE, merged(packed) / DIFFERENCE)
+    shutil.copyfile(packed / DELTA_FILE, merged(packed) / DELTA_FILE)
     with pytest.raises(UserError, match="is a difference too"):
         merged(second)
 
 
 def test_codes_are_no_more_than_was_expected() -> None:
     codes = torch.randint(-127, 128, (40, 30)).to(torch.int8)
-    stream = compressed(codes)
-    assert expanded(stream, codes.shape).equal(codes)
+    stream = compress_codes(codes)
+    assert decompress_codes(stream, codes.shape).equal(codes)
     with pytest.raises(ValueError, match="codes in place of"):
-        expanded(stream, torch.Size((50, 30)))
+        decompress_codes(stream, torch.Size((50, 30)))
     with pytest.raises(ValueError, match="more codes"):
-        expanded(stream, torch.Size((30, 30)))
+        decompress_codes(stream, torch.Size((30, 30)))
 
 
 def test_a_size_can_be_asked_for(trained: Path, base: Path, tmp_path: Path) -> None:
     size = 40_000
     packed = pack(trained, str(base), tmp_path / "sized", size=size)
     assert 0.9 * size < packed.bytes <= size
-    assert packed.bytes == (tmp_path / "sized" / DIFFERENCE).stat().st_size
+    assert packed.bytes == (tmp_path / "sized" / DELTA_FILE).stat().st_size
 
 
 def test_the_command_says_what_came_of_it(

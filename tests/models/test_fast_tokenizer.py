@@ -17,9 +17,9 @@ from helpers.tiny_models import make_tokenizer
 from transformers import AddedToken, AutoTokenizer
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.models.checkpoint import load_tokenizer, prompt_tokenizer
-from longctx_bench.models.fast_tokenizer import _CLASSES, _MODELS, FileTokenizer
+from longctx_bench.models.fast_tokenizer import _CLASSES, _MODELS, LightTokenizer
 
 TINY = ("rope-tiny", "drope-tiny", "nope-tiny", "alibi-tiny", "rnope-swa-tiny")
 SIGNS = (
@@ -55,7 +55,7 @@ def never(_: Path) -> Any:
 
 def same(folder: Path, texts: int = 300) -> None:
     """Check that a folder is read without transformers, and that it gives the same ids and texts."""
-    light, whole = FileTokenizer.of(folder, never), load_tokenizer(folder)
+    light, whole = LightTokenizer.from_folder(folder, never), load_tokenizer(folder)
     assert light is not None
     assert type(whole).__name__ == "TokenizersBackend", "what is read is what transformers would read too"
     rng = random.Random(0)
@@ -80,7 +80,7 @@ def same(folder: Path, texts: int = 300) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_tiny_familys(name: str) -> None:
-    same(embedded_folder(name))
+    same(shipped_checkpoint_folder(name))
 
 
 def test_smollm2s(smollm2_folder: Path) -> None:
@@ -103,7 +103,7 @@ def changed(folder: Path, **settings: Any) -> None:
 def test_one_with_bos_and_a_chat_template(tmp_path: Path) -> None:
     same(saved(tmp_path, make_tokenizer(bos=True)))
     light, whole = prompt_tokenizer(tmp_path), load_tokenizer(tmp_path)
-    assert isinstance(light, FileTokenizer)
+    assert isinstance(light, LightTokenizer)
     message = [{"role": "user", "content": "hello"}]
     assert light.chat_template == whole.chat_template
     assert light.apply_chat_template(message, tokenize=False) == whole.apply_chat_template(message, tokenize=False)
@@ -152,15 +152,15 @@ UNUSUAL: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_anything_unusual_is_left_to_transformers(tmp_path: Path, what: str) -> None:
     folder = saved(tmp_path, make_tokenizer())
-    assert FileTokenizer.of(folder, never)
+    assert LightTokenizer.from_folder(folder, never)
     UNUSUAL[what](folder)
-    assert FileTokenizer.of(folder, never) is None
+    assert LightTokenizer.from_folder(folder, never) is None
 
 
 def test_a_token_that_takes_spaces_is_left_to_transformers(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, special=True)})
-    assert FileTokenizer.of(saved(tmp_path, tokenizer), never) is None
+    assert LightTokenizer.from_folder(saved(tmp_path, tokenizer), never) is None
 
 
 def test_one_that_is_no_bpe_is_left_to_transformers(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_one_that_is_no_bpe_is_left_to_transformers(tmp_path: Path) -> None:
 
     words = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="</s>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert FileTokenizer.of(saved(tmp_path, PreTrainedTokenizerFast(tokenizer_object=words)), never) is None
+    assert LightTokenizer.from_folder(saved(tmp_path, PreTrainedTokenizerFast(tokenizer_object=words)), never) is None
 
 
 def test_a_broken_tokenizer_is_one_line(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_gguf_as_it_is_converted_is_read_without_transformers(smollm2_folder: 
     """And the copy that it was saved from gives the same, digits split."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(smollm2_folder / name, tmp_path / name)
-    ids = FileTokenizer.of(tmp_path, never)
+    ids = LightTokenizer.from_folder(tmp_path, never)
     assert ids is not None
     assert len(ids.encode("1234")) == 4
     assert ids.encode("1234") == AutoTokenizer.from_pretrained(smollm2_folder).encode("1234")
@@ -206,7 +206,7 @@ def test_prompts_are_written_without(heavy: str, tmp_path: Path) -> None:
 def test_the_tokenizer_of_a_drope_checkpoint_comes_without_a_warning() -> None:
     # In a process of its own: once any other test has registered the configs, nothing warns any more.
     program = (
-        "from longctx_bench.core.sources import embedded_folder;"
+        "from longctx_bench.core.sources import shipped_checkpoint_folder;"
         "from longctx_bench.models.checkpoint import load_tokenizer;"
         "load_tokenizer(embedded_folder('drope-tiny'))"
     )

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import HubSource, PathSource, Source
-from longctx_bench.models.checkpoint import ADAPTER, DIFFERENCE, checkpoint_folder, load_tokenizer
-from longctx_bench.models.metadata import end_ids, model_config
+from longctx_bench.models.checkpoint import ADAPTER_CONFIG, DELTA_FILE, checkpoint_folder, load_tokenizer
+from longctx_bench.models.metadata import eos_token_ids, model_config
 from longctx_bench.registry import Registry
 from longctx_bench.training.quantize_delta import pack
 
@@ -49,7 +49,7 @@ def naming(folder: Path, base: str | dict[str, Any], source: str | None = None) 
         "difference": "1", "base": "smollm2-135m", "base_sha256": "0" * 64, "sha256": "0" * 64,
         "base_source": source if source is not None else json.dumps(base),
     }  # fmt: skip
-    save_file({"a": torch.zeros(2)}, folder / DIFFERENCE, metadata=metadata)
+    save_file({"a": torch.zeros(2)}, folder / DELTA_FILE, metadata=metadata)
     (folder / "model.safetensors").unlink(missing_ok=True)
     return folder
 
@@ -81,7 +81,7 @@ def test_a_difference_chooses_no_base(
     )  # fmt: skip
     assert code == 2, error
     assert "Traceback" not in error
-    assert DIFFERENCE in error
+    assert DELTA_FILE in error
     assert not (tmp_path / "ESCAPED").exists()
     assert not list((tmp_path / "cache").glob("*/*/*")), "nothing was made"
 
@@ -132,12 +132,12 @@ def test_a_base_that_the_user_named_is_merged_and_on_another_machine_it_must_be_
 
 
 def test_what_ships_with_this_project_is_known() -> None:
-    from longctx_bench.core.sources import embedded_folder
-    from longctx_bench.models.delta_weights import read_origin
-    from longctx_bench.models.trusted_sources import is_known
+    from longctx_bench.core.sources import shipped_checkpoint_folder
+    from longctx_bench.models.delta_weights import read_delta_base
+    from longctx_bench.models.trusted_sources import is_trusted
 
     for name in ("control-smollm", "drope-smollm"):
-        assert is_known(read_origin(embedded_folder(name) / DIFFERENCE).source)
+        assert is_trusted(read_delta_base(shipped_checkpoint_folder(name) / DELTA_FILE).source)
 
 
 def test_weights_and_code_beside_a_difference_are_left_behind(packed: Path) -> None:
@@ -151,16 +151,16 @@ def test_weights_and_code_beside_a_difference_are_left_behind(packed: Path) -> N
 
 
 def test_parts_of_a_difference_that_would_fill_the_memory_are_refused(packed: Path) -> None:
-    from longctx_bench.models.delta_weights import SCALE, digest
+    from longctx_bench.models.delta_weights import SCALE, tensors_digest
 
-    tensors = load_file(packed / DIFFERENCE)
+    tensors = load_file(packed / DELTA_FILE)
     from safetensors import safe_open
 
-    with safe_open(packed / DIFFERENCE, framework="pt") as file:
+    with safe_open(packed / DELTA_FILE, framework="pt") as file:
         metadata = file.metadata()
     name = next(name for name in tensors if name.endswith(SCALE))
     tensors[name] = torch.ones(1000, 1, 1)
-    save_file(tensors, packed / DIFFERENCE, metadata=metadata | {"sha256": digest(tensors)})
+    save_file(tensors, packed / DELTA_FILE, metadata=metadata | {"sha256": tensors_digest(tensors)})
     with pytest.raises(UserError, match="truncated or damaged"):
         checkpoint_folder(PathSource(path=packed))
 
@@ -191,7 +191,7 @@ def test_merged_weights_in_a_cache_that_cannot_be_written_are_used(
 
     for name in ("mkdir", "touch", "replace", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    monkeypatch.setattr("longctx_bench.models.checkpoint.FileLock", refuse)
+    monkeypatch.setattr("longctx_bench.core.file_cache.FileLock", refuse)
     assert checkpoint_folder(PathSource(path=packed)) == folder
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="set LONGCTX_BENCH_CACHE"):
@@ -215,8 +215,48 @@ def test_gguf_files_of_one_name_are_two_models(tmp_path: Path, monkeypatch: pyte
 
 def test_an_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    (folder / ADAPTER).write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
+    (folder / ADAPTER_CONFIG).write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
     with pytest.raises(UserError, match="merge the adapter"):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize("where", ["../elsewhere", "ABSOLUTE", "sub"])
+def test_an_index_names_no_weights_of_another_folder(where: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    elsewhere = shutil.copytree(tiny_folder, tmp_path / "elsewhere")
+    (folder / "sub").mkdir()
+    shutil.copyfile(tiny_folder / "model.safetensors", folder / "sub/model.safetensors")
+    name = f"{elsewhere if where == 'ABSOLUTE' else where}/model.safetensors"
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(elsewhere / "model.safetensors"), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="expected safetensors files beside it"):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}', "[" * 100_000, '{"weight_map": {"a": ""}}'],
+)
+def test_an_index_that_is_none_is_one_line(content: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="model.safetensors.index.json: "):
+        checkpoint_folder(PathSource(path=folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "generation_config.json", "special_tokens_map.json",
+     "additional_chat_templates/tool.jinja", "model.safetensors.index.json"],
+)  # fmt: skip
+def test_files_beside_the_weights_have_a_size_that_is_read_whole(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("ab") as file:
+        # A hole, as large as it says and no larger on the disk.
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=f"{name}: is larger than 256 MiB"):
         checkpoint_folder(PathSource(path=folder))
 
 
@@ -293,12 +333,12 @@ def test_a_config_is_a_file_of_a_limited_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", Registry().models)
 def test_listed_models_have_no_absurd_config(name: str) -> None:
-    from longctx_bench.core.sources import embedded_folder, fetch
-    from longctx_bench.core.specs import EmbeddedSource
+    from longctx_bench.core.sources import fetch, shipped_checkpoint_folder
+    from longctx_bench.core.specs import ShippedSource
 
     source: Source = Registry().models[name].source
-    if isinstance(source, EmbeddedSource):
-        assert model_config(embedded_folder(source.embedded), name) == json.loads(
+    if isinstance(source, ShippedSource):
+        assert model_config(shipped_checkpoint_folder(source.embedded), name) == json.loads(
             (fetch(source) / "config.json").read_text()
         )
 
@@ -308,12 +348,12 @@ def test_the_ids_that_end_a_text_are_ids(stop: Any, tiny_folder: Path, tmp_path:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     for right in (None, 3, [3, 4], -1):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": right}))
-        assert end_ids(folder) == frozenset(
+        assert eos_token_ids(folder) == frozenset(
             {None: [1], 3: [3], -1: [-1]}.get(right, right) if right != [3, 4] else right
         )  # type: ignore[arg-type]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
     with pytest.raises(UserError, match="eos_token_id"):
-        end_ids(folder)
+        eos_token_ids(folder)
 
 
 def test_a_tokenizer_that_makes_its_library_panic_is_one_line(

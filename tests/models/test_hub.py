@@ -26,7 +26,7 @@ from helpers.tiny_models import make_model, make_published
 from longctx_bench import load, run
 from longctx_bench.cli.main import cli
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import fetch, pinned
+from longctx_bench.core.sources import fetch, resolve_revision
 from longctx_bench.core.specs import HubSource
 from longctx_bench.registry import Registry
 from longctx_bench.training.recipe import find_recipe, read_recipe
@@ -124,7 +124,7 @@ def test_every_listed_revision_is_a_commit_and_every_repository_of_the_paper_is_
     for name in ("smollm-360m", "smollm-1.7b", "llama2-7b"):
         source = models[name].source
         assert isinstance(source, HubSource)
-        assert pinned(source) == source, f"{name} is pinned"
+        assert resolve_revision(source) == source, f"{name} is pinned"
     hubs = {n: models[n].checkpoints["drope"].source for n in ("smollm-360m", "llama2-7b")}
     assert {name: source.hub for name, source in hubs.items() if isinstance(source, HubSource)} == {
         "smollm-360m": "SakanaAI/SmolLM-360M-DroPE",

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of drope-tiny without any recipe beside it."""
     folder = tmp_path / "virtual"
-    shutil.copytree(embedded_folder("drope-tiny"), folder)
+    shutil.copytree(shipped_checkpoint_folder("drope-tiny"), folder)
     (folder / "recipe.json").unlink(missing_ok=True)
     return folder
 

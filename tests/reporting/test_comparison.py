@@ -14,7 +14,7 @@ from helpers.result_stores import result_of, spec_of
 from helpers.table_cells import cell as table_cell
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import NATURAL, Cell, Finished
+from longctx_bench.core.types import NATURAL, Cell, SampleRecord
 from longctx_bench.reporting.comparison import compare, matched
 from longctx_bench.reporting.results import read_cells
 from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
@@ -68,7 +68,7 @@ def add(
         }
         for place, (number, score) in enumerate(zip(numbers, scores, strict=True))
     ]
-    store.append(cell, [Finished(record, 0.1) for record in records])
+    store.append(cell, [SampleRecord(record, 0.1) for record in records])
     if finish:
         result = result_of(
             cell, spec, metric=metric, score=sum(scores) / len(scores), n=len(scores), factor=2.0,

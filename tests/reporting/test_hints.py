@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.table_cells import cell, hits
 
-from longctx_bench.analysis.calibration.calibrate import Fit, Point, write
+from longctx_bench.analysis.calibration.calibrate import CalibrationResult, SweepPoint, write_calibration
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.reporting.comparison import compare
@@ -52,10 +52,14 @@ def test_the_axes_of_a_sweep_say_what_was_tuned(tmp_path: Path, monkeypatch: pyt
         save(self, *arguments, **named)
 
     monkeypatch.setattr(Figure, "savefig", kept)
-    fit = Fit({2.0: 1.1, 4.0: 1.2}, 0.14, [Point(2.0, 1.0, 0.5, 3), Point(2.0, 1.1, 0.6, 3), Point(4.0, 1.2, 0.7, 3)])
+    fit = CalibrationResult(
+        {2.0: 1.1, 4.0: 1.2},
+        0.14,
+        [SweepPoint(2.0, 1.0, 0.5, 3), SweepPoint(2.0, 1.1, 0.6, 3), SweepPoint(4.0, 1.2, 0.7, 3)],
+    )
     method = DroPE()
     for name, label in (("retrieval", "share found"), ("perplexity", "log-likelihood")):
-        write(tmp_path, method, "drope", SimpleNamespace(name=name, data={}), fit)  # type: ignore[arg-type]
+        write_calibration(tmp_path, method, "drope", SimpleNamespace(name=name, data={}), fit)  # type: ignore[arg-type]
         [axis] = drawn.pop().axes
         assert axis.get_xlabel() == str(method.tunable).replace("_", " ") != ""
         assert label in axis.get_ylabel()

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from longctx_bench.core import untrusted_files
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sanitize import plain, printable
+from longctx_bench.core.sanitize import escape_control_chars, single_line
 from longctx_bench.core.types import Cell
-from longctx_bench.core.untrusted_files import Unreadable, lines, parse_json, parse_object, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_json, parse_object, read_content, read_lines
 from longctx_bench.reporting.formats import csv_text
 from longctx_bench.reporting.parity_status import read_certificates
 from longctx_bench.reporting.results import read_cells
@@ -329,11 +329,11 @@ def test_warnings_logs_and_tracebacks_hold_no_commands() -> None:
 
 @given(st.text())
 def test_plain_text_is_one_line_without_commands(text: str) -> None:
-    for shown in (plain(text), printable(text)):
+    for shown in (single_line(text), escape_control_chars(text)):
         assert not ACTIVE.search(shown)
         shown.encode()
-    assert "\n" not in plain(text)
-    assert plain(plain(text)) == plain(text)
+    assert "\n" not in single_line(text)
+    assert single_line(single_line(text)) == single_line(text)
 
 
 # -- tables for programs --------------------------------------------------------------------------------------------
@@ -495,17 +495,17 @@ def test_any_change_of_one_value_is_shown_or_named(tmp_path: Path, data: st.Data
 def test_any_json_is_a_value_or_unreadable(content: bytes) -> None:
     try:
         value = parse_json(content)
-    except Unreadable:
+    except UnreadableFile:
         return
     json.dumps(value, ensure_ascii=False).encode()
 
 
 def test_json_is_as_deep_as_it_says() -> None:
-    assert parse_json(deep(untrusted_files.DEEPEST).encode())
-    for content in (deep(untrusted_files.DEEPEST + 1), "[" * 100_000, "[" * 500 + "]" * 500):
-        with pytest.raises(Unreadable):
+    assert parse_json(deep(untrusted_files.MAX_DEPTH).encode())
+    for content in (deep(untrusted_files.MAX_DEPTH + 1), "[" * 100_000, "[" * 500 + "]" * 500):
+        with pytest.raises(UnreadableFile):
             parse_json(content.encode())
-    with pytest.raises(Unreadable, match="is not a JSON object"):
+    with pytest.raises(UnreadableFile, match="is not a JSON object"):
         parse_object(b"[1]")
 
 
@@ -514,18 +514,18 @@ def test_lines_are_whole_wherever_a_block_ends(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "a.jsonl"
     for text in (b"", b"\n", b"a\nbb\n\nccc\n", b"x" * 20 + b"\n" + b"y" * 15, b"1234567\n" * 3):
         path.write_bytes(text)
-        assert list(lines(path)) == text.removesuffix(b"\n").split(b"\n") if text else not list(lines(path))
+        assert list(read_lines(path)) == text.removesuffix(b"\n").split(b"\n") if text else not list(read_lines(path))
     path.write_bytes(b"a\n" + b"x" * 40)
-    with pytest.raises(Unreadable, match="line 2 is longer"):
-        list(lines(path, longest=20))
+    with pytest.raises(UnreadableFile, match="line 2 is longer"):
+        list(read_lines(path, longest=20))
     path.write_bytes(b"x" * 21)
-    with pytest.raises(Unreadable, match="larger than"):
+    with pytest.raises(UnreadableFile, match="larger than"):
         read_content(path, 20)
     with pytest.raises(FileNotFoundError):
         read_content(tmp_path / "none")
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableFile):
         read_content(tmp_path)
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableFile):
         read_content("a\0b")
 
 

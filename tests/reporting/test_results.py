@@ -288,7 +288,7 @@ def test_a_failure_is_noted_for_the_same_spec_alone(tmp_path: Path) -> None:
 def test_nothing_readable_is_one_clear_line(
     call: Callable[..., tuple[int, str, str]], copied: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no such folder; `longctx-bench run --out .*nowhere` makes some"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; `longctx-bench run --out .*nowhere` makes one"):
         read_cells(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: holds no results; `longctx-bench run"):

@@ -6,6 +6,8 @@ import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_bench import run
+from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
+from longctx_bench.runner.plan import RunSpec
 from longctx_bench.runner.request_builder import PromptCache
 from longctx_bench.runner.run import Silent
 from longctx_bench.store.example_index import HashesById, NumbersById
@@ -149,6 +153,32 @@ def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.M
     # One more is written to see whether there is another part, and one by the thread that writes ahead.
     assert max(examples for examples, _ in held) - before[0] <= 8 + 3
     assert max(requests for _, requests in held) - before[1] <= 8 + 1
+
+
+def test_nobody_waits_for_examples_behind_one_that_is_no_longer_wanted(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longctx_bench.runner.request_builder.usable_cores", lambda: 1)
+    registry = own(tmp_path / "tasks")
+    [task] = registry.select_tasks("rows")
+    written: list[int] = []
+    wanted = Event()
+
+    class Slow(IndexedBenchmark):
+        def example(self, encoder: Any, length: int, max_new_tokens: int, seed: int, index: int) -> Example:
+            written.append(index)
+            if index > 1:
+                wanted.wait(60)
+            return Example(f"{index:06d}", "a", "", ("b",), (), 1, 4)
+
+    monkeypatch.setattr(registry, "benchmark", lambda _: Slow())
+    spec = RunSpec(registry.variants(str(tiny_folder)), (task,), (), (256,), 99, 42, False, False)
+    examples = PromptCache(registry, spec)._write(task, tiny_folder, 256, 99)
+    assert [next(examples)[0].id, next(examples)[0].id] == ["000000", "000001"]
+    examples.close()  # type: ignore[attr-defined]
+    wanted.set()
+    sleep(0.5)
+    assert max(written) <= 3, "nine were asked for ahead"
 
 
 def test_resumed_in_the_middle_of_a_part(echo: Any, part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ import pytest
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.types import Example
 from longctx_bench.registry import Registry
 from longctx_bench.runner import export_prompts
 from longctx_bench.runner.export_prompts import Order, lines
 
-FOLDER = embedded_folder("rope-tiny")
+FOLDER = shipped_checkpoint_folder("rope-tiny")
 
 
 def orders(tasks: str, n: int = 9, length: int = 1024) -> list[Order]:

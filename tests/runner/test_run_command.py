@@ -17,7 +17,7 @@ from helpers.result_stores import spec_of
 
 from longctx_bench import report, run
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Cell, Finished
+from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
 from longctx_bench.store.run_store import ResultStore
@@ -183,7 +183,7 @@ def test_the_second_process_says_so_and_stops(tiny_folder: Path, tmp_path: Path,
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, cell = ResultStore(tmp_path), Cell("m", "rope", "niah", 512)
     store.start(cell, spec_of(cell, {}))
-    item = Finished({"id": "000000", "score": 1.0}, 0.1)
+    item = SampleRecord({"id": "000000", "score": 1.0}, 0.1)
     store.append(cell, [item])
     before = (store.path(cell) / "records.jsonl").read_bytes()
 

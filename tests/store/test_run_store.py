@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import append, drop_cut_line, plain_name, replacing, safe_name, write_text
-from longctx_bench.core.types import Cell, Example, Finished
+from longctx_bench.core.io import append, atomic_write, plain_name, safe_name, truncate_partial_line, write_text
+from longctx_bench.core.types import Cell, Example, SampleRecord
 from longctx_bench.core.untrusted_files import read_object, read_objects
 from longctx_bench.registry import Registry
 from longctx_bench.store.cell_folders import cell_parts, leads_to, old_cell_parts
@@ -36,8 +36,8 @@ def record(index: int, **other: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finished(*indices: int) -> list[Finished]:
-    return [Finished(record(index), 0.5) for index in indices]
+def finished(*indices: int) -> list[SampleRecord]:
+    return [SampleRecord(record(index), 0.5) for index in indices]
 
 
 def opened(folder: Path, *indices: int) -> tuple[ResultStore, Path]:
@@ -209,9 +209,9 @@ def test_a_long_line_without_an_end_is_cut_off(tmp_path: Path) -> None:
     for whole in (b"", b"one\n", b"one\n" + b"x" * (1 << 16) + b"\n"):
         for cut in (b"", b"y", b"y" * ((1 << 16) - 1), b"y" * (1 << 17)):
             path.write_bytes(whole + cut)
-            drop_cut_line(path)
+            truncate_partial_line(path)
             assert path.read_bytes() == whole
-    drop_cut_line(tmp_path / "none")
+    truncate_partial_line(tmp_path / "none")
 
 
 def test_a_cell_that_was_closed_short_is_not_done(echo: Callable[..., Any], tmp_path: Path) -> None:
@@ -602,7 +602,7 @@ def test_modes_are_what_the_umask_says(tmp_path: Path, umask: int, mode: int) ->
     try:
         store, folder = opened(tmp_path, 0)
         store.finish(CELL, result_of(CELL, SPEC, n=1))
-        with replacing(tmp_path / "made") as temporary:
+        with atomic_write(tmp_path / "made") as temporary:
             temporary.unlink()
             temporary.write_text("by a library that makes its own file")
     finally:

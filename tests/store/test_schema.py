@@ -12,18 +12,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers.result_stores import result_of, spec_of
+from helpers.result_stores import result_of, spec_of, write_store
 
 from longctx_bench import run
 from longctx_bench.benchmarks import BENCHMARKS
-from longctx_bench.benchmarks.niah import Needles
+from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Component
-from longctx_bench.core.types import Cell, Finished
+from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.methods import METHODS
 from longctx_bench.methods.rope_scaling import YaRN
-from longctx_bench.metrics import METRICS, metric
+from longctx_bench.metrics import METRICS, get_metric
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.store.run_store import ResultStore
@@ -72,7 +72,7 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
 ) -> None:
     before = planned(tmp_path)
     moved = ModuleType("longctx_bench.elsewhere")
-    for name, parent in (("Scaling", YaRN), ("Hidden", Needles)):
+    for name, parent in (("Scaling", YaRN), ("Hidden", NeedleInAHaystack)):
         setattr(moved, name, type(name, (parent,), {"id": parent.component_id(), "__module__": moved.__name__}))
     monkeypatch.setitem(sys.modules, moved.__name__, moved)
     read = Registry._read_baselines, Registry._read_tasks
@@ -94,10 +94,10 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
 def test_a_raised_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = planned(tmp_path)
     if part == "metric":
-        shipped = dict(METRICS.shipped) | {"string_match_all": replace(metric("string_match_all"), version=2)}
+        shipped = dict(METRICS.shipped) | {"string_match_all": replace(get_metric("string_match_all"), version=2)}
         monkeypatch.setattr(METRICS, "shipped", shipped)
     else:
-        monkeypatch.setattr(YaRN if part == "method" else Needles, "version", 2)
+        monkeypatch.setattr(YaRN if part == "method" else NeedleInAHaystack, "version", 2)
     after = planned(tmp_path)
     assert after.hash != before.hash
     versions = {after.method.version, after.task.benchmark_version, after.task.metric_version}
@@ -240,10 +240,53 @@ def test_what_cannot_be_migrated_is_named_and_left(tmp_path: Path, call: Call) -
     assert (code, len(error.strip().splitlines())) == (2, 1)
 
 
+def test_a_link_among_the_results_is_named_and_the_rest_is_migrated(tmp_path: Path, call: Call) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere.json"
+    for values in V1[:3]:
+        folder = ResultStore(out).path(Cell(**values["cell"]))
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps(values))
+    elsewhere.write_text(json.dumps(V1[0]))
+    linked = ResultStore(out).path(Cell(**V1[0]["cell"])) / "cell.json"
+    linked.unlink()
+    linked.symlink_to(elsewhere)
+    code, printed, error = call("migrate", out)
+    assert (code, f"{linked}: is a symbolic link" in printed + error) == (2, True)
+    assert "2 files migrated, 0 up to date, 1 left as they are" in printed
+    assert (linked.is_symlink(), json.loads(elsewhere.read_text())) == (True, V1[0])
+
+
+NO_METHODS = [
+    None,
+    5,
+    [],
+    "rope",
+    {},
+    {"name": 5},
+    {"name": "rope", "use": []},
+    {"name": "rope", "use": 5},
+    {"use": "a:B"},
+]
+
+
+@pytest.mark.parametrize("method", NO_METHODS, ids=str)
+def test_a_certificate_that_no_version_wrote_is_left_and_ends_no_report(
+    tmp_path: Path, call: Call, method: Any
+) -> None:
+    write_store(tmp_path, {("rope", "niah", 512): [1.0]})
+    file = tmp_path / "parity" / "x.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"contestant": "rope-tiny", "lengths": {"512": {}}, "method": method}))
+    before = file.read_bytes()
+    assert call("report", tmp_path)[0] == 0
+    assert call("migrate", tmp_path)[0] == 0
+    assert file.read_bytes() == before
+
+
 def test_a_later_versions_cell_is_not_overwritten(tmp_path: Path, call: Call) -> None:
     store = ResultStore(tmp_path)
     store.start(CELL, SPEC)
-    store.append(CELL, [Finished({"id": "000000", "hash": "0" * 32, "score": 1.0}, 0.1)])
+    store.append(CELL, [SampleRecord({"id": "000000", "hash": "0" * 32, "score": 1.0}, 0.1)])
     store.finish(CELL, result_of(CELL, SPEC))
     path = store.path(CELL) / "cell.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))

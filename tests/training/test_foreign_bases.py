@@ -15,8 +15,8 @@ from helpers.fake_hub import publish
 from safetensors.torch import load_file
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.models.checkpoint import ADAPTER
-from longctx_bench.training.checkpoint_export import export
+from longctx_bench.models.checkpoint import ADAPTER_CONFIG
+from longctx_bench.training.checkpoint_export import save_model
 from longctx_bench.training.models import fresh_model, recipe_tokenizer, starting_model
 from longctx_bench.training.recipe import Recipe, Shape, read_recipe
 
@@ -27,7 +27,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def base(tokenizer: Any, tmp_path: Path) -> Path:
     """A small Llama and the corpus' tokenizer."""
-    export(fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0), tokenizer, tmp_path / "base")
+    save_model(fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0), tokenizer, tmp_path / "base")
     return tmp_path / "base"
 
 
@@ -105,7 +105,7 @@ def test_code_that_a_base_brings_is_never_run(base: Path, recipe: Path, tmp_path
 
 
 def test_an_adapter_in_place_of_a_base_is_refused(base: Path, recipe: Path, tmp_path: Path, call: Call) -> None:
-    (base / ADAPTER).write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
+    (base / ADAPTER_CONFIG).write_text('{"base_model_name_or_path": "somebody/else", "peft_type": "LORA"}')
     assert "merge the adapter" in refused(call, recipe, tmp_path / "out")
 
 

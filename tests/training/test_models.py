@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.training.causal_attention import use_training_attention
-from longctx_bench.training.checkpoint_export import average, export
+from longctx_bench.training.checkpoint_export import average_checkpoints, save_model
 from longctx_bench.training.lora import add_adapters, merge_adapters
 from longctx_bench.training.mfu import flops_per_token
 from longctx_bench.training.models import base_folder, fresh_model, starting_model, without_positions
@@ -35,7 +35,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_training_attention_is_the_methods_own(positions: str) -> None:
     model = without_positions(fresh("rope"), qk_norm=True).eval() if positions == "drope" else fresh(positions)
     if positions == "alibi":
-        with ALiBi().applied(model, Base("x", 64, {}), 64):
+        with ALiBi().patch(model, BaseModelInfo("x", 64, {}), 64):
             expected = logits(model)
     else:
         expected = logits(model)
@@ -101,12 +101,12 @@ def test_saved_models_load_and_give_the_same_logits(positions: str, tokenizer: A
         parameter.data = parameter.data.bfloat16()
     expected = logits(model)
     use_training_attention(model, positions)
-    export(model, tokenizer, tmp_path / "model")
+    save_model(model, tokenizer, tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert loaded.dtype == torch.bfloat16
     assert loaded.config._attn_implementation == "sdpa"
     assert torch.equal(logits(loaded), expected)
-    average([tmp_path / "model", tmp_path / "model"], tmp_path / "mean")
+    average_checkpoints([tmp_path / "model", tmp_path / "model"], tmp_path / "mean")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "mean").eval()), expected)
 
 
@@ -144,7 +144,7 @@ def test_flops_count_the_weights_and_half_the_attention() -> None:
 def test_a_base_that_cannot_be_continued_is_one_clear_line(
     small: Any, tokenizer: Any, tmp_path: Path, positions: str, changes: dict[str, Any], said: str
 ) -> None:
-    export(fresh(positions), tokenizer, tmp_path / "base")
+    save_model(fresh(positions), tokenizer, tmp_path / "base")
     base = str(tmp_path / "base")
     recipe = read_recipe(small(kind="recalibrate", positions="drope", base=base, shape=None, **changes))
     with pytest.raises(UserError, match=said):
@@ -156,7 +156,7 @@ def test_what_continues_a_base_reads_as_far_as_it_was_trained(
     small: Any, tokenizer: Any, tmp_path: Path, kind: str, positions: str
 ) -> None:
     base = fresh_model(SHAPE, "rope", 64, len(tokenizer), 0, seed=0)
-    export(base, tokenizer, tmp_path / "base")
+    save_model(base, tokenizer, tmp_path / "base")
     theta = {"rope_theta": 500.0} if kind == "control" else {}
     changes = {"base": str(tmp_path / "base"), "shape": None, "sequence_length": 32, **theta}
     model = starting_model(read_recipe(small(kind=kind, positions=positions, **changes)), tokenizer)

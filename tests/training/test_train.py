@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.training import checkpointing
+from longctx_bench.training.__main__ import main
 from longctx_bench.training.data.tokenizer_training import END
 from longctx_bench.training.train import train
-from longctx_bench.training.trainer import Run
+from longctx_bench.training.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -25,14 +27,14 @@ class Killed(BaseException):
 
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Run._one_step
+    before = Trainer._train_step
 
-    def one_step(self: Run, rows: torch.Tensor) -> torch.Tensor:
+    def one_step(self: Trainer, rows: torch.Tensor) -> torch.Tensor:
         if self.step == step:
             raise Killed
         return before(self, rows)
 
-    monkeypatch.setattr(Run, "_one_step", one_step)
+    monkeypatch.setattr(Trainer, "_train_step", one_step)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -98,17 +100,17 @@ def test_no_space_for_a_checkpoint_is_one_clear_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpointing, "save_file", full)
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="No space left on device"):
-        checkpointing.save(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
+        checkpointing.save_state(tmp_path, 3, layer, torch.optim.AdamW(layer.parameters()), {})
     assert not list((tmp_path / "state").iterdir())
 
 
 def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     adam = torch.optim.AdamW(layer.parameters())
-    checkpointing.save(tmp_path, 3, layer, adam, {})
+    checkpointing.save_state(tmp_path, 3, layer, adam, {})
     (tmp_path / "state" / "step-00000003" / "optimiser.pt").write_bytes(b"no")
     with pytest.raises(UserError, match="damaged state"):
-        checkpointing.load(tmp_path, layer, adam)
+        checkpointing.load_state(tmp_path, layer, adam)
 
 
 def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> None:
@@ -120,7 +122,49 @@ def test_two_processes_give_the_weights_of_one(small: Any, tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=on_cpu)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "on 2 x cpu" in done.stdout
+    assert "destroy_process_group" not in done.stderr
     expected, got = weights(one), weights(tmp_path / "two")
     # Saved in bf16; the gradients of two halves are added in another order than those of the whole.
     assert all(torch.allclose(expected[name].float(), got[name].float(), atol=2e-3) for name in expected)
     assert all((expected[name] == got[name]).float().mean() > 0.99 for name in expected)
+
+
+def test_the_recipe_of_the_readme(
+    prose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Any
+) -> None:
+    document = (Path(__file__).parents[2] / "baselines" / "README.md").read_text(encoding="utf-8")
+    section = document.partition("## A recipe of your own")[2].partition("\n## ")[0]
+    [recipe, commands] = re.findall(r"```(?:yaml)?\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(recipe, encoding="utf-8")
+    for seed, name in enumerate(("train.txt", "val.txt")):
+        Path(name).write_text(prose(seed, 4000), encoding="utf-8")
+    for command in commands.strip().splitlines():
+        # An eighth of its steps, which are all alike.
+        shorter = ["--set", "tokens=16384"] if " train " in command else []
+        code, shown, error = call(*command.removeprefix("longctx-bench ").split(), *shorter)
+        assert code == 0, error
+        # transformers' own bar of writing one file.
+        assert "Writing model shards" not in error
+    assert "yarn-small" in shown
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert "`longctx-bench train small.yaml`" in card
+    assert " of 0 TFLOP/s" not in card
+
+
+def test_the_process_group_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed
+
+    def start(recipe: str, out: Path, overrides: dict[str, Any]) -> None:
+        assert (recipe, out, overrides) == ("recipe.yaml", tmp_path, {"lr": "0.1"})
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    monkeypatch.setattr("longctx_bench.training.__main__.train", start)
+    assert main(["recipe.yaml", str(tmp_path), "lr=0.1"]) == 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_argument_that_sets_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe.yaml", str(tmp_path), "lr"]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``longctx-bench calibrate``: sweep the scalar at each scale, keep the best, fit the law, write it down."""
+"""``longctx-bench calibrate``: sweep a method's scalar at each scale, keep the best value, fit 1 + c ln s."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from longctx_bench.analysis.calibration.objectives import Objective
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import replacing, write_json
+from longctx_bench.core.io import atomic_write, write_json
 from longctx_bench.core.untrusted_files import read_object
-from longctx_bench.methods.base import Base, Method
-from longctx_bench.methods.scalar_schedule import fit_law
+from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.scalar_schedule import fit_slope
 from longctx_bench.models.variant import ModelUnderTest
 
 COARSE, FINE = 0.1, 0.025
-"""Steps of the two sweeps: the right value is sharp, a step of 0.15 can miss it altogether."""
+"""Steps of the two sweeps. The optimum is narrow: a step of 0.15 can miss it."""
 
 _EQUAL = 1e-9
-"""Scores that are no further apart are equal: sums in another order differ in their last digits."""
+"""Scores this close count as equal: sums in another order differ in their last digits."""
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One value tried at one scale."""
 
     scale: float
@@ -35,75 +35,77 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a calibration found."""
+class CalibrationResult:
+    """The result of a calibration."""
 
     table: dict[float, float]
     """Best value by scale."""
     c: float
     """Of 1 + c ln s, by least squares over the table."""
-    sweep: list[Point]
+    sweep: list[SweepPoint]
 
 
 def calibrate(
     method: Method,
-    base: Base,
+    base: BaseModelInfo,
     objective: Objective,
     scales: Sequence[float],
     n: int,
-    tell: Callable[[Point], None],
-) -> Fit:
+    tell: Callable[[SweepPoint], None],
+) -> CalibrationResult:
     """Find the best value of a method's tunable scalar at each scale.
 
     A coarse sweep over [1, 1 + span ln s], or [1, 1 + reach] where that is more, with n examples finds the region,
-    a fine one around it with 2 n decides. Scores are averaged with their neighbours' before the best is taken: one
-    lucky value does not win.
+    a fine one around it with 2 n decides. Scores are smoothed over neighbouring values before the maximum is taken, so
+    that a single lucky value does not win.
 
     Args:
         method: one with a tunable scalar.
         base: the checkpoint's facts.
         objective: what to maximise.
         scales: extension factors, each above 1.
-        n: examples of each kind a value.
-        tell: called with every point as it is measured.
+        n: examples of each kind per value.
+        tell: called with every point as soon as it is measured.
 
     Raises:
-        UserError: at one of the scales no value is better than another, so that there is nothing to choose by.
+        UserError: at one of the scales no value scores better than another.
     """
     table, sweep = {}, []
     for scale in scales:
-        length = round(scale * base.original_length)
+        length = round(scale * base.training_context)
 
-        def measure(value: float, examples: int, scale: float = scale, length: int = length) -> Point:
-            score = objective.score(ModelUnderTest(base, method.tuned(value), length), examples)
-            point = Point(scale, value, score, examples)
+        def measure(value: float, examples: int, scale: float = scale, length: int = length) -> SweepPoint:
+            score = objective.score(ModelUnderTest(base, method.with_scalar(value), length), examples)
+            point = SweepPoint(scale, value, score, examples)
             tell(point)
             return point
 
         steps = max(2, math.ceil(max(method.tunable_reach, method.tunable_span * math.log(scale)) / COARSE))
         coarse = [measure(round(1 + COARSE * step, 4), n) for step in range(steps + 1)]
-        _require_a_best(coarse, coarse, scale, objective.name)
-        centre = best(coarse)
+        _require_a_maximum(coarse, coarse, scale, objective.name)
+        centre = best_value(coarse)
         fine = [
             measure(round(centre + FINE * step, 4), 2 * n) for step in range(-3, 4) if centre + FINE * step >= 1 - 1e-9
         ]
-        _require_a_best(fine, coarse, scale, objective.name)
-        table[scale] = best(fine)
+        _require_a_maximum(fine, coarse, scale, objective.name)
+        table[scale] = best_value(fine)
         sweep += coarse + fine
-    return Fit(table, fit_law(table), sweep)
+    return CalibrationResult(table, fit_slope(table), sweep)
 
 
-def _require_a_best(points: Sequence[Point], coarse: Sequence[Point], scale: float, objective: str) -> None:
-    """Refuse a sweep whose values are all equal: the middle of them would be written down as the best.
+def _require_a_maximum(
+    points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], scale: float, objective: str
+) -> None:
+    """Refuse a sweep whose scores are all equal: the middle value would be stored as the best.
 
     Equal scores are a result where the coarse sweep has worse ones: a plateau, whose middle is the choice.
 
     Raises:
-        UserError: nothing was found at any value.
+        UserError: all scores are equal, or one is not finite.
     """
     scores = [point.score for point in points]
     if not all(map(math.isfinite, scores)):
-        what = "a score is no finite number"
+        what = "a score is not finite"
     elif max(scores) - min(scores) > _EQUAL or min(scores) - min(point.score for point in coarse) > _EQUAL:
         return
     else:
@@ -117,40 +119,42 @@ def _require_a_best(points: Sequence[Point], coarse: Sequence[Point], scale: flo
     )
 
 
-def best(points: Sequence[Point]) -> float:
+def best_value(points: Sequence[SweepPoint]) -> float:
     """Return the value with the best score after averaging each with its neighbours (weights 1, 2, 1)."""
     scores = [point.score for point in points]
     padded = [scores[0], *scores, scores[-1]]
     smooth = [(padded[i] + 2 * padded[i + 1] + padded[i + 2]) / 4 for i in range(len(scores))]
     top = max(smooth)
-    # Where several are equally good, the middle of them is the farthest from both cliffs.
-    equal = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - _EQUAL]
-    return equal[len(equal) // 2]
+    # Of several equally good values, the middle one is the farthest from both edges of the plateau.
+    tied = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - _EQUAL]
+    return tied[len(tied) // 2]
 
 
-def write(folder: Path, method: Method, method_name: str, objective: Objective, fit: Fit) -> Path:
-    """Add a fit to ``calibration.json`` in a checkpoint's folder, and draw its sweep beside it.
+def write_calibration(
+    folder: Path, method: Method, method_name: str, objective: Objective, result: CalibrationResult
+) -> Path:
+    """Add a result to ``calibration.json`` in a checkpoint's folder and plot its sweep next to it.
 
     Raises:
         UserError: the folder cannot be written.
     """
     path = folder / "calibration.json"
-    found: dict[str, Any] = read_object(path) or {}
+    calibrations: dict[str, Any] = read_object(path) or {}
     assert method.tunable is not None
-    found.setdefault(method.tunable, {})[objective.name] = {
+    calibrations.setdefault(method.tunable, {})[objective.name] = {
         "method": method_name,
-        "c": round(fit.c, 4),
-        "table": {f"{scale:g}": value for scale, value in fit.table.items()},
+        "c": round(result.c, 4),
+        "table": {f"{scale:g}": value for scale, value in result.table.items()},
         "data": objective.data,
         "made": {"at": provenance.now(), **provenance.environment()},
-        "sweep": [asdict(point) for point in fit.sweep],
+        "sweep": [asdict(point) for point in result.sweep],
     }
-    write_json(path, found)
-    _draw(folder / f"calibration-{method.tunable}-{objective.name}.png", method, objective, fit)
+    write_json(path, calibrations)
+    _plot_sweep(folder / f"calibration-{method.tunable}-{objective.name}.png", method, objective, result)
     return path
 
 
-def _draw(path: Path, method: Method, objective: Objective, fit: Fit) -> None:
+def _plot_sweep(path: Path, method: Method, objective: Objective, result: CalibrationResult) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,14 +162,14 @@ def _draw(path: Path, method: Method, objective: Objective, fit: Fit) -> None:
 
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
     shades = plt.get_cmap("viridis")
-    for place, scale in enumerate(fit.table):
-        points = sorted((p for p in fit.sweep if p.scale == scale), key=lambda p: (p.value, p.n))
-        colour = shades(place / max(1, len(fit.table) - 1) * 0.85)
+    for index, scale in enumerate(result.table):
+        points = sorted((p for p in result.sweep if p.scale == scale), key=lambda p: (p.value, p.n))
+        colour = shades(index / max(1, len(result.table) - 1) * 0.85)
         axis.plot([p.value for p in points], [p.score for p in points], ".-", color=colour, label=f"{scale:g}x")
-        axis.axvline(fit.table[scale], color=colour, linewidth=0.8, linestyle="--")
+        axis.axvline(result.table[scale], color=colour, linewidth=0.8, linestyle="--")
     axis.set_xlabel((method.tunable or "").replace("_", " "))
-    axis.set_ylabel("retrieval (share found)" if objective.name == "retrieval" else "log-likelihood (nats a token)")
+    axis.set_ylabel("retrieval (share found)" if objective.name == "retrieval" else "log-likelihood (nats per token)")
     axis.legend(title="length")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=160)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What a calibration maximises: retrieval of needles, or the likelihood of long text."""
+"""Calibration objectives: needle retrieval, or log-likelihood of long text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.core.types import Example, Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.metrics import Metric
@@ -23,14 +23,14 @@ _NEW_TOKENS = 16
 
 
 class Objective(Protocol):
-    """Scores a contestant; higher is better."""
+    """Scores a model with a method; higher is better."""
 
     name: str
     data: str
-    """What it was measured on, in a phrase."""
+    """What it is measured on, in a phrase."""
 
-    def score(self, contestant: ModelUnderTest, n: int) -> float:
-        """Return the mean score over n examples of each kind at the contestant's length."""
+    def score(self, model: ModelUnderTest, n: int) -> float:
+        """Return the mean score over n examples of each kind at the model's length."""
 
 
 class Retrieval:
@@ -43,47 +43,47 @@ class Retrieval:
         self._encoder = encoder
         self._registry = registry
         self._seed = seed + SEED_OFFSET
-        self._made: dict[tuple[str, int], tuple[int, list[Example], list[Request]]] = {}
+        self._examples_by_task: dict[tuple[str, int], tuple[int, list[Example], list[Request]]] = {}
         self.data = f"{' and '.join(_TASKS)}, seed {self._seed}"
 
-    def score(self, contestant: ModelUnderTest, n: int) -> float:
+    def score(self, model: ModelUnderTest, n: int) -> float:
         """Return the mean over n examples of each task."""
         scores: list[float] = []
         for name in _TASKS:
             task = self._registry.tasks[name]
             measure = self._registry.metric(task).metric
-            made, requests = self._examples(name, contestant.length, n)
-            references = {example.id: example.references for example in made}
+            examples, requests = self._examples(name, model.length, n)
+            references = {example.id: example.references for example in examples}
 
             def settled(
                 name: str, text: str, known: dict[str, tuple[str, ...]] = references, measure: Metric = measure
             ) -> bool:
-                return measure.settled(text, known[name])
+                return measure.is_final(text, known[name])
 
             for batch in self._engine.batches(requests, per_prompt=False):
-                for item in self._engine.generate(batch, contestant, settled):
+                for item in self._engine.generate(batch, model, settled):
                     scores.append(measure.score(item.text, references[item.example_id]))
         return sum(scores) / len(scores)
 
     def _examples(self, name: str, length: int, n: int) -> tuple[list[Example], list[Request]]:
-        """Return the first n examples of a task, written once for all values of a sweep.
+        """Return the first n examples of a task, generated once for all values of a sweep.
 
-        Long ones take a CPU longer to write than a GPU to read.
+        A CPU takes longer to generate long ones than a GPU to read them.
         """
-        asked, examples, requests = self._made.get((name, length), (0, [], []))
-        if asked < n:
+        count, examples, requests = self._examples_by_task.get((name, length), (0, [], []))
+        if count < n:
             benchmark = self._registry.benchmark(self._registry.tasks[name])
             examples = list(benchmark.examples(self._encoder, length, _NEW_TOKENS, n, self._seed))
             requests = [
                 Request(example.id, tuple(self._encoder.encode(example.prompt, example.answer_prefix)), _NEW_TOKENS)
                 for example in examples
             ]
-            self._made[name, length] = (n, examples, requests)
+            self._examples_by_task[name, length] = (n, examples, requests)
         return examples[:n], requests[:n]
 
 
 class Perplexity:
-    """Mean log-likelihood of a token in windows of the full length, cut from one text file."""
+    """Mean log-likelihood per token in windows of the full length, cut from one text file."""
 
     name = "perplexity"
 
@@ -94,23 +94,23 @@ class Perplexity:
         self._ids: list[int] = []
         self.data = f"text {text.name}"
 
-    def score(self, contestant: ModelUnderTest, n: int) -> float:
+    def score(self, model: ModelUnderTest, n: int) -> float:
         """Return minus the mean loss in nats over at most n windows."""
-        windows = self._windows(contestant.length, n)
-        requests = [Request(str(place), ids, 0, scored=len(ids) - 1) for place, ids in enumerate(windows)]
-        found = [
+        windows = self._windows(model.length, n)
+        requests = [Request(str(index), ids, 0, scored=len(ids) - 1) for index, ids in enumerate(windows)]
+        losses = [
             item.losses
             for batch in self._engine.batches(requests, per_prompt=True)
-            for item in self._engine.loglikelihood(batch, contestant)
+            for item in self._engine.loglikelihood(batch, model)
         ]
-        return -sum(map(sum, found)) / sum(map(len, found))
+        return -sum(map(sum, losses)) / sum(map(len, losses))
 
     def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
         if not self._ids:
-            end = self._encoder.tokenizer.eos_token_id
-            for document in documents_of_file(self._text):
+            eos = self._encoder.tokenizer.eos_token_id
+            for document in read_documents(self._text):
                 ids = self._encoder.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-                self._ids += [*ids, *([] if end is None else [end])]
+                self._ids += [*ids, *([] if eos is None else [eos])]
                 if len(self._ids) > 2_000_000:
                     break
         windows = [self._ids[start : start + length] for start in range(0, len(self._ids) - length + 1, length)][:n]

@@ -1,4 +1,4 @@
-"""Whether vLLM gives a method's numbers as transformers does: a certificate for each model and length."""
+"""Parity certificates: does vLLM run a method with the numbers of transformers? One certificate per model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.analysis.parity.hf_reference import TOP, reference
-from longctx_bench.analysis.parity.output_comparison import FREQUENCY, Answer, Tolerance, compare, rotation_of
+from longctx_bench.analysis.parity.hf_reference import TOP_LOGPROBS, generate_reference
+from longctx_bench.analysis.parity.output_comparison import (
+    FREQUENCY,
+    Generation,
+    Tolerance,
+    compare_outputs,
+    rotation_of,
+)
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
@@ -40,57 +46,61 @@ def certify(
 
     Args:
         spec: models, one task, lengths and number of prompts.
-        registry: what names mean.
+        registry: resolves models, methods, tasks and metrics.
         hf: chooses the device; its own decoder is not used, the reference is transformers' ``generate``.
         vllm: the engine to be certified.
-        tolerance: what counts as the same.
-        new_tokens: written after each prompt, at most.
+        tolerance: differences that count as equal.
+        new_tokens: maximum per prompt.
         out: the run's folder; certificates lie below its ``parity/``.
-        in_fp64: prompts a length whose first token transformers computes in fp64 too, to say how exact it is itself.
+        in_fp64: prompts per length whose first token transformers also computes in fp64, to measure its rounding error.
 
     Returns:
-        Each certificate by the path that it was written to. Lengths that an earlier one of the same model, settings
-        and versions has are kept.
+        The certificates by path. Lengths of an earlier certificate of the same model, settings and versions are kept.
 
     Raises:
         UserError: vLLM does not run a method, or a prompt does not fit its length.
     """
     cells = plan(spec, hf, ResultStore(out), registry)
     if any(cell.kind != "generate" or cell.cell.length == NATURAL for cell in cells):
-        raise UserError("parity compares what is written: name a task such as niah, and lengths in tokens")
+        raise UserError("parity compares generated tokens: name a generation task such as niah, and lengths in tokens")
     prompts = PromptCache(registry, spec)
-    asked = {cell.cell: _requests(prompts, cell, new_tokens) for cell in cells}
-    # vLLM takes a fixed share of the memory, so transformers goes first and leaves.
+    requests = {cell.cell: _requests(prompts, cell, new_tokens) for cell in cells}
+    # vLLM reserves a fixed share of the memory, so transformers runs first and is freed.
     references = {}
     for cell in cells:
         resolved = cell.variant.resolve()
         model = resolved.at(cell.cell.length)
-        references[cell.cell] = reference(resolved.folder, model, asked[cell.cell], hf.dtype, hf.device, in_fp64)
+        references[cell.cell] = generate_reference(
+            resolved.folder, model, requests[cell.cell], hf.dtype, hf.device, in_fp64
+        )
     gc.collect()
     sections: dict[str, dict[str, Any]] = {}
     for cell in cells:
         resolved = cell.variant.resolve()
         vllm.load(resolved.folder)
-        found = vllm.generate_with_logprobs(asked[cell.cell], resolved.at(cell.cell.length), TOP)
-        answers = [Answer(tokens, steps) for tokens, steps in found]
+        outputs = vllm.generate_with_logprobs(requests[cell.cell], resolved.at(cell.cell.length), TOP_LOGPROBS)
+        generations = [Generation(tokens, steps) for tokens, steps in outputs]
         rotation = rotation_of(vllm.collective_rpc("rotary_table", [1]))
-        own = references[cell.cell]
-        section = compare((own.answers, own.rotation), (answers, rotation), tolerance, hf.dtype)
-        if own.rounding is not None:
-            section["first_token"] |= {"hf_against_fp64": own.rounding, "fp64_prompts": min(in_fp64, len(answers))}
-        section["scores"] = _scores(registry, prompts, cell, own.answers, answers)
+        reference = references[cell.cell]
+        section = compare_outputs((reference.answers, reference.rotation), (generations, rotation), tolerance, hf.dtype)
+        if reference.rounding is not None:
+            section["first_token"] |= {
+                "hf_against_fp64": reference.rounding,
+                "fp64_prompts": min(in_fp64, len(generations)),
+            }
+        section["scores"] = _scores(registry, prompts, cell, reference.answers, generations)
         sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
     written = {}
     for name, measured in sections.items():
         cell = next(cell for cell in cells if _name(cell) == name)
-        # What the report compares with a cell's, and what two measurements must share to be one certificate.
+        # What reports match with a cell, and what two measurements must share to be one certificate.
         certificate = {
             "contestant": name,
             "model": plain(cell.spec.model),
             "method": plain(cell.spec.method),
             "weights": cell.spec.weights,
             "digests": cell.spec.digests,
-            # As in a cell: there where the method is a plug-in.
+            # As in a cell: only where the method is a plug-in.
             **({"code": cell.spec.code} if cell.spec.code else {}),
             "task": spec.tasks[0].name,
             "seed": spec.seed,
@@ -117,31 +127,36 @@ def certify(
 
 
 def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
-    """Return the lengths of an earlier certificate that says the same of all else."""
-    before = read_object(path) or {}
-    same = all(before.get(key) == value for key, value in certificate.items())
-    return dict(before["lengths"]) if same else {}
+    """Return the lengths of an earlier certificate that is equal in all other entries."""
+    earlier = read_object(path) or {}
+    same = all(earlier.get(key) == value for key, value in certificate.items())
+    return dict(earlier["lengths"]) if same else {}
 
 
 def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[Request]:
     resolved = cell.variant.resolve()
-    found = prompts.requests(cell, resolved.folder, resolved.base)
+    requests = prompts.requests(cell, resolved.folder, resolved.base)
     return [
-        Request(item.example_id, item.input_ids, min(new_tokens, item.max_new_tokens), item.stop_ids) for item in found
+        Request(item.example_id, item.input_ids, min(new_tokens, item.max_new_tokens), item.stop_ids)
+        for item in requests
     ]
 
 
 def _scores(
-    registry: Registry, prompts: PromptCache, cell: PlannedCell, mine: Sequence[Answer], theirs: Sequence[Answer]
+    registry: Registry,
+    prompts: PromptCache,
+    cell: PlannedCell,
+    mine: Sequence[Generation],
+    theirs: Sequence[Generation],
 ) -> dict[str, float]:
     folder = cell.variant.resolve().folder
-    tokenizer, measure = load_tokenizer(folder), registry.metric(cell.task).metric
+    tokenizer, metric = load_tokenizer(folder), registry.metric(cell.task).metric
     examples = prompts.examples(cell, folder)
     means = {}
     for name, answers in (("hf", mine), ("vllm", theirs)):
         texts = [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
         pairs = zip(texts, examples, strict=True)
-        means[name] = sum(measure.score(text, item.references, item.classes) for text, item in pairs) / len(texts)
+        means[name] = sum(metric.score(text, item.references, item.classes) for text, item in pairs) / len(texts)
     return means
 
 

@@ -1,4 +1,4 @@
-"""Transformers' side of a certificate: what plain ``generate`` answers, and how exact its numbers are themselves."""
+"""The transformers reference of a parity certificate: plain ``generate``, and its own rounding error."""
 
 from __future__ import annotations
 
@@ -6,95 +6,95 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longctx_bench.analysis.parity.output_comparison import Answer, Rotation, first_difference
+from longctx_bench.analysis.parity.output_comparison import Generation, Rotation, first_difference
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
-TOP = 20
-"""Tokens whose log-probabilities are kept at each step: vLLM gives no more unless it is told to."""
+TOP_LOGPROBS = 20
+"""Log-probabilities kept per step: vLLM's default maximum (``max_logprobs``)."""
 
 
 class Reference(NamedTuple):
-    """What transformers made of a contestant's prompts."""
+    """The outputs of transformers for a model's prompts."""
 
-    answers: list[Answer]
+    answers: list[Generation]
     rotation: Rotation | None
     rounding: float | None
-    """Nats: the largest difference of its first-token log-probabilities from its own in fp64; None if not measured."""
+    """Nats: the largest difference of first-token log-probabilities from those in fp64; None if not measured."""
 
 
-def reference(
-    folder: Path, contestant: ModelUnderTest, asked: Sequence[Request], dtype: str, device: str, in_fp64: int
+def generate_reference(
+    folder: Path, model_under_test: ModelUnderTest, requests: Sequence[Request], dtype: str, device: str, in_fp64: int
 ) -> Reference:
-    """Let transformers' own ``generate`` answer, prompt by prompt, and read its rotation.
+    """Run transformers' own ``generate``, one prompt at a time, and read its rotary frequencies.
 
     Args:
         folder: the checkpoint.
-        contestant: base, method and length.
-        asked: the prompts.
+        model_under_test: base, method and length.
+        requests: the prompts.
         dtype: of weights and products.
         device: what they are computed on.
-        in_fp64: of how many of the first prompts the first token is computed again in fp64.
+        in_fp64: number of prompts whose first token is computed again in fp64.
     """
     import torch
 
     from longctx_bench.engines.hf.engine import apply_method, load_model
 
     model: Any = load_model(folder, dtype, device)
-    with apply_method(model, contestant, contestant.length), torch.inference_mode():
+    with apply_method(model, model_under_test, model_under_test.length), torch.inference_mode():
         rotary = model.base_model.rotary_emb
-        turned = None
-        if not contestant.base.config["model_type"].endswith("_drope"):
-            turned = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
-        answers = [_answer(model, request, sorted(end_ids(folder) | request.stop_ids)) for request in asked]
-        # Last, since it changes the loaded weights for good.
-        rounding = _rounding(model, asked[:in_fp64], answers)
-    return Reference(answers, turned, rounding)
+        rotation = None
+        if not model_under_test.base.config["model_type"].endswith("_drope"):
+            rotation = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
+        answers = [_generate(model, request, sorted(eos_token_ids(folder) | request.stop_ids)) for request in requests]
+        # Last, because it converts the loaded weights.
+        rounding = _rounding_error(model, requests[:in_fp64], answers)
+    return Reference(answers, rotation, rounding)
 
 
-def _answer(model: Any, request: Request, ends: list[int]) -> Answer:
+def _generate(model: Any, request: Request, eos_token_ids: list[int]) -> Generation:
     import torch
 
     ids = torch.tensor([list(request.input_ids)], device=model.device)
-    found = model.generate(
+    output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=request.max_new_tokens,
-        eos_token_id=ends,
+        eos_token_id=eos_token_ids,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    steps = [_likeliest(logits[0].float()) for logits in found.logits]
-    return Answer(found.sequences[0, ids.shape[1] :].tolist(), steps)
+    steps = [_top_logprobs(logits[0].float()) for logits in output.logits]
+    return Generation(output.sequences[0, ids.shape[1] :].tolist(), steps)
 
 
-def _rounding(model: Any, asked: Sequence[Request], answers: Sequence[Answer]) -> float | None:
-    """Compare first tokens with those of the same weights in fp64; norms and angles stay in fp32, as they are coded."""
+def _rounding_error(model: Any, requests: Sequence[Request], answers: Sequence[Generation]) -> float | None:
+    """Compare first tokens with those of the same weights in fp64; norms and rotary angles stay in fp32, as coded."""
     import torch
 
-    if not asked:
+    if not requests:
         return None
     try:
         model.double()
         differences = []
-        for request, answer in zip(asked, answers, strict=False):
+        for request, answer in zip(requests, answers, strict=False):
             ids = torch.tensor([list(request.input_ids)], device=model.device)
             logits = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-            differences.append(first_difference(answer.steps[0], _likeliest(logits)))
+            differences.append(first_difference(answer.steps[0], _top_logprobs(logits)))
         return max(differences)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        # A model that fills the device has no room for twice its size; the certificate is worth having without this.
+        # A model that fills the device does not fit in fp64; the certificate is still useful without this number.
         if not memory.is_out_of_memory(error):
             raise
         return None
 
 
-def _likeliest(logits: Any) -> dict[int, float]:
+def _top_logprobs(logits: Any) -> dict[int, float]:
     import torch
 
-    values, tokens = torch.log_softmax(logits, dim=-1).topk(TOP)
+    values, tokens = torch.log_softmax(logits, dim=-1).topk(TOP_LOGPROBS)
     return dict(zip(tokens.tolist(), values.tolist(), strict=True))

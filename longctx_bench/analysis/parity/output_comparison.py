@@ -1,4 +1,4 @@
-"""What counts as the same: two engines' answers to the same prompts, and the rotations behind them."""
+"""Comparison of two engines' outputs for the same prompts: greedy tokens, log-probabilities, rotary frequencies."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from itertools import zip_longest
 from typing import Any
 
 FREQUENCY = {"float32": 1e-5, "bfloat16": 1e-2}
-"""Largest relative difference of a rotary frequency: some units of the precision that the tables are held in."""
+"""Largest relative difference of a rotary frequency: a few units in the last place of the tables' dtype."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an engine wrote after one prompt."""
+class Generation:
+    """An engine's continuation of one prompt."""
 
     tokens: list[int]
     steps: list[dict[int, float]]
-    """Log-probabilities of the likeliest tokens before each of its own."""
+    """Log-probabilities of the most likely tokens at each step."""
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How queries and keys are turned."""
+    """The rotary embedding of queries and keys."""
 
     frequencies: list[float]
-    """Radians a token by pair of dimensions; all 0 without positions."""
+    """Radians per token, by pair of dimensions; all 0 without positions."""
     factor: float
-    """What cos and sin are multiplied with."""
+    """Attention factor: what cos and sin are multiplied by."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What still counts as the same."""
+    """Differences that still count as equal."""
 
     first_token: float = 5e-3
-    """Nats, of a first token's log-probability: that much is rounding, transformers' own fp32 against its fp64 too."""
+    """Nats, of a first token's log-probability: rounding alone causes as much, as between fp32 and fp64."""
     gap: float = 1e-3
-    """Nats, between two candidates of which each engine chose another: a tie that rounding may break."""
+    """Nats, between two candidates where the engines chose differently: a tie that rounding may break."""
     equal_share: float = 0.99
-    """Of the prompts, whose greedy tokens must all be equal."""
+    """Share of the prompts whose greedy tokens must all be equal."""
 
 
-def compare(
-    reference: tuple[Sequence[Answer], Rotation | None],
-    other: tuple[Sequence[Answer], Rotation | None],
+def compare_outputs(
+    reference: tuple[Sequence[Generation], Rotation | None],
+    other: tuple[Sequence[Generation], Rotation | None],
     tolerance: Tolerance,
     dtype: str,
 ) -> dict[str, Any]:
-    """Compare two engines' answers to the same prompts, in the same order, and their rotations.
+    """Compare two engines' outputs for the same prompts, in the same order, and their rotations.
 
     Returns:
         One length's section of a certificate; ``passed`` is True when frequencies, first log-probabilities and greedy
         tokens are within the tolerance and each difference of tokens is a near tie for the reference.
     """
-    (mine, turned), (theirs, turned_too) = reference, other
-    rotary = _rotary(turned, turned_too, FREQUENCY[dtype])
+    (mine, rotation), (theirs, other_rotation) = reference, other
+    rotary = _compare_rotations(rotation, other_rotation, FREQUENCY[dtype])
     first = [first_difference(a.steps[0], b.steps[0]) for a, b in zip(mine, theirs, strict=True)]
     differences = []
-    for place, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+    for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a.tokens != b.tokens:
-            differences.append({"prompt": place} | explain(a, b, tolerance.gap))
+            differences.append({"prompt": index} | explain(a, b, tolerance.gap))
     share = 1 - len(differences) / len(mine)
     passed = (
         rotary["same"] is not False
@@ -78,8 +78,8 @@ def compare(
     }
 
 
-def explain(mine: Answer, theirs: Answer, tolerance: float) -> dict[str, Any]:
-    """Say where two greedy answers part and how near a tie it was for the first engine.
+def explain(mine: Generation, theirs: Generation, tolerance: float) -> dict[str, Any]:
+    """Return where two greedy outputs diverge and how close the candidates were for the first engine.
 
     Returns:
         The step, both tokens (None where one had ended), both engines' gaps between the two candidates in nats, None
@@ -87,21 +87,21 @@ def explain(mine: Answer, theirs: Answer, tolerance: float) -> dict[str, Any]:
         below the tolerance.
     """
     pairs = zip_longest(mine.tokens, theirs.tokens)
-    step, (own, other) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+    step, (own, other) = next((position, pair) for position, pair in enumerate(pairs) if pair[0] != pair[1])
     gap, gap_too = (_gap(answer, step, own, other) for answer in (mine, theirs))
     explained = gap is not None and gap < tolerance
     return {"step": step, "hf": own, "vllm": other, "hf_gap": gap, "vllm_gap": gap_too, "explained": explained}
 
 
-def _gap(answer: Answer, step: int, one: int | None, other: int | None) -> float | None:
-    known = answer.steps[step] if step < len(answer.steps) else {}
-    if one not in known or other not in known:
+def _gap(answer: Generation, step: int, one: int | None, other: int | None) -> float | None:
+    logprobs = answer.steps[step] if step < len(answer.steps) else {}
+    if one not in logprobs or other not in logprobs:
         return None
-    return abs(known[one] - known[other])
+    return abs(logprobs[one] - logprobs[other])
 
 
 def rotation_of(rows: list[list[float]] | None) -> Rotation | None:
-    """Return what a table's row for position 1 says: cos in its first half, sin in its second; None without a table."""
+    """Return the rotation of a cos/sin table's row for position 1 (cos in its first half); None without a table."""
     if rows is None:
         return None
     [row] = rows
@@ -110,18 +110,18 @@ def rotation_of(rows: list[list[float]] | None) -> Rotation | None:
     return Rotation([math.atan2(sin, cos) for cos, sin in pairs], math.hypot(*pairs[0]))
 
 
-def _rotary(mine: Rotation | None, theirs: Rotation | None, tolerance: float) -> dict[str, Any]:
-    """Compare two rotations; frequencies below 1e-20 radians a token count as none."""
-    still = [0.0] * len((mine or theirs or Rotation([], 1.0)).frequencies)
-    a, b = mine or Rotation(still, 1.0), theirs or Rotation(still, 1.0)
+def _compare_rotations(mine: Rotation | None, theirs: Rotation | None, tolerance: float) -> dict[str, Any]:
+    """Compare two rotations; frequencies below 1e-20 radians per token count as none."""
+    zeros = [0.0] * len((mine or theirs or Rotation([], 1.0)).frequencies)
+    a, b = mine or Rotation(zeros, 1.0), theirs or Rotation(zeros, 1.0)
     pairs = [(x, y) for x, y in zip(a.frequencies, b.frequencies, strict=True) if max(abs(x), abs(y)) > 1e-20]
     largest = max((abs(x - y) / max(abs(x), abs(y)) for x, y in pairs), default=0.0)
     largest = max(largest, abs(a.factor - b.factor) / a.factor)
-    kept = {"positions": bool(pairs), "largest_relative_difference": largest, "factor": [a.factor, b.factor]}
-    return {"same": largest <= tolerance} | kept
+    comparison = {"positions": bool(pairs), "largest_relative_difference": largest, "factor": [a.factor, b.factor]}
+    return {"same": largest <= tolerance} | comparison
 
 
 def first_difference(mine: Mapping[int, float], theirs: Mapping[int, float]) -> float:
-    """Return the largest difference over the five tokens that the first finds likeliest."""
-    likeliest = sorted(mine, key=lambda token: -mine[token])[:5]
-    return max(abs(mine[token] - theirs[token]) if token in theirs else math.inf for token in likeliest)
+    """Return the largest difference over the five tokens most likely by the first."""
+    most_likely = sorted(mine, key=lambda token: -mine[token])[:5]
+    return max(abs(mine[token] - theirs[token]) if token in theirs else math.inf for token in most_likely)

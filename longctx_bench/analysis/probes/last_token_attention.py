@@ -1,4 +1,4 @@
-"""What the last token of a needle prompt attends to, by length: Figures 7 and 8 of arXiv 2512.12167, as JSON."""
+"""Attention of the last token of needle prompts, by length: data of Figures 7 and 8 of arXiv 2512.12167."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import RoPE
 
 NEAR = 4
-"""Tokens at the end of the prompt, the last one included, that no key or value is among."""
+"""Tokens at the end of the prompt, including the last one; none of them is part of a key or value."""
 BINS = 64
-"""Parts of equal size that a prompt is divided into for the profile of a head."""
-_POINTS = 11
-"""Of niah's grid of depths."""
+"""Equal bins of the prompt in the attention profile of a head."""
+_GRID_POINTS = 11
+"""Needle depths of niah's grid."""
 
-Rows = Callable[[Method, int, Sequence[int]], NDArray[np.float32]]
+AttentionFunction = Callable[[Method, int, Sequence[int]], NDArray[np.float32]]
 """(method, length, ids) -> attention of the last token, ``[layers, heads, tokens]``."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A needle prompt as tokens, and where in it the needle's key and value stand."""
+    """A needle prompt as token ids, with the positions of the needle's key and value."""
 
     ids: Sequence[int]
-    marked: Sequence[int]
-    """Places of the tokens of the needle's key and value."""
+    needle: Sequence[int]
+    """Positions of the tokens of the needle's key and value."""
 
 
 @dataclass(frozen=True)
-class Weights:
+class MeanAttention:
     """Means over the prompts of one length."""
 
     needle: NDArray[np.float64]
@@ -53,21 +53,21 @@ class Weights:
     """``[layers, heads, BINS]``: attention on each part of the prompt; a head's parts sum to 1."""
 
 
-def without_scaling(method: Method, base: Base, length: int) -> Method | None:
-    """Return a method without what it does to scale with the length, on the same weights; None where it does nothing.
+def without_scaling(method: Method, base: BaseModelInfo, length: int) -> Method | None:
+    """Return the method with length scaling disabled, on the same weights; None if it does not scale.
 
     A model without positions loses its softmax temperature; a method on the base's own weights (PI, NTK, YaRN ...)
-    is the base as it is.
+    becomes the base model.
     """
     if method.tunable == "temperature":
-        return method.tuned(1.0) if method.tuning(base, length) is not None else None
+        return method.with_scalar(1.0) if method.applied_scalar(base, length) is not None else None
     return RoPE() if method.checkpoint is None and method.model_overrides(base, length) else None
 
 
-def prompts(
+def needle_prompts(
     benchmark: IndexedBenchmark, encoder: PromptEncoder, length: int, n: int, seed: int, depth: float
 ) -> list[Prompt]:
-    """Write n prompts of one length whose needle stands at one depth.
+    """Return n prompts of one length with the needle at one depth.
 
     Args:
         benchmark: niah, one needle on a grid of 11 depths.
@@ -75,32 +75,36 @@ def prompts(
         length: tokens, 32 of them for the answer.
         n: how many.
         seed: of all random choices.
-        depth: in per cent, a point of the grid.
+        depth: in percent, a point of the grid.
 
     Raises:
-        UserError: the depth is not on the grid, or the tokenizer does not say where its tokens stand.
+        UserError: the depth is not on the grid, or the tokenizer has no character offsets.
     """
-    places = [index for index in range(n * _POINTS) if grid_depth(index, _POINTS) == depth]
-    if not places:
-        known = ", ".join(f"{100 * point / (_POINTS - 1):g}" for point in range(_POINTS))
-        raise UserError(f"--depth {depth:g}: not on the grid of niah: {known}")
-    made = (benchmark.example(encoder, length, 32, seed, index) for index in places)
-    return [_marked(encoder, example.prompt, example.answer_prefix, example.references[0]) for example in made]
+    indices = [index for index in range(n * _GRID_POINTS) if grid_depth(index, _GRID_POINTS) == depth]
+    if not indices:
+        grid = ", ".join(f"{100 * point / (_GRID_POINTS - 1):g}" for point in range(_GRID_POINTS))
+        raise UserError(f"--depth {depth:g}: not on the grid of niah; choose one of {grid}")
+    examples = (benchmark.example(encoder, length, 32, seed, index) for index in indices)
+    return [
+        _locate_needle(encoder, example.prompt, example.answer_prefix, example.references[0]) for example in examples
+    ]
 
 
-def measure(rows: Rows, method: Method, length: int, given: Sequence[Prompt]) -> Weights:
+def mean_attention(
+    attention: AttentionFunction, method: Method, length: int, prompts: Sequence[Prompt]
+) -> MeanAttention:
     """Return the mean attention of the last token over the prompts of one length."""
     needle, near, profile = [], [], []
-    for prompt in given:
-        weights = rows(method, length, prompt.ids).astype(np.float64)
-        needle.append(weights[..., list(prompt.marked)].sum(axis=-1))
+    for prompt in prompts:
+        weights = attention(method, length, prompt.ids).astype(np.float64)
+        needle.append(weights[..., list(prompt.needle)].sum(axis=-1))
         near.append(weights[..., -NEAR:].sum(axis=-1))
         edges = np.linspace(0, len(prompt.ids), BINS, endpoint=False).astype(int)
         profile.append(np.add.reduceat(weights, edges, axis=-1))
-    return Weights(np.mean(needle, axis=0), np.mean(near, axis=0), np.mean(profile, axis=0))
+    return MeanAttention(np.mean(needle, axis=0), np.mean(near, axis=0), np.mean(profile, axis=0))
 
 
-def choose_heads(at_context: Weights) -> dict[str, tuple[int, int]]:
+def choose_heads(at_context: MeanAttention) -> dict[str, tuple[int, int]]:
     """Choose a positional and a semantic head, as (layer, head), from the attention at the training context (1x).
 
     The semantic head is the one with most mean attention on the needle's key and value. The positional head is, of
@@ -119,15 +123,15 @@ def choose_heads(at_context: Weights) -> dict[str, tuple[int, int]]:
 
 
 def attention_by_length(
-    rows: Rows, base: Base, method: Method, by_length: Mapping[int, Sequence[Prompt]]
+    attention: AttentionFunction, base: BaseModelInfo, method: Method, prompts: Mapping[int, Sequence[Prompt]]
 ) -> dict[str, Any]:
     """Measure a method with and without its scaling at several lengths.
 
     Args:
-        rows: gives the attention of the last token.
+        attention: returns the attention of the last token.
         base: the checkpoint's facts.
-        method: whose scaling is in question.
-        by_length: prompts by length; the training context must be among them, since heads are chosen there.
+        method: whose scaling is measured.
+        prompts: by length; the training context must be among them, since heads are chosen there.
 
     Returns:
         ``scaling`` (what it is), ``heads`` (kind -> [layer, head]) and ``lengths``: for each length its ``scale``, the
@@ -136,29 +140,31 @@ def attention_by_length(
         ``without`` is missing where scaling does nothing.
     """
     context = base.original_length
-    heads = choose_heads(measure(rows, method, context, by_length[context]))
+    heads = choose_heads(mean_attention(attention, method, context, prompts[context]))
     lengths = []
-    for length, given in sorted(by_length.items()):
-        plain = without_scaling(method, base, length)
-        measured = {"with": measure(rows, method, length, given)}
-        if plain is not None:
-            measured["without"] = measure(rows, plain, length, given)
+    for length, of_length in sorted(prompts.items()):
+        unscaled = without_scaling(method, base, length)
+        measured = {"with": mean_attention(attention, method, length, of_length)}
+        if unscaled is not None:
+            measured["without"] = mean_attention(attention, unscaled, length, of_length)
         lengths.append({
             "length": length,
             "scale": length / context,
-            "needle": float(np.mean([np.mean(prompt.marked) / len(prompt.ids) for prompt in given])),
-            "n": len(given),
-            **{name: _of_heads(found, heads) for name, found in measured.items()},
+            "needle": float(np.mean([np.mean(prompt.needle) / len(prompt.ids) for prompt in of_length])),
+            "n": len(of_length),
+            **{name: _attention_of_heads(mean, heads) for name, mean in measured.items()},
         })  # fmt: skip
     return {
         "scaling": "softmax temperature" if method.tunable == "temperature" else "rotary scaling",
-        "heads": {kind: list(place) for kind, place in heads.items()},
+        "heads": {kind: list(head) for kind, head in heads.items()},
         "near": NEAR,
         "lengths": lengths,
     }
 
 
-def write_attention(out: Path, name: str, base: Base, found: dict[str, Any], settings: dict[str, Any]) -> Path:
+def write_attention(
+    out: Path, name: str, base: BaseModelInfo, result: dict[str, Any], settings: dict[str, Any]
+) -> Path:
     """Write ``probes/attention/METHOD-BASE.json`` below a run's folder and return its path.
 
     Raises:
@@ -167,38 +173,40 @@ def write_attention(out: Path, name: str, base: Base, found: dict[str, Any], set
     path = out / "probes" / "attention" / f"{safe_name(name)}.json"
     made = {"at": provenance.now(), **provenance.environment()}
     model = {"model": name, "base": base.name, "original_length": base.original_length}
-    write_json(path, {**model, "settings": settings, **found, "made": made})
+    write_json(path, {**model, "settings": settings, **result, "made": made})
     return path
 
 
-def _of_heads(found: Weights, heads: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def _attention_of_heads(mean: MeanAttention, heads: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     chosen = {
         kind: {
-            "needle": float(found.needle[place]),
-            "near": float(found.near[place]),
-            "profile": [float(f"{value:.4g}") for value in found.profile[place]],
+            "needle": float(mean.needle[head]),
+            "near": float(mean.near[head]),
+            "profile": [float(f"{value:.4g}") for value in mean.profile[head]],
         }
-        for kind, place in heads.items()
+        for kind, head in heads.items()
     }
-    return {**chosen, "needle_by_head": [[float(f"{value:.4g}") for value in layer] for layer in found.needle]}
+    return {**chosen, "needle_by_head": [[float(f"{value:.4g}") for value in layer] for layer in mean.needle]}
 
 
-def _marked(encoder: PromptEncoder, prompt: str, answer_prefix: str, value: str) -> Prompt:
+def _locate_needle(encoder: PromptEncoder, prompt: str, answer_prefix: str, value: str) -> Prompt:
     """Find the tokens of the needle's key and value: all that share a character with them."""
     ids = encoder.encode(prompt, answer_prefix)
     text = encoder.text(prompt, answer_prefix)
     if not encoder.tokenizer.is_fast:
-        raise UserError(f"{encoder.tokenizer.name_or_path}: its tokenizer does not say where its tokens stand")
+        raise UserError(
+            f"{encoder.tokenizer.name_or_path}: its tokenizer has no character offsets; use a fast tokenizer"
+        )
     offsets = encoder.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     pattern = re.escape(prompt_templates.NEEDLE)
     for name in ("type_needle_v", "key"):
         pattern = pattern.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>.+?)")
-    found = re.search(pattern.replace(re.escape("{value}"), f"(?P<value>{re.escape(value)})"), text)
-    assert found is not None, "niah wrote this needle"
-    spans = [found.span("key"), found.span("value")]
-    marked = [
-        place
-        for place, (start, end) in enumerate(offsets[: len(ids)])
+    match = re.search(pattern.replace(re.escape("{value}"), f"(?P<value>{re.escape(value)})"), text)
+    assert match is not None, "niah wrote this needle"
+    spans = [match.span("key"), match.span("value")]
+    needle = [
+        position
+        for position, (start, end) in enumerate(offsets[: len(ids)])
         if any(start < last and end > first for first, last in spans)
     ]
-    return Prompt(ids, marked)
+    return Prompt(ids, needle)

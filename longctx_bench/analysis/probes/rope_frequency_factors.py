@@ -8,7 +8,7 @@ from typing import Any
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_frequencies import inverse_frequencies
 from longctx_bench.methods.rope_scaling import RoPE
 
@@ -16,7 +16,7 @@ METHODS = ("pi", "ntk", "yarn", "llama3", "longrope")
 """That change frequencies; longrope only with lists that a user gives."""
 
 
-def scaling_factors(base: Base, methods: Mapping[str, Method], scale: float) -> dict[str, Any]:
+def scaling_factors(base: BaseModelInfo, methods: Mapping[str, Method], scale: float) -> dict[str, Any]:
     """Return the ratio of each method's inverse frequencies to RoPE's, by pair of dimensions.
 
     A factor of 1 leaves a pair alone, 1 / s slows it down as position interpolation does. What YaRN and LongRoPE
@@ -34,16 +34,16 @@ def scaling_factors(base: Base, methods: Mapping[str, Method], scale: float) -> 
     Raises:
         UserError: a method cannot be applied to this base.
     """
-    length = round(scale * base.original_length)
+    length = round(scale * base.training_context)
     plain, _ = inverse_frequencies(base, RoPE(), length)
     factors, attention = {}, {}
     for name, method in methods.items():
-        found, attention[name] = inverse_frequencies(base, method, length)
-        factors[name] = [mine / theirs for mine, theirs in zip(found, plain, strict=True)]
+        frequencies, attention[name] = inverse_frequencies(base, method, length)
+        factors[name] = [mine / theirs for mine, theirs in zip(frequencies, plain, strict=True)]
     return {
         "model": base.name,
         "scale": scale,
-        "original_length": base.original_length,
+        "original_length": base.training_context,
         "rope_theta": base.rope_theta,
         "rope": plain,
         "factors": factors,
@@ -51,14 +51,14 @@ def scaling_factors(base: Base, methods: Mapping[str, Method], scale: float) -> 
     }
 
 
-def write_factors(out: Path, found: dict[str, Any]) -> Path:
+def write_factors(out: Path, factors: dict[str, Any]) -> Path:
     """Write ``probes/factors/MODEL/SCALEx.json`` below a run's folder and return its path.
 
     Raises:
         UserError: the folder cannot be written, or nothing was measured.
     """
-    if not found["factors"]:
-        raise UserError(f"{found['model']}: no method changes its frequencies")
-    path = out / "probes" / "factors" / safe_name(found["model"]) / f"{found['scale']:g}x.json"
-    write_json(path, found)
+    if not factors["factors"]:
+        raise UserError(f"{factors['model']}: no method changes its frequencies")
+    path = out / "probes" / "factors" / safe_name(factors["model"]) / f"{factors['scale']:g}x.json"
+    write_json(path, factors)
     return path

@@ -1,4 +1,4 @@
-"""The attention probe on a real model: loads it once, applies the method at each length, writes the JSON."""
+"""The attention probe on a real model: load it once, apply the method at each length, write the JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx_bench.analysis.probes.last_token_attention import attention_by_length, prompts, write_attention
+from longctx_bench.analysis.probes.last_token_attention import attention_by_length, needle_prompts, write_attention
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
@@ -30,8 +30,8 @@ def probe_attention(
         variant: the model and its method.
         registry: knows the task niah and its data.
         scales: multiples of the training context; 1 is added.
-        n: prompts a length.
-        depth: of the needle in per cent, a point of niah's grid.
+        n: prompts per length.
+        depth: of the needle in percent, a point of niah's grid.
         seed: of the prompts.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -41,29 +41,31 @@ def probe_attention(
         The JSON file's path.
 
     Raises:
-        UserError: the method cuts prompts, the model's attention is no plain softmax over the whole prompt, weights
-            or data cannot be had, or the depth is not on the grid.
+        UserError: the method truncates prompts, the model's attention is not a plain softmax over the whole prompt,
+            weights or data are not available, or the depth is not on the grid.
     """
     resolved = variant.resolve()
     folder, base = resolved.folder, resolved.base
-    context = base.original_length
+    context = base.training_context
     lengths = sorted({context, *(round(scale * context) for scale in scales)})
-    whole = list(range(lengths[-1]))
-    if len(variant.method.prompt(base, whole, 32)) < len(whole):
-        raise UserError(f"{variant.name}: {variant.method_name} cuts the prompt, the needle with it; probe its base")
+    prompt = list(range(lengths[-1]))
+    if len(variant.method.prompt(base, prompt, 32)) < len(prompt):
+        raise UserError(
+            f"{variant.name}: {variant.method_name} truncates the prompt, and the needle with it; probe its base model"
+        )
     benchmark = registry.benchmark(registry.tasks["niah"])
     if not isinstance(benchmark, IndexedBenchmark):
         raise UserError("niah: the attention probe needs the built-in task; leave out --task-folder")
     encoder = PromptEncoder(load_tokenizer(folder))
-    made = {length: prompts(benchmark, encoder, length, n, seed, depth) for length in lengths}
-    settings = HFEngine(device, dtype)
-    model = load_model(folder, settings.dtype, settings.device)
+    prompts = {length: needle_prompts(benchmark, encoder, length, n, seed, depth) for length in lengths}
+    engine = HFEngine(device, dtype)
+    model = load_model(folder, engine.dtype, engine.device)
 
-    def rows(method: Method, length: int, ids: Sequence[int]) -> NDArray[np.float32]:
-        own = len(ids) + 32 if method.per_prompt else length
-        with apply_method(model, ModelUnderTest(base, method, own), own):
+    def attention(method: Method, length: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        target = len(ids) + 32 if method.per_prompt else length
+        with apply_method(model, ModelUnderTest(base, method, target), target):
             return last_token_attention(model, ids)
 
-    found = attention_by_length(rows, base, variant.method, made)
-    said = {"task": "niah", "depth": depth, "n": n, "seed": seed, "dtype": settings.dtype, "device": settings.device}
-    return write_attention(out, variant.name, base, found, said)
+    result = attention_by_length(attention, base, variant.method, prompts)
+    settings = {"task": "niah", "depth": depth, "n": n, "seed": seed, "dtype": engine.dtype, "device": engine.device}
+    return write_attention(out, variant.name, base, result, settings)

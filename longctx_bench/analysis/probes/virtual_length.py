@@ -1,8 +1,8 @@
-"""How well virtual length stands for repeated tokens in a whole model, where it is exact in one layer only.
+"""Probe: how well virtual length approximates repeated tokens in a deep model; it is exact in a single layer only.
 
-In one attention layer without positions, keys that stand r times are keys with ln r more on their logits. In a deep
-model the copies of a token differ among themselves: the first sees one of itself, the last r, so that what they hand to
-the next layer is not the same r times.
+In one attention layer without positions, keys that occur r times equal keys whose logits are ln r higher. In a deep
+model the copies of a token differ: the first attends to one copy of itself, the last to r, so that their outputs to the
+next layer are not equal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LAST = 64
-"""Tokens at the end of a prompt, its question among them, that are compared and not repeated."""
+"""Tokens at the end of a prompt, including the question, that are compared and not repeated."""
 FIRST = 32
 """Tokens at its beginning that are not repeated."""
 
@@ -44,7 +44,7 @@ class Agreement:
 
     factor: int
     hidden_states: tuple[float, ...]
-    """Per layer: distance of the hidden states with the bias, as a share of that without it."""
+    """Per layer: distance of the hidden states with the bias, relative to the distance without it."""
     divergence: float
     """KL divergence of the next-token distributions with the bias, nats."""
     divergence_without: float
@@ -55,14 +55,14 @@ class Agreement:
 
 
 def agreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], factor: int) -> Agreement:
-    """Compare a model without positions on prompts of tokens that stand ``factor`` times with virtual length.
+    """Compare a model without positions on prompts whose tokens are repeated ``factor`` times with virtual length.
 
     Args:
         model: an fp32 model without positions.
         prompts: token ids, each more than :data:`FIRST` + :data:`LAST`.
-        factor: how often each token in the middle stands.
+        factor: copies of each token in the middle.
     """
-    distances, found = [], []
+    distances, metrics = [], []
     with _training_attention(model):
         for ids in prompts:
             head, body, tail = ids[:FIRST], ids[FIRST:-LAST], ids[-LAST:]
@@ -76,12 +76,12 @@ def agreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], factor: 
                 float((with_bias - truth).norm() / (without - truth).norm())
                 for truth, with_bias, without in zip(expected[0], biased[0], plain[0], strict=True)
             ])  # fmt: skip
-            found.append([
+            metrics.append([
                 *(_divergence(expected[1], other[1]) for other in (biased, plain)),
                 *(float((expected[1].argmax(-1) == other[1].argmax(-1)).float().mean()) for other in (biased, plain)),
             ])  # fmt: skip
     layers = torch.tensor(distances).mean(dim=0).tolist()
-    divergence, divergence_without, same, same_without = torch.tensor(found).mean(dim=0).tolist()
+    divergence, divergence_without, same, same_without = torch.tensor(metrics).mean(dim=0).tolist()
     return Agreement(factor, tuple(layers), divergence, divergence_without, same, same_without)
 
 
@@ -100,29 +100,29 @@ def probe_virtual_length(
         out: the run's folder.
 
     Returns:
-        The JSON file's path and what it holds, one entry a factor.
+        The JSON file's path and what it holds, one entry per factor.
 
     Raises:
-        UserError: the model has positions, its context is too short, or weights or data cannot be had.
+        UserError: the model has positions, its context is too short, or weights or data are not available.
     """
     if not isinstance(variant.method, NoPE) or variant.method.checkpoint not in variant.model.checkpoints:
         raise UserError(f"{variant.name}: virtual length is for models trained without positions, such as drope-tiny")
     resolved = variant.resolve()
     folder, base = resolved.folder, resolved.base
-    if base.original_length <= FIRST + LAST + 32:
-        raise UserError(f"{variant.name}: a training context of {base.original_length} tokens is too short")
+    if base.training_context <= FIRST + LAST + 32:
+        raise UserError(f"{variant.name}: a training context of {base.training_context} tokens is too short")
     encoder = PromptEncoder(load_tokenizer(folder))
     benchmark = registry.benchmark(registry.tasks["niah"])
     assert isinstance(benchmark, IndexedBenchmark)
-    examples = [benchmark.example(encoder, base.original_length, 32, seed, index) for index in range(n)]
+    examples = [benchmark.example(encoder, base.training_context, 32, seed, index) for index in range(n)]
     prompts = [encoder.encode(example.prompt, example.answer_prefix) for example in examples]
     model = load_model(folder, "float32", resolve_device(device))
     results = [agreement(model, prompts, factor) for factor in factors]
     path = out / "probes" / "virtual-length" / f"{safe_name(variant.name)}.json"
-    made = {"at": provenance.now(), **provenance.environment()}
+    provenance_entry = {"at": provenance.now(), **provenance.environment()}
     write_json(path, {
         "model": variant.name, "base": base.name, "task": "niah", "n": n, "seed": seed, "last_tokens": LAST,
-        "factors": [asdict(result) for result in results], "made": made,
+        "factors": [asdict(result) for result in results], "made": provenance_entry,
     })  # fmt: skip
     return path, results
 
@@ -141,7 +141,7 @@ def _training_attention(model: PreTrainedModel) -> Iterator[None]:
 def _last(
     model: PreTrainedModel, ids: Sequence[int], bias: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return the last tokens' hidden states behind each layer and their log-probabilities."""
+    """Return the last tokens' hidden states after each layer and their log-probabilities."""
     extra: dict[str, Any] = {} if bias is None else {"key_bias": bias}
     tokens = torch.tensor([ids], device=model.device)
     output = model(tokens, use_cache=False, output_hidden_states=True, logits_to_keep=LAST, **extra)

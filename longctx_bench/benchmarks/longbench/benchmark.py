@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.benchmarks.longbench.reader import read_rows
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
@@ -40,7 +40,7 @@ class LongBench(Benchmark):
             whole = self.template.format(context=row.context, input=row.question)
             prompt, n_tokens = whole, -1
             if length != NATURAL:
-                prompt, n_tokens = fitted(encoder, whole, length - max_new_tokens)
+                prompt, n_tokens = truncate_to_length(encoder, whole, length - max_new_tokens)
             yield Example(
                 id=example_id(index),
                 prompt=prompt,
@@ -68,7 +68,7 @@ def _fetched(data: Source) -> Path:
         raise UserError(f"{error}; LongBench's files on this machine: --data longbench=FOLDER") from error
 
 
-def truncated(encoder: PromptEncoder, prompt: str, budget: int) -> str:
+def truncate_middle(encoder: PromptEncoder, prompt: str, budget: int) -> str:
     """Cut a prompt of more than ``budget`` tokens in the middle as LongBench does.
 
     The whole prompt is tokenised, special tokens included; its first and last ``budget // 2`` tokens are decoded
@@ -82,20 +82,20 @@ def truncated(encoder: PromptEncoder, prompt: str, budget: int) -> str:
     return "".join(encoder.tokenizer.decode(end, skip_special_tokens=True) for end in ends)
 
 
-def fitted(encoder: PromptEncoder, prompt: str, budget: int) -> tuple[str, int]:
+def truncate_to_length(encoder: PromptEncoder, prompt: str, budget: int) -> tuple[str, int]:
     """Return a prompt that takes at most ``budget`` tokens when it is encoded, and its tokens.
 
     LongBench's cut text can take a few tokens more when it is tokenised again, and a chat template adds some: where
     it does, the cut is made again for as many tokens less.
 
     Raises:
-        DoesNotFit: next to nothing of the prompt would be left.
+        ContextTooShort: next to nothing of the prompt would be left.
     """
     limit = budget
     while limit >= _LEAST:
-        text = truncated(encoder, prompt, limit)
+        text = truncate_middle(encoder, prompt, limit)
         tokens = encoder.count(text)
         if tokens <= budget:
             return text, tokens
         limit -= tokens - budget
-    raise DoesNotFit(f"LongBench: {max(budget, 0)} tokens are free for the prompt, at least {_LEAST} are needed")
+    raise ContextTooShort(f"LongBench: {max(budget, 0)} tokens are free for the prompt, at least {_LEAST} are needed")

@@ -13,8 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from longctx_bench.core.decompression import limited_lines, unpacked_text
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.decompression import open_decompressed_text, read_bounded_lines
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.parquet_reader import parquet_rows
 
 _COLUMNS = ("context", "input", "answers", "length", "all_classes")
@@ -22,7 +22,7 @@ _COLUMNS = ("context", "input", "answers", "length", "all_classes")
 
 
 @dataclass(frozen=True)
-class Row:
+class LongBenchRow:
     """One row, with what LongBench's procedure reads of it."""
 
     context: str
@@ -34,7 +34,7 @@ class Row:
     classes: tuple[str, ...]
 
 
-def read_rows(path: Path, name: str, n: int) -> list[Row]:
+def read_rows(path: Path, name: str, n: int) -> list[LongBenchRow]:
     """Return the first ``n`` rows of a file of LongBench.
 
     Args:
@@ -57,7 +57,7 @@ def read_rows(path: Path, name: str, n: int) -> list[Row]:
     return rows
 
 
-def _rows_of(file: Path) -> Iterator[Row]:
+def _rows_of(file: Path) -> Iterator[LongBenchRow]:
     if file.suffix == ".parquet":
         yield from _parquet(file)
         return
@@ -74,27 +74,31 @@ def _find(folder: Path, name: str) -> list[Path]:
         split = sorted((root / name).glob("**/*.parquet"))
         if split:
             return split
-    here = {file.name.partition(".")[0] for file in folder.glob("*") if not file.name.startswith(".")}
-    raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){near_miss(name, sorted(here))}")
+    files = [*folder.glob("*"), *(folder / "data").glob("*")]
+    here = {file.name.partition(".")[0] for file in files if not file.name.startswith(".")} - {"data"}
+    raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){did_you_mean(name, sorted(here))}")
 
 
-def _zipped(path: Path, name: str) -> Iterator[Row]:
+def _zipped(path: Path, name: str) -> Iterator[LongBenchRow]:
     with _readable(path), zipfile.ZipFile(path) as archive:
         members = {member.rpartition("/")[2]: member for member in archive.namelist()}
         if f"{name}.jsonl" not in members:
             known = {member.partition(".")[0] for member in members if member.endswith(".jsonl")}
-            raise UserError(f"{path}: has no member {name}.jsonl{near_miss(name, known)}")
+            raise UserError(f"{path}: has no member {name}.jsonl{did_you_mean(name, known)}")
         member = members[f"{name}.jsonl"]
         packed = min(archive.getinfo(member).compress_size, path.stat().st_size)
         where = f"{path}: {member}"
-        with archive.open(member) as raw, unpacked_text(raw, packed, where, newline=None) as lines:
+        with archive.open(member) as raw, open_decompressed_text(raw, packed, where, newline=None) as lines:
             yield from _jsonl(lines, where)
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
     if file.suffix == ".gz":
-        with gzip.open(file, "rb") as raw, unpacked_text(raw, file.stat().st_size, str(file), newline=None) as lines:
+        with (
+            gzip.open(file, "rb") as raw,
+            open_decompressed_text(raw, file.stat().st_size, str(file), newline=None) as lines,
+        ):
             yield lines
     else:
         with file.open(encoding="utf-8") as lines:
@@ -111,9 +115,9 @@ def _readable(file: Path) -> Iterator[None]:
         raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error
 
 
-def _jsonl(lines: TextIO, file: str) -> Iterator[Row]:
+def _jsonl(lines: TextIO, file: str) -> Iterator[LongBenchRow]:
     # No splitting at U+2028 and the like: an open text file ends its lines at newlines alone.
-    for number, line in enumerate(limited_lines(lines, file), 1):
+    for number, line in enumerate(read_bounded_lines(lines, file), 1):
         if not line.strip():
             continue
         try:
@@ -123,13 +127,13 @@ def _jsonl(lines: TextIO, file: str) -> Iterator[Row]:
         yield _row(loaded, f"{file}: line {number}")
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path) -> Iterator[LongBenchRow]:
     with _readable(file):
         for number, row in enumerate(parquet_rows(file, _COLUMNS), 1):
             yield _row(row, f"{file}: row {number}")
 
 
-def _row(loaded: Any, where: str) -> Row:
+def _row(loaded: Any, where: str) -> LongBenchRow:
     if not isinstance(loaded, dict):
         raise UserError(f"{where} is not a JSON object")
     for key in ("context", "input"):
@@ -143,4 +147,4 @@ def _row(loaded: Any, where: str) -> Row:
         raise UserError(f"{where} has no list of texts under 'answers'")
     if not isinstance(loaded.get("length"), int):
         raise UserError(f"{where} has no whole number under 'length'")
-    return Row(loaded["context"], loaded["input"], tuple(answers), loaded["length"], tuple(classes))
+    return LongBenchRow(loaded["context"], loaded["input"], tuple(answers), loaded["length"], tuple(classes))

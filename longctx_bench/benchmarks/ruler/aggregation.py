@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from longctx_bench.benchmarks import haystack
-from longctx_bench.benchmarks.base import DoesNotFit, IndexedBenchmark, example_id
+from longctx_bench.benchmarks.base import ContextTooShort, IndexedBenchmark, example_id
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.benchmarks.ruler.word_lists import adjective_noun, all_words
@@ -53,7 +53,7 @@ class CommonWords(IndexedBenchmark):
                 return shot + prompt_templates.CWE_PROMPT.format(context=listed)
 
             try:
-                uncommon, n_tokens = haystack.fit(
+                uncommon, n_tokens = haystack.fit_to_budget(
                     lambda uncommon, prompt=prompt: encoder.count(prompt(uncommon), prompt_templates.CWE_ANSWER),  # type: ignore[misc]
                     budget,
                     haystack.WINDOW,
@@ -61,7 +61,7 @@ class CommonWords(IndexedBenchmark):
                     max(2, (budget - 1500) // (5 * uncommon_repeats)),
                     f"cwe at {length}",
                 )
-            except DoesNotFit:
+            except ContextTooShort:
                 if (common_repeats, uncommon_repeats) == attempts[-1]:
                     raise
                 continue
@@ -77,7 +77,7 @@ class CommonWords(IndexedBenchmark):
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Number the words as the worked example does."""
         return " ".join(f"{place}. {word}" for place, word in enumerate(references, 1))
 
@@ -137,7 +137,7 @@ class FrequentWords(IndexedBenchmark):
             _shuffle(listed, random.Random(order))
             return prompt_templates.FWE_PROMPT.format(context=" ".join(listed))
 
-        total, n_tokens = haystack.fit(
+        total, n_tokens = haystack.fit_to_budget(
             lambda total: encoder.count(prompt(total), prompt_templates.FWE_ANSWER),
             budget,
             haystack.WINDOW,
@@ -157,7 +157,7 @@ class FrequentWords(IndexedBenchmark):
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the words as the question names them: one after another."""
         return ", ".join(references)
 

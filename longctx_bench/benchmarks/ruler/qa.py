@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.core.errors import UserError
@@ -68,7 +68,9 @@ class QuestionAnswering(Benchmark):
                     made += 1
             turn += 1
             if made == before:
-                raise DoesNotFit(f"qa ({self.format}) at {length}: no question's documents fit; choose a larger length")
+                raise ContextTooShort(
+                    f"qa ({self.format}) at {length}: no question's documents fit; choose a larger length"
+                )
 
     def _example(
         self, encoder: PromptEncoder, question: Question, filled: _Filled, max_new_tokens: int, index: int

@@ -41,7 +41,7 @@ class VariableTracking(IndexedBenchmark):
             context = _hide(chains, noises, random.Random(placement))
             return shot + prompt_templates.VT_PROMPT.format(context=context, **words)
 
-        noises, n_tokens = haystack.fit(
+        noises, n_tokens = haystack.fit_to_budget(
             lambda noises: encoder.count(prompt(noises), answer_prefix),
             length - max_new_tokens,
             haystack.WINDOW,
@@ -62,7 +62,7 @@ class VariableTracking(IndexedBenchmark):
             max_new_tokens=max_new_tokens,
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the names as the worked example does."""
         return " ".join(references)
 

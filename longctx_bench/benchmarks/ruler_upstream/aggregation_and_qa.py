@@ -15,9 +15,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.ruler import prompt_templates, word_lists
-from longctx_bench.benchmarks.ruler_upstream.base import SHORT, Draft, PaperBenchmark, Run, UpstreamError, percent
+from longctx_bench.benchmarks.ruler_upstream.base import (
+    SHORT,
+    UpstreamBenchmark,
+    UpstreamError,
+    UpstreamRun,
+    UpstreamSample,
+    percent,
+)
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import Source
@@ -28,7 +35,7 @@ _ZETA_2 = math.pi**2 / 6
 """Riemann's zeta at upstream's alpha of 2.0, to the last bit what scipy.special.zeta gives."""
 
 
-class PaperCommonWords(PaperBenchmark):
+class UpstreamCommonWords(UpstreamBenchmark):
     """scripts/data/synthetic/common_words_extraction.py: a numbered list, after one worked example.
 
     Its faults: at 4,096 tokens the task itself changes, from 6 repetitions against 1 to 30 against 3; the order
@@ -49,7 +56,7 @@ class PaperCommonWords(PaperBenchmark):
         """Name the task in messages."""
         return "cwe"
 
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as sys_word_pair_random does."""
         draw = partial(self._draw, run, run.shuffled(word_lists.all_words()))
         per_word = run.size(draw(4096)) / 4096
@@ -58,7 +65,7 @@ class PaperCommonWords(PaperBenchmark):
         while True:
             yield run.fitting(draw, words, 10)
 
-    def _draw(self, run: Run, pool: list[str], words: int) -> Draft:
+    def _draw(self, run: UpstreamRun, pool: list[str], words: int) -> UpstreamSample:
         """Draw one sample as generate_input_output does: the worked example first."""
         if run.length < SHORT:
             example, answers = self._list(run, pool, 20, 3, 1)
@@ -69,30 +76,30 @@ class PaperCommonWords(PaperBenchmark):
         shot = (
             f"{prompt_templates.CWE_PROMPT.format(context=example)}{prompt_templates.CWE_ANSWER} {_numbered(answers)}\n"
         )
-        return Draft(
+        return UpstreamSample(
             shot + prompt_templates.CWE_PROMPT.format(context=listed), prompt_templates.CWE_ANSWER, tuple(outputs)
         )
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Number the words as the worked example does."""
         return _numbered(list(references))
 
-    def _list(self, run: Run, pool: list[str], words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
+    def _list(self, run: UpstreamRun, pool: list[str], words: int, common: int, uncommon: int) -> tuple[str, list[str]]:
         """Draw a list and its most common words as get_example does."""
         drawn = run.sample(pool if words <= len(pool) else self._english(run), words)
         wanted, others = drawn[:_COMMON], drawn[_COMMON:]
         return _numbered(run.shuffled(wanted * common + others * uncommon)), wanted
 
-    def _english(self, run: Run) -> list[str]:
+    def _english(self, run: UpstreamRun) -> list[str]:
         if self.english_words is None:
-            raise DoesNotFit(
+            raise ContextTooShort(
                 f"{run.what} at {run.length}: needs more words than wonderwords has, from RULER's english_words.json "
                 f"(Git LFS); name that file in the task's 'english_words', or drop '@paper'"
             )
         return _english_words(fetch(self.english_words))
 
 
-class PaperFrequentWords(PaperBenchmark):
+class UpstreamFrequentWords(UpstreamBenchmark):
     """scripts/data/synthetic/freq_words_extraction.py: coded words with Zipf-like counts, alpha 2.0.
 
     Its faults: sizes go in steps of a 32nd of the length, from one search on other words; the order of the
@@ -105,7 +112,7 @@ class PaperFrequentWords(PaperBenchmark):
         """Name the task in messages."""
         return "fwe"
 
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as sys_kwext does."""
         room = run.length - run.new_tokens
         if room < 50:
@@ -114,7 +121,7 @@ class PaperFrequentWords(PaperBenchmark):
         while True:
             yield self._draw(run, room, words)[0]
 
-    def _draw(self, run: Run, room: int, words: int) -> tuple[Draft, int]:
+    def _draw(self, run: UpstreamRun, room: int, words: int) -> tuple[UpstreamSample, int]:
         """Draw a vocabulary and size its text as generate_input_output does; 0 words or fewer: grow it."""
         coded = self._vocabulary(run, room // 50)
         step = room // 32
@@ -132,11 +139,11 @@ class PaperFrequentWords(PaperBenchmark):
         words -= step
         return self._text(run, coded, words), words
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the words as the question names them: one after another."""
         return ", ".join(references)
 
-    def _vocabulary(self, run: Run, size: int) -> list[str]:
+    def _vocabulary(self, run: UpstreamRun, size: int) -> list[str]:
         def letters() -> str:
             return "".join(run.rng.choices(string.ascii_lowercase, k=_WORD_LETTERS))
 
@@ -147,14 +154,14 @@ class PaperFrequentWords(PaperBenchmark):
         coded[0] = "..."
         return coded
 
-    def _text(self, run: Run, coded: list[str], words: int) -> Draft:
+    def _text(self, run: UpstreamRun, coded: list[str], words: int) -> UpstreamSample:
         counts = words * (np.arange(1, len(coded) + 1) ** -2.0) / _ZETA_2
         repeated = [word for word, times in zip(coded, counts.astype(int), strict=True) for _ in range(times)]
         prompt = prompt_templates.FWE_PROMPT.format(context=" ".join(run.shuffled(repeated)))
-        return Draft(prompt, prompt_templates.FWE_ANSWER, tuple(coded[1:4]))
+        return UpstreamSample(prompt, prompt_templates.FWE_ANSWER, tuple(coded[1:4]))
 
 
-class PaperQuestions(PaperBenchmark):
+class UpstreamQuestionAnswering(UpstreamBenchmark):
     """scripts/data/synthetic/qa.py: SQuAD or HotpotQA questions, in the file's order, over numbered documents.
 
     Its faults: the number of documents is searched with the first question and used for all, and drops by ten
@@ -173,7 +180,7 @@ class PaperQuestions(PaperBenchmark):
         """Name the task in messages."""
         return f"qa ({self.format})"
 
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as generate_samples does."""
         collection = _collection(fetch(self.documents), self.format)
         first = partial(_ask, run, collection, 0)
@@ -204,7 +211,7 @@ class _Collection:
     documents: list[str]
 
 
-def _ask(run: Run, collection: _Collection, index: int, number: int) -> Draft:
+def _ask(run: UpstreamRun, collection: _Collection, index: int, number: int) -> UpstreamSample:
     """Draw the documents of one question as generate_input_output does."""
     question, total = collection.questions[index], len(collection.documents)
     own, more = question.own, question.more
@@ -225,7 +232,7 @@ def _ask(run: Run, collection: _Collection, index: int, number: int) -> Draft:
             starts.append(percent(start, context))
         start += len(block) + len("\n\n")
     prompt = prompt_templates.QA_PROMPT.format(context=context, query=question.text)
-    return Draft(prompt, prompt_templates.QA_ANSWER, question.answers, tuple(starts))
+    return UpstreamSample(prompt, prompt_templates.QA_ANSWER, question.answers, tuple(starts))
 
 
 def _numbered(words: list[str]) -> str:

@@ -6,9 +6,9 @@ them with what the original scripts wrote (tests/data/README.md).
 
 What it does not repeat, on purpose:
 
-* Essays are split into sentences by :func:`longctx_bench.benchmarks.haystack.sentences`. Upstream calls NLTK's
+* Essays are split into sentences by :func:`longctx_bench.benchmarks.haystack.split_sentences`. Upstream calls NLTK's
   Punkt, whose model is a download of its own; needles in essays may stand a sentence away from upstream's.
-* Where upstream tries for ever to fit a prompt, :class:`DoesNotFit` ends the cell.
+* Where upstream tries for ever to fit a prompt, :class:`ContextTooShort` ends the cell.
 * Upstream's chat templates. With ``--chat-template`` the tokenizer's own is used, and counted as upstream counts.
 
 Upstream counts without BOS, so with a tokenizer that adds one a prompt may take one token more than ``length``.
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.types import Example
 
@@ -45,7 +45,7 @@ class UpstreamError(Exception):
 
 
 @dataclass(frozen=True)
-class Draft:
+class UpstreamSample:
     """A sample as upstream draws it: ``input``, ``answer_prefix`` and ``outputs``; the depths are measured here."""
 
     prompt: str
@@ -55,7 +55,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Run:
+class UpstreamRun:
     """One run of an upstream script: its arguments and its random state, which every draw moves on."""
 
     what: str
@@ -68,11 +68,11 @@ class Run:
     numpy: np.random.RandomState
     """Stands for the global ``numpy.random``, likewise."""
 
-    def within(self, length: int) -> Run:
+    def within(self, length: int) -> UpstreamRun:
         """Return the same run, same random state, on another length and with nothing reserved for an answer."""
         return replace(self, length=length, new_tokens=0)
 
-    def size(self, draft: Draft) -> int:
+    def size(self, draft: UpstreamSample) -> int:
         """Count the tokens of a prompt and its answer prefix as upstream does: no special tokens."""
         return self.encoder.size(self.encoder.text(draft.prompt, draft.answer_prefix))
 
@@ -106,7 +106,7 @@ class Run:
                 most = middle - 1
         return found
 
-    def fitting(self, draw: Callable[[int], Draft], units: int, step: int) -> Draft:
+    def fitting(self, draw: Callable[[int], UpstreamSample], units: int, step: int) -> UpstreamSample:
         """Draw until a prompt fits, taking ``step`` units away each time that leaves any: hence the underfill.
 
         Raises:
@@ -127,7 +127,7 @@ class Run:
         raise UpstreamError(f"tries for ever ({tries} prompts of its smallest size were all too long)")
 
 
-class PaperBenchmark(Benchmark):
+class UpstreamBenchmark(Benchmark):
     """A task of ``ruler@paper``.
 
     Upstream draws its samples one after another from one random stream, so example i takes the work of
@@ -142,7 +142,7 @@ class PaperBenchmark(Benchmark):
         self, encoder: PromptEncoder, length: int, max_new_tokens: int, n: int, seed: int
     ) -> Iterator[Example]:
         """Yield upstream's first ``n`` samples; how far they fall short of ``length`` is upstream's doing."""
-        run = Run(
+        run = UpstreamRun(
             what=f"{self.title()} of ruler@paper",
             encoder=encoder,
             length=length,
@@ -151,7 +151,7 @@ class PaperBenchmark(Benchmark):
             rng=random.Random(seed),
             numpy=np.random.RandomState(seed),
         )
-        drafts, made = self.drafts(run), 0
+        drafts, made = self.samples(run), 0
         try:
             while made < n:
                 draft = next(drafts)
@@ -167,7 +167,7 @@ class PaperBenchmark(Benchmark):
                 made += 1
         except UpstreamError as error:
             less = f" or at most {made} examples" if made else ""
-            raise DoesNotFit(
+            raise ContextTooShort(
                 f"{run.what} at {length}: RULER's own generator {error} at example {made}; choose a larger length{less}"
             ) from error
 
@@ -176,11 +176,11 @@ class PaperBenchmark(Benchmark):
         """Name the task in messages."""
 
     @abstractmethod
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw upstream's samples, one after another, for as long as they are asked for."""
 
 
-def measured(context: str, hidden: Sequence[str]) -> tuple[float, ...]:
+def needle_depths(context: str, hidden: Sequence[str]) -> tuple[float, ...]:
     """Return where the hidden texts begin, in percent of the context's characters, in the prompt's order."""
     return tuple(percent(start, context) for start in sorted(context.index(text) for text in hidden))
 

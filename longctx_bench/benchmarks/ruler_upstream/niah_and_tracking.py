@@ -17,9 +17,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from longctx_bench.benchmarks.haystack import sentences
+from longctx_bench.benchmarks.haystack import split_sentences
 from longctx_bench.benchmarks.ruler import prompt_templates, word_lists
-from longctx_bench.benchmarks.ruler_upstream.base import SHORT, Draft, PaperBenchmark, Run, UpstreamError, measured
+from longctx_bench.benchmarks.ruler_upstream.base import (
+    SHORT,
+    UpstreamBenchmark,
+    UpstreamError,
+    UpstreamRun,
+    UpstreamSample,
+    needle_depths,
+)
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import Source
@@ -31,7 +38,7 @@ _EXAMPLE_LENGTH = 500
 """Tokens that the worked example of variable tracking may take, at any length."""
 
 
-class PaperNeedles(PaperBenchmark):
+class UpstreamNeedleInAHaystack(UpstreamBenchmark):
     """scripts/data/synthetic/niah.py: key-value sentences hidden in essays, noise or other needles.
 
     Its faults: essays always begin at their first word; a prompt that comes out too long loses 500 words at once
@@ -53,7 +60,7 @@ class PaperNeedles(PaperBenchmark):
     value_type: Kind = "numbers"
 
     @model_validator(mode="after")
-    def _consistent(self) -> PaperNeedles:
+    def _consistent(self) -> UpstreamNeedleInAHaystack:
         if self.queries > self.keys:
             raise ValueError(f"queries ({self.queries}) cannot exceed keys ({self.keys})")
         if self.haystack == "essay" and self.essays is None:
@@ -64,7 +71,7 @@ class PaperNeedles(PaperBenchmark):
         """Name the task in messages."""
         return f"niah ({self.haystack})"
 
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as generate_samples does."""
         short = 5 if run.length < SHORT else 25
         step = 500 if self.haystack == "essay" else short
@@ -75,7 +82,7 @@ class PaperNeedles(PaperBenchmark):
         while True:
             yield run.fitting(draw, units, step)
 
-    def _draw(self, run: Run, units: int) -> Draft:
+    def _draw(self, run: UpstreamRun, units: int) -> UpstreamSample:
         """Draw one sample as generate_input_output does."""
         keys: list[str] = []
         answers: list[list[str]] = []
@@ -96,16 +103,16 @@ class PaperNeedles(PaperBenchmark):
         words = {"type_needle_v": kind, "query": prompt_templates.enumerate_queries([keys[key] for key in asked])}
         prompt, answer_prefix = (template.format(context=context, **words) for template in templates)
         outputs = tuple(value for key in asked for value in answers[key])
-        return Draft(prompt, answer_prefix, outputs, measured(context, needles))
+        return UpstreamSample(prompt, answer_prefix, outputs, needle_depths(context, needles))
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the values as the question joins its keys."""
         return prompt_templates.enumerate_queries(list(references))
 
     def _needle(self, key: str, value: str) -> str:
         return prompt_templates.NEEDLE.format(type_needle_v=self.value_type, key=key, value=value)
 
-    def _in_lines(self, run: Run, needles: list[str], count: int) -> str:
+    def _in_lines(self, run: UpstreamRun, needles: list[str], count: int) -> str:
         if self.haystack == "noise":
             lines = [prompt_templates.NOISE] * count
         else:
@@ -117,7 +124,7 @@ class PaperNeedles(PaperBenchmark):
         return "\n".join(lines)
 
 
-class PaperTracking(PaperBenchmark):
+class UpstreamVariableTracking(UpstreamBenchmark):
     """scripts/data/synthetic/variable_tracking.py: a chain of assignments in noise, after one worked example.
 
     Its faults: the search counts the worked example before its names are drawn anew, so that a prompt may come
@@ -134,7 +141,7 @@ class PaperTracking(PaperBenchmark):
         """Name the task in messages."""
         return "vt"
 
-    def drafts(self, run: Run) -> Iterator[Draft]:
+    def samples(self, run: UpstreamRun) -> Iterator[UpstreamSample]:
         """Draw samples as main and sys_vartrack_w_noise_random do."""
         example = self._example(run.within(_EXAMPLE_LENGTH))
         example_tokens = run.encoder.size(example)
@@ -142,29 +149,29 @@ class PaperTracking(PaperBenchmark):
         draw = partial(self._draw, run)
         units = self._search(run, draw, step, example_tokens)
 
-        def shown(noises: int) -> Draft:
+        def shown(noises: int) -> UpstreamSample:
             draft = draw(noises)
             return replace(draft, prompt=f"{self._renamed(run, example)}\n{draft.prompt}")
 
         while True:
             yield run.fitting(shown, units, step)
 
-    def answer(self, references: Sequence[str]) -> str:
+    def expected_completion(self, references: Sequence[str]) -> str:
         """Join the names as the worked example does."""
         return " ".join(references)
 
-    def _example(self, run: Run) -> str:
+    def _example(self, run: UpstreamRun) -> str:
         """Draw the worked example: three-letter names, the value 12345."""
         draw = partial(self._draw, run, worked=True)
         draft = run.fitting(draw, self._search(run, draw, 5, 0), 5)
         return f"{draft.prompt}{draft.answer_prefix} {' '.join(draft.outputs)}\n"
 
-    def _search(self, run: Run, draw: Callable[[int], Draft], step: int, example_tokens: int) -> int:
+    def _search(self, run: UpstreamRun, draw: Callable[[int], UpstreamSample], step: int, example_tokens: int) -> int:
         per_unit = run.size(draw(step)) / step
         most = max(int((run.length / per_unit) * 3), step * 2)
         return run.largest(lambda units: run.size(draw(units)) + example_tokens, step, most)
 
-    def _draw(self, run: Run, noises: int, worked: bool = False) -> Draft:
+    def _draw(self, run: UpstreamRun, noises: int, worked: bool = False) -> UpstreamSample:
         """Draw one sample as generate_input_output does."""
         chains = self._chains(run, worked)
         lines = [prompt_templates.NOISE] * noises
@@ -177,9 +184,11 @@ class PaperTracking(PaperBenchmark):
         words = {"query": statements[0].split("=")[-1].strip(), "num_v": self.hops + 1}
         prompt = prompt_templates.VT_PROMPT.format(context=context, **words)
         hidden = [statement for _, chain in chains for statement in chain]
-        return Draft(prompt, prompt_templates.VT_ANSWER.format(**words), tuple(names), measured(context, hidden))
+        return UpstreamSample(
+            prompt, prompt_templates.VT_ANSWER.format(**words), tuple(names), needle_depths(context, hidden)
+        )
 
-    def _chains(self, run: Run, worked: bool) -> list[tuple[list[str], list[str]]]:
+    def _chains(self, run: UpstreamRun, worked: bool) -> list[tuple[list[str], list[str]]]:
         """Draw the names and statements of each chain as generate_chains does.
 
         Raises:
@@ -201,14 +210,14 @@ class PaperTracking(PaperBenchmark):
             raise UpstreamError("gave two variables one name")
         return chains
 
-    def _renamed(self, run: Run, example: str) -> str:
+    def _renamed(self, run: UpstreamRun, example: str) -> str:
         """Give the worked example new names and a new value, as randomize_icl does: by blind replacement."""
         for name in example.strip().split()[-self.hops - 1 :]:
             example = example.replace(name, _letters(run.rng, len(name)))
         return example.replace("12345", str(run.numpy.randint(10000, 99999)))
 
 
-def _in_essays(run: Run, needles: list[str], pieces: tuple[str, ...]) -> str:
+def _in_essays(run: UpstreamRun, needles: list[str], pieces: tuple[str, ...]) -> str:
     cuts = sorted(int(len(pieces) * (depth / 100)) for depth in run.sample(_DEPTHS, len(needles)))
     parts = []
     # Two needles at one cut, or one at the very start, leave an empty part and so a doubled space: as upstream.
@@ -235,7 +244,7 @@ def essay_sentences(path: Path, count: int) -> tuple[str, ...]:
     """Return the sentences of the first ``count`` words, going round at the end."""
     words = _essay_words(path)
     repeats = -(-count // len(words))
-    return tuple(sentences(" ".join((words * repeats)[:count]).strip()))
+    return tuple(split_sentences(" ".join((words * repeats)[:count]).strip()))
 
 
 def _letters(rng: random.Random, count: int) -> str:

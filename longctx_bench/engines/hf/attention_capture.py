@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.attention_override import attending
+from longctx_bench.methods.attention_override import override_attention
 
 IMPLEMENTATION = "longctx_bench_last_token"
 _CHANGES_WEIGHTS = ("softcap", "s_aux", "position_bias")
@@ -63,7 +63,7 @@ def _record(model: PreTrainedModel, rows: list[torch.Tensor]) -> Iterator[None]:
         rows.append(_row(query, key, scaling))
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
 
-    with attending(model, IMPLEMENTATION, recording):
+    with override_attention(model, IMPLEMENTATION, recording):
         yield
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from longctx_bench.methods.attention_override import attending
+from longctx_bench.methods.attention_override import override_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def cpu_attention(model: PreTrainedModel) -> Iterator[None]:
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa" or not replaceable or _FLASH is None:
         yield
         return
-    with attending(model, IMPLEMENTATION, cached_attention, skip_causal_mask):
+    with override_attention(model, IMPLEMENTATION, cached_attention, skip_causal_mask):
         yield
 
 

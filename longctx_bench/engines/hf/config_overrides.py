@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from longctx_bench.core.errors import DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, UserError
 
 
 def check_attention_only(folder: Path, config: Any) -> None:
@@ -32,12 +32,14 @@ def check_position_table(model: PreTrainedModel, tokens: int) -> None:
     """Refuse prompts longer than a model's table of learned positions.
 
     Raises:
-        DoesNotFit: the model has such a table, and it is too short.
+        ContextTooShort: the model has such a table, and it is too short.
     """
     config = model.config
     limit = getattr(config, "max_position_embeddings", None)
     if not hasattr(config, "rope_parameters") and limit is not None and tokens > limit:
-        raise DoesNotFit(f"a {config.model_type} has a table of positions that ends at {limit} tokens, not {tokens}")
+        raise ContextTooShort(
+            f"a {config.model_type} has a table of positions that ends at {limit} tokens, not {tokens}"
+        )
 
 
 def _attends(layer_type: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longctx_bench.engines.hf.padding import AsyncTokens
-from longctx_bench.methods.attention_override import attending
+from longctx_bench.methods.attention_override import override_attention
 
 try:
     from longctx_bench.engines.hf.kernels import flash_decoding
@@ -39,7 +39,7 @@ def decode_attention_kernel(model: PreTrainedModel) -> Iterator[None]:
     if flash_decoding is None or model.device.type != "cuda" or not replaceable:
         yield
         return
-    with attending(model, flash_decoding.IMPLEMENTATION, flash_decoding.one_query_attention):
+    with override_attention(model, flash_decoding.IMPLEMENTATION, flash_decoding.one_query_attention):
         yield
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 import longctx_bench.methods.modeling_drope  # noqa: F401  (registers the DroPE model types)
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import NATURAL, Generation, Losses, Request
+from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
@@ -28,14 +28,14 @@ from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.engines.hf.exact import generate_exact
 from longctx_bench.engines.hf.fused_rope import use_fused_rope
 from longctx_bench.engines.hf.loglikelihood import SuffixScore, require_unscaled_logits, score_requests
-from longctx_bench.engines.hf.model_runner import eos_token_ids
+from longctx_bench.engines.hf.model_runner import model_eos_token_ids
 from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.hf.torch_compile import compile_layers
 from longctx_bench.engines.request_state import RequestState
-from longctx_bench.methods.attention_override import refuse_unmasked
-from longctx_bench.methods.rope_parameters import pinned
-from longctx_bench.models.checkpoint import load_tokenizer, read_config, reason, refuse_unknown_quantisation
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.methods.attention_override import require_attention_mask
+from longctx_bench.methods.rope_parameters import fix_to_length
+from longctx_bench.models.checkpoint import error_summary, load_tokenizer, read_config, require_known_quantization
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 _BATCHES_PER_POOL = {"cpu": 1, "cuda": 4}
@@ -152,7 +152,7 @@ class HFEngine:
             compile_layers(self._model)
         self._folder = folder
         self._core = EngineCore.for_model(
-            self._model, load_tokenizer(folder), eos_token_ids(self._model), self._kernels, self._switches
+            self._model, load_tokenizer(folder), model_eos_token_ids(self._model), self._kernels, self._switches
         )
 
     def estimate_memory(self, folder: Path) -> MemoryEstimate:
@@ -193,7 +193,7 @@ class HFEngine:
         with self._applied(model, length):
             yield from self._generate_or_halve(list(batch), should_stop, self._max_batch_tokens())
 
-    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Score the end of each request; continuations of one prompt share its prefill, unless memory runs out.
 
         Raises:
@@ -213,7 +213,7 @@ class HFEngine:
         if scores is not None:
             seconds = (perf_counter() - started) / len(batch)
             for request, score in zip(batch, scores, strict=True):
-                yield Losses(request.example_id, score.losses.tolist(), seconds, score.greedy)
+                yield LoglikelihoodResult(request.example_id, score.losses.tolist(), seconds, score.greedy)
             return
         self._free_memory()
         if len(batch) == 1:
@@ -314,8 +314,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         UserError: no model can have it, it names code to fetch, or its quantisation is none that transformers knows.
     """
-    end_ids(folder)  # transformers takes anything for them, and stops at nothing
-    refuse_unknown_quantisation(folder)
+    eos_token_ids(folder)  # transformers takes anything for them, and stops at nothing
+    require_known_quantization(folder)
     with _transformers_errors(folder):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config
@@ -379,7 +379,7 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
         raise
     # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
     except Exception as error:
-        raise UserError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
+        raise UserError(f"{folder}: the model cannot be loaded ({error_summary(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -396,12 +396,12 @@ def apply_method(model: PreTrainedModel, under_test: ModelUnderTest, length: int
     """
     overrides = copy.deepcopy(under_test.method.model_overrides(under_test.base, length))
     rope = overrides.get("rope_parameters") or getattr(model.config, "rope_parameters", None) or {}
-    fixed = pinned(rope, length, model.config)
+    fixed = fix_to_length(rope, length, model.config)
     if fixed != rope:
         overrides["rope_parameters"] = fixed
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    with override_config(model, overrides), under_test.method.applied(model, under_test.base, length):
-        refuse_unmasked(model)
+    with override_config(model, overrides), under_test.method.patch(model, under_test.base, length):
+        require_attention_mask(model)
         yield

@@ -22,10 +22,10 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_text
 from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import apply_method, load_model
-from longctx_bench.methods.base import Base, Capability, Method
-from longctx_bench.methods.exported_checkpoint import MARK, Mark
-from longctx_bench.methods.nope import turning_nothing
-from longctx_bench.methods.rope_parameters import unrotated
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.nope import identity_llama3_rope_parameters
+from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
 
 TOLERANCE = 1e-3
@@ -51,7 +51,7 @@ class ExportResult:
     """An exported checkpoint and how well it reproduces the method."""
 
     folder: Path
-    mark: Mark
+    mark: ExportMetadata
     dtype: str
     difference: float
     """Largest difference of logits, in standard deviations of the method's logits."""
@@ -112,8 +112,8 @@ def export_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; name a new folder")
     beta = method.attention_temperature(base, length)
-    mark = Mark(
-        model=base.name, method=name, length=length, original_length=base.original_length,
+    mark = ExportMetadata(
+        model=base.name, method=name, length=length, original_length=base.training_context,
         factor=method.scale(base, length), temperature=beta,
     )  # fmt: skip
     source_dtype = (
@@ -121,7 +121,7 @@ def export_checkpoint(
     )
     chosen = dtype if dtype != "auto" else source_dtype if beta == 1.0 else "float32"
     model = load_model(source, "float32", "cpu")
-    ids = _prompt(model, min(length, base.original_length + _NUM_COMPARED))
+    ids = _prompt(model, min(length, base.training_context + _NUM_COMPARED))
     with apply_method(model, under_test, length):
         expected = _logits(model, ids)
     model = _fold_method(model, method, base, mark)
@@ -147,7 +147,7 @@ def export_checkpoint(
     return written
 
 
-def _fold_method(model: PreTrainedModel, method: Method, base: Base, mark: Mark) -> PreTrainedModel:
+def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, mark: ExportMetadata) -> PreTrainedModel:
     """Return the model (float32) with the method in its config and weights."""
     config: Any = model.config
     scale = mark.temperature
@@ -159,14 +159,14 @@ def _fold_method(model: PreTrainedModel, method: Method, base: Base, mark: Mark)
     entries = method.model_overrides(base, mark.length)
     if config.model_type not in _STOCK_CLASSES:
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
-        if rotary and unrotated(rotary):
+        if rotary and is_unrotated(rotary):
             entries["rope_parameters"] = _stock_rope_parameters(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():
         setattr(config, key, value)
     config.max_position_embeddings = max(mark.length, config.max_position_embeddings)
-    setattr(config, MARK, mark.model_dump())
+    setattr(config, EXPORT_KEY, mark.model_dump())
     if scale != 1.0:
         for name, module in model.named_modules():
             if name.endswith("self_attn"):
@@ -177,7 +177,9 @@ def _fold_method(model: PreTrainedModel, method: Method, base: Base, mark: Mark)
 def _stock_rope_parameters(rotary: dict[str, Any]) -> dict[str, Any]:
     """Return rope_parameters that rotate nothing in a form that servers support, per layer type if given so."""
     nested = {key: _stock_rope_parameters(value) for key, value in rotary.items() if isinstance(value, dict)}
-    return nested or (turning_nothing(rotary["rope_theta"]) if rotary["rope_type"] == "proportional" else rotary)
+    return nested or (
+        identity_llama3_rope_parameters(rotary["rope_theta"]) if rotary["rope_type"] == "proportional" else rotary
+    )
 
 
 def _to_stock_class(model: PreTrainedModel) -> PreTrainedModel:
@@ -226,8 +228,8 @@ def _save(model: Any, dtype: str, source: Path, folder: Path) -> None:
 
 
 def _compare(
-    expected: torch.Tensor, actual: torch.Tensor, folder: Path, mark: Mark, dtype: str, tolerance: float, prompt: int,
-    architecture: str,
+    expected: torch.Tensor, actual: torch.Tensor, folder: Path, mark: ExportMetadata, dtype: str, tolerance: float,
+    prompt: int, architecture: str,
 ) -> ExportResult:  # fmt: skip
     difference = float((expected - actual).abs().max() / expected.std())
     agreeing = int((expected.argmax(-1) == actual.argmax(-1)).sum())

@@ -21,7 +21,7 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Rotary types whose frequencies depend on the longest position of a forward pass."""
 
 
-def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+def model_eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """Return the token ids at which ``model.generate`` would stop."""
     generation = model.generation_config.eos_token_id if model.generation_config is not None else None
     stop = generation if generation is not None else model.config.eos_token_id

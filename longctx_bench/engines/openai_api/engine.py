@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.base import MemoryEstimate, StoppingCriterion
 from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.openai_api import payloads
@@ -126,7 +126,7 @@ class OpenAIEngine:
             yield generation
             began = perf_counter()
 
-    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Score the end of each request, by the log-probabilities that the server echoes with a prompt.
 
         Raises:
@@ -140,7 +140,7 @@ class OpenAIEngine:
             scores = payloads.parse_prompt_logprobs(completion, len(request.input_ids), request.scored)
             if scores is None:
                 raise self._refusal("gives no log-probabilities of prompts (echo with logprobs)")
-            yield Losses(request.example_id, scores[0], perf_counter() - began, scores[1])
+            yield LoglikelihoodResult(request.example_id, scores[0], perf_counter() - began, scores[1])
             began = perf_counter()
 
     def settings(self) -> dict[str, Any]:

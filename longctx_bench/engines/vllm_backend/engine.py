@@ -20,14 +20,14 @@ from pydantic import Field
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
-from longctx_bench.core.types import NATURAL, Generation, Losses, Request
+from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.request_state import RequestState
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
-from longctx_bench.models.metadata import end_ids
+from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
@@ -95,7 +95,7 @@ class VLLMEngine:
     def load(self, folder: Path) -> None:
         """Load a checkpoint's tokenizer; the weights are loaded with the positions of the first cell."""
         if folder != self._folder:
-            self._folder, self._tokenizer, self.eos_token_ids = folder, load_tokenizer(folder), end_ids(folder)
+            self._folder, self._tokenizer, self.eos_token_ids = folder, load_tokenizer(folder), eos_token_ids(folder)
 
     def estimate_memory(self, folder: Path) -> MemoryEstimate:
         """Return what the checkpoint needs, on all its devices together."""
@@ -142,7 +142,7 @@ class VLLMEngine:
             request, reason = state.request, state.finish_reason or "length"
             yield Generation(request.example_id, state.text, len(request.input_ids), len(state.tokens), reason, seconds)
 
-    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[Losses]:
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
         """Raise: only the transformers engine computes log-likelihoods."""
         raise UserError("--engine vllm gives no losses; use --engine hf for this task")
 

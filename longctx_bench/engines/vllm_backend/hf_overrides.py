@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import Base, Capability, Method
-from longctx_bench.methods.nope import turning_nothing
-from longctx_bench.methods.rope_parameters import unrotated
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.nope import identity_llama3_rope_parameters
+from longctx_bench.methods.rope_parameters import is_unrotated
 
 ARCHITECTURES = {
     "llama": "LlamaDropeForCausalLM",
@@ -32,7 +32,7 @@ _FROM_CONFIG = frozenset(("rope_parameters", "max_position_embeddings"))
 """Config entries that mean the same in vLLM as in transformers."""
 
 
-def vllm_overrides(base: Base, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
+def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
     """Return the ``hf_overrides`` with which vLLM computes a method as transformers does.
 
     Args:
@@ -52,14 +52,14 @@ def vllm_overrides(base: Base, method: Method, length: int, max_model_len: int) 
     entries = method.model_overrides(base, length)
     _check_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
-    if unrotated(rope) or base.config["model_type"].endswith("_drope"):
+    if is_unrotated(rope) or base.config["model_type"].endswith("_drope"):
         return _without_positions(base, method, length, max_model_len)
     return _rotated(base, method, rope, max_model_len)
 
 
-def _without_positions(base: Base, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
+def _without_positions(base: BaseModelInfo, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
     # Every frequency divided by 1e30: no position below 2^64 rotates by as much as one unit of fp32.
-    rope = turning_nothing(10000.0)
+    rope = identity_llama3_rope_parameters(10000.0)
     overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": max_model_len}
     beta = method.attention_temperature(base, length)
     kind = base.config["model_type"]
@@ -69,7 +69,7 @@ def _without_positions(base: Base, method: Method, length: int, max_model_len: i
     return overrides
 
 
-def _rotated(base: Base, method: Method, rope: dict[str, Any], max_model_len: int) -> dict[str, Any]:
+def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_model_len: int) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "dynamic":
         raise _unsupported(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
@@ -91,7 +91,7 @@ def _rotated(base: Base, method: Method, rope: dict[str, Any], max_model_len: in
     return {"rope_parameters": rope_parameters, "max_position_embeddings": positions}
 
 
-def _check_base(base: Base) -> None:
+def _check_base(base: BaseModelInfo) -> None:
     kind = base.config.get("model_type")
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -107,7 +107,7 @@ def _check_base(base: Base) -> None:
         raise UserError(f"--engine vllm: {base.name} is a Qwen2 with its own head_dim, which vLLM does not read")
 
 
-def _check_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
+def _check_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
     for capability in sorted(method.capabilities - SUPPORTED):
         raise _unsupported(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
@@ -115,10 +115,10 @@ def _check_method(base: Base, method: Method, entries: dict[str, Any]) -> None:
         raise _unsupported(base, method, f"what it makes of the method's '{unknown[0]}' is not known")
 
 
-def _own_rope(base: Base) -> dict[str, Any]:
+def _own_rope(base: BaseModelInfo) -> dict[str, Any]:
     """Return the rope_parameters of a base, as transformers reads them from its config."""
     return base.positions.nested or base.positions.rope
 
 
-def _unsupported(base: Base, method: Method, why: str) -> UserError:
+def _unsupported(base: BaseModelInfo, method: Method, why: str) -> UserError:
     return UserError(f"--engine vllm cannot run {type(method).__name__} on {base.name}: {why}; use --engine hf")

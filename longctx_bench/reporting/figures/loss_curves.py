@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.untrusted_files import Unreadable, read_content
+from longctx_bench.core.untrusted_files import UnreadableFile, read_content
 from longctx_bench.reporting.figures import style
 from longctx_bench.reporting.figures.plot_styles import look_of
 
@@ -122,7 +122,7 @@ def _read(file: Path) -> Curve:
                     if not (math.isfinite(tokens) and math.isfinite(loss)):
                         raise ValueError("not a finite number")
                     points[tokens] = loss
-    except (KeyError, ValueError, TypeError, OSError, csv.Error, Unreadable) as error:
+    except (KeyError, ValueError, TypeError, OSError, csv.Error, UnreadableFile) as error:
         raise UserError(f"{file}: not a curve as `longctx-bench train` writes it ({error!r:.80})") from error
     recipe = _recipe(file.parent)
     said = {key: value for key, value in recipe.items() if isinstance(value, str)}
@@ -144,7 +144,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
         recipe = yaml.safe_load(found[1]) if found else None
     except FileNotFoundError:
         return {}
-    except (Unreadable, UnicodeDecodeError) as error:
+    except (UnreadableFile, UnicodeDecodeError) as error:
         raise UserError(f"{card}: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{card}: the recipe in it is not YAML") from error

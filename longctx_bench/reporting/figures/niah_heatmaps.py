@@ -39,7 +39,9 @@ def heatmap_sheet(cells: Sequence[CellSummary]) -> Figure:
     """
     gridded = [summary for summary in cells if summary.by_depth]
     if not gridded:
-        raise UserError("no finished cell has a grid of depths; run the task niah first")
+        raise UserError(
+            "no finished cell has a grid of depths; run the task niah first (tasks/README.md: one of your own)"
+        )
     names = list(looks(gridded))
     depths = sorted({depth for summary in gridded for depth in summary.by_depth})
     rows, columns = style.grid_of(len(names), _MOST_COLUMNS)

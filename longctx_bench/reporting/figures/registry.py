@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import safe_name, shipped_folder
-from longctx_bench.core.plugin_registry import Extensions
-from longctx_bench.core.untrusted_files import Unreadable, parse_object, read_content
+from longctx_bench.core.plugin_registry import PluginRegistry
+from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name
 from longctx_bench.reporting.results import CellSummary, Results, read_cells
 
@@ -182,11 +182,11 @@ def _probe(path: Path) -> dict[str, Any]:
     """
     try:
         return parse_object(read_content(path))
-    except (FileNotFoundError, Unreadable) as error:
+    except (FileNotFoundError, UnreadableFile) as error:
         raise UserError(f"{path}: {error}; run the probe again") from error
 
 
-KINDS: Extensions[Callable[[Material], Figures]] = Extensions(
+KINDS: PluginRegistry[Callable[[Material], Figures]] = PluginRegistry(
     "figure",
     {
         "heatmap": _heatmaps,
@@ -216,7 +216,7 @@ def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) 
     measured = {summary.cell.task for summary in material.results.finished} if material.tasks else set()
     for name in material.tasks:
         if name not in measured:
-            raise UserError(f"--task {name}: not measured in {material.folder}{near_miss(name, measured)}")
+            raise UserError(f"--task {name}: not measured in {material.folder}{did_you_mean(name, measured)}")
     made: Figures = {}
     for name in kinds:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import replacing
+from longctx_bench.core.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -157,7 +157,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png",)) -> list[
     paths = []
     for form in formats:
         path = stem.with_name(f"{stem.name}.{form}")
-        with styled(), replacing(path) as temporary:
+        with styled(), atomic_write(path) as temporary:
             figure.savefig(temporary, format=form, metadata=_METADATA[form])
         paths.append(path)
     return paths

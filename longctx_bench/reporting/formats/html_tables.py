@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _STYLE = (
@@ -49,4 +49,4 @@ def _shown(entry: str | Entry) -> str:
 
 
 def _escaped(text: str) -> str:
-    return escape(plain(text))
+    return escape(single_line(text))

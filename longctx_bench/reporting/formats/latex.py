@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _SPECIAL = {
@@ -107,7 +107,7 @@ def _number(text: str) -> str:
 
 def _escaped(text: str) -> str:
     # Two hyphens would become a dash.
-    return re.sub("-(?=-)", "-{}", plain(text).translate(_SPECIAL))
+    return re.sub("-(?=-)", "-{}", single_line(text).translate(_SPECIAL))
 
 
 def _is_wide(table: Table) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _SPECIAL = re.compile(
@@ -46,5 +46,5 @@ def _shown(entry: str | Entry) -> str:
 
 
 def _escaped(text: str) -> str:
-    shown = _SPECIAL.sub(r"\\\g<0>", plain(text))
+    shown = _SPECIAL.sub(r"\\\g<0>", single_line(text))
     return _HTML.sub(lambda found: "&lt;" if found[0] == "<" else "&amp;", shown)

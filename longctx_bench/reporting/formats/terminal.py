@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from longctx_bench.core.sanitize import plain
+from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _HEADING = 24
@@ -34,12 +34,12 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     for place, table in enumerate(tables):
         if place:
             console.print()
-        console.print(Text(plain(table.title), style="italic"), soft_wrap=True)
+        console.print(Text(single_line(table.title), style="italic"), soft_wrap=True)
         for part in _folded(table, console.width):
             _print_part(part, console, styled)
         words = ("bold", "underlined") if styled else ("*", "†")
         for note in (*table.legend(*words), *table.notes):
-            console.print(Text(plain(note)), style="dim", soft_wrap=True)
+            console.print(Text(single_line(note)), style="dim", soft_wrap=True)
 
 
 def _pipe(tables: Sequence[Table]) -> Console:
@@ -54,7 +54,7 @@ def _print_part(table: Table, console: Console, styled: bool) -> None:
     widths = _widths(table, console.width, between)
     for place, (heading, width) in enumerate(zip(table.header, widths, strict=True)):
         justify: Literal["left", "right"] = "left" if place == 0 else "right"
-        shown.add_column(Text(plain(heading)), justify=justify, no_wrap=place == 0, overflow="fold", width=width)
+        shown.add_column(Text(single_line(heading)), justify=justify, no_wrap=place == 0, overflow="fold", width=width)
     for row in table.rows:
         shown.add_row(*(_shown(entry, styled, between) for entry in row))
     # A column that is wider than the terminal at its narrowest runs over its edge, whole numbers and all.
@@ -76,8 +76,8 @@ def _widths(table: Table, most: int, between: str) -> list[int]:
 
 def _longest_line(entry: str | Entry, between: str) -> int:
     if isinstance(entry, str):
-        return len(plain(entry))
-    parts = [f"{plain(entry.text)}{_sign(entry)}", *([plain(entry.detail)] if entry.detail else [])]
+        return len(single_line(entry))
+    parts = [f"{single_line(entry.text)}{_sign(entry)}", *([single_line(entry.detail)] if entry.detail else [])]
     return max(map(len, between.join(parts).split("\n")))
 
 
@@ -108,7 +108,7 @@ def _total(widths: Sequence[int]) -> int:
 def _width(table: Table) -> int:
     """Return how many columns of the terminal a table takes that nothing breaks."""
     columns = zip(table.header, *table.rows, strict=True)
-    return _total([max(len(plain(str(entry))) + len(_sign(entry)) for entry in column) for column in columns])
+    return _total([max(len(single_line(str(entry))) + len(_sign(entry)) for entry in column) for column in columns])
 
 
 def _unbroken(table: Table) -> list[int]:
@@ -116,7 +116,7 @@ def _unbroken(table: Table) -> list[int]:
     rows = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
     return [
         max(
-            *(min(len(word), _HEADING) for word in plain(heading).split(" ")),
+            *(min(len(word), _HEADING) for word in single_line(heading).split(" ")),
             *(len(part) for entry in column for part in _parts(entry, whole=place == 0)),
             1,
         )
@@ -126,7 +126,7 @@ def _unbroken(table: Table) -> list[int]:
 
 def _parts(entry: str | Entry, whole: bool) -> list[str]:
     """Return what of an entry may stand in lines of its own: its words, or where ``whole`` all of it together."""
-    text = f"{plain(str(entry))}{_sign(entry)}"
+    text = f"{single_line(str(entry))}{_sign(entry)}"
     return [text] if whole else text.split(" ")
 
 
@@ -136,7 +136,7 @@ def _sign(entry: str | Entry) -> str:
 
 def _shown(entry: str | Entry, styled: bool, between: str) -> Text:
     if isinstance(entry, str):
-        return Text(plain(entry))
+        return Text(single_line(entry))
     style = {Mark.BEST: "bold", Mark.CLOSE: "underline"}.get(entry.mark, "")
-    text = Text.assemble((plain(entry.text), style)) if styled else Text(plain(entry.text) + _sign(entry))
-    return text.append(f"{between}{plain(entry.detail)}", style="dim") if entry.detail else text
+    text = Text.assemble((single_line(entry.text), style)) if styled else Text(single_line(entry.text) + _sign(entry))
+    return text.append(f"{between}{single_line(entry.detail)}", style="dim") if entry.detail else text

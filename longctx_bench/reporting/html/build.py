@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longctx_bench.core.provenance import now, package_version
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.reporting.html import assets
 from longctx_bench.reporting.html.escaping import inert_json, source_hash
 from longctx_bench.reporting.html.examples import PAGE_BYTES, example_columns
@@ -66,7 +66,7 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["counted"] = counted
+    environment.filters["counted"] = pluralize
     return environment.from_string(assets.template())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from longctx_bench.core.types import ending
+from longctx_bench.core.types import describe_finish_reason
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.store.prompt_excerpts import Excerpt, read_excerpts
 from longctx_bench.store.reader import read_records
@@ -153,7 +153,7 @@ class _Columns:
             "text": None if record.text is None else self.pool(record.text),
             "given": record.prompt_tokens,
             "written": record.new_tokens,
-            "end": self.pool(ending(record.finish_reason) if record.finish_reason else ""),
+            "end": self.pool(describe_finish_reason(record.finish_reason) if record.finish_reason else ""),
             "curve": _finite(record.curve),
         }
         for name, value in values.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
 from longctx_bench.reporting.figures.registry import KINDS
@@ -99,12 +99,14 @@ def read_paper(name: str) -> Paper:
         path = shipped_folder("results") / "published" / f"{name}.yaml"
         if not path.is_file():
             known = [file.stem for file in path.parent.glob("*.yaml")]
-            raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{near_miss(name, known)}")
+            raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{did_you_mean(name, known)}")
     layout = validate(Layout, read_yaml(path), str(path))
     numbers = tuple(_numbers(path.parent / layout.numbers))
     for number, figure in layout.figures.items():
         if figure.kind not in KINDS:
-            raise UserError(f"{path}: figure {number}: kind '{figure.kind}' is unknown{near_miss(figure.kind, KINDS)}")
+            raise UserError(
+                f"{path}: figure {number}: kind '{figure.kind}' is unknown{did_you_mean(figure.kind, KINDS)}"
+            )
     bare = sorted({number.base for number in numbers} - set(layout.bases))
     if bare:
         raise UserError(f"{path}: 'bases' does not say how to print '{bare[0]}'")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from longctx_bench.core.errors import UserError, near_miss
+from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
-from longctx_bench.metrics.length_buckets import BY_CONTEXT, sorted_into
+from longctx_bench.metrics.length_buckets import BY_CONTEXT, scores_by_bucket
 from longctx_bench.reporting.papers.paper_spec import IN_CONTEXT
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
@@ -25,7 +25,7 @@ def require_models(cells: Iterable[CellSummary], models: Iterable[str]) -> None:
     known = sorted({summary.cell.model for summary in cells})
     for model in models:
         if model not in known:
-            raise UserError(f"--base {model}: nothing was measured on it{near_miss(model, known)}")
+            raise UserError(f"--base {model}: nothing was measured on it{did_you_mean(model, known)}")
 
 
 class Measured:
@@ -58,7 +58,7 @@ class Measured:
             return None
         if length not in _BUCKETS:
             return summary.score, summary.low, summary.high, summary.n
-        scores = sorted_into(summary.points, (_BUCKETS[length],), summary.original_length)[length]
+        scores = scores_by_bucket(summary.points, (_BUCKETS[length],), summary.original_length)[length]
         if not scores:
             return None
         return sum(scores) / len(scores), *mean_interval(scores, summary.percent), len(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longctx_bench.core.sanitize import counted
+from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
 from longctx_bench.reporting.stats.paired_tests import FEWEST, LEVEL
@@ -111,7 +111,7 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
     return (
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
-        f"p (Holm): corrected for the {counted(len(comparison.cells), 'cell')} of this table",
+        f"p (Holm): corrected for the {pluralize(len(comparison.cells), 'cell')} of this table",
         *_too_few(comparison.cells),
         *comparison.notes,
     )

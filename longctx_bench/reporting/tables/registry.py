@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from longctx_bench.core.plugin_registry import Extensions
+from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
 from longctx_bench.reporting.tables.cost import cost_tables
@@ -12,7 +12,7 @@ from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
 from longctx_bench.reporting.tables.summary import summary_tables
 
-KINDS: Extensions[Callable[[Sequence[CellSummary]], list[Table]]] = Extensions(
+KINDS: PluginRegistry[Callable[[Sequence[CellSummary]], list[Table]]] = PluginRegistry(
     "table",
     {"lengths": length_tables, "tasks": task_tables, "summary": summary_tables, "cost": cost_tables},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from longctx_bench.core.types import length_name
-from longctx_bench.metrics.length_buckets import Bucket, buckets_of, sorted_into
+from longctx_bench.metrics.length_buckets import Bucket, buckets_of, scores_by_bucket
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.reporting.stats.paired_tests import detectable_difference
@@ -96,7 +96,7 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         records = []
         sets: list[list[float]] = []
         for row in (row for row in names if row in own):
-            scores = sorted_into(own[row].points, buckets, own[row].original_length)
+            scores = scores_by_bucket(own[row].points, buckets, own[row].original_length)
             rows.append((names[row], *(_mean(scores[bucket.name], own[row].percent) for bucket in buckets)))
             sets += filter(None, scores.values())
             records.append(_bucket_record(own[row], buckets, scores))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from longctx_bench.core.types import NATURAL, Example, Finished, Request
+from longctx_bench.core.types import NATURAL, Example, Request, SampleRecord
 from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
@@ -123,7 +123,7 @@ class Whole:
 class Answer:
     """What an engine did with one batch, or lm-eval with a whole task."""
 
-    finished: Sequence[Finished]
+    finished: Sequence[SampleRecord]
     """In the batch's order."""
     peak: int | None
     """Bytes held at most, where the engine can say."""

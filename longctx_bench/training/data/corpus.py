@@ -1,4 +1,4 @@
-"""Documents out of files and hub datasets, one string each, in an order that never changes."""
+"""Training documents from files and hub datasets, in a fixed order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import TEXT_SUFFIXES, text_of, text_suffix
+from longctx_bench.core.text_files import TEXT_SUFFIXES, row_text, text_suffix
 from longctx_bench.training.recipe import TextSource
 
 
@@ -47,6 +47,6 @@ def hub_documents(source: TextSource) -> Iterator[str]:
     try:
         rows = load_dataset(source.hub, source.subset, split=source.split, revision=source.revision, streaming=True)
         for row in rows:
-            yield text_of(row, source.text_field, f"dataset {source.hub}")
+            yield row_text(row, source.text_field, f"dataset {source.hub}")
     except (OSError, ValueError) as error:
         raise UserError(f"dataset {source.hub}: {error}") from error

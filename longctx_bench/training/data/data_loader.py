@@ -1,4 +1,4 @@
-"""Everything a run reads: its tokenizer, batches and validation rows, made from a recipe."""
+"""Training data of a recipe: tokenizer, batches and validation rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import move_files
 from longctx_bench.core.temp_dirs import ScratchFolder
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.models.checkpoint import stored_tokenizer
 from longctx_bench.training.data.corpus import files, hub_documents
 from longctx_bench.training.data.sequence_packing import Batches, PackedText
@@ -30,26 +30,26 @@ _TOKENIZER_DOCUMENTS = 20_000
 
 
 @dataclass(frozen=True)
-class RunData:
-    """What a run reads."""
+class TrainingData:
+    """Everything that a training run reads."""
 
     tokenizer: Any
     batches: Batches
     validation: NDArray[np.int64]
     """``[sequences, length + 1]`` token ids of held-out text."""
     tokens: int
-    """In the training text."""
+    """Tokens of the training text."""
 
 
-def prepare(recipe: Recipe, out: Path) -> RunData:
-    """Tokenise and pack what a recipe names, or find it in the cache; a new tokenizer is kept in ``out``.
+def prepare_data(recipe: Recipe, out: Path) -> TrainingData:
+    """Tokenise and pack the texts of a recipe, or read them from the cache; a new tokenizer is saved in ``out``.
 
     Raises:
-        UserError: whatever is wrong with the data.
+        UserError: the data is missing, damaged or too small.
     """
     tokenizer = _tokenizer(recipe, out)
     text = PackedText(token_arrays(recipe.data, recipe.corpus, tokenizer, recipe.tokens), recipe.sequence_length)
-    # Too little text is said before the retrieval sequences are made, which takes longer.
+    # Raises if there is too little text, before the retrieval sequences are generated, which takes longer.
     Batches(text, recipe.batch, recipe.seed)
     pool = None
     if recipe.retrieval_share:
@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
             tokenizer,
             recipe.retrieval_pool,
             recipe.seed,
-            most=recipe.retrieval_needles,
+            max_needles=recipe.retrieval_needles,
             mixed=recipe.retrieval_exercises == "mixed",
         )
     batches = Batches(
@@ -75,14 +75,14 @@ def prepare(recipe: Recipe, out: Path) -> RunData:
     count = min(len(rows), max(1, recipe.validation_tokens // recipe.sequence_length))
     if count == 0:
         raise UserError(f"validation text is shorter than one sequence of {recipe.sequence_length} tokens")
-    # Spread over the text, so that a short validation does not rest on its first documents.
+    # Spread over the text, so that a short validation does not cover its first documents only.
     chosen = np.linspace(0, len(rows) - 1, count).astype(int)
     validation = np.stack([rows.row(int(index)) for index in chosen]).astype(np.int64)
-    return RunData(tokenizer, batches, validation, sum(len(array) for array in text.arrays))
+    return TrainingData(tokenizer, batches, validation, sum(len(array) for array in text.arrays))
 
 
 def _digits(tokenizer: Any) -> list[int]:
-    """Return the token of each digit, or nothing where a number is not a sequence of ten tokens."""
+    """Return the token ids of the digits; empty if the tokenizer does not encode each digit as one token."""
     number = tokenizer.encode("0123456789", add_special_tokens=False)
     return list(number) if len(number) == 10 and len(set(number)) == 10 else []
 
@@ -96,14 +96,14 @@ def _tokenizer(recipe: Recipe, out: Path) -> Any:
     streams = [
         hub_documents(source)
         if source.hub is not None
-        else chain.from_iterable(documents_of_file(file, source.text_field) for file in files(source, recipe.corpus))
+        else chain.from_iterable(read_documents(file, source.text_field) for file in files(source, recipe.corpus))
         for source in recipe.data
     ]
     documents = islice(chain.from_iterable(streams), _TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(documents, recipe.shape.vocab_size, recipe.sequence_length)
-    # By its tokenizer.json a later start sees that there is one: that comes last, and whole.
+    # Its tokenizer.json is moved last: a later start takes it as a sign that all is there.
     with ScratchFolder(".tokenizer-", out) as scratch:
-        made = scratch / "made"
-        tokenizer.save_pretrained(made)
-        move_files(made, out, last="tokenizer.json")
+        folder = scratch / "tokenizer"
+        tokenizer.save_pretrained(folder)
+        move_files(folder, out, last="tokenizer.json")
     return tokenizer

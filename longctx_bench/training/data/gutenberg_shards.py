@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.decontamination import Shingles, thinned
 from longctx_bench.training.data.gutenberg_text import SMALLEST, cleaned, decoded, is_english, is_free
 
@@ -82,8 +82,8 @@ class Sieve:
 
     def __init__(self, without: Sequence[Path], held_out: Sequence[Path]) -> None:
         self._shingles = Shingles()
-        self._known = self._shingles.of_all(chain.from_iterable(map(documents_of_file, without)), _SAMPLE)
-        self._held_out = self._shingles.of_all(chain.from_iterable(map(documents_of_file, held_out)), _HELD_OUT_SAMPLE)
+        self._known = self._shingles.of_all(chain.from_iterable(map(read_documents, without)), _SAMPLE)
+        self._held_out = self._shingles.of_all(chain.from_iterable(map(read_documents, held_out)), _HELD_OUT_SAMPLE)
         self._taken: set[int] = set()
         self._files: set[bytes] = set()
 

@@ -1,4 +1,4 @@
-"""Which tokens a step sees: rows of packed text and retrieval sequences, a pure function of seed and step."""
+"""Sequence packing and batches: rows of packed text and retrieval sequences, a pure function of seed and step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class PackedText:
-    """Token arrays cut into rows of ``length + 1`` tokens, neighbours sharing one, so every token is predicted once."""
+    """Token arrays cut into rows of ``length + 1`` tokens; neighbours share one, so every token is predicted once."""
 
     def __init__(self, arrays: Sequence[Tokens], length: int) -> None:
-        """Cut; the tail of an array that fills no row is left out."""
+        """Cut the arrays; a tail that fills no row is left out."""
         self.arrays = arrays
         self.length = length
         counts = [max(0, (len(array) - 1) // length) for array in arrays]
@@ -54,7 +54,7 @@ class RetrievalPool(NamedTuple):
 
 
 class Batches:
-    """The sequences of every step. Stateless: a resumed run asks for the next step and gets what it would have had."""
+    """The sequences of every step. Stateless: a resumed run gets the same steps as an uninterrupted one."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Batches:
         """Take rows from ``text``, and ``retrieval_share`` of them from ``pool``.
 
         Each time a row of the pool is drawn, its ``digits`` (token ids) are permuted: the same exercise has other
-        numbers, and an answer cannot be learnt by heart. With ``random_crops`` each pass over the text is cut into rows
+        numbers, and an answer cannot be memorised. With ``random_crops`` each pass over the text is cut into rows
         at other places.
 
         Raises:

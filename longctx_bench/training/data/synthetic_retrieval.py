@@ -81,7 +81,7 @@ def exercise(
     encode: Encode,
     length: int,
     keys: int | None = None,
-    most: int = 10,
+    max_needles: int = 10,
     mixed: bool = False,
 ) -> Exercise | None:
     """Hide needles in ``text`` and ask for them, in at most ``length`` tokens; None where it cannot fit.
@@ -93,13 +93,13 @@ def exercise(
         encode: text to tokens.
         length: tokens that :attr:`Exercise.text` and an EOS may take.
         keys: make this many needles with one question, in place of a mix of kinds.
-        most: needles of the kinds that are mixed; those with more are left out.
+        max_needles: kinds of exercise with more needles are left out.
         mixed: half of the exercises have few needles and up to two questions in a row, and the haystack keeps its line
             breaks. Otherwise there is one question, and white space in the haystack is collapsed, as in RULER.
     """
     rng = random.Random(f"{seed}:{index}")
     kinds = _FEW_NEEDLES if mixed and rng.random() < 0.5 else _ONE_QUESTION
-    kinds = tuple(kind for kind in kinds if kind.keys * kind.values <= most)
+    kinds = tuple(kind for kind in kinds if kind.keys * kind.values <= max_needles)
     kind = rng.choice(kinds) if keys is None else Kind(keys, (1,))
     names = _distinct_keys(rng, kind.keys)
     values = {name: [f"{rng.randint(1_000_000, 9_999_999)}" for _ in range(kind.values)] for name in names}
@@ -151,7 +151,7 @@ Pieces = list[tuple[str, bool]]
 def _between_sentences(text: str, encode: Encode, room: int, needles: list[str], depths: list[float]) -> Pieces | None:
     """Put needles between the first sentences of the text, joined by spaces, that take at most ``room`` tokens."""
     chosen = []
-    for sentence in haystack.sentences(" ".join(text.split())):
+    for sentence in haystack.split_sentences(" ".join(text.split())):
         room -= len(encode(" " + sentence).ids)
         if room < 0:
             break

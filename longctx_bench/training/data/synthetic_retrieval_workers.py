@@ -1,8 +1,9 @@
-"""Retrieval sequences made ahead of time on every core, as rows of token ids that cost a training step nothing."""
+"""A pool of synthetic retrieval sequences, generated on all cores before training and cached as token ids."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
+from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
 from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, exercise
 from longctx_bench.training.data.token_cache import cache_folder, tokenizer_text
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 
     Tokens = NDArray[np.unsignedinteger[Any]]
 
-_BLOCK = 512
-"""Rows that one task of a worker makes."""
+_ROWS_PER_TASK = 512
+_MAX_ATTEMPTS = 100
+"""Haystacks tried per exercise before the context counts as too short."""
 
 
 def retrieval_pool(
@@ -35,135 +39,171 @@ def retrieval_pool(
     count: int,
     seed: int,
     cache: Path | None = None,
-    most: int = 10,
+    max_needles: int = 10,
     mixed: bool = False,
 ) -> RetrievalPool:
-    """Return ``count`` retrieval sequences, made on every core or found in the cache.
+    """Return ``count`` retrieval sequences, generated on all cores or read from the cache.
 
-    An exercise has at most ``most`` needles; ``mixed`` is that of
-    :func:`longctx_bench.training.data.synthetic_retrieval.exercise`. Three in
-    five exercises fill the training context, the others take a quarter of it or more.
+    Three in five exercises fill the training context, the others a random share of it, at least a quarter.
+
+    Args:
+        text: packed training text; the haystacks are taken from it.
+        tokenizer: a fast tokenizer of transformers.
+        count: sequences (rows).
+        seed: of all random choices; the rows do not depend on the number of cores.
+        cache: folder of the cached rows; :func:`~longctx_bench.training.data.token_cache.cache_folder` by default.
+        max_needles: needles per exercise at most.
+        mixed: as in :func:`longctx_bench.training.data.synthetic_retrieval.exercise`.
 
     Raises:
-        UserError: the context is too short for any exercise, or the tokenizer does not say which characters a token
-            stands for.
+        UserError: the context is too short for any exercise, or the tokenizer has no character offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"tokenizer {tokenizer.name_or_path}: retrieval_share needs one of the tokenizers library")
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}: retrieval_share needs a fast tokenizer (of the tokenizers library)"
+        )
     folder = cache or cache_folder()
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
-    name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {most} {mixed}"
-    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-    haystack = path.with_suffix(".haystack.npy")
-    # The rows are written last: where they are, the other file is too.
-    if not path.is_file():
-        made = RetrievalPool(
+    name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {max_needles} {mixed}"
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.exercises"
+
+    def generate(target: Path) -> None:
+        pool = RetrievalPool(
             np.empty((count, text.length + 1), dtype=text.arrays[0].dtype),
             np.empty((count, text.length + 1), dtype=np.bool_),
         )
-        for first, block in _blocks(text, tokenizer, count, seed, most, mixed):
-            made.rows[first : first + len(block.rows)] = block.rows
-            made.haystack[first : first + len(block.rows)] = block.haystack
-        _write(haystack, made.haystack)
-        _write(path, made.rows)
-    return RetrievalPool(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (path, haystack)))
+        for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mixed):
+            pool.rows[first : first + len(block.rows)] = block.rows
+            pool.haystack[first : first + len(block.rows)] = block.haystack
+        target.mkdir()
+        for field, array in pool._asdict().items():
+            np.save(target / f"{field}.npy", array)
 
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_suffix(f".new{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
+        made_once(path, generate)
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot write retrieval sequences: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"{folder}: cannot write retrieval sequences: {error.strerror or error}") from error
+    return RetrievalPool(
+        *(np.load(path / f"{field}.npy", mmap_mode="r", allow_pickle=False) for field in RetrievalPool._fields)
+    )
 
 
-def _encode(tokenizer: Tokenizer) -> Encode:
-    def encode(piece: str) -> Encoded:
-        encoding = tokenizer.encode(piece, add_special_tokens=False)
+def _encode_function(tokenizer: Tokenizer) -> Encode:
+    def encode(text: str) -> Encoded:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         return Encoded(encoding.ids, encoding.offsets)
 
     return encode
 
 
-def _blocks(
-    text: PackedText, tokenizer: Any, count: int, seed: int, most: int, mixed: bool
+def _generate_blocks(
+    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mixed: bool
 ) -> Iterator[tuple[int, RetrievalPool]]:
-    starts = list(range(0, count, _BLOCK))
-    cores = usable_cores()
-    workers = min(cores, len(starts))
+    """Yield blocks of rows, each with the index of its first row, in order."""
+    starts = list(range(0, count, _ROWS_PER_TASK))
+    workers = min(usable_cores(), len(starts))
     on_disk = all(isinstance(array, np.memmap) for array in text.arrays)
     backend = tokenizer.backend_tokenizer
     if workers == 1 or not on_disk:
-        here = _Worker(text, _encode(backend), backend.decode, tokenizer.eos_token_id, most, mixed)
+        generator = _Generator(
+            text, _encode_function(backend), backend.decode, tokenizer.eos_token_id, max_needles, mixed
+        )
         for first in starts:
-            yield first, _rows(here, first, min(_BLOCK, count - first), seed)
+            yield first, generator.rows(first, min(_ROWS_PER_TASK, count - first), seed)
         return
     # A forked copy of a process with CUDA or tokenizer threads can hang, so workers start afresh.
     context = multiprocessing.get_context("spawn")
-    paths = [str(array.filename) for array in text.arrays]  # type: ignore[attr-defined]
-    settings = (paths, text.length, backend.to_str(), tokenizer.eos_token_id, most, mixed)
-    with ProcessPoolExecutor(workers, context, _start, settings) as pool:
-        tasks = [(first, pool.submit(_run, first, min(_BLOCK, count - first), seed)) for first in starts]
-        for first, task in tasks:
-            yield first, task.result()
+    with ScratchFolder("longctx-bench-retrieval-") as folder:
+        # By file: initargs are written into a pipe that a child reads only after its imports. More than the pipe
+        # holds (64 kB) would make this process wait for each worker before it starts the next.
+        (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+        settings = {
+            "arrays": [str(array.filename) for array in text.arrays],  # type: ignore[attr-defined]
+            "length": text.length,
+            "eos": tokenizer.eos_token_id,
+            "max_needles": max_needles,
+            "mixed": mixed,
+        }
+        (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        with ProcessPoolExecutor(workers, context, _start_worker, (str(folder),)) as pool:
+            tasks = [
+                (first, pool.submit(_generate_rows, first, min(_ROWS_PER_TASK, count - first), seed))
+                for first in starts
+            ]
+            for first, task in tasks:
+                yield first, task.result()
 
 
 @dataclass(frozen=True)
-class _Worker:
+class _Generator:
+    """Generates rows; the same on every machine, whichever process runs it."""
+
     text: PackedText
     encode: Encode
     decode: Callable[[list[int]], str]
-    end: int
-    most: int
+    eos: int
+    max_needles: int
     mixed: bool
 
+    def rows(self, first: int, count: int, seed: int) -> RetrievalPool:
+        """Return rows ``first`` to ``first + count`` of the pool."""
+        length = self.text.length
+        rows = np.empty((count, length + 1), dtype=self.text.arrays[0].dtype)
+        haystack = np.zeros((count, length + 1), dtype=np.bool_)
+        for offset in range(count):
+            ids, flags, filler = self._exercise(first + offset, seed)
+            rows[offset] = np.concatenate([np.asarray(ids, dtype=filler.dtype), filler])[: length + 1]
+            haystack[offset, : len(flags)] = flags
+        return RetrievalPool(rows, haystack)
 
-_worker: _Worker | None = None
+    def _exercise(self, index: int, seed: int) -> tuple[list[int], list[bool], Tokens]:
+        """Return an exercise's tokens with EOS, which of them are haystack, and the text that fills up the row."""
+        length = self.text.length
+        for attempt in range(_MAX_ATTEMPTS):
+            rng = np.random.default_rng([seed, index, attempt])
+            row = int(rng.integers(0, max(1, len(self.text) - 1)))
+            max_tokens = length if rng.random() < 0.6 else int(rng.integers(length // 4, length + 1))
+            example = exercise(
+                seed,
+                index * _MAX_ATTEMPTS + attempt,
+                self.decode(self.text.row(row).tolist()),
+                self.encode,
+                max_tokens,
+                max_needles=self.max_needles,
+                mixed=self.mixed,
+            )
+            if example is not None:
+                encoded = self.encode(example.text)
+                filler = self.text.row((row + 1) % len(self.text))
+                return [*encoded.ids, self.eos], example.is_haystack(encoded.spans), filler
+        raise UserError(f"sequence_length {length} is too short for retrieval sequences; set retrieval_share to 0")
 
 
-def _start(paths: list[str], length: int, tokenizer: str, end: int, most: int, mixed: bool) -> None:
-    # Arrays are opened again here (pickled, a memory map would travel as all of its tokens), and the bare
-    # tokenizer needs no import of transformers, which would take longer than the work.
+_generator: _Generator | None = None
+"""Of this worker process."""
+
+
+def _start_worker(folder: str) -> None:
+    # The bare tokenizer, because importing transformers takes longer than the work; arrays are mapped again, because
+    # a pickled memory map carries all of its tokens.
     from tokenizers import Tokenizer
 
-    global _worker  # noqa: PLW0603 - a process pool hands its workers state through a global only
+    global _generator  # noqa: PLW0603 - a process pool hands its workers state through a global only
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-    bare = Tokenizer.from_str(tokenizer)
-    _worker = _Worker(PackedText(arrays, length), _encode(bare), bare.decode, end, most, mixed)
+    settings = json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
+    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in settings["arrays"]]
+    tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    _generator = _Generator(
+        PackedText(arrays, settings["length"]),
+        _encode_function(tokenizer),
+        tokenizer.decode,
+        settings["eos"],
+        settings["max_needles"],
+        settings["mixed"],
+    )
 
 
-def _run(first: int, count: int, seed: int) -> RetrievalPool:
-    assert _worker is not None
-    return _rows(_worker, first, count, seed)
-
-
-def _rows(worker: _Worker, first: int, count: int, seed: int) -> RetrievalPool:
-    length = worker.text.length
-    rows = np.empty((count, length + 1), dtype=worker.text.arrays[0].dtype)
-    haystack = np.zeros((count, length + 1), dtype=np.bool_)
-    for offset in range(count):
-        ids, flags, rest = _exercise(worker, first + offset, seed, length)
-        rows[offset] = np.concatenate([np.asarray(ids, dtype=rest.dtype), rest])[: length + 1]
-        haystack[offset, : len(flags)] = flags
-    return RetrievalPool(rows, haystack)
-
-
-def _exercise(worker: _Worker, index: int, seed: int, length: int) -> tuple[list[int], list[bool], Tokens]:
-    """Return an exercise's tokens with EOS, which of them are haystack, and the text that fills the row."""
-    for attempt in range(100):
-        rng = np.random.default_rng([seed, index, attempt])
-        start = int(rng.integers(0, max(1, len(worker.text) - 1)))
-        target = length if rng.random() < 0.6 else int(rng.integers(length // 4, length + 1))
-        text = worker.decode(worker.text.row(start).tolist())
-        made = exercise(seed, index * 100 + attempt, text, worker.encode, target, most=worker.most, mixed=worker.mixed)
-        if made is not None:
-            encoded = worker.encode(made.text)
-            rest = worker.text.row((start + 1) % len(worker.text))
-            return [*encoded.ids, worker.end], made.is_haystack(encoded.spans), rest
-    raise UserError(f"sequence_length {length} is too short for retrieval sequences; set retrieval_share to 0")
+def _generate_rows(first: int, count: int, seed: int) -> RetrievalPool:
+    assert _generator is not None
+    return _generator.rows(first, count, seed)

@@ -1,4 +1,4 @@
-"""A byte-level BPE of one's own, every digit a token, in plain Hugging Face format."""
+"""Training of a byte-level BPE tokenizer that splits digits, in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
-"""Ends every document; also pads."""
+"""EOS, after every document; also the padding token."""
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, length: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE of ``vocab_size`` tokens; it adds no BOS, and ``length`` is its model's context.
 
-    Digits are split one by one, so that a number that is retrieved is spelled as it was read.
+    Each digit is a token of its own, so that a retrieved number is written with the tokens that were read.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from longctx_bench.analysis.calibration.calibrate import Point, best, calibrate, write
+from longctx_bench.analysis.calibration.calibrate import SweepPoint, best_value, calibrate, write_calibration
 from longctx_bench.cli import main
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.loglikelihood import score_continuations, score_suffixes
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
-from longctx_bench.metrics import metric
+from longctx_bench.metrics import get_metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
-BASE = Base("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
+BASE = BaseModelInfo("tiny", 256, {"rope_theta": 10000.0, "hidden_size": 48, "num_attention_heads": 4})
 
 
 class Peak:
@@ -57,7 +57,7 @@ def drope_folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_best_value_is_found_at_every_scale(tmp_path: Path) -> None:
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0, 8.0], 5, points.append)
     for scale, value in fit.table.items():
         assert value == pytest.approx(1 + 0.4 * math.log(scale), abs=0.013)
@@ -68,7 +68,7 @@ def test_the_best_value_is_found_at_every_scale(tmp_path: Path) -> None:
 
 def test_a_plateau_gives_its_middle_and_one_lucky_point_does_not_win() -> None:
     scores = [0.0, 0.0, 0.9, 0.0, 0.0, 0.6, 0.7, 0.7, 0.7, 0.6, 0.0]
-    assert best([Point(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
+    assert best_value([SweepPoint(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
 
 
 def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
     assert before.temperature is not None
     assert (before.temperature.source, before.temperature.c) == ("paper", 0.412)
     fit = calibrate(DroPE(), BASE, Peak(), [2.0, 4.0], 5, lambda point: None)
-    path = write(drope_folder, DroPE(), "drope", Peak(), fit)
+    path = write_calibration(drope_folder, DroPE(), "drope", Peak(), fit)
     assert (drope_folder / "calibration-temperature-retrieval.png").stat().st_size > 5000
     assert json.loads(path.read_text())["temperature"]["retrieval"]["data"] == "made up"
     after = Registry().variant(f"drope:{drope_folder}").method
@@ -279,7 +279,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
 
     tasks = Registry().tasks
     registry = SimpleNamespace(
-        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=metric(task.metric))
+        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=get_metric(task.metric))
     )
     encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
     goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]

@@ -15,8 +15,15 @@ import pytest
 from helpers.result_stores import result_of
 
 from longctx_bench.analysis.parity.certify import certify
-from longctx_bench.analysis.parity.hf_reference import reference
-from longctx_bench.analysis.parity.output_comparison import Answer, Rotation, Tolerance, compare, explain, rotation_of
+from longctx_bench.analysis.parity.hf_reference import generate_reference
+from longctx_bench.analysis.parity.output_comparison import (
+    Generation,
+    Rotation,
+    Tolerance,
+    compare_outputs,
+    explain,
+    rotation_of,
+)
 from longctx_bench.cli.parity import _show
 from longctx_bench.core import provenance
 from longctx_bench.engines.hf.engine import HFEngine
@@ -34,54 +41,56 @@ def shifted(step: dict[int, float], by: float) -> dict[int, float]:
     return {token: value + by for token, value in step.items()}
 
 
-def compared(mine: list[Answer], theirs: list[Answer], turned: Rotation | None = TURNED, **more: Any) -> dict[str, Any]:
-    return compare((mine, TURNED), (theirs, turned), Tolerance(**more), "float32")
+def compared(
+    mine: list[Generation], theirs: list[Generation], turned: Rotation | None = TURNED, **more: Any
+) -> dict[str, Any]:
+    return compare_outputs((mine, TURNED), (theirs, turned), Tolerance(**more), "float32")
 
 
 def test_the_same_answers_pass() -> None:
-    found = compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 2e-5)])])
+    found = compared([Generation([7], [LIKELY])], [Generation([7], [shifted(LIKELY, 2e-5)])])
     assert found["passed"]
     assert found["first_token"]["largest_difference"] == pytest.approx(2e-5)
     assert found["greedy"] == {"equal_share": 1.0, "differences": []}
 
 
 def test_a_first_log_probability_that_is_off_fails() -> None:
-    assert compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 4e-3)])])["passed"]
-    assert not compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 6e-3)])])["passed"]
-    strict = compared([Answer([7], [LIKELY])], [Answer([7], [shifted(LIKELY, 4e-3)])], first_token=1e-3)
+    assert compared([Generation([7], [LIKELY])], [Generation([7], [shifted(LIKELY, 4e-3)])])["passed"]
+    assert not compared([Generation([7], [LIKELY])], [Generation([7], [shifted(LIKELY, 6e-3)])])["passed"]
+    strict = compared([Generation([7], [LIKELY])], [Generation([7], [shifted(LIKELY, 4e-3)])], first_token=1e-3)
     assert not strict["passed"]
     without = {token: value for token, value in LIKELY.items() if token != 9}
-    found = compared([Answer([7], [LIKELY])], [Answer([7], [without])])
+    found = compared([Generation([7], [LIKELY])], [Generation([7], [without])])
     assert (found["passed"], found["first_token"]["largest_difference"]) == (False, math.inf)
 
 
 def test_a_near_tie_explains_a_difference_and_a_clear_choice_does_not() -> None:
-    tie = explain(Answer([7, 7], [LIKELY, TIE]), Answer([7, 8], [LIKELY, TIE]), 1e-3)
+    tie = explain(Generation([7, 7], [LIKELY, TIE]), Generation([7, 8], [LIKELY, TIE]), 1e-3)
     assert (tie["step"], tie["hf"], tie["vllm"], tie["explained"]) == (1, 7, 8, True)
     assert tie["hf_gap"] == pytest.approx(4e-4)
-    clear = explain(Answer([7, 7], [LIKELY, LIKELY]), Answer([7, 8], [LIKELY, LIKELY]), 1e-3)
+    clear = explain(Generation([7, 7], [LIKELY, LIKELY]), Generation([7, 8], [LIKELY, LIKELY]), 1e-3)
     assert (clear["hf_gap"], clear["explained"]) == (pytest.approx(2.3), False)
 
 
 def test_what_rounding_may_do_to_a_first_token_does_not_explain_another_token() -> None:
     nearly = {**TIE, 8: TIE[7] - 3e-3}
-    mine = [Answer([7], [nearly])] * 200
-    found = compared(mine, [Answer([8], [nearly]), *mine[1:]])
+    mine = [Generation([7], [nearly])] * 200
+    found = compared(mine, [Generation([8], [nearly]), *mine[1:]])
     assert (found["passed"], found["greedy"]["differences"][0]["explained"]) == (False, False)
-    assert compared(mine, [Answer([8], [nearly]), *mine[1:]], gap=5e-3)["passed"]
+    assert compared(mine, [Generation([8], [nearly]), *mine[1:]], gap=5e-3)["passed"]
 
 
 def test_a_candidate_that_the_reference_did_not_think_of_and_an_early_end_are_not_explained() -> None:
-    unknown = explain(Answer([7], [TIE]), Answer([99], [TIE]), 1e-3)
+    unknown = explain(Generation([7], [TIE]), Generation([99], [TIE]), 1e-3)
     assert (unknown["hf_gap"], unknown["explained"]) == (None, False)
-    ended = explain(Answer([7], [TIE]), Answer([7, 8], [TIE, TIE]), 1e-3)
+    ended = explain(Generation([7], [TIE]), Generation([7, 8], [TIE, TIE]), 1e-3)
     assert (ended["step"], ended["hf"], ended["vllm"], ended["explained"]) == (1, None, 8, False)
 
 
 @pytest.mark.parametrize(("different", "passed"), [(1, True), (2, False)])
 def test_explained_differences_may_be_one_in_a_hundred(different: int, passed: bool) -> None:
-    mine = [Answer([7], [TIE])] * 100
-    theirs = [Answer([8], [TIE])] * different + mine[different:]
+    mine = [Generation([7], [TIE])] * 100
+    theirs = [Generation([8], [TIE])] * different + mine[different:]
     found = compared(mine, theirs)
     assert found["greedy"]["equal_share"] == 1 - different / 100
     assert found["passed"] is passed
@@ -89,8 +98,8 @@ def test_explained_differences_may_be_one_in_a_hundred(different: int, passed: b
 
 
 def test_one_unexplained_difference_fails_whatever_the_share() -> None:
-    mine = [Answer([7], [LIKELY])] * 200
-    assert not compared(mine, [Answer([8], [LIKELY]), *mine[1:]])["passed"]
+    mine = [Generation([7], [LIKELY])] * 200
+    assert not compared(mine, [Generation([8], [LIKELY]), *mine[1:]])["passed"]
 
 
 def test_frequencies_are_read_off_the_table_and_compared() -> None:
@@ -102,19 +111,19 @@ def test_frequencies_are_read_off_the_table_and_compared() -> None:
     assert read.factor == pytest.approx(factor)
     assert rotation_of(None) is None
 
-    answers = [Answer([7], [LIKELY])]
+    answers = [Generation([7], [LIKELY])]
     assert not compared(answers, answers, Rotation([1.0, 0.010001], 1.0))["passed"]
     assert not compared(answers, answers, Rotation([1.0, 0.01], 1.01))["passed"]
     assert not compared(answers, answers, None)["passed"]
 
 
 def test_no_positions_are_the_same_as_frequencies_too_small_to_turn_anything() -> None:
-    answers = [Answer([7], [LIKELY])]
-    found = compare(
+    answers = [Generation([7], [LIKELY])]
+    found = compare_outputs(
         (answers, Rotation([0.0, 0.0], 1.0)), (answers, Rotation([1e-30, 1e-33], 1.0)), Tolerance(), "float32"
     )
     assert (found["passed"], found["rotary"]["positions"]) == (True, False)
-    assert compare((answers, None), (answers, None), Tolerance(), "float32")["passed"]
+    assert compare_outputs((answers, None), (answers, None), Tolerance(), "float32")["passed"]
 
 
 class SameAgain:
@@ -126,9 +135,9 @@ class SameAgain:
         self.folder = folder
 
     def generate_with_logprobs(
-        self, batch: Any, contestant: Any, top: int
+        self, batch: Any, model: Any, top: int
     ) -> list[tuple[list[int], list[dict[int, float]]]]:
-        found = reference(self.folder, contestant, batch, "float32", "cpu", 0)
+        found = generate_reference(self.folder, model, batch, "float32", "cpu", 0)
         assert found.rotation is not None
         angles, factor = found.rotation.frequencies, found.rotation.factor
         self.row = [factor * math.cos(angle) for angle in angles] + [factor * math.sin(angle) for angle in angles]

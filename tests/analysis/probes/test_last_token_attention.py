@@ -13,17 +13,17 @@ import torch
 from longctx_bench.analysis.probes.last_token_attention import (
     BINS,
     NEAR,
+    MeanAttention,
     Prompt,
-    Weights,
     attention_by_length,
     choose_heads,
-    measure,
-    prompts,
+    mean_attention,
+    needle_prompts,
     without_scaling,
 )
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.engines.hf.attention_capture import last_token_attention
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
@@ -55,7 +55,7 @@ def eager(model: Any, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("member", ["rope", "drope"])
 def test_rows_equal_transformers_eager_attention(member: str) -> None:
-    model = load_model(embedded_folder(f"{member}-tiny"), "float32", "cpu")
+    model = load_model(shipped_checkpoint_folder(f"{member}-tiny"), "float32", "cpu")
     ours = last_token_attention(model, IDS)
     assert ours.shape == (8, 5, 300)
     assert model.config._attn_implementation == "sdpa", "undone"
@@ -65,7 +65,7 @@ def test_rows_equal_transformers_eager_attention(member: str) -> None:
 @pytest.mark.parametrize("name", ["yarn-tiny", "drope-tiny", "pi-tiny"])
 def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     variant = Registry().variant(name)
-    folder = embedded_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
+    folder = shipped_checkpoint_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
     base = variant.base(read_config(folder))
     model = load_model(folder, "float32", "cpu")
     with apply_method(model, ModelUnderTest(base, variant.method, 2048), 2048):
@@ -85,7 +85,7 @@ def test_heads_that_share_keys_have_rows_of_their_own(tiny_folder: Path) -> None
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("member", ["rope", "drope"])
 def test_rows_sum_to_one(member: str, length: int) -> None:
-    model = load_model(embedded_folder(f"{member}-tiny"), "float32", "cpu")
+    model = load_model(shipped_checkpoint_folder(f"{member}-tiny"), "float32", "cpu")
     rows = last_token_attention(model, (IDS * 4)[:length])
     assert rows.shape == (8, 5, length)
     np.testing.assert_allclose(rows.sum(axis=-1), 1.0, atol=1e-4)
@@ -96,7 +96,7 @@ def test_rows_sum_to_one(member: str, length: int) -> None:
     [
         ("alibi-tiny", "attends by 'longctx_bench_alibi', which its method brought"),
         ("rnope-swa-tiny", "has layers that attend to a window only"),
-        ("crop-tiny", "crop cuts the prompt, the needle with it"),
+        ("crop-tiny", "crop-tiny: crop truncates the prompt"),
     ],
 )
 def test_other_attention_is_refused(call: Any, tmp_path: Path, essays: Path, name: str, line: str) -> None:
@@ -119,18 +119,18 @@ def test_other_attention_is_refused(call: Any, tmp_path: Path, essays: Path, nam
 
 def test_prompts_mark_the_needles_key_and_value(essays: Path) -> None:
     registry = Registry(local_data={"ruler-essays": essays})
-    encoder = PromptEncoder(load_tokenizer(embedded_folder("rope-tiny")))
+    encoder = PromptEncoder(load_tokenizer(shipped_checkpoint_folder("rope-tiny")))
     benchmark: Any = registry.benchmark(registry.tasks["niah"])
-    [prompt, other] = prompts(benchmark, encoder, 512, 2, 42, 30.0)
+    [prompt, other] = needle_prompts(benchmark, encoder, 512, 2, 42, 30.0)
     example = next(e for e in (benchmark.example(encoder, 512, 32, 42, i) for i in range(11)) if e.depths == (30.0,))
     assert list(prompt.ids) == encoder.encode(example.prompt, example.answer_prefix)
     assert prompt.ids != other.ids
-    marked = encoder.tokenizer.decode([prompt.ids[place] for place in prompt.marked])
+    marked = encoder.tokenizer.decode([prompt.ids[place] for place in prompt.needle])
     key = example.answer_prefix.partition(" for ")[2].partition(" mentioned")[0]
     assert marked.replace(" ", "") == f"{key}{example.references[0]}".replace(" ", "")
-    assert 0.2 < prompt.marked[0] / len(prompt.ids) < 0.45
-    with pytest.raises(UserError, match="--depth 33: not on the grid of niah: 0, 10, 20"):
-        prompts(benchmark, encoder, 512, 2, 42, 33.0)
+    assert 0.2 < prompt.needle[0] / len(prompt.ids) < 0.45
+    with pytest.raises(UserError, match="--depth 33: not on the grid of niah; choose one of 0, 10, 20"):
+        needle_prompts(benchmark, encoder, 512, 2, 42, 33.0)
 
 
 def rows_of(needle: list[float], near: list[float]) -> Any:
@@ -145,7 +145,7 @@ def rows_of(needle: list[float], near: list[float]) -> Any:
 
 def test_masses_and_profiles() -> None:
     prompt = Prompt(list(range(128)), [10])
-    found = measure(lambda *_: rows_of([0.5, 0.0], [0.25, 0.75]), None, 128, [prompt, prompt])  # type: ignore[arg-type]
+    found = mean_attention(lambda *_: rows_of([0.5, 0.0], [0.25, 0.75]), None, 128, [prompt, prompt])  # type: ignore[arg-type]
     even = [0.25 / 128, 0.25 / 128]
     assert found.needle[0].tolist() == pytest.approx([0.5 + even[0], even[1]])
     assert found.near[0].tolist() == pytest.approx([0.25 + NEAR * even[0], 0.75 + NEAR * even[1]])
@@ -157,7 +157,7 @@ def test_masses_and_profiles() -> None:
 def test_heads_are_chosen_by_their_attention_at_the_training_context() -> None:
     needle = np.array([[0.1, 0.2], [0.7, 0.0]])
     near = np.array([[0.3, 0.5], [0.9, 0.4]])
-    heads = choose_heads(Weights(needle, near, np.zeros((2, 2, BINS))))
+    heads = choose_heads(MeanAttention(needle, near, np.zeros((2, 2, BINS))))
     assert heads == {"semantic": (1, 0), "positional": (0, 1)}, "the semantic head is not the positional one too"
 
 
@@ -166,12 +166,12 @@ def test_scaling_is_what_the_method_adds_with_length() -> None:
     found = {}
     for name in ("rope", "yarn", "pi", "drope", "nope", "nope-retrieval"):
         variant = registry.variant(f"{name}-tiny")
-        base = variant.base(read_config(embedded_folder("rope-tiny")))
+        base = variant.base(read_config(shipped_checkpoint_folder("rope-tiny")))
         plain = without_scaling(variant.method, base, 2048)
         found[name] = None if plain is None else type(plain).__name__
         if name == "drope":
             assert plain is not None
-            assert plain.tuning(base, 2048).value == pytest.approx(1.0)  # type: ignore[union-attr]
+            assert plain.applied_scalar(base, 2048).value == pytest.approx(1.0)  # type: ignore[union-attr]
     assert found == {
         "rope": None,
         "yarn": "RoPE",
@@ -184,7 +184,7 @@ def test_scaling_is_what_the_method_adds_with_length() -> None:
 
 def test_with_and_without_are_measured_at_every_length() -> None:
     variant = Registry().variant("yarn-tiny")
-    base = variant.base(read_config(embedded_folder("rope-tiny")))
+    base = variant.base(read_config(shipped_checkpoint_folder("rope-tiny")))
     seen = []
 
     def rows(method: Any, length: int, ids: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from longctx_bench.analysis.probes.method_contract import check_method
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.engine import apply_method, load_model
-from longctx_bench.methods.attention_override import UnmaskedError
+from longctx_bench.methods.attention_override import MissingMaskError
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
@@ -29,8 +29,8 @@ from typing import ClassVar
 
 import torch
 
-from longctx_bench.methods.attention_override import attending
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.base import BaseModelInfo, Method
 
 WINDOW, GROUP = 64, 4
 
@@ -44,11 +44,11 @@ def turned(states, angle):
 class SelfExtend(Method):
     '''Exact positions nearby, groups of positions beyond (Jin et al. 2024, arXiv 2401.01325).'''
 
-    def model_overrides(self, base: Base, length: int) -> dict:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict:
         return {}
 
     @contextmanager
-    def applied(self, model, base, length):
+    def patch(self, model, base, length):
         if self.scale(base, length) == 1:
             yield
             return
@@ -76,7 +76,7 @@ RIGHT = {
     "SLOTS": "k_place = (position_ids[:, -1:] + torch.arange(1 - total, 1, device=key.device)).clamp(min=0)",
     "ALLOWED": "(torch.ones(new, total, dtype=torch.bool, device=key.device).tril(total - new)"
     " if attention_mask is None else attention_mask)",
-    "BRING": "with attending(model, 'i19_self_extend', attend):\n            yield",
+    "BRING": "with override_attention(model, 'i19_self_extend', attend):\n            yield",
 }
 BY_SLOTS = {
     "SLOTS": "k_place = torch.arange(total, device=key.device)[None]",
@@ -101,7 +101,7 @@ from longctx_bench.methods.rope_scaling import RoPE
 
 class Mine(RoPE):
     @contextmanager
-    def applied(self, model, base, length):
+    def patch(self, model, base, length):
         layers = [layer.self_attn for layer in model.model.layers]
 """
 
@@ -221,7 +221,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
     contestant = ModelUnderTest(variant.base(read_config(folder)), variant.method, 512)
     model = load_model(folder, "float32", "cpu")
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", lambda *_, **__: None)
-    with pytest.raises(UnmaskedError, match="in the place of 'sdpa'"), apply_method(model, contestant, 512):
+    with pytest.raises(MissingMaskError, match="replaced 'sdpa'"), apply_method(model, contestant, 512):
         pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import torch
 from longctx_bench.analysis.probes.rope_frequency_factors import scaling_factors
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.engine import apply_method, load_model
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_frequencies import inverse_frequencies
 from longctx_bench.methods.rope_scaling import NTK, PI, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.models.variant import ModelUnderTest
 
-BASE = Base("tiny", 512, {"head_dim": 64, "hidden_size": 320, "num_attention_heads": 5, "rope_theta": 10000.0})
+BASE = BaseModelInfo("tiny", 512, {"head_dim": 64, "hidden_size": 320, "num_attention_heads": 5, "rope_theta": 10000.0})
 S = 8.0
 
 
@@ -69,7 +70,7 @@ def test_longrope_divides_by_the_users_list() -> None:
 
 @pytest.mark.parametrize("method", [RoPE(), PI(), NTK(), YaRN(), Llama3()], ids=lambda method: type(method).__name__)
 def test_frequencies_are_those_of_a_loaded_model(tiny_folder: Path, method: Any) -> None:
-    base = Base("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
+    base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     model = load_model(tiny_folder, "float32", "cpu")
     with apply_method(model, ModelUnderTest(base, method, 1024), 1024):
         rotary = model.model.rotary_emb
@@ -114,3 +115,20 @@ def test_mistakes(call: Any, tmp_path: Path, arguments: list[str], line: str) ->
     code, _, error = call("probe", "factors", *arguments, "--out", tmp_path)
     assert (code, line in error) == (2, True), error
     assert not (tmp_path / "probes").exists()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{"rope_type": "evil"}, {"rope_type": "yarn", "factor": "x"}, {"rope_type": "longrope", "factor": 2.0}],
+    ids=str,
+)
+def test_a_rotation_that_no_model_has_is_one_line(
+    rope: dict[str, Any], tiny_folder: Path, tmp_path: Path, call: Any
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 1e4} | rope}))
+    code, _, error = call("probe", "factors", folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert "config.json" in error.splitlines()[-1]
+    assert "Traceback" not in error

@@ -15,15 +15,15 @@ import pytest
 from helpers.longbench_rows import row
 
 from longctx_bench.api import experiments
-from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.longbench.benchmark import LongBench, truncated
+from longctx_bench.benchmarks.base import ContextTooShort
+from longctx_bench.benchmarks.longbench.benchmark import LongBench, truncate_middle
 from longctx_bench.benchmarks.longbench.reader import read_rows
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.types import NATURAL
 from longctx_bench.models.checkpoint import load_tokenizer
-from longctx_bench.registry import ALL, Registry
+from longctx_bench.registry import ALL_EXAMPLES, Registry
 
 ORACLE = json.loads((Path(__file__).parents[2] / "data" / "longbench_prompts.json").read_text(encoding="utf-8"))
 REGISTRY = Registry()
@@ -86,7 +86,7 @@ def family(request: pytest.FixtureRequest) -> tuple[str, PromptEncoder]:
     """The tokenizer of the tiny family, as it ships and with its end token as BOS."""
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = load_tokenizer(embedded_folder("rope-tiny"))
+    tokenizer = load_tokenizer(shipped_checkpoint_folder("rope-tiny"))
     if request.param == "bos":
         end = "<|endoftext|>"
         special = [(end, tokenizer.convert_tokens_to_ids(end))]
@@ -129,7 +129,7 @@ def test_cutting_is_upstreams(task: str, family: tuple[str, PromptEncoder]) -> N
     template = REGISTRY.tasks[task].params["template"]
     whole = [template.format(**row(kept["kind"], *shape)) for shape in kept["rows"]]
     for budget, prompts in kept["prompts"][name].items():
-        cut = [truncated(encoder, prompt, int(budget)) for prompt in whole]
+        cut = [truncate_middle(encoder, prompt, int(budget)) for prompt in whole]
         assert [[digest(prompt), encoder.count(prompt)] for prompt in cut] == prompts, budget
 
 
@@ -143,7 +143,7 @@ def test_examples_are_upstreams_where_upstream_keeps_to_its_budget(
     new = REGISTRY.tasks[task].max_new_tokens
     for budget, prompts in kept["prompts"][name].items():
         length = int(budget) + new
-        examples = list(benchmark(task, tmp_path).examples(encoder, length, new, ALL, 42))
+        examples = list(benchmark(task, tmp_path).examples(encoder, length, new, ALL_EXAMPLES, 42))
         assert len(examples) == len(prompts)
         for example, (expected, tokens) in zip(examples, prompts, strict=True):
             assert (digest(example.prompt) == expected) is (tokens <= int(budget))
@@ -185,8 +185,10 @@ def test_a_chat_template_counts_towards_the_length(plain_tokenizer: Any, tmp_pat
 def test_a_length_that_leaves_nothing_of_the_prompt_does_not_fit(tiny_encoder: PromptEncoder, tmp_path: Path) -> None:
     write(tmp_path / "qasper.jsonl", some_rows())
     for length in (50, 128, 128 + 31):
-        with pytest.raises(DoesNotFit, match="at least 32 are needed"):
+        with pytest.raises(ContextTooShort, match="at least 32 are needed"):
             list(benchmark("qasper", tmp_path).examples(tiny_encoder, length, 128, 1, 42))
+    [example] = benchmark("qasper", tmp_path).examples(tiny_encoder, 128 + 32, 128, 1, 42)
+    assert example.n_tokens <= 32
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_all_forms_of_the_files_hold_the_same_rows(tmp_path: Path) -> None:
 
     lines = [*some_rows(3), {**row("chinese", 5, 1), "context": "a\u2028b\x85c {input}"}]
     plain = write(tmp_path / "plain" / "lcc.jsonl", lines)
-    expected = read_rows(plain.parent, "lcc", ALL)
+    expected = read_rows(plain.parent, "lcc", ALL_EXAMPLES)
     assert [found.context for found in expected] == [line["context"] for line in lines]
     assert [found.length for found in expected] == [line["length"] for line in lines]
     assert (expected[0].classes, expected[-1].classes) == (("Lamp", "Boat"), ())
@@ -223,10 +225,10 @@ def test_all_forms_of_the_files_hold_the_same_rows(tmp_path: Path) -> None:
 
     places = ["below", "packed", "table", "split"]
     for source in [*(tmp_path / place for place in places), plain, packed, table, blank, hub]:
-        assert read_rows(source, "lcc", ALL) == expected, source
+        assert read_rows(source, "lcc", ALL_EXAMPLES) == expected, source
         assert read_rows(source, "lcc", 2) == expected[:2], source
     with pytest.raises(UserError, match="is not the file of hotpotqa; name the folder"):
-        read_rows(plain, "hotpotqa", ALL)
+        read_rows(plain, "hotpotqa", ALL_EXAMPLES)
 
 
 def test_parts_of_a_split_are_read_in_their_order(tmp_path: Path) -> None:
@@ -269,14 +271,14 @@ def test_a_broken_row_is_named_by_file_and_line(line: str, message: str, tmp_pat
     file = tmp_path / "lcc.jsonl"
     file.write_text(text)
     with pytest.raises(UserError) as raised:
-        read_rows(tmp_path, "lcc", ALL)
+        read_rows(tmp_path, "lcc", ALL_EXAMPLES)
     assert str(raised.value).startswith(f"{file}: line 3 {message}")
     # What is not asked for is not read.
     assert len(read_rows(tmp_path, "lcc", 1)) == 1
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("data/lcc.jsonl", text)
     with pytest.raises(UserError) as raised:
-        read_rows(tmp_path / "data.zip", "lcc", ALL)
+        read_rows(tmp_path / "data.zip", "lcc", ALL_EXAMPLES)
     assert str(raised.value).startswith(f"{tmp_path / 'data.zip'}: data/lcc.jsonl: line 3 {message}")
 
 
@@ -288,10 +290,10 @@ def test_a_broken_row_of_a_parquet_file_is_named_too(tmp_path: Path) -> None:
     rows = [{"context": "a", "input": "", "answers": answers, "length": 1} for answers in (["a"], [])]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     with pytest.raises(UserError, match="lcc.parquet: row 2 has no list of texts under 'answers'"):
-        read_rows(tmp_path, "lcc", ALL)
+        read_rows(tmp_path, "lcc", ALL_EXAMPLES)
     file.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="lcc.parquet: not a readable parquet file"):
-        read_rows(tmp_path, "lcc", ALL)
+        read_rows(tmp_path, "lcc", ALL_EXAMPLES)
 
 
 def test_a_missing_file_is_named_with_a_near_miss(tmp_path: Path) -> None:
@@ -299,11 +301,11 @@ def test_a_missing_file_is_named_with_a_near_miss(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"has no hotpotqa_e.jsonl \(nor .jsonl.gz, .parquet\); did you mean 'hotpotqa'"
     ):
-        read_rows(tmp_path, "hotpotqa_e", ALL)
+        read_rows(tmp_path, "hotpotqa_e", ALL_EXAMPLES)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("data/hotpotqa.jsonl", GOOD)
     with pytest.raises(UserError, match="data.zip: has no member hotpotqa_e.jsonl"):
-        read_rows(tmp_path / "data.zip", "hotpotqa_e", ALL)
+        read_rows(tmp_path / "data.zip", "hotpotqa_e", ALL_EXAMPLES)
 
 
 def damaged(kind: str, tmp_path: Path) -> Path:
@@ -334,14 +336,14 @@ def damaged(kind: str, tmp_path: Path) -> Path:
 def test_a_damaged_file_is_one_line(form: str, how: str, tmp_path: Path) -> None:
     file = damaged(f"{form}: {how}", tmp_path)
     with pytest.raises(UserError, match="fetch it again") as raised:
-        read_rows(file, "lcc", ALL)
+        read_rows(file, "lcc", ALL_EXAMPLES)
     assert str(raised.value).startswith(f"{file}: ")
 
 
 def test_a_file_without_rows_is_one_line(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "lcc.jsonl", [])
     with pytest.raises(UserError, match="lcc.jsonl: holds no rows"):
-        read_rows(tmp_path, "lcc", ALL)
+        read_rows(tmp_path, "lcc", ALL_EXAMPLES)
     code, _, error = call(
         "run", "--model", tiny_folder, "--tasks", "lcc", "--length", "natural", "--engine", "echo",
         "--data", f"longbench={tmp_path}", "--out", tmp_path / "run",
@@ -362,7 +364,7 @@ def run_all(tiny_folder: Path, data: Path, out: Path, tasks: str = "multi_news",
 def test_natural_keeps_the_whole_prompt(tiny_encoder: PromptEncoder, tmp_path: Path) -> None:
     rows = [row("prose", 200, 7), row("prose", 2, 5)]
     write(tmp_path / "multi_news.jsonl", rows)
-    examples = list(benchmark("multi_news", tmp_path).examples(tiny_encoder, NATURAL, 512, ALL, 42))
+    examples = list(benchmark("multi_news", tmp_path).examples(tiny_encoder, NATURAL, 512, ALL_EXAMPLES, 42))
     template = REGISTRY.tasks["multi_news"].params["template"]
     assert [example.prompt for example in examples] == [template.format(**line) for line in rows]
     assert [example.n_tokens for example in examples] == [tiny_encoder.count(example.prompt) for example in examples]

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from longctx_bench.benchmarks.base import DoesNotFit
-from longctx_bench.benchmarks.haystack import essay_words, excerpt, excerpt_sentences, fit, sentences
+from longctx_bench.benchmarks.base import ContextTooShort
+from longctx_bench.benchmarks.haystack import essay_words, excerpt, excerpt_sentences, fit_to_budget, split_sentences
 from longctx_bench.benchmarks.niah import grid_depth
-from longctx_bench.benchmarks.ruler.aggregation import _shuffle, _zeta
+from longctx_bench.benchmarks.ruler.aggregation import FrequentWords, _shuffle, _zeta
 from longctx_bench.benchmarks.ruler.word_lists import uuid4
 from longctx_bench.core.types import Example
 from longctx_bench.registry import Registry
@@ -140,9 +141,9 @@ def test_gold_documents_are_there_at_changing_depths(task: str, smollm2_encoder:
 
 
 def test_a_task_that_cannot_fit_says_so(smollm2_encoder: Any) -> None:
-    with pytest.raises(DoesNotFit, match=r"vt at 128: the shortest prompt takes \d+ tokens, 98 are free"):
+    with pytest.raises(ContextTooShort, match=r"vt at 128: the shortest prompt takes \d+ tokens, 98 are"):
         examples("vt", smollm2_encoder, 128, 1)
-    with pytest.raises(DoesNotFit, match="no question's documents fit"):
+    with pytest.raises(ContextTooShort, match="no question's documents fit"):
         examples("qa_2", smollm2_encoder, 120, 1)
 
 
@@ -159,8 +160,8 @@ def test_a_collection_without_distractors_ends(smollm2_encoder: Any, tmp_path: P
 
 def test_sentences_give_the_words_back() -> None:
     text = 'He said: "No." Then left! (Why?) 3 of them stayed e.g. here. end'
-    assert " ".join(sentences(text)) == text
-    assert sentences(text)[1:3] == ["Then left!", "(Why?)"]
+    assert " ".join(split_sentences(text)) == text
+    assert split_sentences(text)[1:3] == ["Then left!", "(Why?)"]
 
 
 def test_excerpt_goes_round() -> None:
@@ -178,7 +179,7 @@ def test_fit_lands_in_the_window_from_any_guess(per_unit: float) -> None:
 
     for guess in (1, 50, 100_000):
         calls = 0
-        found = fit(tokens, 5000, 64, 0, guess, "test")
+        found = fit_to_budget(tokens, 5000, 64, 0, guess, "test")
         assert 5000 - 64 < found.tokens <= 5000
         assert tokens(found.units) == found.tokens
         assert calls < 12
@@ -191,7 +192,7 @@ def test_an_excerpts_sentences_are_those_of_the_whole(tmp_path: Path) -> None:
         words = essay_words(file)
         for start in range(2 * len(words)):
             for count in range(1, 3 * len(words)):
-                expected = sentences(excerpt(words, start, count))
+                expected = split_sentences(excerpt(words, start, count))
                 assert excerpt_sentences(file, start, count) == expected
 
 
@@ -210,3 +211,9 @@ def test_zeta_is_scipys(alpha: float) -> None:
     from scipy.special import zeta
 
     assert _zeta(alpha) == float(zeta(alpha))
+
+
+def test_coded_words_have_three_letters_at_least() -> None:
+    assert FrequentWords(word_length=3).word_length == 3
+    with pytest.raises(ValidationError, match="word_length"):
+        FrequentWords(word_length=2)

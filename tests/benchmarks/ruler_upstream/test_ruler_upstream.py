@@ -9,16 +9,23 @@ import hashlib
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from longctx_bench.benchmarks import haystack
-from longctx_bench.benchmarks.base import DoesNotFit
+from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.benchmarks.ruler import word_lists
-from longctx_bench.benchmarks.ruler_upstream.aggregation_and_qa import PaperCommonWords
-from longctx_bench.benchmarks.ruler_upstream.niah_and_tracking import PaperNeedles, PaperTracking, _Pairs
+from longctx_bench.benchmarks.ruler_upstream.aggregation_and_qa import UpstreamCommonWords
+from longctx_bench.benchmarks.ruler_upstream.base import UpstreamError
+from longctx_bench.benchmarks.ruler_upstream.niah_and_tracking import (
+    UpstreamNeedleInAHaystack,
+    UpstreamVariableTracking,
+    _Pairs,
+    _value,
+)
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.types import Example
 from longctx_bench.metrics import METRICS
@@ -45,7 +52,7 @@ def digest(text: str) -> str:
 
 def test_sentences_are_split_as_when_the_oracle_was_made(registry: Registry) -> None:
     text = json.loads(fetch(registry.sources["ruler-essays"].source).read_text(encoding="utf-8"))["text"]
-    pieces = haystack.sentences(" ".join(text.split()))
+    pieces = haystack.split_sentences(" ".join(text.split()))
     assert digest("\n".join(pieces)) == ORACLE["sentences"], "haystack.sentences changed: remake the oracle"
 
 
@@ -73,7 +80,7 @@ def test_where_upstream_hangs_the_cell_does_not_fit(
     task: str, length: int, registry: Registry, smollm2_encoder: PromptEncoder
 ) -> None:
     assert f"{task} at {length}" in ORACLE["hangs"]
-    with pytest.raises(DoesNotFit, match=f"at {length}: RULER's own generator tries for ever .* at example 0"):
+    with pytest.raises(ContextTooShort, match=f"at {length}: RULER's own generator tries for ever .* at example 0"):
         examples(registry, smollm2_encoder, task, length, 1)
 
 
@@ -81,7 +88,7 @@ def test_a_cell_in_which_upstream_hangs_later_says_how_many_examples_there_are(
     registry: Registry, smollm2_encoder: PromptEncoder
 ) -> None:
     possible = len(ORACLE["samples"]["qa_2"]["2048"])
-    with pytest.raises(DoesNotFit, match=f"or at most {possible} examples"):
+    with pytest.raises(ContextTooShort, match=f"or at most {possible} examples"):
         examples(registry, smollm2_encoder, "qa_2", 2048, possible + 1)
 
 
@@ -141,26 +148,26 @@ class CoarseEncoder(PromptEncoder):
 
 
 def test_more_words_than_wonderwords_come_from_a_file_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match=r"english_words\.json \(Git LFS\)"):
-        list(PaperCommonWords().examples(CoarseEncoder(), 4096, 120, 1, SEED))
+    with pytest.raises(ContextTooShort, match=r"english_words\.json \(Git LFS\)"):
+        list(UpstreamCommonWords().examples(CoarseEncoder(), 4096, 120, 1, SEED))
     file = tmp_path / "english_words.json"
     file.write_text(json.dumps({str(number): f"word{number}" for number in range(40_000)}), encoding="utf-8")
-    task = PaperCommonWords.model_validate({"english_words": {"path": str(file)}})
+    task = UpstreamCommonWords.model_validate({"english_words": {"path": str(file)}})
     [example] = islice(task.examples(CoarseEncoder(), 4096, 120, 1, SEED), 1)
     assert all(reference.startswith("word") for reference in example.references)
 
 
 def test_upstreams_failures_are_one_line() -> None:
-    with pytest.raises(DoesNotFit, match="gave two variables one name"):
-        list(PaperTracking(chains=400, hops=9).examples(CoarseEncoder(), 4096, 30, 1, SEED))
-    with pytest.raises(DoesNotFit, match="cannot draw 6 of 5"):
-        list(PaperNeedles(haystack="noise", keys=6).examples(CoarseEncoder(), 512, 128, 1, SEED))
+    with pytest.raises(ContextTooShort, match="gave two variables one name"):
+        list(UpstreamVariableTracking(chains=400, hops=9).examples(CoarseEncoder(), 4096, 30, 1, SEED))
+    with pytest.raises(ContextTooShort, match="cannot draw 6 of 5"):
+        list(UpstreamNeedleInAHaystack(haystack="noise", keys=6).examples(CoarseEncoder(), 512, 128, 1, SEED))
 
 
 @pytest.mark.parametrize("params", [{"keys": 1, "queries": 2, "haystack": "noise"}, {"haystack": "essay"}])
 def test_parameters_that_contradict_each_other_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="queries|essays"):
-        PaperNeedles.model_validate(params)
+        UpstreamNeedleInAHaystack.model_validate(params)
 
 
 def test_the_tasks_are_upstreams(registry: Registry) -> None:
@@ -187,3 +194,21 @@ def test_the_mean_of_scores_is_upstreams_score() -> None:
     for name, percent in ORACLE["metrics of all"].items():
         scores = [METRICS[name].score(case["prediction"], case["references"]) for case in ORACLE["metrics"]]
         assert round(100 * sum(scores) / len(scores), 2) == pytest.approx(percent, abs=1e-9)
+
+
+def test_numbers_are_drawn_from_upstreams_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def randint(low: int, high: int) -> int:
+        drawn.append((low, high))
+        return low
+
+    source: Any = SimpleNamespace(randint=randint)
+    assert _value("numbers", source) == "1000000"
+    # A name that comes up twice: upstream draws for one more chain, then fails.
+    names = iter(["A", "A", "B"])
+    monkeypatch.setattr("longctx_bench.benchmarks.ruler_upstream.niah_and_tracking._letters", lambda *_: next(names))
+    tracking = UpstreamVariableTracking(chains=1, hops=1)
+    with pytest.raises(UpstreamError, match="one name"):
+        tracking._chains(SimpleNamespace(rng=None, numpy=source), worked=False)  # type: ignore[arg-type]
+    assert drawn == [(1_000_000, 9_999_999), (10_000, 99_999), (10_000, 99_999)]

@@ -180,7 +180,7 @@ def test_other_attentions_and_devices_keep_theirs(monkeypatch: pytest.MonkeyPatc
 
 def test_a_methods_attention_is_kept() -> None:
     model = _model(LlamaConfig(**SHAPE))
-    with ALiBi().applied(model, SimpleNamespace(), 64):  # type: ignore[arg-type]
+    with ALiBi().patch(model, SimpleNamespace(), 64):  # type: ignore[arg-type]
         name = model.config._attn_implementation
         with cpu_attention(model):
             assert model.config._attn_implementation == name != IMPLEMENTATION

@@ -19,7 +19,7 @@ from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.engines.hf.prompt_lookup import PromptLookupDrafter
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
 from longctx_bench.models.checkpoint import checkpoint_folder, load_tokenizer, read_config
@@ -39,7 +39,7 @@ def engine(folder: Path, **settings: Any) -> HFEngine:
 
 
 def contestant(folder: Path, method: Method) -> ModelUnderTest:
-    return ModelUnderTest(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
+    return ModelUnderTest(BaseModelInfo("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
 
 
 def plain(folder: Path, who: ModelUnderTest, sizes: Sequence[int]) -> list[tuple[Request, list[int]]]:

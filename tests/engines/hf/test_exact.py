@@ -19,7 +19,7 @@ from longctx_bench.engines.hf.model_runner import DecodeStep, PrefillStep
 from longctx_bench.engines.hf.scheduler import Scheduler
 from longctx_bench.engines.request_state import RequestState, RequestStatus
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import DynamicNTK, YaRN
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -38,7 +38,7 @@ def engine(folder: Path, **options: Any) -> HFEngine:
 
 
 def under_test(folder: Path, method: Method) -> ModelUnderTest:
-    return ModelUnderTest(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
+    return ModelUnderTest(BaseModelInfo("tiny", 256, json.loads((folder / "config.json").read_text())), method, 512)
 
 
 def requests() -> list[Request]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from longctx_bench.core.errors import DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.export import ExportResult, export_checkpoint
@@ -54,7 +54,7 @@ def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: 
     assert config["max_position_embeddings"] == LENGTH
     assert config["rope_parameters"]["rope_theta"] > 0
     assert f"{method}-tiny for 2048 tokens" in (folder / "README.md").read_text()
-    with pytest.raises(DoesNotFit, match="was exported for 2048 tokens, not for 4096"):
+    with pytest.raises(ContextTooShort, match="was exported for 2048 tokens, not for 4096"):
         variant.method.model_overrides(variant.base(config), 4096)
     with pytest.raises(UserError, match="name it alone"):
         Registry().variant(f"yarn:{folder}")

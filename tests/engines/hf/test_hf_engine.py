@@ -13,7 +13,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import DynamicNTK, RoPE, YaRN
 from longctx_bench.models.variant import ModelUnderTest
@@ -40,7 +40,7 @@ def engine(folder: Path, **settings: Any) -> HFEngine:
 
 
 def contestant(folder: Path, method: Method, length: int = 512) -> ModelUnderTest:
-    return ModelUnderTest(Base("tiny", 256, json.loads((folder / "config.json").read_text())), method, length)
+    return ModelUnderTest(BaseModelInfo("tiny", 256, json.loads((folder / "config.json").read_text())), method, length)
 
 
 def generate(made: HFEngine, asked: list[Request], who: ModelUnderTest) -> dict[str, Generation]:

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.types import Generation, Losses, Request
+from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.openai_api import payloads
 from longctx_bench.engines.openai_api.config import KEY_VARIABLES, ServerConfig
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
 from longctx_bench.engines.openai_api.http_client import CompletionsClient, RetriesExhausted
 from longctx_bench.engines.openai_api.key_redaction import ApiKey
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.variant import ModelUnderTest
@@ -117,7 +117,7 @@ def ask(hostile: Hostile, tiny_folder: Path) -> Callable[..., list[Generation]]:
         engine = OpenAIEngine(ServerConfig(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
         engine.load(tiny_folder)
         requests = [Request(str(place), [3 + place, 5, 7], budget) for place in range(count)]
-        contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+        contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
         batches = engine.batches(requests, False)
         found = [item for batch in batches for item in engine.generate(batch, contestant, lambda *_: False)]
         return sorted(found, key=lambda item: int(item.example_id))
@@ -241,9 +241,9 @@ def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) ->
     engine = OpenAIEngine(ServerConfig(hostile.url, attempts=1))
     engine.load(tiny_folder)
     request = Request("0", [3, 5, 7], 0, scored=2)
-    contestant = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
+    contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
 
-    def losses() -> Losses:
+    def losses() -> LoglikelihoodResult:
         [found] = engine.loglikelihood([request], contestant)
         return found
 

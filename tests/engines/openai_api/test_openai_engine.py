@@ -20,7 +20,7 @@ from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.export import export_checkpoint
 from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, RoPE, YaRN
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.models.variant import ModelUnderTest
@@ -61,7 +61,7 @@ def loaded(served: Served, folder: Path, **settings: Any) -> OpenAIEngine:
 
 
 def contestant(folder: Path, method: Any = None) -> ModelUnderTest:
-    return ModelUnderTest(Base("tiny", 256, read_config(folder)), method or RoPE(), 512)
+    return ModelUnderTest(BaseModelInfo("tiny", 256, read_config(folder)), method or RoPE(), 512)
 
 
 def written(engine: Any, folder: Path, requests: list[Request] = REQUESTS) -> dict[str, tuple[str, int, str]]:
@@ -287,7 +287,7 @@ def test_an_exported_method_behind_a_server_gives_its_own_tokens(
     tiny_folder: Path, tmp_path: Path, essays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    yarn = ModelUnderTest(Base("tiny", 256, read_config(tiny_folder)), YaRN(), 512)
+    yarn = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), YaRN(), 512)
     export_checkpoint(yarn, "yarn", tiny_folder, tmp_path / "served")
     with serving(Served(tmp_path / "served")) as served:
         run_niah(served, tmp_path / "served", tmp_path / "out", essays)

@@ -12,19 +12,19 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.vllm_backend.hf_overrides import vllm_overrides
 from longctx_bench.methods.alibi import ALiBi
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
-from longctx_bench.methods.scalar_schedule import Law
+from longctx_bench.methods.scalar_schedule import ScalarSchedule
 
 UNROTATED = {"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
 
-def base(kind: str = "llama", **more: Any) -> Base:
+def base(kind: str = "llama", **more: Any) -> BaseModelInfo:
     config = {"model_type": kind, "hidden_size": 64, "num_attention_heads": 4, "rope_theta": 10000.0}
-    return Base("small", 512, config | more)
+    return BaseModelInfo("small", 512, config | more)
 
 
 def overrides(method: Method, length: int = 2048, room: int = 0, **config: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_without_positions_nothing_turns() -> None:
 
 
 def test_a_sharpened_softmax_asks_for_the_plug_in() -> None:
-    sharpened = NoPE(temperature=Law(table={1.0: 1.0, 4.0: 1.5}))
+    sharpened = NoPE(temperature=ScalarSchedule(table={1.0: 1.0, 4.0: 1.5}))
     found = overrides(sharpened)
     assert found["architectures"] == ["LlamaDropeForCausalLM"]
     assert found["softmax_scale"] == pytest.approx(1.5 / 4)
@@ -85,7 +85,7 @@ def test_a_sharpened_softmax_asks_for_the_plug_in() -> None:
 
 
 def test_a_published_scale_is_multiplied_by_the_temperature() -> None:
-    method = DroPE(temperature=Law(table={1.0: 1.0, 4.0: 1.5}))
+    method = DroPE(temperature=ScalarSchedule(table={1.0: 1.0, 4.0: 1.5}))
     found = overrides(method, kind="llama_drope", softmax_scale=0.2, rope_parameters=UNROTATED)
     assert found["softmax_scale"] == pytest.approx(0.3)
     plain = overrides(DroPE(), kind="llama_drope", rope_parameters=UNROTATED)
@@ -96,12 +96,12 @@ def test_a_published_scale_is_multiplied_by_the_temperature() -> None:
 class Patches(RoPE):
     """A method of someone's own that rewrites the loaded model, as SelfExtend does."""
 
-    def applied(self, model: Any, base: Base, length: int) -> Any:
+    def patch(self, model: Any, base: BaseModelInfo, length: int) -> Any:
         raise AssertionError("must be refused before")
 
 
 class Strange(RoPE):
-    def model_overrides(self, base: Base, length: int) -> dict[str, Any]:
+    def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {"attention_sinks": 4}
 
 

@@ -14,16 +14,16 @@ from helpers.tiny_models import make_model, make_tokenizer
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Generation, Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.methods.base import Base, Method
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import NTK, PI, Llama3, RoPE, YaRN
-from longctx_bench.methods.scalar_schedule import Law
+from longctx_bench.methods.scalar_schedule import ScalarSchedule
 from longctx_bench.models.variant import ModelUnderTest
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
 
-SHARP = Law(table={1.0: 1.0, 2.0: 1.4})
+SHARP = ScalarSchedule(table={1.0: 1.0, 2.0: 1.4})
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 96,
@@ -80,7 +80,7 @@ def never(example_id: str, text: str) -> bool:
 
 
 def contestant(folder: Path, method: Method, length: int = 512) -> ModelUnderTest:
-    return ModelUnderTest(Base("small", 256, json.loads((folder / "config.json").read_text())), method, length)
+    return ModelUnderTest(BaseModelInfo("small", 256, json.loads((folder / "config.json").read_text())), method, length)
 
 
 def answers(engine: Any, folder: Path, method: Method, asked: list[Request], settled: Any = never) -> list[Generation]:

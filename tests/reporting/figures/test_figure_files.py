@@ -74,10 +74,10 @@ def test_all_draws_what_there_is_and_says_what_it_left_out(call: Any, tmp_path: 
 
 
 def test_curves_of_what_ships_are_drawn_where_they_are_asked_for(call: Any, tmp_path: Path) -> None:
-    from longctx_bench.core.sources import embedded_folder
+    from longctx_bench.core.sources import shipped_checkpoint_folder
 
     write_store(tmp_path, SCORES, weights={"embedded": "drope-tiny"})
-    for place, options in enumerate((["--kind", "curves"], ["--checkpoints", embedded_folder("drope-tiny")])):
+    for place, options in enumerate((["--kind", "curves"], ["--checkpoints", shipped_checkpoint_folder("drope-tiny")])):
         out = tmp_path / str(place)
         code, _, error = call("figures", tmp_path, "--kind", "all", *options, "--out", out)
         assert code == 0, error

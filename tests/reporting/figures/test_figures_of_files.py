@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.sources import embedded_folder
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.reporting.figures.attention_by_length import attention_sheet
 from longctx_bench.reporting.figures.loss_curves import curve_sheet, read_curves
 from longctx_bench.reporting.figures.plot_styles import METHODS
@@ -45,10 +45,13 @@ def test_curves_show_recalibration_and_control_beside_the_bases_loss(tmp_path: P
 
 
 def test_the_shipped_curves_end_where_their_cards_say() -> None:
-    curves = {c.name: c for c in read_curves([embedded_folder("drope-tiny"), embedded_folder("rope-tiny")])}
+    curves = {
+        c.name: c
+        for c in read_curves([shipped_checkpoint_folder("drope-tiny"), shipped_checkpoint_folder("rope-tiny")])
+    }
     assert (curves["drope-tiny"].kind, curves["drope-tiny"].base) == ("recalibrate", "rope-tiny")
     for name, curve in curves.items():
-        card = (embedded_folder(name) / "README.md").read_text()
+        card = (shipped_checkpoint_folder(name) / "README.md").read_text()
         tokens, loss = curve.points[-1]
         assert f"| validation loss | {loss:.4f} |" in card
         assert f"| tokens seen | {tokens:,.0f} |" in card

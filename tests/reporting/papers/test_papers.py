@@ -12,7 +12,7 @@ from helpers.table_cells import cell, hits
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
-from longctx_bench.metrics.length_buckets import Point
+from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.figures.registry import KINDS
 from longctx_bench.reporting.papers.paper_spec import Paper, read_paper
@@ -118,7 +118,7 @@ def test_a_loss_is_no_per_cent(own: Path) -> None:
 
 
 def test_buckets_come_out_of_whole_documents(own: Path) -> None:
-    points = [Point(1.0, 1200, None), Point(0.0, 1300, None), Point(1.0, 100, None)]
+    points = [ScoredExample(1.0, 1200, None), ScoredExample(0.0, 1300, None), ScoredExample(1.0, 100, None)]
     cells = [cell("drope", [1.0, 0.0, 1.0], NATURAL, "musique", metric="longbench_qa_f1", points=points)]
     (table,) = paper_tables(read_paper(str(own)), cells)[2]
     shown = column(table, "musique 2-4x, tiny (measured)")["drope"]

@@ -11,11 +11,11 @@ import pytest
 from helpers.table_cells import cell, hits
 
 from longctx_bench.core.types import NATURAL
-from longctx_bench.metrics.length_buckets import Point
+from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.formats import FORMATS
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 from longctx_bench.reporting.tables.cost import cost_tables
-from longctx_bench.reporting.tables.formatting import number
+from longctx_bench.reporting.tables.formatting import digits_of, number
 from longctx_bench.reporting.tables.registry import KINDS, report_tables
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
@@ -48,6 +48,15 @@ def test_numbers_are_rounded_by_their_interval(
     values: tuple[float, float, float], percent: bool, signed: bool, text: str
 ) -> None:
     assert str(number(*values, percent, signed=signed)) == text
+
+
+@pytest.mark.parametrize(
+    ("width", "percent", "digits"),
+    [(0.099, True, 1), (0.1, True, 0), (0.199, False, 3), (0.2, False, 2), (9.99, False, 2), (10, False, 1),
+     (math.inf, False, 3), (math.inf, True, 0)],
+)  # fmt: skip
+def test_digits_follow_the_width_of_the_interval(width: float, percent: bool, digits: int) -> None:
+    assert digits_of(width, percent) == digits
 
 
 def test_rows_and_columns_have_one_order_whatever_comes_first() -> None:
@@ -171,7 +180,7 @@ def test_cells_of_one_kind_get_no_note_of_differences() -> None:
 
 
 def test_documents_are_sorted_by_length_beside_the_scores() -> None:
-    points = [Point(1.0, 600, None), Point(0.0, 700, None), Point(1.0, 3000, None)]
+    points = [ScoredExample(1.0, 600, None), ScoredExample(0.0, 700, None), ScoredExample(1.0, 3000, None)]
     table = length_tables([cell("rope", [1, 0, 1], NATURAL, "qasper", points=points)])[1]
     assert table.title.startswith("qasper at natural, by the documents' length: ")
     assert shown(table) == [["rope-tiny", "50 [9, 91] (2)", "", "100 [21, 100] (1)", "", ""]]

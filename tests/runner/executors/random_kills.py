@@ -230,10 +230,10 @@ def packed_model(folder: Path) -> Path:
     """Make a model that lies as a difference from another one, so that it is merged into the cache on first use."""
     from safetensors.torch import load_file, save_file
 
-    from longctx_bench.core.sources import embedded_folder
+    from longctx_bench.core.sources import shipped_checkpoint_folder
     from longctx_bench.training.quantize_delta import pack
 
-    base = shutil.copytree(embedded_folder("rope-tiny"), folder / "base")
+    base = shutil.copytree(shipped_checkpoint_folder("rope-tiny"), folder / "base")
     trained = shutil.copytree(base, folder / "trained")
     weights = load_file(base / "model.safetensors")
     changed = {name: (0.99 * weight.float()).bfloat16() for name, weight in weights.items()}

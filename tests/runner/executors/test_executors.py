@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from longctx_bench.core.errors import DoesNotFit, UserError
-from longctx_bench.core.sources import digest
+from longctx_bench.core.errors import ContextTooShort, UserError
+from longctx_bench.core.sources import content_digest
 from longctx_bench.core.types import Request
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors import make_executor
-from longctx_bench.runner.executors.ray_executor.cluster import Layout, layout
+from longctx_bench.runner.executors.ray_executor.cluster import Layout, connect, layout
 from longctx_bench.runner.executors.ray_executor.prefix_sharding import shards
 from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, parts, unpack
 from longctx_bench.runner.executors.ray_executor.worker import Failure, Order, Worker, WorkerFacts
@@ -33,6 +36,8 @@ ECHO = {"name": "echo"}
         ([{"CPU": 16}], 3, True, Layout(3, 5, 0)),
         ([{"CPU": 3}, {"CPU": 1}], 2, True, Layout(2, 1, 0)),
         ([{"CPU": 4}, {"CPU": 4}], 3, True, Layout(3, 2, 0)),
+        ([{"CPU": 32, "GPU": 4}], 4, True, Layout(4, 8, 1)),
+        ([{"CPU": 3}, {"CPU": 1}], 4, True, Layout(4, 1, 0)),
     ],
 )  # fmt: skip
 def test_layout(nodes: list[dict[str, float]], workers: int | None, use_gpus: bool, wanted: Layout) -> None:
@@ -72,7 +77,7 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
     with scratch as folder:
         assert not list(Path(folder).rglob("*.safetensors")), "weights are not sent"
         sent = parts(variant, variant.base({}), None)
-        back = elsewhere.rebuilt(sent.model, sent.spec, sent.params, sent.source)
+        back = elsewhere.variant_from_parts(sent.model, sent.spec, sent.params, sent.source)
     assert back.method.model_dump() == variant.method.model_dump()
     assert back.method.model_dump()["strength"] == 0.25
     assert (back.model, back.source) == (variant.model, variant.source)
@@ -95,7 +100,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     facts = worker.start()
     assert isinstance(facts, WorkerFacts)
     assert facts.engine == "echo"
-    order = Order(parts(variant, variant.base({}), digest(variant.source)), 64, "niah", None, "generate", False)
+    order = Order(parts(variant, variant.base({}), content_digest(variant.source)), 64, "niah", None, "generate", False)
     requests = [Request("0", [5] * 40, 8), Request("1", [5] * 50, 8)]
     assert worker.batches(order, requests) == [["0", "1"]]
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
@@ -106,7 +111,7 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     assert "holds other weights" in refused.message
     assert f"on the worker at {socket.gethostname()}" in refused.message
     assert isinstance(refused.error(), UserError)
-    assert isinstance(Failure("skip", "too short").error(), DoesNotFit)
+    assert isinstance(Failure("skip", "too short").error(), ContextTooShort)
 
 
 def test_options_that_do_not_go_together() -> None:
@@ -124,6 +129,25 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"needs the package 'ray': pip install 'longctx-bench\[ray\]'"):
         make_executor("ray", ECHO, Registry())
+
+
+def test_ray_starts_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: bool(asked)  # type: ignore[attr-defined]
+    ray.init = lambda **options: asked.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    assert connect(None) == (ray, True)
+    # Whoever connected before disconnects.
+    assert connect(None) == (ray, False)
+    # No output of the workers between the lines of the progress, no server for a browser, no report of its use.
+    assert asked == [
+        {"address": None, "log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR}
+    ]
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_no_cluster_at_the_address() -> None:

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import lzma
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,8 @@ import numpy as np
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.file_cache import made_once
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.corpus import files
 from longctx_bench.training.data.sequence_packing import Batches, PackedText, RetrievalPool
 from longctx_bench.training.data.token_cache import token_arrays
@@ -26,7 +31,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "five"}) + "\n\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["six"]}), tmp_path / "d.parquet")
     found = files(TextSource(path="."), tmp_path)
-    assert [text for file in found for text in documents_of_file(file)] == [
+    assert [text for file in found for text in read_documents(file)] == [
         "one",
         "two",
         "three",
@@ -53,7 +58,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        [list(documents_of_file(file)) for file in files(TextSource(path=name), tmp_path)]
+        [list(read_documents(file)) for file in files(TextSource(path=name), tmp_path)]
 
 
 def test_a_missing_corpus_says_how_to_name_it(tmp_path: Path) -> None:
@@ -74,6 +79,65 @@ def test_tokens_are_made_once_with_an_end_after_each_document(
     assert text.rstrip("\0") == (corpus / "train.txt").read_text(encoding="utf-8")
 
 
+def test_files_tokenised_at_the_same_time_keep_their_order_and_bytes(
+    corpus: Path, tokenizer: Any, tmp_path: Path, prose: Callable[[int, int], str]
+) -> None:
+    texts = [prose(seed, 5 + seed) for seed in range(7)]
+    for number, text in enumerate([*texts, texts[0]]):  # the last is a second copy of the first
+        (tmp_path / f"{number}.txt").write_text(f"{text}\0{text[:40]}", encoding="utf-8")
+    cache = tmp_path / "cache"
+    arrays = token_arrays([TextSource(path="*.txt")], tmp_path, tokenizer, 0, cache)
+    for text, array in zip([*texts, texts[0]], arrays, strict=True):
+        ids = [
+            token
+            for document in (text, text[:40])
+            for token in [*tokenizer.encode(document, add_special_tokens=False), tokenizer.eos_token_id]
+        ]
+        assert array.dtype == np.uint16
+        assert array.tolist() == ids
+    assert len(list(cache.glob("*.npy"))) == 7
+
+
+@pytest.mark.parametrize("damage", ["cut off", "flipped", "without digests"])
+def test_damaged_tokens_are_named_and_made_again(
+    corpus: Path, tokenizer: Any, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = [TextSource(path="train.txt")]
+    (first,) = token_arrays(source, corpus, tokenizer, 0, tmp_path)
+    before = np.array(first)
+    (file,) = tmp_path.glob("*.npy")
+    content = file.read_bytes()
+    if damage == "without digests":
+        # As an earlier version left it: whether it is whole, nobody knows.
+        file.with_name(f"{file.name}.digests.json").unlink()
+    else:
+        file.write_bytes(content[:-5] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
+    (again,) = token_arrays(source, corpus, tokenizer, 0, tmp_path)
+    assert np.array_equal(before, again)
+    assert file.read_bytes() == content
+    [said] = [record.getMessage() for record in caplog.records if record.name == "longctx_bench"]
+    assert said.startswith(f"{file}: ")
+
+
+def test_what_a_killed_tokenisation_left_goes_with_the_next(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("fork").Process(target=_killed_while_it_tokenises, args=(tmp_path,))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    left = list(tmp_path.glob(".making-*/made*"))
+    assert left, "the test means nothing unless something was left"
+    token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def _killed_while_it_tokenises(folder: Path) -> None:
+    def make(made: Path) -> None:
+        made.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    made_once(folder / "tokens.npy", make)
+
+
 def test_a_full_disk_is_one_clear_line(
     corpus: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +147,7 @@ def test_a_full_disk_is_one_clear_line(
     monkeypatch.setattr("numpy.save", full)
     with pytest.raises(UserError, match=r"No space left on device .* LONGCTX_BENCH_CACHE"):
         token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_rows_predict_every_token_once() -> None:

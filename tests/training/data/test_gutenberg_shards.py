@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx_bench.core.text_files import documents_of_file
+from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.decontamination import Shingles
 from longctx_bench.training.data.gutenberg_shards import ShardWriter, main
 from longctx_bench.training.data.gutenberg_text import SMALLEST, cleaned, decoded, is_english, is_free
@@ -97,7 +97,7 @@ def test_shards_hold_each_new_book_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "4 kept" in capsys.readouterr().out
     shards = sorted((tmp_path / "a").glob("*.txt.xz"))
     assert [shard.name for shard in shards] == ["gb0.txt.xz", "gb1.txt.xz"]
-    found = {document for shard in shards for document in documents_of_file(shard)}
+    found = {document for shard in shards for document in read_documents(shard)}
     assert found == {"\n\n".join(prose(seed)) for seed in (0, 1, 4, 5)}
     index = dict(line.split("\t")[::3] for line in (tmp_path / "a" / "books.tsv").read_text("utf-8").splitlines())
     assert (index["2.txt"], index["3.txt"], index["tiny.txt"], index["image.txt"]) == (

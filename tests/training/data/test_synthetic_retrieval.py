@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,8 @@ import numpy as np
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.training.data import synthetic_retrieval
-from longctx_bench.training.data.sequence_packing import PackedText
+from longctx_bench.training.data import synthetic_retrieval, synthetic_retrieval_workers
+from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
 from longctx_bench.training.data.synthetic_retrieval import Encoded
 from longctx_bench.training.data.synthetic_retrieval_workers import retrieval_pool
 from longctx_bench.training.data.token_cache import token_arrays
@@ -42,12 +47,12 @@ def test_exercises_fit_and_hold_their_answers(length: int, prose: Prose) -> None
 def test_a_limit_on_needles_leaves_out_the_harder_kinds(prose: Prose) -> None:
     text = prose(5, 400)
     counts = {
-        most: {
+        max_needles: {
             made.text.count(" is: ")
             for index in range(80)
-            if (made := synthetic_retrieval.exercise(0, index, text, encode, 600, most=most))
+            if (made := synthetic_retrieval.exercise(0, index, text, encode, 600, max_needles=max_needles))
         }
-        for most in (2, 4, 10)
+        for max_needles in (2, 4, 10)
     }
     assert counts[2] == {1, 2}
     assert counts[4] == {1, 2, 3, 4}
@@ -110,6 +115,80 @@ def test_the_pool_is_cached_rows_of_exercises(corpus: Path, tokenizer: Any, tmp_
         text_of_haystack = tokenizer.decode(row[haystack].tolist())
         assert "special magic" not in text_of_haystack
         assert tokenizer.decode(row[~haystack].tolist()).count(" is:") == tokenizer.decode(row.tolist()).count(" is:")
+
+
+class InlineExecutor(Executor):
+    """Runs a pool's initializer and tasks at once, in this process."""
+
+    initargs: tuple[Any, ...] = ()
+
+    def __init__(self, workers: int, context: Any, initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
+        InlineExecutor.initargs = initargs
+        initializer(*initargs)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **named))
+        return future
+
+
+def _pools_of_workers_and_of_one_process(
+    corpus: Path, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RetrievalPool, RetrievalPool]:
+    monkeypatch.setattr(synthetic_retrieval_workers, "_ROWS_PER_TASK", 2)
+    monkeypatch.setattr(synthetic_retrieval_workers, "usable_cores", lambda: 2)
+    arrays = token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, folder)
+    in_memory = PackedText([np.array(array) for array in arrays], 600)
+    return (
+        retrieval_pool(PackedText(arrays, 600), tokenizer, 5, 3, folder / "workers"),
+        retrieval_pool(in_memory, tokenizer, 5, 3, folder / "one-process"),
+    )
+
+
+def test_what_a_worker_is_started_with_fits_into_a_pipe(
+    corpus: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = copy.deepcopy(tokenizer)
+    large.add_tokens([f"<extra-{number}>" for number in range(2000)])
+    assert len(large.backend_tokenizer.to_str()) > 1 << 16
+    monkeypatch.setattr(synthetic_retrieval_workers, "ProcessPoolExecutor", InlineExecutor)
+    for folder in ("workers", "one-process"):
+        (tmp_path / folder).mkdir()
+    by_workers, by_one = _pools_of_workers_and_of_one_process(corpus, large, tmp_path, monkeypatch)
+    assert 0 < len(pickle.dumps(InlineExecutor.initargs)) < 1 << 16
+    assert not Path(InlineExecutor.initargs[0]).exists()
+    assert np.array_equal(by_workers.rows, by_one.rows)
+    assert np.array_equal(by_workers.haystack, by_one.haystack)
+
+
+@pytest.mark.slow
+def test_worker_processes_generate_the_rows_of_one_process(
+    corpus: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("workers", "one-process"):
+        (tmp_path / folder).mkdir()
+    by_workers, by_one = _pools_of_workers_and_of_one_process(corpus, tokenizer, tmp_path, monkeypatch)
+    assert np.array_equal(by_workers.rows, by_one.rows)
+    assert np.array_equal(by_workers.haystack, by_one.haystack)
+
+
+def test_a_worker_and_the_command_start_without_torch() -> None:
+    modules = ("longctx_bench.training.data.synthetic_retrieval_workers", "longctx_bench.training.__main__")
+    code = f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["rows", "haystack"])
+def test_a_damaged_pool_is_made_again(corpus: Path, tokenizer: Any, tmp_path: Path, name: str) -> None:
+    text = PackedText(token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path), 600)
+    before = [np.array(array) for array in retrieval_pool(text, tokenizer, 3, 0, tmp_path)]
+    [file] = tmp_path.glob(f"*.exercises/{name}.npy")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = retrieval_pool(text, tokenizer, 3, 0, tmp_path)
+    assert all(np.array_equal(one, other) for one, other in zip(before, again, strict=True))
+    assert file.read_bytes() == content
 
 
 def test_a_context_too_short_for_any_exercise_is_refused(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.modeling_drope import UnrotatedAttention
+from longctx_bench.methods.modeling_drope import DropeAttention
 from longctx_bench.training.causal_attention import causal_attention, use_training_attention
 from longctx_bench.training.data.sequence_packing import Batches, PackedText, RetrievalPool
 from longctx_bench.training.models import fresh_model, without_positions
@@ -24,11 +24,11 @@ from longctx_bench.training.train import train
 BOTH_KV_HEADS = pytest.mark.parametrize("kv_heads", [4, 2])
 
 
-def _attention(kv_heads: int, qk_norm: bool) -> UnrotatedAttention:
+def _attention(kv_heads: int, qk_norm: bool) -> DropeAttention:
     shape = Shape(hidden_size=64, layers=1, heads=4, kv_heads=kv_heads, ffn=32, vocab_size=300)
     model = without_positions(fresh_model(shape, "rope", 64, 300, 0, seed=1), qk_norm)
     use_training_attention(model, "drope")
-    attention: UnrotatedAttention = model.model.layers[0].self_attn
+    attention: DropeAttention = model.model.layers[0].self_attn
     with torch.no_grad():
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection.weight.normal_(generator=torch.Generator().manual_seed(3))
@@ -139,7 +139,7 @@ def test_random_crops_cut_each_pass_at_other_places() -> None:
 def test_a_killed_run_resumes_to_the_same_weights(small: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from longctx_bench.training.trainer import Run
+    from longctx_bench.training.trainer import Trainer
 
     base = train(small(), tmp_path / "base")
     recipe = small(
@@ -151,15 +151,15 @@ def test_a_killed_run_resumes_to_the_same_weights(small: Any, tmp_path: Path) ->
         tokens=6 * 256,
     )
     whole = train(recipe, tmp_path / "whole")
-    cut = Run(read_recipe(recipe), tmp_path / "cut")
-    save = cut._save
+    cut = Trainer(read_recipe(recipe), tmp_path / "cut")
+    save = cut._save_state
 
     def save_and_stop() -> None:
         save()
         cut.stopping = True
 
-    cut._save = save_and_stop  # type: ignore[method-assign]
-    cut.finish()
+    cut._save_state = save_and_stop  # type: ignore[method-assign]
+    cut.train()
     assert (tmp_path / "cut" / "state").is_dir()
     train(recipe, tmp_path / "cut")
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "cut"))

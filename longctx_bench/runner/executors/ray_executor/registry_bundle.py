@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longctx_bench.core.code_digest import Code
+from longctx_bench.core.code_digest import CodeDigest
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import MethodSpec, ModelSpec, PathSource, Source
 from longctx_bench.core.temp_dirs import ScratchFolder
-from longctx_bench.methods.base import Base
+from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry
 
@@ -42,8 +42,8 @@ class VariantParts:
     source: Source
     digest: str | None
     """Of weights that are named by a path; the other machine must find the same ones there."""
-    base: Base
-    code: Code | None = None
+    base: BaseModelInfo
+    code: CodeDigest | None = None
     """The source of a method that is not longctx-bench's own; the other machine must have the same."""
 
 
@@ -71,7 +71,7 @@ def unpack(parcel: Parcel) -> tuple[Registry, AbstractContextManager[Any]]:
     return Registry(baselines=folders[0], task_folders=folders[1]), scratch
 
 
-def parts(variant: ModelVariant, base: Base, digest: str | None) -> VariantParts:
+def parts(variant: ModelVariant, base: BaseModelInfo, digest: str | None) -> VariantParts:
     """Take a variant apart; a relative path of its weights becomes absolute."""
     source = variant.source
     if isinstance(source, PathSource):

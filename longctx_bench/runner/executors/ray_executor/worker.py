@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longctx_bench.core.errors import DoesNotFit, UserError
+from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.types import Example, Request
 from longctx_bench.metrics import Metric
@@ -33,7 +33,7 @@ class Failure:
     def error(self) -> Exception:
         """Return it as what the runner knows."""
         if self.kind != "bug":
-            return (DoesNotFit if self.kind == "skip" else UserError)(self.message)
+            return (ContextTooShort if self.kind == "skip" else UserError)(self.message)
         error = RemoteError(self.message)
         error.add_note(self.trace)
         return error
@@ -158,12 +158,12 @@ class Worker:
 
     def _folder(self, variant: VariantParts) -> Path:
         """Return the checkpoint on this machine, and see to it that it is the driver's."""
-        from longctx_bench.core.sources import digest
+        from longctx_bench.core.sources import content_digest
         from longctx_bench.models.checkpoint import checkpoint_folder
 
         folder = checkpoint_folder(variant.source)
         if variant.digest is not None and (folder, variant.digest) not in self._checked:
-            if digest(variant.source) != variant.digest:
+            if content_digest(variant.source) != variant.digest:
                 raise UserError(
                     f"{folder}: holds other weights than on the machine of the run; share the folder among the nodes"
                 )
@@ -174,7 +174,7 @@ class Worker:
         from longctx_bench.models.variant import ModelUnderTest
 
         given = order.variant
-        variant = self._registry.rebuilt(given.model, given.spec, given.params, given.source)
+        variant = self._registry.variant_from_parts(given.model, given.spec, given.params, given.source)
         if variant.code != given.code:
             raise UserError(
                 f"method {given.spec.name}: {given.spec.use} is other code than on the machine of the run; install "
@@ -197,7 +197,7 @@ class Worker:
             return work()
         except UserError as error:
             where = f"{error} (on the worker at {self._node})"
-            return Failure("skip" if isinstance(error, DoesNotFit) else "user", where)
+            return Failure("skip" if isinstance(error, ContextTooShort) else "user", where)
         except MemoryError as error:
             return Failure("user", f"the memory of {self._node} is full ({error}); choose a smaller --length")
         except Exception as error:  # noqa: BLE001 (it is raised again where the run is)

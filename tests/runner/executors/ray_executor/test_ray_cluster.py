@@ -86,7 +86,7 @@ def test_own_methods_reach_the_workers_and_errors_come_back(
     (mine / "breaks.py").write_text(
         "from contextlib import contextmanager\n\nfrom longctx_bench.methods.rope_scaling import PI\n\n\n"
         "class Oops(Exception):\n    pass\n\n\n"
-        "class Breaks(PI):\n    @contextmanager\n    def applied(self, model, base, length):\n"
+        "class Breaks(PI):\n    @contextmanager\n    def patch(self, model, base, length):\n"
         "        raise Oops('no luck')\n        yield\n"
     )
     own = Registry([mine], (), {"ruler-essays": essays}, {"half": {"strength": 0.25}})
@@ -149,7 +149,7 @@ GATE = Path({gate!r})
 
 class Waits(PI):
     @contextmanager
-    def applied(self, model, base, length):
+    def patch(self, model, base, length):
         (GATE / str(os.getpid())).touch()
         while not (GATE / "open").exists():
             time.sleep(0.01)
