@@ -19,7 +19,7 @@ from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
-from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 
 _NEEDLE = re.compile(r"One of the special magic numbers for (\S+) is: (\d+)\.")
@@ -52,7 +52,7 @@ def measure(model: str, length: int, examples: int, device: str, dtype: str) -> 
     folder = resolved.folder
     engine = HFEngine(device, dtype)
     engine.load(folder)
-    cache = PromptCache(registry, spec)
+    cache = RequestBuilder(registry, spec)
     with TemporaryDirectory() as nowhere:
         cells = plan(spec, engine, ResultStore(Path(nowhere)), registry)
     for planned in cells:

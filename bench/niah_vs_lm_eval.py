@@ -18,7 +18,7 @@ from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.metrics import get_metric
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
-from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 
 NEW_TOKENS = 128
@@ -41,7 +41,7 @@ class Grid:
         self.engine = HFEngine(device, dtype)
         self.engine.load(self.folder)
         self.contestant = resolved.at(length)
-        cache = PromptCache(registry, spec)
+        cache = RequestBuilder(registry, spec)
         with TemporaryDirectory() as nowhere:
             [planned] = plan(spec, self.engine, ResultStore(Path(nowhere)), registry)
         self.examples: list[Example] = cache.examples(planned, self.folder)

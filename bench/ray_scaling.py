@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--baselines", type=Path, action="append", default=[])
+    parser.add_argument("--include-path", type=Path, action="append", default=[])
     parser.add_argument("--ray-address")
     chosen = parser.parse_args()
-    registry = Registry(tuple(chosen.baselines))
+    registry = Registry(tuple(chosen.include_path))
     variants, tasks = registry.variants(chosen.model), registry.select_tasks(chosen.tasks)
     lengths = tuple(map(int, chosen.lengths.split(",")))
     made: dict[str, Any] = {"name": "hf", "device": chosen.device, "dtype": chosen.dtype}

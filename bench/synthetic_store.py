@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from longctx_bench.core.types import Cell
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, parse_spec, plain
+from longctx_bench.store.schema import SCHEMA_VERSION, parse_spec, to_builtins
 
 _CONTEXT = 512
 _METHODS = ("rope", "crop", "drope", "longrope", "ntk", "nope", "pi", "rnope-swa", "yarn", "yarn-retrieval")
@@ -162,7 +162,7 @@ def _cell(cell: Cell, kind: _Kind, scores: NDArray[np.float64]) -> dict[str, Any
         "applied": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         "tuning": None,
         "spec_hash": spec.hash,
-        "spec": plain(spec),
+        "spec": to_builtins(spec),
         "engine": {"engine": "synthetic", "device": "none", "dtype": "none", "batch_tokens": 16384},
         "environment": {"longctx_bench": "synthetic", "git": None, "python": "3", "packages": {}},
         "finished": "2026-01-01T00:00:00+00:00",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longctx_bench.api.experiments import compare, figures, report, run
+    from longctx_bench.api.evaluation import compare, figures, report, run
     from longctx_bench.api.models import calibrate, export, load
 
     __version__: str
@@ -24,9 +24,9 @@ def __getattr__(name: str) -> Any:
 
         return package_version()
     if name in __all__:
-        from longctx_bench.api import experiments, models
+        from longctx_bench.api import evaluation, models
 
-        return getattr(models if name in _OF_A_MODEL else experiments, name)
+        return getattr(models if name in _OF_A_MODEL else evaluation, name)
     raise AttributeError(f"module 'longctx_bench' has no attribute '{name}'")
 
 

@@ -64,10 +64,8 @@ class LoadedMetric(NamedTuple):
 class Registry:
     """All models, methods, tasks and data sources by name. Reads YAML only: no torch, no network."""
 
-    baselines: Sequence[Path] = ()
-    """Folders with the user's own method YAMLs and ``models.yaml``."""
-    task_folders: Sequence[Path] = ()
-    """Folders with the user's own task YAMLs."""
+    include_paths: Sequence[Path] = ()
+    """The user's own folders of method YAMLs, ``models.yaml``, task YAMLs and ``sources.yaml``, in any mix."""
     local_data: Mapping[str, Path] = field(default_factory=dict)
     """Local files in place of named data sources."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -82,11 +80,9 @@ class Registry:
         self._folders: dict[str, Path] = {}
         self._benchmarks: dict[str, LoadedClass[Benchmark]] = {}
         self._scorings: dict[str, LoadedMetric] = {}
-        for folder in (shipped_folder("baselines"), *self.baselines):
-            self._read_baselines(_existing(folder, "--baselines"))
+        for folder in (shipped_folder("baselines"), shipped_folder("tasks"), *_installed_tasks(), *self.include_paths):
+            self._read_folder(_existing(folder))
         self._read_plugins()
-        for folder in (shipped_folder("tasks"), *_installed_tasks(), *self.task_folders):
-            self._read_tasks(_existing(folder, "--task-folder"))
         for name in self.settings:
             if name not in self.methods:
                 raise UserError(f"--set {name}: unknown method{did_you_mean(name, self.methods)}")
@@ -108,7 +104,7 @@ class Registry:
             if found.setdefault(variant.name, variant).source != variant.source:
                 raise UserError(
                     f"--model {part}: another model is called {variant.name} too; rename one folder, or list both in a "
-                    f"models.yaml under names of their own (--baselines)"
+                    f"models.yaml under names of their own (--include-path)"
                 )
         if not found:
             raise UserError("--model: names no model")
@@ -148,8 +144,8 @@ class Registry:
             shipped = (shipped_folder("baselines") / "recipes" / f"{recipe}.yaml").is_file()
             raise UserError(
                 f"{method_name}-{model.name}: {model.name} has no {kind.checkpoint} checkpoint; name one as "
-                f"{method_name}:FOLDER_OR_HUB_ID, or under 'checkpoints' in a models.yaml (--baselines), or make it: "
-                f"`longctx-bench train {recipe if shipped else 'RECIPE'}`"
+                f"{method_name}:FOLDER_OR_HUB_ID, or under 'checkpoints' in a models.yaml (--include-path), or make "
+                f"it: `longctx-bench train {recipe if shipped else 'RECIPE'}`"
                 + ("" if shipped else f", a recipe with base: {model.name}")
             )
         params = {**spec.params, **(own.params if own else {}), **self.settings.get(method_name, {})}
@@ -186,7 +182,7 @@ class Registry:
             if kind is not None and needed not in (None, model.native_method):
                 raise UserError(
                     f"{method}:{name}: its config does not say that it is a checkpoint of {kind.checkpoint}; if it is "
-                    f"one, list it under 'checkpoints' of its base in a models.yaml (--baselines)"
+                    f"one, list it under 'checkpoints' of its base in a models.yaml (--include-path)"
                 )
             return self._variant(method or model.native_method, model)
         if method is not None or mark.method in self.settings:
@@ -231,9 +227,9 @@ class Registry:
         return tuple(chosen.values())
 
     def _lm_eval(self, name: str) -> TaskSpec:
-        """Describe a task of lm-eval: one of its own, or of a YAML file in ``lm_eval/`` of a ``--task-folder``."""
+        """Describe a task of lm-eval: one of its own, or of a YAML file in ``lm_eval/`` of an ``--include-path``."""
         task = name.removeprefix(PREFIX)
-        own = [folder / "lm_eval" for folder in self.task_folders if _holds_lm_eval(folder / "lm_eval", task)]
+        own = [folder / "lm_eval" for folder in self.include_paths if _holds_lm_eval(folder / "lm_eval", task)]
         return TaskSpec(
             name=name,
             use="lm-eval",
@@ -285,47 +281,54 @@ class Registry:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def _read_baselines(self, folder: Path) -> None:
-        for path in sorted(folder.glob("*.yaml")):
-            values = read_yaml(path)
-            if path.name == "models.yaml":
-                for name, entry in values.items():
-                    where = f"{path}: {name}"
-                    model = validate(
-                        ModelSpec, {"name": name, **require_mapping(entry, where)}, where, {"folder": folder}
-                    )
-                    self.models[name] = model
-            else:
+    def _read_folder(self, folder: Path) -> None:
+        """Read a folder's ``models.yaml`` and ``sources.yaml``, and its other YAMLs as methods or tasks."""
+        files = {path: read_yaml(path) for path in sorted(folder.glob("*.yaml"))}
+        models, sources = files.pop(folder / "models.yaml", {}), files.pop(folder / "sources.yaml", {})
+        for name, entry in models.items():
+            where = f"{folder / 'models.yaml'}: {name}"
+            model = validate(ModelSpec, {"name": name, **require_mapping(entry, where)}, where, {"folder": folder})
+            self.models[name] = model
+        self._add_sources(folder, sources)
+        for path, values in files.items():
+            if _is_method(values):
                 spec = validate(MethodSpec, {"name": path.stem, **values}, str(path))
                 self.methods[spec.name] = spec
                 self._folders[spec.name] = folder
+            else:
+                self._add_tasks(path, values)
 
     def _read_plugins(self) -> None:
         for name in METHODS.names():
             if name not in METHODS.shipped:
                 self.methods.setdefault(name, MethodSpec(name=name, use=name))
 
-    def _read_tasks(self, folder: Path) -> None:
-        sources = folder / "sources.yaml"
-        if sources.exists():
-            for name, entry in read_yaml(sources).items():
-                where = f"{sources}: {name}"
-                self.sources[name] = validate(DataSpec, require_mapping(entry, where), where, {"folder": folder})
+    def _add_sources(self, folder: Path, values: Mapping[str, Any]) -> None:
+        for name, entry in values.items():
+            where = f"{folder / 'sources.yaml'}: {name}"
+            self.sources[name] = validate(DataSpec, require_mapping(entry, where), where, {"folder": folder})
         for name, path in self.local_data.items():
             if name in self.sources:
                 self.sources[name] = self.sources[name].model_copy(
                     update={"source": PathSource(path=path.resolve(), alias=name)}
                 )
-        for path in sorted(set(folder.glob("*.yaml")) - {sources}):
-            for name, entry in read_yaml(path).items():
-                if name.startswith("_"):
-                    continue
-                where = f"{path}: {name}"
-                if name == "groups":
-                    self.groups.update(validate(Groups, {"groups": entry}, where).groups)
-                    continue
-                self.tasks[name] = validate(TaskSpec, {"name": name, **require_mapping(entry, where)}, where)
-                self._folders[f"task:{name}"] = folder
+
+    def _add_tasks(self, path: Path, values: Mapping[str, Any]) -> None:
+        for name, entry in values.items():
+            if name.startswith("_"):
+                continue
+            where = f"{path}: {name}"
+            if name == "groups":
+                self.groups.update(validate(Groups, {"groups": entry}, where).groups)
+                continue
+            self.tasks[name] = validate(TaskSpec, {"name": name, **require_mapping(entry, where)}, where)
+            self._folders[f"task:{name}"] = path.parent
+
+
+def _is_method(values: Mapping[str, Any]) -> bool:
+    """Whether a YAML describes one method (fields such as ``use``) rather than tasks by name."""
+    fields = MethodSpec.model_fields
+    return "use" in values or any(name in fields and not isinstance(entry, Mapping) for name, entry in values.items())
 
 
 def _component(
@@ -379,7 +382,7 @@ def _holds_lm_eval(folder: Path, task: str) -> bool:
     return any(named.search(file.read_text(encoding="utf-8", errors="replace")) for file in files if file.is_file())
 
 
-def _existing(folder: Path, option: str) -> Path:
+def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError(f"{option} {folder}: no such folder")
+        raise UserError(f"--include-path {folder}: no such folder")
     return folder

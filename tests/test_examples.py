@@ -31,7 +31,7 @@ def results(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "passkey:\n  use: passkey\n  metric: first_number\n  max_new_tokens: 8\n  samples: 10\n  params: {depths: 5}\n"
     )
     written = called(
-        site, "examples", "passkey", "--model", "log-n-tiny", "--length", 512, "--limit", 5, "--task-folder",
+        site, "examples", "passkey", "--model", "log-n-tiny", "--length", 512, "--limit", 5, "--include-path",
         folder / "mine",
     )  # fmt: skip
     examples = [json.loads(line) for line in written.splitlines()]
@@ -39,7 +39,7 @@ def results(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = [{"id": e["id"], "text": e["references"][0] if e["id"] != "000001" else "7"} for e in examples]
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
     called(
-        site, "run", "--model", "log-n-tiny", "--tasks", "passkey", "--length", 512, "--limit", 5, "--task-folder",
+        site, "run", "--model", "log-n-tiny", "--tasks", "passkey", "--length", 512, "--limit", 5, "--include-path",
         folder / "mine", "--engine", "recorded", "--engine-arg", f"answers={folder / 'answers.jsonl'}", "--out",
         folder / "out",
     )  # fmt: skip

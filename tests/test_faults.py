@@ -199,14 +199,14 @@ def test_a_memory_that_is_full_at_the_first_long_cell(
 def test_a_memory_that_is_full_while_prompts_are_made(
     tiny_folder: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = ResultStore.keep_excerpts
+    keep = ResultStore.save_excerpts
 
     def full(self: ResultStore, cell: Any, examples: Any) -> None:
         if cell.length == 512:
             raise MemoryError
         keep(self, cell, examples)
 
-    monkeypatch.setattr(ResultStore, "keep_excerpts", full)
+    monkeypatch.setattr(ResultStore, "save_excerpts", full)
     code, out, errors = call(
         "run", "--model", tiny_folder, "--tasks", "niah_single_1", "--length", "448,512,1024", "--limit", "2",
         "--engine", "echo", "--out", tmp_path,

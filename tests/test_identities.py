@@ -15,7 +15,7 @@ from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import Cell
 from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 from longctx_bench.registry import Registry
-from longctx_bench.store.cell_folders import cell_parts
+from longctx_bench.store.cell_folders import cell_path_parts
 from longctx_bench.store.schema import parse_result, parse_spec
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
@@ -58,7 +58,7 @@ def test_cells_that_ship_are_where_their_names_say_and_have_their_hashes() -> No
     assert len(folders) > 600
     for folder in folders:
         details = json.loads((folder / "cell.json").read_bytes())
-        assert folder.parts[-4:] == cell_parts(Cell(**details["cell"]))
+        assert folder.parts[-4:] == cell_path_parts(Cell(**details["cell"]))
         assert parse_spec(details).hash == parse_result(details).spec_hash == details["spec_hash"]
 
 

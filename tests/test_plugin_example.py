@@ -32,7 +32,7 @@ def test_readme_plugin_runs(
     (tmp_path / "mine").mkdir()
     for name, text in blocks.items():
         (tmp_path / name).write_text(text)
-    command = ["longctx-bench", "run", "--baselines", str(tmp_path / "mine"), "--model", f"half-pi:{tiny_folder}"]
+    command = ["longctx-bench", "run", "--include-path", str(tmp_path / "mine"), "--model", f"half-pi:{tiny_folder}"]
     command += ["--tasks", "niah", "--scale", "2x", "--limit", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*command, "--data", f"ruler-essays={essays}"])
     with pytest.raises(SystemExit) as stop:
@@ -50,7 +50,7 @@ def test_tasks_readme_examples_are_tasks(tmp_path: Path, essays: Path, tiny_enco
     rows.mkdir()
     row = {"context": "It rained.", "input": "", "answers": ["Rain."], "length": 2, "all_classes": None}
     (rows / "multi_news.jsonl").write_text(json.dumps(row) + "\n")
-    registry = Registry(task_folders=[tmp_path], local_data={"ruler-essays": essays, "longbench": rows})
+    registry = Registry(include_paths=[tmp_path], local_data={"ruler-essays": essays, "longbench": rows})
     spec = registry.tasks["niah_eight_keys"]
     [example] = registry.benchmark(spec).examples(tiny_encoder, 1024, spec.max_new_tokens, 1, 42)
     assert example.prompt.count("One of the special magic numbers") == 8

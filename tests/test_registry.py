@@ -34,7 +34,7 @@ def test_a_tasks_class_lies_beside_its_yaml(tmp_path: Path, monkeypatch: pytest.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    registry = Registry(task_folders=[own(tmp_path / "a", "one", "One"), own(tmp_path / "b", "two", "Two")])
+    registry = Registry(include_paths=[own(tmp_path / "a", "one", "One"), own(tmp_path / "b", "two", "Two")])
     for task, name in (("one", "One"), ("two", "Two")):
         (spec,) = registry.select_tasks(task)
         assert type(registry.benchmark(spec)).__name__ == name, "each folder's own file of that name"
@@ -44,7 +44,7 @@ def test_a_tasks_class_lies_beside_its_yaml(tmp_path: Path, monkeypatch: pytest.
 def test_a_parameter_that_is_wrong_names_its_task(tmp_path: Path) -> None:
     folder = own(tmp_path / "a", "one", "One")
     (folder / "tasks.yaml").write_text(f"one: {{{TASK.format(name='One')}, params: {{size: big}}}}\n")
-    registry = Registry(task_folders=[folder])
+    registry = Registry(include_paths=[folder])
     with pytest.raises(UserError, match="task one: 'size': "):
         registry.benchmark(registry.tasks["one"])
 
@@ -52,7 +52,7 @@ def test_a_parameter_that_is_wrong_names_its_task(tmp_path: Path) -> None:
 def test_a_task_without_its_class_is_refused(tmp_path: Path) -> None:
     folder = own(tmp_path / "a", "one", "One")
     (folder / "tasks.yaml").write_text(f"one: {{{TASK.format(name='Other')}}}\n")
-    registry = Registry(task_folders=[folder])
+    registry = Registry(include_paths=[folder])
     with pytest.raises(UserError, match="one"):
         registry.benchmark(registry.tasks["one"])
 
@@ -62,7 +62,7 @@ def test_entries_with_an_underscore_and_groups(tmp_path: Path) -> None:
     (folder / "tasks.yaml").write_text(
         f"_base: &base {{{TASK.format(name='One')}}}\none: *base\ntwo: *base\ngroups: {{both: [two, one, two]}}\n"
     )
-    registry = Registry(task_folders=[folder])
+    registry = Registry(include_paths=[folder])
     assert "_base" not in registry.tasks
     assert [task.name for task in registry.select_tasks("both, one")] == ["two", "one"]
     with pytest.raises(UserError, match="--tasks: unknown task 'on'; did you mean 'one'"):
@@ -91,7 +91,7 @@ def test_a_protocol_that_a_task_does_not_have() -> None:
 def test_an_lm_eval_task_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "lm_eval").mkdir()
     (tmp_path / "lm_eval/mine.yaml").write_text("task: mine\n")
-    registry = Registry(task_folders=[tmp_path])
+    registry = Registry(include_paths=[tmp_path])
     (mine,) = registry.select_tasks("lm_eval:mine")
     assert mine.params["include"] == {"path": str((tmp_path / "lm_eval").resolve())}
     (other,) = registry.select_tasks("lm_eval:other")
@@ -135,7 +135,7 @@ def test_settings_and_data_of_nothing(tmp_path: Path) -> None:
         Registry(settings={"yran": {}})
     with pytest.raises(UserError, match="--data ruler-essay: unknown data source; did you mean 'ruler-essays'"):
         Registry(local_data={"ruler-essay": tmp_path})
-    with pytest.raises(UserError, match="--task-folder .*nowhere: no such folder"):
-        Registry(task_folders=[tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="--baselines .*nowhere: no such folder"):
-        Registry(baselines=[tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="--include-path .*nowhere: no such folder"):
+        Registry(include_paths=[tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="--include-path .*nowhere: no such folder"):
+        Registry(include_paths=[tmp_path / "nowhere"])

@@ -57,24 +57,24 @@ def benchmark(folder: Path, name: str = "example", value: str = "None") -> Path:
 
 def test_a_misspelt_function_of_a_plug_in_is_one_line(call: Call, tmp_path: Path) -> None:
     folder = method(tmp_path / "mine", "model_overides")
-    code, _, error = call("run", "--baselines", folder, "--model", "mine-tiny", "--dry-run")
+    code, _, error = call("run", "--include-path", folder, "--model", "mine-tiny", "--dry-run")
     assert code == 2
     assert error == (
         "longctx-bench: baselines/mine: use: ./mine.py:Mine: does not define 'model_overrides', only 'model_overides'\n"
     )
     folder = benchmark(tmp_path / "tasks", "exmple")
-    code, _, error = call("run", "--task-folder", folder, "--tasks", "riddles", "--model", "rope-tiny", "--dry-run")
+    code, _, error = call("run", "--include-path", folder, "--tasks", "riddles", "--model", "rope-tiny", "--dry-run")
     assert code == 2
     assert error.endswith("use: ./riddles.py:Riddles: does not define 'example', only 'exmple'\n")
     folder = benchmark(tmp_path / "others", "riddle")
-    code, _, error = call("run", "--task-folder", folder, "--tasks", "riddles", "--model", "rope-tiny", "--dry-run")
+    code, _, error = call("run", "--include-path", folder, "--tasks", "riddles", "--model", "rope-tiny", "--dry-run")
     assert error.endswith("does not define 'example'\n")
 
 
 def test_an_error_in_a_plug_in_names_its_line(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
     folder = benchmark(tmp_path / "tasks", value="misspelt")
     code, _, error = call(
-        "run", "--task-folder", folder, "--tasks", "riddles", "--model", f"rope:{tiny_folder}", "--length", "256",
+        "run", "--include-path", folder, "--tasks", "riddles", "--model", f"rope:{tiny_folder}", "--length", "256",
         "--device", "cpu", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
@@ -88,7 +88,7 @@ def test_a_plan_says_what_the_run_would_refuse(call: Call, tmp_path: Path) -> No
     states = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if "/niah/" in line}
     assert states == {"longrope-tiny/niah/1024": "refused", "yarn-tiny/niah/1024": "run"}
     assert error.startswith("failed: longrope-tiny/niah/1024: longrope needs 'short_factor', a list of 32 numbers")
-    code, _, error = call(*arguments, "mine-tiny", "--baselines", method(tmp_path / "mine", value="1 / 0"))
+    code, _, error = call(*arguments, "mine-tiny", "--include-path", method(tmp_path / "mine", value="1 / 0"))
     assert code == 2
     assert (
         "failed: mine-tiny/niah/1024: ZeroDivisionError: division by zero (raised by ./mine.py:Mine, line 7)" in error

@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.reporting.figures.registry import Figures, Material
+from longctx_bench.reporting.figures.registry import FigureInputs, FiguresByName
 
 
-def draw(material: Material) -> Figures:
+def draw(material: FigureInputs) -> FiguresByName:
     """Return one figure per task.
 
     Raises:
@@ -24,7 +24,7 @@ def draw(material: Material) -> Figures:
         for place, cell in enumerate(cells, 1):
             axes = figure.add_subplot(1, len(cells), place)
             axes.hist(cell.scores, bins=10, color="0.4")
-            axes.set_title(f"{cell.contestant}, {cell.cell.length:,} tokens", fontsize=9)
+            axes.set_title(f"{cell.variant}, {cell.cell.length:,} tokens", fontsize=9)
             axes.set_xlabel(cell.metric)
             axes.set_ylabel("examples")
         made[f"{task}-histogram"] = figure

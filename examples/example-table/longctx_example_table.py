@@ -12,8 +12,8 @@ def worst(cells: Sequence[CellSummary]) -> list[Table]:
     """Return one table, one row per model; tasks that are not scored in per cent are left out."""
     shown = [cell for cell in cells if cell.percent]
     rows = []
-    for name in sorted({cell.contestant for cell in shown}):
-        cell = min((cell for cell in shown if cell.contestant == name), key=lambda cell: cell.score)
+    for name in sorted({cell.variant for cell in shown}):
+        cell = min((cell for cell in shown if cell.variant == name), key=lambda cell: cell.score)
         score = Entry(f"{100 * cell.score:.0f}", f"[{100 * cell.low:.0f}, {100 * cell.high:.0f}]")
         rows.append((name, cell.cell.task, f"{cell.cell.length:,}", score))
     header = ("model", "worst task", "length", "score (%) [95 % interval]")

@@ -1,4 +1,4 @@
-"""What the command line does with one model, as functions: load, export, calibrate."""
+"""Python API for single models: load, export, calibrate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(
     device: str = "auto",
     registry: Registry | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a model with a method applied for good, ready for any loop of your own.
+    """Load a model with a method permanently applied, for use in your own code.
 
     Example:
         >>> model, tokenizer = load("yarn-tiny", length=1024, device="cpu")
@@ -46,18 +46,18 @@ def load(
 
     Args:
         name: as ``--model`` takes it: ``yarn-smollm2-135m``, ``pi:org/name``, a folder.
-        length: tokens that the model is to read, such as ``4096`` or ``"4k"``; its training context when None.
+        length: context length in tokens, such as ``4096`` or ``"4k"``; the training context if None.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        registry: knows the names; the built-in one when None.
+        registry: resolves names; the built-in one if None.
 
     Returns:
         The transformers model, in evaluation mode on the device, and its tokenizer. The model takes
         ``input_ids`` of shape [batch, tokens] and gives logits of shape [batch, tokens, vocabulary].
 
     Raises:
-        UserError: an unknown name, weights that cannot be had, or a method that depends on each prompt's
-            length (dynamic-ntk) and so cannot be applied once for all prompts.
+        UserError: an unknown name, unavailable weights, or a method that depends on each prompt's length
+            (dynamic-ntk) and cannot be applied once for all prompts.
     """
     from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 
@@ -73,8 +73,7 @@ def load(
     if len(lengths) > 1 or NATURAL in lengths:
         raise UserError(f"length {length}: a model is loaded for one length, in tokens")
     tokens = lengths[0]
-    # Entered and never left: the caller keeps the model as the method made it, and the model keeps the context,
-    # which would be undone if it were collected.
+    # Entered and never exited. The model holds a reference to the context, because garbage collection would undo it.
     applied: Any = apply_method(model, resolved.at(tokens), tokens)
     applied.__enter__()
     object.__setattr__(model, "_longctx_bench_applied", applied)
@@ -97,17 +96,17 @@ def export(
 
     Args:
         model: as ``--model`` takes it.
-        folder: a new one; it appears whole or not at all.
+        folder: output folder, which must not exist; it is created atomically.
         scale: a multiple of the training context, such as ``"4x"``.
-        length: tokens to read, such as ``4096``; the training context when neither is given.
-        dtype: of the weights; ``auto`` keeps theirs, but writes float32 where a temperature is multiplied into them.
-        registry: knows the names; the built-in one when None.
+        length: context length in tokens, such as ``4096``; the training context if neither is given.
+        dtype: of the weights; ``auto`` keeps theirs, or float32 if a temperature is folded into them.
+        registry: resolves names; the built-in one if None.
 
     Returns:
-        The folder, its ``mark`` (model, method, length, factor, temperature), and how close the logits are.
+        The folder, its ``mark`` (model, method, length, factor, temperature), and the largest logit difference.
 
     Raises:
-        UserError: the method cannot be exported, or the folder is there already.
+        UserError: the method cannot be exported, or the folder exists.
     """
     from longctx_bench.engines.hf.export import check_exportable, export_checkpoint
 
@@ -139,24 +138,24 @@ def calibrate(
     registry: Registry | None = None,
     tell: Callable[[SweepPoint], None] | None = None,
 ) -> Calibration:
-    """Fit the tunable scalar of a model's method at each scale, as ``longctx-bench calibrate`` does.
+    """Calibrate the tunable scalar of a model's method per scale, as ``longctx-bench calibrate`` does.
 
     Args:
         model: as ``--model`` takes it, of a method with a tunable scalar: DroPE, NoPE, YaRN.
-        scale: extension factors to fit at, as for :func:`run`.
-        objective: ``retrieval`` finds needles, ``perplexity`` predicts ``text``.
-        text: long text that no test uses.
-        limit: examples of each kind a value in the coarse sweep; twice as many in the fine one.
-        seed: of the calibration's examples, none of which is a test's.
+        scale: scales to calibrate at, as for :func:`run`.
+        objective: ``retrieval`` maximizes needle retrieval, ``perplexity`` minimizes the loss on ``text``.
+        text: long text that is not used for tests.
+        limit: examples of each kind per value in the coarse sweep; twice as many in the fine sweep.
+        seed: of the calibration examples, which are disjoint from all test examples.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        batch_tokens: tokens a batch; from the free memory when None.
-        out: folder to write ``calibration.json`` to instead of the checkpoint's own.
-        registry: knows the names; the built-in one when None.
-        tell: called with every point as it is measured.
+        batch_tokens: maximum tokens per batch; from free memory if None.
+        out: output folder of ``calibration.json``; the checkpoint's if None.
+        registry: resolves names; the built-in one if None.
+        tell: called with every point when it is measured.
 
     Returns:
-        The best value by scale, the law's coefficient, and the file that was written, where runs find it.
+        The best value per scale, the coefficient of the fitted law, and the written file, where runs find it.
 
     Raises:
         UserError: bad input, a method without such a scalar, or a folder that cannot be written.
@@ -182,9 +181,9 @@ def calibrate(
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
     examples = parse_int(limit, "limit") or 1
     resolved = variant.resolve()
-    # Not into the cache, where weights of your folder may have been converted or merged: runs look beside the source.
-    own = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
-    target = parse_path(out, "out") if out else variant.source.path if own else resolved.folder  # type: ignore[union-attr]
+    # Not into the cache, where the weights may have been converted or merged: runs look in the source folder.
+    is_folder = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
+    target = parse_path(out, "out") if out else variant.source.path if is_folder else resolved.folder  # type: ignore[union-attr]
     require_writable(target)
     engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
     engine.load(resolved.folder)

@@ -1,4 +1,4 @@
-"""What the Python functions return: frames, figures and calibrations that show themselves in a notebook."""
+"""Return types of the Python API, with notebook display: frames, figures, calibrations."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class ResultFrame(pd.DataFrame):
-    """A DataFrame of exact numbers that a notebook shows as the command line's tables, with intervals and notes.
+    """A DataFrame of unrounded numbers that a notebook displays as the command line's tables, with intervals and notes.
 
-    Whatever is selected or computed from it is a plain DataFrame.
+    Selections and computations return plain DataFrames.
     """
 
     _metadata = ["_tables", "notes"]  # noqa: RUF012 (pandas' own protocol for attributes)
 
     _tables: Callable[[], Sequence[Table]]
     notes: tuple[str, ...]
-    """A line for each cell that is missing or was left out."""
+    """A line per missing or excluded cell."""
 
     @property
     def _constructor(self) -> type[pd.DataFrame]:
@@ -39,7 +39,7 @@ class ResultFrame(pd.DataFrame):
 
     @property
     def tables(self) -> list[Table]:
-        """The tables that a notebook shows."""
+        """The tables that a notebook displays."""
         return list(self._tables())
 
     def _repr_html_(self) -> str:
@@ -53,13 +53,13 @@ def result_frame(
     tables: Callable[[], Sequence[Table]],
     notes: Sequence[str] = (),
 ) -> ResultFrame:
-    """Return rows as a frame that shows itself as tables.
+    """Create a frame that is displayed as tables.
 
     Args:
-        rows: by column.
-        columns: in their order.
-        tables: makes the tables, when they are first looked at.
-        notes: lines below them.
+        rows: values by column.
+        columns: column order.
+        tables: creates the tables when they are displayed.
+        notes: lines below the tables.
     """
     frame = ResultFrame([dict(row) for row in rows], columns=list(columns))
     frame._tables = tables
@@ -68,17 +68,17 @@ def result_frame(
 
 
 class FigureSet(dict[str, "Figure"]):
-    """Matplotlib figures by name; a notebook shows them one below the other."""
+    """Matplotlib figures by name, displayed in sequence in a notebook."""
 
     left_out: tuple[str, ...] = ()
-    """A line for each figure that the folder has no data for."""
+    """A line per figure without data."""
 
     def save(self, folder: str | Path, formats: str | Sequence[str] = "png") -> list[Path]:
         """Write each figure to ``folder/NAME.FORMAT``.
 
         Args:
-            folder: made where it is not there.
-            formats: ``png``, ``pdf`` or ``svg``, with commas or as a list.
+            folder: created if missing.
+            formats: ``png``, ``pdf`` or ``svg``, comma-separated or as a list.
 
         Returns:
             The paths.
@@ -106,20 +106,20 @@ def _png(figure: Figure) -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What :func:`longctx_bench.calibrate` found and wrote."""
+    """The result of :func:`longctx_bench.calibrate`."""
 
     model: str
     parameter: str
-    """Of the method: ``temperature`` or ``attention_factor``."""
+    """The tuned parameter: ``temperature`` or ``attention_factor``."""
     objective: str
     fit: CalibrationResult
-    """Best value by scale, the law's coefficient and every point that was measured."""
+    """Best value per scale, the coefficient of the fitted law, and all measured points."""
     path: Path
-    """The ``calibration.json`` that runs read."""
+    """The written ``calibration.json``, which runs read."""
 
     @property
     def table(self) -> dict[float, float]:
-        """Best value by extension factor."""
+        """Best value by scale."""
         return dict(self.fit.table)
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""``longctx-bench calibrate``."""
+"""``longctx-bench calibrate``: tune a method's scalar per scale."""
 
 from __future__ import annotations
 
@@ -15,38 +15,47 @@ if TYPE_CHECKING:
 
 @click.command("calibrate")
 @click.argument("model")
-@click.option("--scale", default="2x,4x,8x", show_default=True, metavar="SCALES", help="Extension factors to fit at.")
+@click.option("--scale", default="2x,4x,8x", show_default=True, metavar="SCALES", help="Scales to calibrate at.")
 @click.option(
     "--objective",
     default="retrieval",
     show_default=True,
     type=click.Choice(["retrieval", "perplexity"]),
-    help="Find needles, or predict long text.",
+    help="Maximize needle retrieval, or minimize perplexity on --text.",
 )
-@click.option("--text", type=click.Path(path_type=Path), help="Text for perplexity: .txt, .jsonl or parquet, .xz too.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text for --objective perplexity: .txt, .jsonl or .parquet, optionally .xz.",
+)
 @click.option(
     "--limit",
     default=33,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Examples of each kind a value in the coarse sweep; twice as many in the fine one.",
+    help="Examples of each kind per value in the coarse sweep; the fine sweep uses twice as many.",
 )
-@click.option("--seed", default=42, show_default=True, help="Of the calibration's examples, none of which is a test's.")
+@click.option(
+    "--seed",
+    default=42,
+    show_default=True,
+    help="Random seed of the calibration examples, which are disjoint from all test examples.",
+)
 @engine_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     callback=writable,
-    help="Folder to write to instead of the checkpoint's own.",
+    help="Output folder (default: the checkpoint's).",
 )
 @registry_options
 def calibrate_command(
     model: str, scale: str, objective: str, text: Path | None, limit: int, seed: int, dtype: str, device: str,
     batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Fit the tunable scalar of a MODEL's method at each scale: DroPE's temperature, YaRN's attention factor.
+    """Calibrate the tunable scalar of a MODEL's method per scale: DroPE's temperature, YaRN's attention factor.
 
-    Writes calibration.json and a plot of the sweep beside the checkpoint, where runs find it.
+    Writes calibration.json and a plot of the sweep to the checkpoint's folder, where runs find it.
     """
     from rich.console import Console
 
@@ -56,11 +65,13 @@ def calibrate_command(
     registry = make_registry(**options)  # type: ignore[arg-type]
     tunable = registry.variant(model).method.tunable
 
-    def tell(point: SweepPoint) -> None:
+    def print_point(point: SweepPoint) -> None:
         console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
-    found = calibrate(model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, tell)
-    table = ", ".join(f"{s:g}x: {value:g}" for s, value in found.table.items())
+    result = calibrate(
+        model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, print_point
+    )
+    table = ", ".join(f"{s:g}x: {value:g}" for s, value in result.table.items())
     console.print(
-        f"best {tunable}: {table}; law 1 + {found.fit.c:.3f} ln s\nwrote {found.path}", markup=False, soft_wrap=True
+        f"best {tunable}: {table}; law 1 + {result.fit.c:.3f} ln s\nwrote {result.path}", markup=False, soft_wrap=True
     )

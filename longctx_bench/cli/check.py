@@ -1,4 +1,4 @@
-"""``longctx-bench check``: whether a method keeps to what every run relies on."""
+"""``longctx-bench check``: contract tests of a method."""
 
 from __future__ import annotations
 
@@ -22,43 +22,46 @@ if TYPE_CHECKING:
 
 @click.command("check")
 @click.argument("method")
-@click.option("--model", "base", default="tiny", show_default=True, metavar="BASE", help="A base, hub id or folder.")
+@click.option(
+    "--model", "base", default="tiny", show_default=True, metavar="BASE", help="Base model, hub id or folder."
+)
 @click.option(
     "--prompt-tokens",
     default=1024,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of the longest prompt and its answer; at most twice the training context.",
+    help="Tokens of the longest prompt and its answer; at most twice the training context.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--format",
     "form",
     default="terminal",
     show_default=True,
     type=click.Choice(["terminal", "json"]),
-    help="How the result is written.",
+    help="Output format.",
 )
 @registry_options
 def check_command(
     method: str, base: str, prompt_tokens: int, device: str, form: str, **options: tuple[str, ...]
 ) -> None:
-    """Try a METHOD such as yarn, or one of your own (--baselines), on a small model in fp32.
+    """Test a METHOD, e.g. yarn or your own (--include-path), on a small model in fp32.
 
-    The same prompts alone and beside others, padded, in chunks, from a cache, with drafts, in other batches; at the
-    training context against the base; and what is left of the method afterwards. Exit code 1 when a check fails.
+    Runs the same prompts alone and batched, padded, in chunks, from a KV cache, with draft tokens and in other batches;
+    compares with the base at the training context; and checks that the method is fully undone. Exit code 1 if a check
+    fails.
     """
     registry = make_registry(**options)  # type: ignore[arg-type]
     variant = _variant(registry, method, base)
 
     from longctx_bench.analysis.probes.method_contract import check_method
 
-    found = check_method(variant, device, prompt_tokens)
+    report = check_method(variant, device, prompt_tokens)
     if form == "json":
-        click.echo(json.dumps(asdict(found) | {"passed": found.passed}, indent=2))
+        click.echo(json.dumps(asdict(report) | {"passed": report.passed}, indent=2))
     else:
-        _show(found)
-    sys.exit(0 if found.passed else 1)
+        _show(report)
+    sys.exit(0 if report.passed else 1)
 
 
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
@@ -68,14 +71,15 @@ def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
         raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():
         return registry.variant(f"{method}:{base}")
-    # A contestant's name, such as rope-tiny, says which base is meant.
+    # A model name such as rope-tiny names its base.
     return registry.variant(f"{method}:{registry.variant(base).model.name}")
 
 
-def _show(found: CheckReport) -> None:
-    prompts = ", ".join(map(str, found.prompts))
-    say(f"{found.method} on {found.model}, applied for {found.length} tokens, on {found.device}; prompts of {prompts}")
-    for check in found.checks:
+def _show(report: CheckReport) -> None:
+    prompts = ", ".join(map(str, report.prompts))
+    applied = f"{report.method} on {report.model}, applied for {report.length} tokens"
+    say(f"{applied}, on {report.device}; prompts of {prompts}")
+    for check in report.checks:
         difference = "" if check.difference is None else f"largest difference {check.difference:.1e}"
-        said = "; ".join(filter(None, (difference, check.detail)))
-        say(f"{check.result:14}  {check.name:16}  {said}".rstrip())
+        details = "; ".join(filter(None, (difference, check.detail)))
+        say(f"{check.result:14}  {check.name:16}  {details}".rstrip())

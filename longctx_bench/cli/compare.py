@@ -1,4 +1,4 @@
-"""``longctx-bench compare``: two methods on identical examples."""
+"""``longctx-bench compare``: paired comparison of two models on identical examples."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 @click.argument("a")
 @click.argument("b")
 @click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--tasks", help="The tasks to compare, with commas; all by default.")
-@click.option("--scale", help="The multiples of the training context to compare, with commas, such as 2x,4x.")
-@click.option("--length", help="The lengths in tokens to compare, with commas, such as 4k or natural.")
+@click.option("--tasks", help="Comma-separated tasks (default: all).")
+@click.option("--scale", help="Lengths as multiples of the training context, e.g. 2x,4x (default: all).")
+@click.option("--length", help="Lengths in tokens, e.g. 4k, or natural (default: all).")
 @format_option
 @out_option
 def compare_command(
     a: str, b: str, folder: Path, tasks: str | None, scale: str | None, length: str | None, form: str, out: Path | None
 ) -> None:
-    """Compare two contestants of a run's FOLDER, such as yarn-tiny and drope-tiny, on identical examples.
+    """Compare two models of a run's FOLDER, e.g. yarn-tiny and drope-tiny, on identical examples.
 
-    Each cell: difference with its 95 % interval, exact McNemar or permutation test, Holm correction over the table,
-    examples won, tied and lost. Examples without an identical counterpart are left out and named on standard error.
+    Per cell: difference with its 95 % confidence interval, exact McNemar or permutation test with Holm correction over
+    the table, and wins, ties and losses. Examples whose prompts differ are excluded and reported on standard error.
     """
-    from longctx_bench.reporting.comparison_selection import compare_chosen
+    from longctx_bench.reporting.comparison_selection import compare_selected
     from longctx_bench.reporting.results import read_cells
 
     results = read_cells(folder)
     require_finished(results, folder)
-    comparison, missing = compare_chosen(
+    comparison, missing = compare_selected(
         results, folder, a, b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
     )
     form = format_of(form, out)

@@ -1,4 +1,4 @@
-"""``longctx-bench data pull``."""
+"""``longctx-bench data pull``: download data and weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from longctx_bench.core.errors import UserError, did_you_mean
 
 @click.group("data")
 def data_group() -> None:
-    """Fetch data and weights ahead of a run."""
+    """Download data and weights before a run."""
 
 
 @data_group.command("pull")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @registry_options
 def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
-    """Fetch and check each NAME: a data source or a model of `longctx-bench list`, or METHOD-BASE."""
+    """Download and verify each NAME: a data source or model from `longctx-bench list`, or METHOD-BASE."""
     from longctx_bench.core.sources import fetch
 
     registry = make_registry(**options)  # type: ignore[arg-type]
@@ -29,11 +29,11 @@ def pull_command(names: tuple[str, ...], **options: tuple[str, ...]) -> None:
         try:
             variant = registry.variant(name)
         except UserError as error:
-            known = [*registry.sources, *registry.models]
+            available = [*registry.sources, *registry.models]
             raise UserError(
                 f"data pull {name}: {error}"
                 if ":" in name or "unknown model" not in str(error)
-                else f"data pull: unknown name '{name}'{did_you_mean(name, known)}"
+                else f"data pull: unknown name '{name}'{did_you_mean(name, available)}"
             ) from error
         from longctx_bench.models.checkpoint import checkpoint_folder
         from longctx_bench.models.trusted_sources import trust_source

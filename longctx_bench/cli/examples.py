@@ -1,4 +1,4 @@
-"""``longctx-bench examples``."""
+"""``longctx-bench examples``: export prompts as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from longctx_bench.core.io import atomic_write
 
 @click.command("examples")
 @click.argument("task")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
-@click.option("--length", metavar="TOKENS", help="Tokens of prompt and new tokens together, such as 4096 or 4k.")
-@click.option("--scale", metavar="SCALE", help="Instead of --length: a multiple of the model's training context.")
-@click.option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="How many examples.")
-@click.option("--seed", default=42, show_default=True, help="Of all random choices.")
-@click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
-@click.option("--chat-template", is_flag=True, help="Count the tokens of the model's chat template too.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Model whose tokenizer counts the tokens.")
+@click.option("--length", metavar="TOKENS", help="Length in tokens, prompt and new tokens together, e.g. 4096 or 4k.")
+@click.option("--scale", metavar="SCALE", help="Length as a multiple of the training context, instead of --length.")
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(min=1), help="Number of examples.")
+@click.option("--seed", default=42, show_default=True, help="Random seed.")
+@click.option("--protocol", help="Prompt protocol; ruler@paper uses RULER's own scripts.")
+@click.option("--chat-template", is_flag=True, help="Include the tokens of the model's chat template in the length.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of standard output."
+    "--out", type=click.Path(path_type=Path), callback=writable, help="Output file (default: standard output)."
 )
 @registry_options
 def examples_command(
     task: str, model: str, length: str | None, scale: str | None, limit: int, seed: int, protocol: str | None,
     chat_template: bool, out: Path | None, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Write the examples of a TASK (or group) as JSON lines, for use elsewhere."""
+    """Export the examples of a TASK (or group) as JSON lines."""
     registry = make_registry(**options)  # type: ignore[arg-type]
     tasks = registry.select_tasks(task, protocol)
     variant = registry.variant(model)
@@ -39,10 +39,10 @@ def examples_command(
         raise UserError("name one length: --length 4096 or --scale 2x")
 
     from longctx_bench.models.checkpoint import checkpoint_folder
-    from longctx_bench.runner.export_prompts import Order, lines
+    from longctx_bench.runner.export_prompts import ExportJob, export_lines
 
-    orders = [
-        Order(
+    jobs = [
+        ExportJob(
             spec.name,
             registry.benchmark(spec),
             lengths[0],
@@ -53,7 +53,7 @@ def examples_command(
         )
         for spec in tasks
     ]
-    written = lines(orders, checkpoint_folder(variant.source))
+    written = export_lines(jobs, checkpoint_folder(variant.source))
     if out is None:
         sys.stdout.writelines(written)
         return

@@ -1,4 +1,4 @@
-"""``longctx-bench export``: a method as a plain checkpoint that servers can load."""
+"""``longctx-bench export``: write a method into a plain checkpoint that servers can load."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from longctx_bench.cli.output import put, say
 @click.command("export")
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--scale", metavar="SCALE", help="A multiple of the training context, such as 4x.")
-@click.option("--length", metavar="TOKENS", help="Tokens to read, such as 4096; the training context by default.")
+@click.option("--scale", metavar="SCALE", help="Length as a multiple of the training context, e.g. 4x.")
+@click.option("--length", metavar="TOKENS", help="Length in tokens, e.g. 4096 (default: the training context).")
 @click.option(
     "--dtype",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Of the weights; auto keeps theirs, but writes float32 where a temperature is multiplied into them.",
+    help="Data type of the weights; auto keeps theirs, or float32 if a temperature is folded into them.",
 )
 @registry_options
 def export_command(
     model: str, folder: Path, scale: str | None, length: str | None, dtype: str, **options: tuple[str, ...]
 ) -> None:
-    """Write MODEL at one length as a plain checkpoint in FOLDER, and check that it gives the method's logits.
+    """Export MODEL at one length as a plain checkpoint in FOLDER, and verify its logits.
 
-    Positions go into the config, the softmax temperature into the queries' weights. `--model FOLDER` then runs it, and
-    so does a server that knows its class (`--engine openai`). Methods that no config can say are refused.
+    Position changes go into the config, the softmax temperature into the query weights. Run the result with `--model
+    FOLDER`, or on any server that supports its architecture (`--engine openai`). Methods that a config cannot express
+    are refused.
     """
     from longctx_bench.api.models import export
     from longctx_bench.engines.hf.export import served_by, summary

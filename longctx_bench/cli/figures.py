@@ -1,4 +1,4 @@
-"""``longctx-bench figures``."""
+"""``longctx-bench figures``: draw figures from stored results."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ _FORMATS = ("png", "pdf", "svg")
     default="heatmap",
     show_default=True,
     metavar="KINDS",
-    help="With commas, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks (scores at one "
-    "scale), in-context (lm-eval's tasks), curves (training losses), factors, attention (of `longctx-bench probe`), or "
-    "one that an installed package brings.",
+    help="Comma-separated kinds, or all: heatmap (needle depth by length), length (scores by scale), bars, tasks "
+    "(scores at one scale), in-context (lm-eval's tasks), curves (training loss), factors and attention (from "
+    "`longctx-bench probe`), or one from an installed package.",
 )
-@click.option("--task", help="The tasks to draw, with commas; all of the folder by default.")
+@click.option("--task", help="Comma-separated tasks (default: all in the folder).")
 @click.option(
     "--scale",
-    help="Of bars, tasks and in-context: 4x, say, or natural; by default 2x (in-context 1x), else the largest.",
+    help="Scale for bars, tasks and in-context, e.g. 4x or natural (default: 2x, in-context 1x, else the largest).",
 )
-@click.option("--format", "forms", metavar="FORMATS", help="png, pdf, svg, with commas; png by default.")
+@click.option("--format", "forms", metavar="FORMATS", help="Comma-separated formats: png, pdf, svg (default: png).")
 @click.option(
     "--checkpoints",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder with the loss.csv of training runs in or below it, for curves; may be repeated. By default --kind "
-    "curves draws those of the shipped checkpoints that were measured.",
+    help="Folder searched for the loss.csv of training runs, for --kind curves; may be repeated (default: the shipped "
+    "checkpoints that the run measured).",
 )
 @click.option(
     "--paper",
     metavar="NAME|FILE",
-    help="Instead: all tables and figures of a paper (drope, or a YAML file of yours), published beside measured.",
+    help="Reproduce a paper's tables and figures instead (drope, or your own YAML), published next to measured.",
 )
-@click.option("--base", "bases", metavar="MODELS", help="With --paper: the measured models to show, with commas.")
+@click.option("--base", "bases", metavar="MODELS", help="With --paper, comma-separated measured models to show.")
 @click.option(
     "--out", type=click.Path(path_type=Path), callback=writable,
-    help="A file ending in png, pdf or svg for a single figure, or the folder to write to; FOLDER/figures by default.",
+    help="File (.png, .pdf or .svg) for a single figure, or output folder (default: FOLDER/figures).",
 )  # fmt: skip
 def figures_command(
     folder: Path, kind: str, task: str | None, scale: str | None, forms: str | None, checkpoints: tuple[Path, ...],
     paper: str | None, bases: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw a run's FOLDER: needle heatmaps of all models on one sheet, or other kinds of figures.
+    """Draw figures of a run's FOLDER: by default, one sheet with the needle heatmaps of all models.
 
-    With --kind all, everything that the folder has data for; a line says what was left out and why.
+    --kind all draws everything the folder has data for and reports what was left out and why.
     """
     from longctx_bench.reporting.figures import style
-    from longctx_bench.reporting.figures.registry import KINDS, Material, draw
+    from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs, draw_figures
 
     if paper is not None:
-        _refuse_beside_paper(out)
+        _reject_options_of_paper(out)
         write_paper(
-            paper, folder, split_commas(bases), _chosen("--format", forms or "png,pdf", _FORMATS),
+            paper, folder, split_commas(bases), _parse_choices("--format", forms or "png,pdf", _FORMATS),
             out or folder / "figures" / Path(paper).stem,
         )  # fmt: skip
         return
     if bases is not None:
         raise UserError("--base goes with --paper")
-    kinds = _chosen("--kind", kind, tuple(KINDS))
+    kinds = _parse_choices("--kind", kind, tuple(FIGURE_KINDS))
     if scale is not None and kind.strip() != "all" and not {"bars", "tasks", "in-context"} & set(kinds):
         raise UserError("--scale goes with the kinds bars, tasks and in-context; the others show every length")
     single = out if out is not None and out.suffix.lstrip(".") in _FORMATS else None
@@ -79,17 +79,17 @@ def figures_command(
         raise UserError(f"--out {out}: must end in .png, .pdf or .svg, or name a folder")
     if single is not None and (forms or len(kinds) > 1):
         raise UserError(f"--out {single}: is one file; for several kinds or formats name a folder")
-    formats = _chosen("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
-    # Everything that the folder has data for: the curves of what ships are of other runs.
-    material = Material(
+    formats = _parse_choices("--format", forms or (single.suffix[1:] if single else "png"), _FORMATS)
+    # --kind all draws the folder's own data; the curves of shipped checkpoints belong to other runs.
+    material = FigureInputs(
         folder, tuple(split_commas(task)), _scale(scale), checkpoints=checkpoints, shipped_curves=kind.strip() != "all"
     )
     if material.tasks:
         require_finished(material.results, folder)
-    made = draw(material, kinds, lambda line: say(f"left out: {line}", err=True))
-    if single is not None and len(made) > 1:
-        raise UserError(f"--out {single}: is one file, there are {len(made)} figures; name a folder, or one --task")
-    for name, figure in made.items():
+    figures = draw_figures(material, kinds, lambda line: say(f"left out: {line}", err=True))
+    if single is not None and len(figures) > 1:
+        raise UserError(f"--out {single}: is one file, there are {len(figures)} figures; name a folder, or one --task")
+    for name, figure in figures.items():
         stem = single.with_suffix("") if single else (out or folder / "figures") / name
         for path in style.save(figure, stem, formats):
             say(f"wrote {path}")
@@ -97,8 +97,8 @@ def figures_command(
         say(f"missing: {line}", err=True)
 
 
-def _refuse_beside_paper(out: Path | None) -> None:
-    """Refuse options that a paper's layout decides."""
+def _reject_options_of_paper(out: Path | None) -> None:
+    """Raise for options that a paper's layout determines."""
     context = click.get_current_context()
     for option in ("kind", "task", "scale", "checkpoints"):
         if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
@@ -107,14 +107,14 @@ def _refuse_beside_paper(out: Path | None) -> None:
         raise UserError(f"--out {out}: a paper has many tables and figures; name a folder")
 
 
-def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = known if text == "all" else tuple(split_commas(text))
-    for name in chosen:
-        if name not in known:
-            raise UserError(f"{option} {name}: unknown{did_you_mean(name, known)}")
-    if not chosen:
-        raise UserError(f"{option}: names nothing; known: {', '.join(known)}")
-    return tuple(dict.fromkeys(chosen))
+def _parse_choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    selected = choices if text == "all" else tuple(split_commas(text))
+    for name in selected:
+        if name not in choices:
+            raise UserError(f"{option} {name}: unknown{did_you_mean(name, choices)}")
+    if not selected:
+        raise UserError(f"{option}: names nothing; known: {', '.join(choices)}")
+    return tuple(dict.fromkeys(selected))
 
 
 def _scale(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The root command and its entry point."""
+"""Root command and entry point."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from longctx_bench.cli.data import data_group
 from longctx_bench.cli.examples import examples_command
 from longctx_bench.cli.export import export_command
 from longctx_bench.cli.figures import figures_command
-from longctx_bench.cli.lists import list_group
-from longctx_bench.cli.lm_eval_command import lm_eval_command
+from longctx_bench.cli.list import list_group
 from longctx_bench.cli.migrate import migrate_command
 from longctx_bench.cli.output import say
 from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
 from longctx_bench.cli.report import report_command
 from longctx_bench.cli.run import run_command
+from longctx_bench.cli.run_lm_eval import lm_eval_command
 from longctx_bench.cli.score import score_command
 from longctx_bench.cli.show import show_command
 from longctx_bench.cli.train import train_command
@@ -64,13 +64,13 @@ cli.add_command(lm_eval_command)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
-    # A hub that is out of reach must cost seconds, not the minute of its default retries.
+    """Run the command line; user errors are one line on standard error and exit code 2."""
+    # An unreachable hub must cost seconds, not the minute of its default retries.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait stand in each other's way on virtual machines: 20 times slower was seen.
+    # Spinning OpenMP threads slow each other down on virtual machines, by up to 20 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_terminal()
+    _sanitize_terminal_output()
     try:
         cli(prog_name="longctx-bench", standalone_mode=False)
     except UserError as error:
@@ -84,14 +84,14 @@ def main() -> None:
         say(f"longctx-bench: {error.format_message()}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        say("longctx-bench: stopped; the same command goes on where this one ended", err=True)
+        say("longctx-bench: interrupted; repeat the command to resume", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, say) has seen enough.
+        # The reader, e.g. head, closed the pipe.
         _close_output()
         sys.exit(0)
     except OSError as error:
-        # Files have lines of their own: what is left is a standard output that goes to a full disk.
+        # Errors of files are UserErrors: only a standard output on a full disk gets here.
         if not disk_is_full(error):
             raise
         _close_output()
@@ -99,10 +99,10 @@ def main() -> None:
         sys.exit(2)
 
 
-def _keep_terminal() -> None:
-    """Let no warning, log message or traceback print what a terminal would take for a command.
+def _sanitize_terminal_output() -> None:
+    """Strip terminal control characters from warnings, log messages and tracebacks.
 
-    They may repeat anything: a name in a model's config, what a server answered.
+    They may quote untrusted text: a name in a model's config, a server's response.
     """
     warnings.formatwarning = _warning
     sys.excepthook = _traceback
@@ -123,5 +123,5 @@ class _LogRecord(logging.LogRecord):
 
 
 def _close_output() -> None:
-    """Let nothing more be written at the end of the process, where it would fail again."""
+    """Redirect standard output to devnull, so that flushing it at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The command ``migrate``."""
+"""``longctx-bench migrate``: old results to the current format."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from longctx_bench.cli.output import say
 @click.command("migrate")
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def migrate_command(folders: tuple[Path, ...]) -> None:
-    """Rewrite the results of an older version in run FOLDERs as this version writes them.
+    """Convert results of older versions in run FOLDERs to the current format.
 
-    Reports and runs read old results as they are; migrate once so that other tools find one format. Records, scores
-    and prompts stay as they are.
+    Reports and runs read old results too; migrate once for tools that expect one format. Records, scores and prompts
+    do not change.
     """
     from longctx_bench.store.migrate import migrate
 

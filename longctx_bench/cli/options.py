@@ -1,4 +1,4 @@
-"""Options that several commands share, and the parsing of their values."""
+"""Options shared by several commands, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -8,77 +8,102 @@ from typing import Any, TypeVar
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from longctx_bench.core.argument_parsing import parse_lengths, parse_scales, split_commas
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import require_writable
 
 __all__ = [
-    "added",
+    "add_options",
     "engine_options",
     "make_registry",
     "parse_lengths",
     "parse_scales",
     "parse_settings",
     "registry_options",
+    "renamed_option",
     "split_commas",
     "writable",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def renamed_option(old: str, advice: str, **attributes: Any) -> Callable[[F], F]:
+    """Return the old spelling of an option: still accepted, hidden from ``--help``, with a warning when it is used.
+
+    Args:
+        old: the spelling of earlier releases, such as ``--rerun``.
+        advice: what to do instead, such as ``use --overwrite``.
+        attributes: of the option, as for :func:`click.option`.
+    """
+
+    def warn(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT:
+            click.echo(f"warning: {old} is deprecated and will be removed in the next release; {advice}", err=True)
+        return value
+
+    return click.option(old, hidden=True, callback=warn, help=f"Deprecated: {advice}.", **attributes)
+
+
+_FOLDERS: dict[str, Any] = {"multiple": True, "type": click.Path(path_type=Path), "metavar": "DIR"}
 _REGISTRY = (
-    click.option("--baselines", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
-                 help="Folder with your own method YAMLs and models.yaml; may be repeated."),
-    click.option("--task-folder", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
-                 help="Folder with your own task YAMLs; may be repeated."),
+    click.option("--include-path", "include_paths", **_FOLDERS,
+                 help="Folder with your own methods, models.yaml or tasks (YAML); may be repeated."),
+    renamed_option("--baselines", "use --include-path", **_FOLDERS),
+    renamed_option("--task-folder", "use --include-path", **_FOLDERS),
     click.option("--data", "local_data", multiple=True, metavar="NAME=PATH",
-                 help="A local file in place of a named data source; may be repeated."),
+                 help="Local file to use for a named data source; may be repeated."),
     click.option("--set", "settings", multiple=True, metavar="METHOD.PARAM=VALUE",
-                 help="Override a method's parameter, such as yarn.factor=8; may be repeated."),
+                 help="Override a method parameter, e.g. yarn.factor=8; may be repeated."),
 )  # fmt: skip
 
 
 _ENGINE = (
     click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]),
-                 help="Precision; auto is bfloat16 where the device computes in it."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N."),
+                 help="Data type of the weights; auto is bfloat16 where the device supports it."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--batch-tokens", type=click.IntRange(min=1),
-                 help="Tokens a batch; from the free memory by default."),
+                 help="Maximum tokens per batch (default: from free memory)."),
 )  # fmt: skip
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file or folder that cannot be written, as an option's callback."""
+    """Option callback: raise if the file or folder cannot be written."""
     if value is not None:
         require_writable(value, "choose another with --out")
     return value
 
 
-def added(command: F, options: tuple[Callable[[F], F], ...]) -> F:
-    """Add options to a command, in their order."""
+def add_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    """Add options to a command, in order."""
     for option in reversed(options):
         command = option(command)
     return command
 
 
 def engine_options(command: F) -> F:
-    """Add the options that say what a model is run in and on."""
-    return added(command, _ENGINE)
+    """Add --dtype, --device and --batch-tokens."""
+    return add_options(command, _ENGINE)
 
 
 def registry_options(command: F) -> F:
-    """Add the options that change what names mean."""
-    return added(command, _REGISTRY)
+    """Add the options that :func:`make_registry` reads."""
+    return add_options(command, _REGISTRY)
 
 
 def make_registry(
-    baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...], settings: tuple[str, ...]
+    include_paths: tuple[Path, ...],
+    baselines: tuple[Path, ...],
+    task_folder: tuple[Path, ...],
+    local_data: tuple[str, ...],
+    settings: tuple[str, ...],
 ) -> Any:
-    """Build the registry from the shared options.
+    """Build the registry from the shared options; ``baselines`` and ``task_folder`` are old spellings.
 
     Raises:
-        UserError: an option is malformed or names nothing.
+        UserError: an option is malformed, or names something that does not exist.
     """
     from longctx_bench.registry import Registry
 
@@ -88,11 +113,12 @@ def make_registry(
         if not equals:
             raise UserError(f"--data {pair}: expected NAME=PATH")
         data[name] = Path(path).expanduser()
-    return Registry(baselines, task_folder, data, parse_settings(settings))
+    folders = tuple(dict.fromkeys((*baselines, *task_folder, *include_paths)))
+    return Registry(folders, data, parse_settings(settings))
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Turn ``yarn.factor=8`` into ``{"yarn": {"factor": 8}}``; values are read as YAML.
+    """Parse ``yarn.factor=8`` into ``{"yarn": {"factor": 8}}``; values are YAML.
 
     Raises:
         UserError: a pair is malformed.

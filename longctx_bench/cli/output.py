@@ -1,4 +1,4 @@
-"""What the commands print: lines and tables, to the terminal or to a file whose ending names the format."""
+"""Output of the commands: lines and tables, to the terminal or a file whose suffix names the format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from longctx_bench.core.sanitize import escape_control_chars, single_line
 if TYPE_CHECKING:
     from longctx_bench.reporting.results import Results
 
-_LEGIBLE = 30
-"""Characters of a folded column below which it cannot be read."""
-_BY_ENDING = {".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+_MIN_WIDTH = 30
+"""Minimum width of a wrapped column, in characters."""
+_BY_SUFFIX = {".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
 format_option = click.option(
     "--format",
@@ -27,7 +27,7 @@ format_option = click.option(
     default="terminal",
     show_default=True,
     type=click.Choice(["terminal", "md", "latex", "csv", "json", "html"]),
-    help="How the tables are written.",
+    help="Output format of the tables.",
 )
 rows_option = click.option(
     "--format",
@@ -35,31 +35,31 @@ rows_option = click.option(
     default="terminal",
     show_default=True,
     type=click.Choice(["terminal", "csv", "json"]),
-    help="How the rows are written.",
+    help="Output format.",
 )
-"""Of commands that show one table, for readers or for programs."""
+"""For commands that print one table."""
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), callback=writable, help="The file to write instead of the terminal."
+    "--out", type=click.Path(path_type=Path), callback=writable, help="Output file (default: the terminal)."
 )
 
 
 def say(line: str, err: bool = False) -> None:
-    """Print one line, without what a terminal would take for a command: names and reasons may be anybody's."""
+    """Print one line without terminal control characters: names and reasons may come from untrusted files."""
     click.echo(single_line(line), err=err)
 
 
 def format_of(form: str, out: Path | None) -> str:
-    """Return the format to write: the one asked for, or that of the file's ending (Markdown where it says nothing)."""
+    """Return the requested format, or else the one of the file's suffix (Markdown if unknown)."""
     if form != "terminal" or out is None:
         return form
-    return _BY_ENDING.get(out.suffix.lower(), "md")
+    return _BY_SUFFIX.get(out.suffix.lower(), "md")
 
 
 def require_finished(results: Results, folder: Path) -> None:
-    """Name what is missing where nothing is finished.
+    """Raise if no cell has finished, after listing the unfinished ones.
 
     Raises:
-        UserError: no cell is finished.
+        UserError: no cell has finished.
     """
     if results.finished:
         return
@@ -71,7 +71,7 @@ def require_finished(results: Results, folder: Path) -> None:
 
 
 def put(text: str, out: Path | None) -> None:
-    """Print a text, its lines as they are, or write it to a file and say so.
+    """Print a text unchanged, or write it to a file and report the path.
 
     Raises:
         UserError: the file cannot be written.
@@ -84,10 +84,10 @@ def put(text: str, out: Path | None) -> None:
 
 
 def put_records(records: Sequence[Mapping[str, object]], form: str) -> None:
-    """Print records for programs.
+    """Print records as CSV or JSON.
 
     Args:
-        records: one a line of CSV, or an object of JSON.
+        records: one per CSV line or JSON object.
         form: ``csv`` or ``json``.
     """
     from longctx_bench.reporting.formats.csv_json import csv_of, json_of
@@ -96,11 +96,10 @@ def put_records(records: Sequence[Mapping[str, object]], form: str) -> None:
 
 
 def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows below their headings, in columns without lines.
+    """Print a table without rules.
 
-    A terminal folds the longest column, and where even the others are too wide for it, gives each row several lines:
-    its name, and below it what stands under which heading. In a pipe each row is one line, at full width and without
-    colours, so that other commands can search it.
+    A terminal wraps the longest column. If the other columns alone are too wide, each row becomes a block: its name,
+    and below it one line per column. In a pipe, each row is one line at full width without colours, for grep.
     """
     shown = [[single_line(text) for text in row] for row in rows]
     if not sys.stdout.isatty():
@@ -115,7 +114,7 @@ def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     console = Console()
     widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
-    if sum(widths) + 2 * len(widths) - max(widths) + min(max(widths), _LEGIBLE) > console.width:
+    if sum(widths) + 2 * len(widths) - max(widths) + min(max(widths), _MIN_WIDTH) > console.width:
         for name, *rest in shown:
             console.print(Text(name, style="bold"))
             for heading, text in zip(header[1:], rest, strict=True):
@@ -123,8 +122,8 @@ def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
                     console.print(Padding(Text.assemble((f"{heading}: ", "dim"), text), (0, 0, 0, 2)))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, heading in enumerate(header):
-        table.add_column(heading, no_wrap=place == 0, overflow="fold")
+    for index, heading in enumerate(header):
+        table.add_column(heading, no_wrap=index == 0, overflow="fold")
     for row in shown:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -1,4 +1,4 @@
-"""``longctx-bench parity``: whether one engine's numbers are another's."""
+"""``longctx-bench parity``: certify that vLLM reproduces transformers."""
 
 from __future__ import annotations
 
@@ -15,41 +15,47 @@ from longctx_bench.core.errors import UserError
 
 @click.command("parity")
 @click.argument("models", metavar="MODEL")
-@click.option("--engines", default="hf,vllm", show_default=True, help="The reference and what is checked against it.")
-@click.option("--task", default="niah", show_default=True, help="Whose prompts are read.")
-@click.option("--scale", metavar="SCALES", help="Multiples of the training context; 1x,2x by default.")
-@click.option("--length", metavar="TOKENS", help="Absolute lengths: 4096,8k (prompt and new tokens).")
-@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=1), help="Prompts a length.")
-@click.option("--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="After each, at most.")
-@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
+@click.option("--engines", default="hf,vllm", show_default=True, help="Reference engine and checked engine.")
+@click.option("--task", default="niah", show_default=True, help="Task that supplies the prompts.")
+@click.option("--scale", metavar="SCALES", help="Lengths as multiples of the training context (default: 1x,2x).")
+@click.option("--length", metavar="TOKENS", help="Lengths in tokens, prompt and new tokens together, e.g. 4096,8k.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(min=1), help="Prompts per length.")
+@click.option(
+    "--new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Maximum new tokens per prompt."
+)
+@click.option("--seed", default=42, show_default=True, help="Random seed of the prompts.")
 @click.option(
     "--first-token-tolerance",
     default=5e-3,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="In nats: of first-token log-probabilities.",
+    help="Maximum difference of first-token log-probabilities, in nats.",
 )
 @click.option(
     "--tolerance",
     default=1e-3,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="In nats: between two candidates of a greedy token that differs.",
+    help="Maximum gap between the top two candidates where greedy tokens differ, in nats.",
 )
 @click.option(
     "--fp64-prompts",
     default=10,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Prompts a length whose first token transformers computes in fp64 too, to say how exact it is itself.",
+    help="Prompts per length also computed in fp64 by transformers, as an accuracy reference.",
 )
 @click.option(
-    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Of both engines."
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Data type of both engines.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
-    help="The run's folder.",
+    help="Results folder.",
 )  # fmt: skip
 @rows_option
 @registry_options
@@ -58,10 +64,10 @@ def parity_command(
     first_token_tolerance: float, tolerance: float, fp64_prompts: int, dtype: str, device: str, out: Path,
     form: str, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Check that vLLM reads with a MODEL such as drope-tiny as transformers does, and write a certificate.
+    """Check that vLLM reproduces transformers for a MODEL, e.g. drope-tiny, and write a certificate.
 
-    Per length, on identical prompts: rotary frequencies, first-token log-probabilities, greedy tokens, scores. Exit
-    code 1 when a model is not certified.
+    Compares rotary frequencies, first-token log-probabilities, greedy tokens and scores per length, on identical
+    prompts. Exit code 1 if a model is not certified.
     """
     if engines.replace(" ", "") != "hf,vllm":
         raise UserError(f"--engines {engines}: only hf,vllm can be compared")
@@ -74,16 +80,16 @@ def parity_command(
     from longctx_bench.engines.vllm_backend.engine import VLLMEngine
     from longctx_bench.runner.plan import RunSpec
 
-    chosen = registry.select_tasks(task, None)
-    if len(chosen) != 1:
-        raise UserError(f"--task {task}: names {len(chosen)} tasks; one is enough")
+    tasks = registry.select_tasks(task, None)
+    if len(tasks) != 1:
+        raise UserError(f"--task {task}: names {len(tasks)} tasks; one is enough")
     scales = scales if scales or lengths else (1.0, 2.0)
-    spec = RunSpec(registry.variants(models), chosen, scales, lengths, limit, seed, rerun=True)
-    # vLLM first: whether it is there shows before minutes are spent.
-    checked = VLLMEngine(device, dtype)
+    spec = RunSpec(registry.variants(models), tasks, scales, lengths, limit, seed, overwrite=True)
+    # vLLM first: fails at once if it is not installed.
+    vllm = VLLMEngine(device, dtype)
     reference = HFEngine(device, dtype)
-    allowed = Tolerance(first_token_tolerance, tolerance)
-    written = certify(spec, registry, reference, checked, allowed, new_tokens, out, fp64_prompts)
+    tolerances = Tolerance(first_token_tolerance, tolerance)
+    written = certify(spec, registry, reference, vllm, tolerances, new_tokens, out, fp64_prompts)
     _show(written, form)
     sys.exit(0 if all(certificate["certified"] for certificate in written.values()) else 1)
 
@@ -92,15 +98,15 @@ def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
     from longctx_bench.reporting.formats import FORMATS, print_tables
     from longctx_bench.reporting.tables.base import Table
 
-    measured = [
-        (certificate["contestant"], length, found)
+    per_length = [
+        (certificate["contestant"], length, entry)
         for certificate in written.values()
-        for length, found in certificate["lengths"].items()
+        for length, entry in certificate["lengths"].items()
     ]
-    rows = tuple((name, f"{int(length):,}", *_row(found)) for name, length, found in measured)
+    rows = tuple((name, f"{int(length):,}", *_row(entry)) for name, length, entry in per_length)
     judged = ("frequencies", "first token", "hf to fp64", "greedy equal", "unexplained", "score of hf", "score of vllm")
     header = ("model", "length", "verdict", "prompts", *judged)
-    records = tuple({"contestant": name, "length": int(length)} | _record(found) for name, length, found in measured)
+    records = tuple({"contestant": name, "length": int(length)} | _record(entry) for name, length, entry in per_length)
     notes = (
         "frequencies: largest relative difference; first token: largest difference of log-probabilities, in nats; hf "
         "to fp64: the same of transformers to itself in fp64",
@@ -115,24 +121,24 @@ def _show(written: dict[Path, dict[str, Any]], form: str) -> None:
         say(f"wrote {path}", err=form != "terminal")
 
 
-def _record(found: dict[str, Any]) -> dict[str, object]:
-    """Return what a certificate says of one length, unrounded."""
-    rotary = found["rotary"]
+def _record(entry: dict[str, Any]) -> dict[str, object]:
+    """Return a certificate's entry for one length, unrounded."""
+    rotary = entry["rotary"]
     return {
-        "passed": found["passed"],
-        "prompts": found["prompts"],
+        "passed": entry["passed"],
+        "prompts": entry["prompts"],
         "frequency_difference": rotary["largest_relative_difference"] if rotary["positions"] else None,
-        "first_token_difference": found["first_token"]["largest_difference"],
-        "hf_against_fp64": found["first_token"].get("hf_against_fp64"),
-        "greedy_equal_share": found["greedy"]["equal_share"],
-        "unexplained": sum(not difference["explained"] for difference in found["greedy"]["differences"]),
-        "score_hf": found["scores"]["hf"],
-        "score_vllm": found["scores"]["vllm"],
+        "first_token_difference": entry["first_token"]["largest_difference"],
+        "hf_against_fp64": entry["first_token"].get("hf_against_fp64"),
+        "greedy_equal_share": entry["greedy"]["equal_share"],
+        "unexplained": sum(not difference["explained"] for difference in entry["greedy"]["differences"]),
+        "score_hf": entry["scores"]["hf"],
+        "score_vllm": entry["scores"]["vllm"],
     }
 
 
-def _row(found: dict[str, Any]) -> tuple[str, ...]:
-    record = _record(found)
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    record = _record(entry)
     frequency, exact = record["frequency_difference"], record["hf_against_fp64"]
     return (
         "passed" if record["passed"] else "FAILED",
@@ -140,7 +146,7 @@ def _row(found: dict[str, Any]) -> tuple[str, ...]:
         "none" if frequency is None else f"{frequency:.1e}",
         f"{record['first_token_difference']:.1e}",
         "" if exact is None else f"{exact:.1e}",
-        f"{100 * found['greedy']['equal_share']:.1f} %",
+        f"{100 * entry['greedy']['equal_share']:.1f} %",
         str(record["unexplained"]),
         f"{record['score_hf']:.4f}",
         f"{record['score_vllm']:.4f}",

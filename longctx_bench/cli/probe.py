@@ -1,4 +1,4 @@
-"""``longctx-bench probe``: what is measured inside a model or a method, for figures."""
+"""``longctx-bench probe``: measurements of model internals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _OUT = click.option(
     "--out", default="results", show_default=True, type=click.Path(path_type=Path), callback=writable,
-    help="The run's folder; the probe lies below its probes/, where figures find it.",
+    help="Results folder; the probe is written to its probes/, where figures find it.",
 )  # fmt: skip
 
 
 @click.group("probe")
 def probe_group() -> None:
-    """Look inside a model or a method, for `longctx-bench figures --kind attention,factors`."""
+    """Measure model internals, for `longctx-bench figures --kind attention,factors`."""
 
 
 @probe_group.command("attention")
@@ -34,29 +34,29 @@ def probe_group() -> None:
     default="1x,2x,4x,8x",
     show_default=True,
     metavar="SCALES",
-    help="Lengths as multiples of the training context; 1x, where the heads are chosen, is always measured.",
+    help="Lengths as multiples of the training context; 1x, which selects the heads, is always included.",
 )
-@click.option("--limit", default=8, show_default=True, type=click.IntRange(min=1), help="Prompts a length.")
-@click.option("--depth", default=50.0, show_default=True, help="Of the needle, in per cent: 0, 10 ... 100.")
-@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
+@click.option("--limit", default=8, show_default=True, type=click.IntRange(min=1), help="Prompts per length.")
+@click.option("--depth", default=50.0, show_default=True, help="Needle depth in per cent: 0, 10, ..., 100.")
+@click.option("--seed", default=42, show_default=True, help="Random seed of the prompts.")
 @click.option(
     "--dtype",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Precision; auto is bfloat16 where the device computes in it.",
+    help="Data type of the weights; auto is bfloat16 where the device supports it.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_OUT
 @registry_options
 def attention_command(
     model: str, scale: str, limit: int, depth: float, seed: int, dtype: str, device: str, out: Path,
     **options: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Measure what the last token of a niah prompt attends to in a MODEL such as yarn-tiny, by length.
+    """Measure what the last token of a niah prompt attends to in a MODEL, e.g. yarn-tiny, by length.
 
-    In a positional and in a semantic head, with the method's scaling (rotary factors, softmax temperature) and
-    without it.
+    For one positional and one semantic head, with and without the method's scaling (rotary factors, softmax
+    temperature).
     """
     registry = make_registry(**options)  # type: ignore[arg-type]
     variant = registry.variant(model)
@@ -72,19 +72,19 @@ def attention_command(
 
 @probe_group.command("virtual-length")
 @click.argument("model")
-@click.option("--factor", default="2,4,8,16", show_default=True, metavar="NUMBERS", help="How often tokens stand.")
-@click.option("--limit", default=8, show_default=True, type=click.IntRange(min=1), help="Prompts.")
-@click.option("--seed", default=42, show_default=True, help="Of the prompts.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--factor", default="2,4,8,16", show_default=True, metavar="NUMBERS", help="Repetitions of each token.")
+@click.option("--limit", default=8, show_default=True, type=click.IntRange(min=1), help="Number of prompts.")
+@click.option("--seed", default=42, show_default=True, help="Random seed of the prompts.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_OUT
 @registry_options
 def virtual_length_command(
     model: str, factor: str, limit: int, seed: int, device: str, out: Path, **options: tuple[str, ...]
 ) -> None:
-    """Measure how well virtual length stands for repeated tokens in a MODEL without positions such as drope-tiny.
+    """Measure how well virtual length emulates repeated tokens in a MODEL without positions, e.g. drope-tiny.
 
-    Prompts whose tokens stand several times are compared with prompts whose keys have as much more on their logits:
-    hidden states by layer and next-token distributions, in fp32.
+    Compares prompts whose tokens are repeated with prompts whose attention logits get the equivalent bias: hidden
+    states by layer and next-token distributions, in fp32.
     """
     registry = make_registry(**options)  # type: ignore[arg-type]
     variant = registry.variant(model)
@@ -105,14 +105,16 @@ def virtual_length_command(
 
 @probe_group.command("factors")
 @click.argument("model")
-@click.option("--scale", default="8x", show_default=True, metavar="SCALES", help="Extension factors s.")
+@click.option(
+    "--scale", default="8x", show_default=True, metavar="SCALES", help="Extension factors (length / training context)."
+)
 @_OUT
 @registry_options
 def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...]) -> None:
-    """Compute by how much methods slow each pair of rotary dimensions of a MODEL down.
+    """Compute by how much methods reduce the frequency of each pair of rotary dimensions of a MODEL.
 
-    MODEL is a base such as tiny (then pi, ntk, yarn, llama3 and, where its lists are given, longrope) or METHOD-BASE
-    names with commas.
+    MODEL is a base, e.g. tiny (for pi, ntk, yarn, llama3 and, if its lists are given, longrope), or comma-separated
+    METHOD-BASE names.
     """
     from longctx_bench.analysis.probes.rope_frequency_factors import scaling_factors, write_factors
 
@@ -131,21 +133,21 @@ def factors_command(model: str, scale: str, out: Path, **options: tuple[str, ...
 
 
 def _methods(registry: Registry, text: str, variants: tuple[ModelVariant, ...], base: Any) -> dict[str, Method]:
-    """Return the methods that were named, or all that change frequencies where a base was."""
+    """Return the named methods, or for a base all methods that change rotary frequencies."""
     from longctx_bench.analysis.probes.rope_frequency_factors import METHODS
 
     if len(variants) > 1 or variants[0].method_name != variants[0].model.native_method:
         return {variant.method_name: variant.method for variant in variants}
     name = variants[0].model.name
-    chosen: dict[str, Method] = {}
+    methods: dict[str, Method] = {}
     for method in METHODS:
-        found = registry.variant(
+        candidate = registry.variant(
             f"{method}-{name}" if name in registry.models else f"{method}:{text.rpartition(':')[2]}"
         ).method
         try:
-            found.model_overrides(base, 2 * base.training_context)
+            candidate.model_overrides(base, 2 * base.training_context)
         except UserError as error:
             say(f"left out: {method}: {error}", err=True)
             continue
-        chosen[method] = found
-    return chosen
+        methods[method] = candidate
+    return methods

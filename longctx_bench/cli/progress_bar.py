@@ -1,4 +1,4 @@
-"""The progress bar of a run: examples of all cells with an ETA, and the cell at work."""
+"""Progress bar of a run: examples of all cells with an ETA, and the current cell."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from longctx_bench.core.sanitize import pluralize, single_line
+from longctx_bench.core.sanitize import single_line
 
 if TYPE_CHECKING:
     from longctx_bench.runner.plan import PlannedCell
 
 
-class Bars:
-    """Shows a run on standard error; on a pipe, one line a cell instead of a moving bar."""
+class ProgressBar:
+    """Shows a run on standard error; in a pipe, one line per cell instead of a moving bar."""
 
     def __init__(self) -> None:
-        # This stream and no later one: while lm-eval runs, standard error is taken from its own bars.
+        # Bound now: sys.stderr is redirected while lm-eval runs, to hide its own progress bars.
         self._console = Console(file=sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -34,11 +34,11 @@ class Bars:
         )
         self._examples = self._progress.add_task("examples", total=0)
         self._cells = 0
-        self._begun = 0
-        self.said: set[str] = set()
-        """Lines ``failed: CELL: why`` that were printed: the end of a run need not repeat them."""
+        self._num_started = 0
+        self.printed: set[str] = set()
+        """The lines ``failed: CELL: reason`` printed so far, which the summary does not repeat."""
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ProgressBar:
         self._progress.start()
         return self
 
@@ -53,13 +53,13 @@ class Bars:
         self._progress.update(self._examples, total=examples)
 
     def cell(self, planned: PlannedCell, examples: int) -> None:
-        """Name the cell at work."""
-        self._begun += 1
-        # Examples that an earlier run stored are not waited for.
+        """Show the current cell."""
+        self._num_started += 1
+        # Examples stored by an earlier run count as done.
         self._progress.advance(self._examples, planned.n - examples)
         self._progress.update(self._examples, description=escape(single_line(str(planned.cell))))
         if not self._console.is_terminal:
-            count = pluralize(examples, "example") if planned.kind != "lm_eval" else "lm-eval's documents"
+            count = planned.strategy.count(examples)
             self._console.print(single_line(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
 
     def advance(self, examples: int) -> None:
@@ -67,15 +67,15 @@ class Bars:
         self._progress.advance(self._examples, examples)
 
     def note(self, message: str) -> None:
-        """Print a line above the bar; that a cell failed or was skipped as :attr:`said` has it."""
+        """Print a line above the bar, reworded as ``failed: CELL: reason`` if it reports a failed or skipped cell."""
         for what in ("failed", "skipped"):
-            cell, found, reason = message.partition(f": {what}: ")
-            if found:
+            cell, separator, reason = message.partition(f": {what}: ")
+            if separator:
                 message = f"{what}: {cell}: {reason}"
-                self.said.add(message)
+                self.printed.add(message)
                 break
         self._progress.console.print(single_line(message), markup=False, soft_wrap=True)
 
     def end_cell(self, planned: PlannedCell, left: int) -> None:
-        """Account for examples that were not run."""
+        """Advance past the examples that were not run."""
         self._progress.advance(self._examples, left)

@@ -1,4 +1,4 @@
-"""``longctx-bench report``: tables and the page of a run."""
+"""``longctx-bench report``: tables and html page of a run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     "--table",
     "kind",
     metavar="KIND",
-    help="Which tables: lengths (scores by length, the default), tasks, summary (reach, retention and position bias), "
-    "cost, all, or one that an installed package brings. "
-    "With html, plain tables in place of the page.",
+    help="Tables to print: lengths (scores by length, the default), tasks, summary (effective length, retention and "
+    "position bias), cost, all, or one from an installed package. With --format html, plain tables, not the page.",
 )
 @out_option
 @click.option(
     "--examples",
     type=click.IntRange(min=0),
-    help="Examples of each cell in an html page; by default as many as keep it below about 30 MB.",
+    help="Examples per cell in the html page (default: as many as fit in about 30 MB).",
 )
 def report_command(folder: Path, form: str, kind: str | None, out: Path | None, examples: int | None) -> None:
-    """Print the comparison tables of a run's FOLDER."""
+    """Print the result tables of a run's FOLDER."""
     from longctx_bench.reporting.formats import FORMATS, print_tables
     from longctx_bench.reporting.results import read_cells
     from longctx_bench.reporting.tables.registry import report_tables

@@ -1,4 +1,4 @@
-"""``longctx-bench run``: from names to measured cells."""
+"""``longctx-bench run``: measure models on tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from typing import Any
 import click
 
 from longctx_bench.cli.engine_options import engine_arguments, engine_choice, executor_options
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, parse_settings, registry_options
+from longctx_bench.cli.options import (
+    make_registry,
+    parse_lengths,
+    parse_scales,
+    parse_settings,
+    registry_options,
+    renamed_option,
+)
 from longctx_bench.cli.output import put_list, say
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
 from longctx_bench.core.sanitize import pluralize, single_line
+
+_TEMPERATURES = click.Choice(["auto", "none", "paper", "perplexity", "retrieval"])
 
 
 @click.command("run")
@@ -23,77 +32,93 @@ from longctx_bench.core.sanitize import pluralize, single_line
     default="drope-tiny",
     show_default=True,
     metavar="NAMES",
-    help="METHOD-BASE, BASE, METHOD:HUB_ID_OR_PATH or a path; several with commas.",
+    help="Comma-separated models: METHOD-BASE, BASE, METHOD:HUB_ID_OR_PATH or a path.",
 )
-@click.option("--tasks", default="niah", show_default=True, metavar="NAMES", help="Tasks or groups, with commas.")
-@click.option("--scale", metavar="SCALES", help="Multiples of the model's training context, such as 1x,2x,4x.")
-@click.option("--length", metavar="TOKENS", help="Absolute lengths: 4096,8k (prompt and new tokens), or natural.")
-@click.option("--limit", type=click.IntRange(min=1), help="Examples a cell; each task has its own default.")
-@click.option("--seed", default=42, show_default=True, help="Of all random choices in the examples.")
-@click.option("--protocol", help="Whose procedure writes the prompts: ruler@paper is upstream's own.")
+@click.option(
+    "--tasks", default="niah", show_default=True, metavar="NAMES", help="Comma-separated tasks or task groups."
+)
+@click.option(
+    "--scale", metavar="SCALES", help="Lengths as multiples of the training context, e.g. 1x,2x,4x (default: 1x,2x)."
+)
+@click.option(
+    "--length", metavar="TOKENS", help="Lengths in tokens, prompt and new tokens together, e.g. 4096,8k; or natural."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Examples per task and length (default: the task's).")
+@click.option("--seed", default=42, show_default=True, help="Random seed of the examples.")
+@click.option("--protocol", help="Prompt protocol; ruler@paper uses RULER's own scripts.")
 @engine_choice
 @click.option(
-    "--temperature",
-    type=click.Choice(["auto", "none", "paper", "perplexity", "retrieval"]),
-    help="Where DroPE's softmax temperature comes from; short for --set drope.calibration=.",
+    "--attention-temperature",
+    type=_TEMPERATURES,
+    help="Source of DroPE's softmax temperature; short for --set drope.calibration=SOURCE.",
 )
-@click.option("--chat-template", is_flag=True, help="Put prompts into the model's chat template.")
+@renamed_option("--temperature", "use --attention-temperature", type=_TEMPERATURES)
+@click.option("--chat-template", is_flag=True, help="Apply the model's chat template to prompts.")
 @click.option(
     "--out",
     default="results",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="The run's folder.",
+    help="Results folder.",
 )
-@click.option("--resume/--rerun", default=True, show_default=True, help="Keep what is measured, or measure it again.")
-@click.option("--dry-run", is_flag=True, help="Print the plan (cells, tokens, time, memory) and stop.")
+@click.option("--overwrite", is_flag=True, help="Measure existing cells again; their old results move to superseded/.")
+@renamed_option("--rerun", "use --overwrite", is_flag=True)
+@renamed_option("--resume", "a run resumes unless --overwrite is given", is_flag=True)
+@click.option("--dry-run", is_flag=True, help="Print the plan (cells, tokens, time, memory) without running it.")
 @executor_options
 @registry_options
 def run_command(
     models: str, tasks: str, scale: str | None, length: str | None, limit: int | None, seed: int, protocol: str | None,
-    chat_template: bool, out: Path, resume: bool, dry_run: bool, temperature: str | None,
+    chat_template: bool, out: Path, overwrite: bool, rerun: bool, resume: bool, dry_run: bool,
+    attention_temperature: str | None, temperature: str | None,
     executor: str, workers: int | None, ray_address: str | None,
-    baselines: tuple[Path, ...], task_folder: tuple[Path, ...], local_data: tuple[str, ...], settings: tuple[str, ...],
+    include_paths: tuple[Path, ...], baselines: tuple[Path, ...], task_folder: tuple[Path, ...],
+    local_data: tuple[str, ...], settings: tuple[str, ...],
     **engine: Any,
 ) -> None:  # fmt: skip
-    """Measure models on tasks at lengths. Stopped at any moment, the same command goes on where it was."""
+    """Measure models on tasks at given context lengths.
+
+    Interrupted runs resume when the command is repeated.
+    """
     scales, lengths = parse_scales(scale), parse_lengths(length)
     if not scales and not lengths:
         scales = (1.0, 2.0)
+    temperature = attention_temperature or temperature
     if temperature is not None:
         settings = (*settings, f"drope.calibration={temperature}")
-    registry = make_registry(baselines, task_folder, local_data, settings)
+    registry = make_registry(include_paths, baselines, task_folder, local_data, settings)
     variants = registry.variants(models)
     if temperature is not None and not any(variant.method_name == "drope" for variant in variants):
-        raise UserError(f"--temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
-    used = {variant.method_name for variant in variants}
+        raise UserError(f"--attention-temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
+    method_names = {variant.method_name for variant in variants}
     for method in parse_settings(settings):
-        if method not in used:
-            raise UserError(f"--set {method}.…: no model of this run uses {method}{did_you_mean(method, used)}")
-    chosen = registry.select_tasks(tasks, protocol)
-    made = engine_arguments(**engine)
+        if method not in method_names:
+            raise UserError(f"--set {method}.…: no model of this run uses {method}{did_you_mean(method, method_names)}")
+    task_specs = registry.select_tasks(tasks, protocol)
+    engine_options = engine_arguments(**engine)
     if not dry_run:
         require_writable(out)
 
-    from longctx_bench.cli.progress_bar import Bars
+    from longctx_bench.cli.progress_bar import ProgressBar
     from longctx_bench.engines import check_server
     from longctx_bench.runner.executors import make_executor
     from longctx_bench.runner.plan import RunSpec, plan
     from longctx_bench.runner.run import Runner
     from longctx_bench.store.run_store import ResultStore
 
-    spec = RunSpec(variants, chosen, scales, lengths, limit, seed, chat_template, rerun=not resume)
+    overwrite = overwrite or (rerun and not resume)
+    spec = RunSpec(variants, task_specs, scales, lengths, limit, seed, chat_template, overwrite)
     store = ResultStore(out)
-    with make_executor(executor, made, registry, workers, ray_address) as runs_on:
-        cells = plan(spec, runs_on.engine, store, registry)
+    with make_executor(executor, engine_options, registry, workers, ray_address) as batch_executor:
+        cells = plan(spec, batch_executor.engine, store, registry)
         if dry_run:
-            sys.exit(_print_plan(cells, runs_on.engine))
+            sys.exit(_print_plan(cells, batch_executor.engine))
         if not all(planned.done for planned in cells):
-            check_server(runs_on.engine)
-        with Bars() as bars:
-            outcome = Runner(runs_on, store, registry, spec, bars).run(cells)
-    _print_summary(outcome, out, bars.said)
-    sys.exit(2 if outcome.failed else 1 if outcome.skipped else 0)
+            check_server(batch_executor.engine)
+        with ProgressBar() as progress:
+            result = Runner(batch_executor, store, registry, spec, progress).run(cells)
+    _print_summary(result, out, progress.printed)
+    sys.exit(2 if result.failed else 1 if result.skipped else 0)
 
 
 def _print_plan(cells: list[Any], engine: Any) -> int:
@@ -128,27 +153,27 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _print_summary(outcome: Any, out: Path, said: set[str]) -> None:
+def _print_summary(result: Any, out: Path, printed: set[str]) -> None:
     from rich.console import Console
 
     from longctx_bench.reporting.formats import print_tables
     from longctx_bench.reporting.results import read_cells
     from longctx_bench.reporting.tables.scores_by_length import length_tables
 
-    if outcome.finished:
-        finished = set(outcome.finished)
+    if result.finished:
+        finished = set(result.finished)
         print_tables(length_tables([summary for summary in read_cells(out).finished if summary.cell in finished]))
     console = Console(stderr=True)
-    for what, cells in (("skipped", outcome.skipped), ("failed", outcome.failed)):
+    for what, cells in (("skipped", result.skipped), ("failed", result.failed)):
         for cell, reason in cells:
             line = f"{what}: {cell}: {reason}"
-            # What was said while the run went on may have scrolled away: only how much it was is said again.
-            if line not in said:
+            # Printed during the run already: only their number is repeated below.
+            if line not in printed:
                 console.print(single_line(line), markup=False, soft_wrap=True)
         if len(cells) > 1:
             console.print(f"{pluralize(len(cells), 'cell')} {what}, each with its reason above", soft_wrap=True)
-    if outcome.finished:
-        number = len(outcome.finished)
+    if result.finished:
+        number = len(result.finished)
         what = "it" if number == 1 else "them"
         line = f"{pluralize(number, 'cell')} in {out}/runs; `longctx-bench figures {out}` draws {what}"
         say(line)

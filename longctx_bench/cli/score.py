@@ -1,4 +1,4 @@
-"""``longctx-bench score``: generations that something else made."""
+"""``longctx-bench score``: score generations of other software."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from longctx_bench.core.errors import UserError
     default="examples",
     show_default=True,
     type=click.Choice(["examples", "longbench", "longbench-e", "ruler"]),
-    help="What FILE is; the last three are folders as those benchmarks' own scripts write them.",
+    help="Format of FILE; all but examples are folders written by those benchmarks' own scripts.",
 )
-@click.option("--task", help="The task of all lines; without it each line names its own under 'task'.")
-@click.option("--json", "as_json", is_flag=True, help="Print {task: score x 100}, unrounded.")
+@click.option("--task", help="Task of all lines (default: each line's 'task').")
+@click.option("--json", "as_json", is_flag=True, help="Print {task: score x 100} as JSON, unrounded.")
 @registry_options
 def score_command(file: Path, form: str, task: str | None, as_json: bool, **options: tuple[str, ...]) -> None:
-    """Score generations that something else made.
+    """Score generations produced by other software.
 
-    FILE holds JSON lines as `longctx-bench examples` writes them, each with a key 'prediction' added; or it is a
-    folder of LongBench's (pred/MODEL) or RULER's prediction files, with --format.
+    FILE has the JSON lines of `longctx-bench examples` with a 'prediction' added to each. With --format, it is a folder
+    of prediction files written by LongBench (pred/MODEL) or RULER.
     """
     registry = make_registry(**options)  # type: ignore[arg-type]
     if form != "examples" and task is not None:

@@ -1,4 +1,4 @@
-"""``longctx-bench show``: one example of a cell."""
+"""``longctx-bench show``: print one stored example."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from pathlib import Path
 
 import click
 
-from longctx_bench.cli.options import make_registry, registry_options
+from longctx_bench.cli.options import make_registry, registry_options, renamed_option
 from longctx_bench.cli.output import put
 
 
 @click.command("show")
 @click.argument("cell")
 @click.argument("example", required=False)
-@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--beside", metavar="MODEL", help="Also what this one made of the same example, such as drope-tiny.")
+@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Results folder.")
+@click.option("--compare-with", metavar="MODEL", help="Also show this model's generation for the same example.")
+@renamed_option("--beside", "use --compare-with", metavar="MODEL")
 @registry_options
-def show_command(cell: str, example: str | None, out: Path, beside: str | None, **options: tuple[str, ...]) -> None:
+def show_command(
+    cell: str, example: str | None, out: Path, compare_with: str | None, beside: str | None, **options: tuple[str, ...]
+) -> None:
     """Show one EXAMPLE (the first by default) of a CELL such as yarn-smollm2-135m/niah/8192.
 
-    The prompt's ends are what the run kept of it; where it kept nothing, the prompt is written again from the cell's
-    spec and checked against the stored hash.
+    Runs store the beginning and end of each prompt. Without them, the prompt is generated again from the cell's spec
+    and checked against the stored hash.
     """
-    from longctx_bench.reporting.show_example import replay
+    from longctx_bench.reporting.show_example import show_example
 
-    put(replay(out, cell, example, make_registry(**options), beside) + "\n", None)  # type: ignore[arg-type]
+    put(show_example(out, cell, example, make_registry(**options), compare_with or beside) + "\n", None)  # type: ignore[arg-type]

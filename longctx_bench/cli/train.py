@@ -1,4 +1,4 @@
-"""``longctx-bench train``."""
+"""``longctx-bench train``: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from longctx_bench.cli.output import say
 
 @click.command("train")
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="The model's folder; results/models/RECIPE by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: results/models/RECIPE).")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a recipe's value, such as lr=3e-4 or shape.layers=4; may be repeated.",
+    help="Override a recipe value, e.g. lr=3e-4 or shape.layers=4; may be repeated.",
 )
 def train_command(recipe: str, out: Path | None, settings: tuple[str, ...]) -> None:  # fmt: skip
-    """Pretrain, recalibrate (DroPE) or continue a model by a RECIPE: a YAML file or a name in baselines/recipes.
+    """Pretrain, recalibrate (DroPE) or continue training a model from a RECIPE.
 
-    Stopped at any moment, the same command goes on from its last state. On several GPUs:
+    RECIPE is a YAML file or a name in baselines/recipes.
+
+    Interrupted runs resume from the last checkpoint when the command is repeated. On several GPUs:
     torchrun --nproc-per-node 4 -m longctx_bench.training RECIPE OUT.
     """
     from longctx_bench.training.recipe import parse_overrides

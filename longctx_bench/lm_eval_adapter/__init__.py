@@ -1,1 +1,1 @@
-"""lm-eval, both ways: its tasks on our methods, and our methods as a model of its command line."""
+"""lm-eval adapter: its tasks on our models, and our models on its command line."""

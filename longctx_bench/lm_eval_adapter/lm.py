@@ -1,4 +1,4 @@
-"""Our methods as an lm-eval model: ``longctx-bench lm-eval --model longctx --model_args method=drope,base=tiny``."""
+"""The lm-eval model ``longctx``: ``longctx-bench lm-eval --model longctx --model_args method=drope,base=tiny``."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from longctx_bench.registry import Registry
 _log = logging.getLogger(__name__)
 
 Pair = tuple[Any, list[int], list[int]]
-"""What lm-eval asks for: a key for its cache, the context's tokens, the continuation's."""
+"""An lm-eval request: cache key, context tokens, continuation tokens."""
 
 
 class LongCtxLM(TemplateLM):  # type: ignore[misc]
-    """A contestant on an engine, as lm-eval sees a model.
+    """An lm-eval model that runs a base with a method on our engine.
 
-    A log-likelihood needs the logits of the continuation alone, and the continuations of one context (the choices of
-    a question) share one reading of it. Tokens are those of lm-eval's own ``hf`` model.
+    Only the logits of continuations are computed, and continuations of one context (the choices of a question) share
+    its prefill. Tokenization is that of lm-eval's own ``hf`` model.
     """
 
-    def __init__(self, engine: Engine, contestant: ModelUnderTest, tokenizer: Any) -> None:
-        """Wrap an engine that has loaded the contestant's weights."""
+    def __init__(self, engine: Engine, model: ModelUnderTest, tokenizer: Any) -> None:
+        """Wrap an engine that has loaded the model's weights."""
         super().__init__()
         self._engine = engine
-        self._contestant = contestant
+        self._model_under_test = model
         self.tokenizer = tokenizer
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LongCtxLM:
-        """Build the model from ``--model_args``, as lm-eval does."""
+        """Create the model from the string of ``--model_args``."""
         pairs = (pair.partition("=") for pair in arg_string.split(",") if pair.strip())
         return cls.create_from_arg_obj({key.strip(): value for key, _, value in pairs}, additional_config)
 
@@ -55,50 +55,50 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> LongCtxLM:
-        """Build the model from named arguments.
+        """Create the model from named arguments.
 
         Args:
             arg_dict: ``method`` and ``base`` (a listed name, a folder or a hub id), or ``model`` (as ``--model`` takes
                 it); ``max_length`` (tokens; the training context unless given), ``dtype``, ``batch_tokens``.
-            additional_config: of which ``device`` is used.
+            additional_config: only ``device`` is used.
 
         Raises:
             UserError: an unknown argument or name.
         """
-        known = {"method", "base", "model", "max_length", "dtype", "batch_tokens", "device"}
-        given = {"device": _device((additional_config or {}).get("device")), **arg_dict}
-        unknown = sorted(set(given) - known)
+        names = {"method", "base", "model", "max_length", "dtype", "batch_tokens", "device"}
+        arguments = {"device": _device((additional_config or {}).get("device")), **arg_dict}
+        unknown = sorted(set(arguments) - names)
         if unknown:
-            raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{did_you_mean(unknown[0], known)}")
-        method, base = given.get("method"), given.get("base", "tiny")
-        variant = Registry().variant(given.get("model") or (f"{method}:{base}" if method else base))
+            raise UserError(f"--model_args {unknown[0]}: longctx has no such argument{did_you_mean(unknown[0], names)}")
+        method, base = arguments.get("method"), arguments.get("base", "tiny")
+        variant = Registry().variant(arguments.get("model") or (f"{method}:{base}" if method else base))
         resolved = variant.resolve()
-        length = _positive(given.get("max_length"), "max_length") or variant.model.original_length
-        budget = _positive(given.get("batch_tokens"), "batch_tokens")
-        engine = HFEngine(given.get("device") or "auto", given.get("dtype") or "auto", budget)
+        length = _positive(arguments.get("max_length"), "max_length") or variant.model.original_length
+        batch_tokens = _positive(arguments.get("batch_tokens"), "batch_tokens")
+        engine = HFEngine(arguments.get("device") or "auto", arguments.get("dtype") or "auto", batch_tokens)
         engine.load(resolved.folder)
         return cls(engine, resolved.at(length), load_tokenizer(resolved.folder))
 
     @property
     def max_length(self) -> int:
-        """Tokens of context and continuation together; longer ones are cut on the left."""
-        return self._contestant.length
+        """Maximum tokens of context and continuation together; longer ones are truncated on the left."""
+        return self._model_under_test.length
 
     @property
     def max_gen_toks(self) -> int:
-        """New tokens where a task does not say."""
+        """New tokens if a task sets no limit."""
         return 256
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The end-of-text token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a continuation without a context."""
-        begin = self.tokenizer.bos_token_id
-        return int(begin) if begin is not None else self.eot_token_id
+        """The token before a continuation without context: BOS, or else EOS."""
+        bos = self.tokenizer.bos_token_id
+        return int(bos) if bos is not None else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -118,7 +118,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         return ChatTemplate(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return token ids; special tokens as the tokenizer adds them, never a second BOS."""
+        """Return token ids, with the tokenizer's special tokens but never a second BOS."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
@@ -128,44 +128,44 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        answers: dict[int, tuple[float, bool]] = {}
-        made = [self._request(place, pair) for place, pair in enumerate(requests)]
-        with tqdm(total=len(made), disable=disable_tqdm, desc="log-likelihoods") as bar:
-            for batch in self._batches(made):
-                for found in self._engine.loglikelihood(batch, self._contestant):
-                    place = int(found.example_id)
-                    answers[place] = _answer(found)
-                    if requests[place][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[place][0], answers[place])
+        results: dict[int, tuple[float, bool]] = {}
+        own_requests = [self._request(index, pair) for index, pair in enumerate(requests)]
+        with tqdm(total=len(own_requests), disable=disable_tqdm, desc="log-likelihoods") as bar:
+            for batch in self._batches(own_requests):
+                for losses in self._engine.loglikelihood(batch, self._model_under_test):
+                    index = int(losses.example_id)
+                    results[index] = _loglikelihood(losses)
+                    if requests[index][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
                     bar.update()
-        return [answers[place] for place in range(len(requests))]
+        return [results[index] for index in range(len(requests))]
 
-    def _request(self, place: int, pair: Pair) -> Request:
+    def _request(self, index: int, pair: Pair) -> Request:
         _, context, continuation = pair
         ids = (context + continuation)[-(self.max_length + 1) :]
-        ids = list(self._contestant.method.prompt(self._contestant.base, ids, 0))
-        return Request(str(place), ids, 0, scored=min(len(continuation), len(ids) - 1))
+        ids = list(self._model_under_test.method.prompt(self._model_under_test.base, ids, 0))
+        return Request(str(index), ids, 0, scored=min(len(continuation), len(ids) - 1))
 
-    def _batches(self, made: Sequence[Request]) -> Iterator[list[Request]]:
-        """Put the continuations of one long context together, and all others by length."""
-        per_prompt = self._contestant.method.per_prompt
-        alone = []
-        for _, group in groupby(made, key=lambda request: tuple(request.input_ids[: -request.scored])):
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Batch the continuations of each long context together, and all others by length."""
+        per_prompt = self._model_under_test.method.per_prompt
+        others = []
+        for _, group in groupby(requests, key=lambda request: tuple(request.input_ids[: -request.scored])):
             batch = list(group)
             if not per_prompt and len(batch) > 1 and len(batch[0].input_ids) - batch[0].scored >= SHARED_FROM:
-                # Batches of one context: what they share is read once in each.
+                # Batches of one context: its prefill is shared.
                 yield from self._engine.batches(batch, per_prompt)
             else:
-                alone += batch
-        yield from self._engine.batches(alone, per_prompt)
+                others += batch
+        yield from self._engine.batches(others, per_prompt)
 
     def _stop_ids(self, stops: Sequence[str]) -> frozenset[int]:
-        """Return the stop texts that are special tokens, which a decoded text does not show."""
+        """Return the ids of stop strings that are special tokens, which decoding drops from the text."""
         special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
         return frozenset(special[stop] for stop in stops if stop in special)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of whole texts, in windows of ``max_length`` as lm-eval cuts them."""
+        """Return the log-likelihoods of whole texts, in lm-eval's disjoint windows of ``max_length``."""
         windows: list[Pair] = []
         sizes = []
         for (text,) in (request.args for request in requests):
@@ -175,45 +175,47 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            own: list[Pair] = [(None, *make_disjoint_window(window)) for window in rolling]
-            windows += own
-            sizes.append(len(own))
-        found = iter(self._loglikelihood_tokens(windows, disable_tqdm))
-        totals = [sum(next(found)[0] for _ in range(size)) for size in sizes]
+            text_windows: list[Pair] = [(None, *make_disjoint_window(window)) for window in rolling]
+            windows += text_windows
+            sizes.append(len(text_windows))
+        loglikelihoods = iter(self._loglikelihood_tokens(windows, disable_tqdm))
+        totals = [sum(next(loglikelihoods)[0] for _ in range(size)) for size in sizes]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continue texts greedily until a stop text.
+        """Generate greedily until a stop string.
 
         Raises:
-            UserError: a task asks for anything but greedy decoding, or for more new tokens than ``max_length`` holds.
+            UserError: a task requires other than greedy decoding, or more new tokens than ``max_length``.
         """
         stops: dict[str, list[str]] = {}
-        made = []
-        for place, (context, options) in enumerate(request.args for request in requests):
+        own_requests = []
+        for index, (context, options) in enumerate(request.args for request in requests):
             settings = _greedy(normalize_gen_kwargs(options, self.max_gen_toks))
-            new = int(settings["max_gen_toks"])
-            if new >= self.max_length:
-                raise UserError(f"max_length {self.max_length}: a task's {new} new tokens leave no room for its prompt")
-            stops[str(place)] = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.eos_token)
-            ids = self.tok_encode(context)[-(self.max_length - new) :]
-            ids = list(self._contestant.method.prompt(self._contestant.base, ids, new))
-            made.append(Request(str(place), ids, new, self._stop_ids(stops[str(place)])))
+            max_new_tokens = int(settings["max_gen_toks"])
+            if max_new_tokens >= self.max_length:
+                raise UserError(
+                    f"max_length {self.max_length}: a task's {max_new_tokens} new tokens leave no room for its prompt"
+                )
+            stops[str(index)] = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.eos_token)
+            ids = self.tok_encode(context)[-(self.max_length - max_new_tokens) :]
+            ids = list(self._model_under_test.method.prompt(self._model_under_test.base, ids, max_new_tokens))
+            own_requests.append(Request(str(index), ids, max_new_tokens, self._stop_ids(stops[str(index)])))
 
-        def settled(example_id: str, text: str) -> bool:
+        def is_final(example_id: str, text: str) -> bool:
             return any(stop and stop in text for stop in stops[example_id])
 
         texts: dict[str, str] = {}
-        with tqdm(total=len(made), disable=disable_tqdm, desc="generations") as bar:
-            for batch in self._engine.batches(made, self._contestant.method.per_prompt):
-                for item in self._engine.generate(batch, self._contestant, settled):
+        with tqdm(total=len(own_requests), disable=disable_tqdm, desc="generations") as bar:
+            for batch in self._engine.batches(own_requests, self._model_under_test.method.per_prompt):
+                for item in self._engine.generate(batch, self._model_under_test, is_final):
                     text = postprocess_generated_text(item.text, stops[item.example_id], None)
                     texts[item.example_id] = text
                     self.cache_hook.add_partial("generate_until", requests[int(item.example_id)].args, text)
                     bar.update()
-        return [texts[str(place)] for place in range(len(requests))]
+        return [texts[str(index)] for index in range(len(requests))]
 
 
 def _positive(value: Any, name: str) -> int | None:
@@ -224,32 +226,31 @@ def _positive(value: Any, name: str) -> int | None:
     return int(value)
 
 
-def _device(given: str | None) -> str | None:
-    """Return the device of lm-eval's ``--device``, whose default is ``cuda:0`` on every machine.
+def _device(device: str | None) -> str | None:
+    """Return the device for lm-eval's ``--device``, whose default is ``cuda:0`` on every machine.
 
-    Without a GPU it is the CPU, as for lm-eval's own ``hf`` model; ``device`` among the model's arguments is taken at
-    its word.
+    Falls back to the CPU without a GPU, like lm-eval's own ``hf`` model; ``device`` in ``--model_args`` does not.
     """
-    if given is not None and given.startswith("cuda") and resolve_device("auto") == "cpu":
-        _log.warning("torch sees no CUDA device here: longctx runs on the CPU in place of %s", given)
+    if device is not None and device.startswith("cuda") and resolve_device("auto") == "cpu":
+        _log.warning("no CUDA device on this machine: longctx runs on the CPU instead of %s", device)
         return "cpu"
-    return given
+    return device
 
 
 def _greedy(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a task's generation settings, all of which greedy decoding honours.
+    """Return a task's generation settings if greedy decoding satisfies them.
 
     Raises:
-        UserError: one of them asks for something else.
+        UserError: a setting requires something else.
     """
     neutral = {"temperature": 0.0, "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "top_p": 1.0}
     for name, value in settings.items():
         if name in ("until", "max_gen_toks", "top_k") or value is None:
             continue
         if name not in neutral or float(value) != float(neutral[name]):
-            raise UserError(f"longctx decodes greedily: the task's generation_kwargs ask for {name}={value}")
+            raise UserError(f"longctx decodes greedily: the task's generation_kwargs set {name}={value}")
     return settings
 
 
-def _answer(found: LoglikelihoodResult) -> tuple[float, bool]:
-    return -sum(found.losses), found.greedy
+def _loglikelihood(losses: LoglikelihoodResult) -> tuple[float, bool]:
+    return -sum(losses.losses), losses.greedy

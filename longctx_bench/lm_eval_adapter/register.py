@@ -1,4 +1,4 @@
-"""Makes ``longctx`` a model that lm-eval knows by name, in this process: lm-eval looks for no plug-ins."""
+"""Registers ``longctx`` as an lm-eval model in this process, because lm-eval 0.4.13 loads no plug-ins."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ NAME = "longctx"
 
 
 def register() -> None:
-    """Add the model to lm-eval's registry, beside its own."""
-    import lm_eval.models  # noqa: F401  (its own models first: it fills an empty registry only)
+    """Add the model to lm-eval's registry."""
+    import lm_eval.models  # noqa: F401  (lm-eval registers its own models only in an empty registry)
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:

@@ -1,4 +1,4 @@
-"""lm-eval's tasks on our methods, their samples as records of our store."""
+"""Runs an lm-eval task on our models and converts its samples to our records."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from longctx_bench.engines.base import Engine
 from longctx_bench.models.variant import ModelUnderTest
 
 _PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
-"""Of a task's metrics, the first of these is its score; without them, its first."""
+"""The first of these metrics that a task has is its score; otherwise its first metric."""
 
 
 @dataclass(frozen=True)
-class HarnessResult:
-    """What lm-eval measured."""
+class LmEvalResult:
+    """The result of an lm-eval task."""
 
     finished: list[SampleRecord]
     metric: str
     score: float
-    """lm-eval's own aggregate of that metric."""
+    """lm-eval's aggregate of that metric."""
     details: dict[str, Any]
-    """All its metrics with their standard errors, few-shot number and the task's version."""
+    """All metrics, the task's version and its number of few-shot examples."""
 
 
 def run_task(
     engine: Engine,
-    contestant: ModelUnderTest,
+    model: ModelUnderTest,
     tokenizer: Any,
     benchmark: LMEval,
     limit: int | None,
     seed: int,
     chat_template: bool,
-) -> HarnessResult:
+) -> LmEvalResult:
     """Run one task of lm-eval.
 
     Args:
-        engine: has loaded the contestant's weights.
-        contestant: method, base and the most tokens of a context.
-        tokenizer: of the weights.
-        benchmark: names the task.
-        limit: documents; all when None.
-        seed: of few-shot examples.
-        chat_template: put prompts into the model's chat template.
+        engine: has loaded the model's weights.
+        model: base, method and maximum context length.
+        tokenizer: of the checkpoint.
+        benchmark: the task.
+        limit: number of documents; all if None.
+        seed: for few-shot examples.
+        chat_template: apply the model's chat template.
 
     Raises:
-        UserError: lm-eval is not installed, does not know the task, or cannot get its data.
+        UserError: lm-eval is not installed, has no such task, or cannot load its data.
     """
     try:
         from lm_eval.evaluator import simple_evaluate
@@ -61,14 +61,14 @@ def run_task(
         raise UserError("lm_eval tasks need the package 'lm-eval': pip install 'longctx-bench[lm-eval]'") from error
     from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 
-    # Its own progress and its notes on every task would stand between the lines of ours.
+    # Its progress bars and log messages would break up our progress.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = _manager(benchmark)
-    model = LongCtxLM(engine, contestant, tokenizer)
+    lm = LongCtxLM(engine, model, tokenizer)
     try:
         with redirect_stderr(io.StringIO()), without_git():
-            found = simple_evaluate(
-                model=model,
+            evaluation = simple_evaluate(
+                model=lm,
                 tasks=[benchmark.task],
                 num_fewshot=benchmark.num_fewshot,
                 limit=limit,
@@ -85,18 +85,18 @@ def run_task(
         raise
     except Exception as error:  # a task's data, templates and code may raise anything
         raise UserError(f"lm_eval:{benchmark.task}: {type(error).__name__}: {_first_line(error)}") from error
-    assert found is not None
-    results: dict[str, Any] = found["results"]
-    return _result(results[benchmark.task], found["samples"][benchmark.task], found, benchmark.task)
+    assert evaluation is not None
+    results: dict[str, Any] = evaluation["results"]
+    return _result(results[benchmark.task], evaluation["samples"][benchmark.task], evaluation, benchmark.task)
 
 
 @contextmanager
 def without_git() -> Iterator[None]:
-    """Keep lm-eval from asking git about the current folder: outside a repository git complains, past us."""
+    """Stop lm-eval from calling git in the current folder, which prints an error outside a repository."""
     from lm_eval import evaluator
 
     original = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None  # a cell's own provenance has this project's commit
+    evaluator.get_git_commit_hash = lambda: None  # the cell records this project's commit
     try:
         yield
     finally:
@@ -109,7 +109,7 @@ def _manager(benchmark: LMEval) -> Any:
     stock = Path(lm_eval.tasks.__file__).parent
     folders = [benchmark.include.path] if benchmark.include else []
     if not folders:
-        # Reading all of lm-eval's 14,000 task files takes a quarter of a minute; the right folder, none.
+        # Indexing all of lm-eval's 14,000 task files takes 15 seconds; the task's own folder, none.
         folders = [file.parent for file in stock.rglob(f"{benchmark.task}.yaml")][:1]
     manager = lm_eval.tasks.TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
     if benchmark.task not in manager.all_tasks:
@@ -117,14 +117,14 @@ def _manager(benchmark: LMEval) -> Any:
     if benchmark.task not in manager.all_tasks:
         raise UserError(
             f"lm_eval:{benchmark.task}: lm-eval has no such task (`lm-eval ls tasks` lists them), and "
-            f"no YAML file in lm_eval/ of a --task-folder has `task: {benchmark.task}`"
+            f"no YAML file in lm_eval/ of an --include-path has `task: {benchmark.task}`"
         )
     if benchmark.task in {*manager.all_groups, *manager.all_tags}:
         raise UserError(f"lm_eval:{benchmark.task} is a group of tasks; name them one by one")
     return manager
 
 
-def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: Any, task: str) -> HarnessResult:
+def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], evaluation: Any, task: str) -> LmEvalResult:
     aggregated = {
         key: float(value)
         for key, value in results.items()
@@ -133,20 +133,22 @@ def _result(results: dict[str, Any], samples: Sequence[dict[str, Any]], found: A
     names = {key.partition(",")[0]: key for key in reversed(aggregated)}
     metric = next((name for name in _PREFERRED if name in names), next(iter(reversed(names)), None))
     if metric is None:
-        raise UserError(f"lm_eval:{task}: gives no score; run it with lm_eval itself")
-    # A task may read its answers in several ways (gsm8k: strict, flexible): those of the metric that is kept.
-    way = names[metric].partition(",")[2]
-    samples = sorted((s for s in samples if s.get("filter", way) == way), key=lambda s: int(s["doc_id"]))
+        raise UserError(f"lm_eval:{task}: reports no score; run it with lm-eval itself")
+    # A task may have several answer filters (gsm8k: strict, flexible): take the samples of the metric's.
+    filter_name = names[metric].partition(",")[2]
+    samples = sorted(
+        (s for s in samples if s.get("filter", filter_name) == filter_name), key=lambda s: int(s["doc_id"])
+    )
     if not samples or not isinstance(samples[0].get(metric), int | float):
-        raise UserError(f"lm_eval:{task}: gives no score for each document; run it with lm_eval itself")
+        raise UserError(f"lm_eval:{task}: reports no score per document; run it with lm-eval itself")
     finished = [SampleRecord(_record(sample, metric), 0.0) for sample in samples]
     details = {
         "results": aggregated,
-        "version": found["versions"].get(task),
-        "num_fewshot": found["n-shot"].get(task),
-        "higher_is_better": found.get("higher_is_better", {}).get(task, {}).get(metric, True),
+        "version": evaluation["versions"].get(task),
+        "num_fewshot": evaluation["n-shot"].get(task),
+        "higher_is_better": evaluation.get("higher_is_better", {}).get(task, {}).get(metric, True),
     }
-    return HarnessResult(finished, metric, aggregated[names[metric]], details)
+    return LmEvalResult(finished, metric, aggregated[names[metric]], details)
 
 
 def _record(sample: dict[str, Any], metric: str) -> dict[str, Any]:

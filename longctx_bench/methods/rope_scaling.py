@@ -163,7 +163,7 @@ class LongRoPE(Method):
                     raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "
-                    f"own YAML and pass its folder with --baselines"
+                    f"own YAML and pass its folder with --include-path"
                 )
         chosen = list((self.long_factor if length > base.training_context else self.short_factor) or ())
         return _overrides(

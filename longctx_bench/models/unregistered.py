@@ -47,7 +47,7 @@ def model_from_path_or_hub_id(name: str, checkpoint: str | None = None) -> tuple
     if length is None:
         raise UserError(
             f"{name}: config.json names no max_position_embeddings, and nothing else says what its training context "
-            f"is; list it in a models.yaml with its original_length (--baselines)"
+            f"is; list it in a models.yaml with its original_length (--include-path)"
         )
     native = "drope" if config.get("model_type") in _DROPE_TYPES else "rope"
     if native == "rope" and checkpoint is not None and is_unrotated(config.get("rope_parameters") or {}):

@@ -1,4 +1,4 @@
-"""Two contestants of a run's folder, at the tasks and lengths that were asked for."""
+"""Comparison of two models of a run's folder, at selected tasks, scales and lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longctx_bench.reporting.comparison import Comparison, compare
 from longctx_bench.reporting.results import CellSummary, Results
 
 
-def compare_chosen(
+def compare_selected(
     results: Results,
     folder: Path,
     a: str,
@@ -21,53 +21,55 @@ def compare_chosen(
     scales: Sequence[float] = (),
     lengths: Sequence[int] = (),
 ) -> tuple[Comparison, list[str]]:
-    """Compare two contestants of a folder.
+    """Compare two models at the selected tasks, scales and lengths.
 
     Args:
-        results: the folder's.
-        folder: the run's, for messages.
-        a: a contestant's name, such as ``yarn-tiny``.
-        b: another's.
-        tasks: to compare; all when empty.
-        scales: to compare, besides ``lengths``; all when both are empty.
-        lengths: in tokens.
+        results: results of the folder.
+        folder: the run's folder, for messages.
+        a: a model's name, such as ``yarn-tiny``.
+        b: the other model's name.
+        tasks: tasks to compare; all when empty.
+        scales: scales to compare, in addition to ``lengths``; all when both are empty.
+        lengths: lengths to compare, in tokens.
 
     Returns:
-        The comparison, and a line for each cell of either that is missing.
+        The comparison, and one line per missing cell of either model.
 
     Raises:
-        UserError: a name is unknown, nothing was measured there, or nothing can be compared.
+        UserError: a name is unknown, the selection was not measured, or nothing can be compared.
     """
-    known = {summary.contestant for summary in results.finished}
+    measured = {summary.variant for summary in results.finished}
     for name in (a, b):
-        if name not in known:
-            raise UserError(f"{folder}: no finished cell of '{name}'{did_you_mean(name, known)}")
-    cells = [s for name in (a, b) for s in _chosen(name, results.finished, tasks, scales, lengths)]
-    # As they are called now, and as earlier versions called them.
-    folders = tuple({f"{name(s.cell.model)}/{name(s.cell.method)}/" for s in cells for name in (safe_name, plain_name)})
-    return compare(cells, a, b), [line for line in results.missing if line.startswith(folders)]
+        if name not in measured:
+            raise UserError(f"{folder}: no finished cell of '{name}'{did_you_mean(name, measured)}")
+    cells = [s for name in (a, b) for s in _select(name, results.finished, tasks, scales, lengths)]
+    # Current and legacy folder names.
+    prefixes = tuple(
+        {f"{name(s.cell.model)}/{name(s.cell.method)}/" for s in cells for name in (safe_name, plain_name)}
+    )
+    return compare(cells, a, b), [line for line in results.missing if line.startswith(prefixes)]
 
 
-def _chosen(
+def _select(
     name: str, cells: Sequence[CellSummary], tasks: Sequence[str], scales: Sequence[float], lengths: Sequence[int]
 ) -> list[CellSummary]:
-    """Return the cells of a contestant that are asked for.
+    """Return the selected cells of a model.
 
     Raises:
-        UserError: a task was not measured, or no cell is left.
+        UserError: a task was not measured, or no cell is selected.
     """
-    own = [summary for summary in cells if summary.contestant == name]
+    cells = [summary for summary in cells if summary.variant == name]
     for task in tasks:
-        measured = {summary.cell.task for summary in own}
+        measured = {summary.cell.task for summary in cells}
         if task not in measured:
             raise UserError(f"--tasks {task}: not measured for {name}{did_you_mean(task, measured)}")
-    chosen = [
+    selected = [
         s
-        for s in own
+        for s in cells
         if (not tasks or s.cell.task in tasks)
         and (not (scales or lengths) or s.scale in scales or s.cell.length in lengths)
     ]
-    if not chosen:
-        at = ", ".join(length_name(found) for found in sorted({s.cell.length for s in own}))
+    if not selected:
+        at = ", ".join(length_name(length) for length in sorted({s.cell.length for s in cells}))
         raise UserError(f"{name}: no finished cell at that --scale or --length; measured at {at} tokens")
-    return chosen
+    return selected

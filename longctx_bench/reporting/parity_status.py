@@ -1,4 +1,4 @@
-"""Whether a number that vLLM made comes from a pair of engines that ``longctx-bench parity`` has certified."""
+"""Parity status: whether a vLLM result is covered by a certificate of ``longctx-bench parity``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from longctx_bench.core.types import NATURAL
 from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
-from longctx_bench.store.schema import CellResult, plain, upgraded_certificate
+from longctx_bench.store.schema import CellResult, to_builtins, upgrade_certificate
 
-_SAME = {
+_MUST_MATCH = {
     "model": ("spec.model", "model"),
     "method": ("spec.method.id", "method.id"),
     "version of the method": ("spec.method.version", "method.version"),
@@ -27,71 +27,77 @@ _SAME = {
     "version of transformers": ("environment.packages.transformers", "environment.packages.transformers"),
     "version of longctx-bench": ("environment.longctx_bench", "environment.longctx_bench"),
 }
-"""What a certificate must share with a cell: where the cell's ``cell.json`` has it, and where the certificate."""
+"""What a certificate must share with a cell: dotted keys in ``cell.json`` and in the certificate."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a number of vLLM's stands to transformers' certificates."""
+class ParityStatus:
+    """Whether a vLLM result is certified against transformers."""
 
     certified: bool
-    why: str = ""
-    """What keeps it from being certified."""
+    reason: str = ""
+    """Why it is not certified."""
 
     def __str__(self) -> str:
-        return "certified against transformers" if self.certified else f"not certified ({self.why})"
+        return "certified against transformers" if self.certified else f"not certified ({self.reason})"
 
 
 def read_certificates(folder: Path) -> list[dict[str, Any]]:
-    """Return the certificates below a run's folder; what is not one certifies nothing and is passed over."""
-    found = []
+    """Return the certificates of a run's folder; files that are not certificates are skipped."""
+    certificates = []
     for path in sorted((folder / "parity").glob("*.json")):
         try:
             certificate = parse_object(read_content(path))
         except (FileNotFoundError, UnreadableFile):
             continue
         if isinstance(certificate.get("lengths"), dict):
-            found.append(upgraded_certificate(certificate))
-    return found
+            certificates.append(upgrade_certificate(certificate))
+    return certificates
 
 
-def standing(result: CellResult, certificates: Sequence[dict[str, Any]]) -> Standing | None:
-    """Tell whether a cell's number is certified: by its own weights, parameters, length, precision and versions.
+def parity_status(result: CellResult, certificates: Sequence[dict[str, Any]]) -> ParityStatus | None:
+    """Return whether a cell is certified for its own weights, parameters, length, dtype and versions.
 
     Args:
-        result: of the cell.
-        certificates: of the same folder.
+        result: the cell's result.
+        certificates: certificates of the same folder.
 
     Returns:
-        None where another engine than vLLM made the number: there is nothing to certify.
+        The status; None for engines other than vLLM, which need no certificate.
     """
     if result.spec.engine != "vllm":
         return None
-    cell, details = result.cell, plain(result)
+    cell, details = result.cell, to_builtins(result)
     if cell.length == NATURAL:
-        return Standing(False, "whole documents have no certificate")
+        return ParityStatus(False, "whole documents have no certificate")
     name = f"{cell.method}-{cell.model}"
-    own = [certificate for certificate in certificates if certificate.get("contestant") == name]
-    if not own:
-        return Standing(False, "no certificate")
-    # The nearest one says best what is lacking.
-    differing, nearest = min(((_differing(details, other), other) for other in own), key=lambda found: len(found[0]))
+    candidates = [certificate for certificate in certificates if certificate.get("contestant") == name]
+    if not candidates:
+        return ParityStatus(False, "no certificate")
+    # The closest certificate gives the most useful reason.
+    differing, closest = min(
+        ((_mismatches(details, candidate), candidate) for candidate in candidates), key=lambda pair: len(pair[0])
+    )
     if differing:
-        return Standing(False, f"the certificate has another {' and another '.join(differing)}")
-    section = nearest["lengths"].get(str(cell.length))
+        return ParityStatus(False, f"the certificate has another {' and another '.join(differing)}")
+    section = closest["lengths"].get(str(cell.length))
     if section is None:
-        return Standing(False, "the certificate lacks this length")
+        return ParityStatus(False, "the certificate lacks this length")
     passed = isinstance(section, dict) and section.get("passed") is True
-    return Standing(passed, "" if passed else "failed at this length")
+    return ParityStatus(passed, "" if passed else "failed at this length")
 
 
-def _differing(details: dict[str, Any], certificate: dict[str, Any]) -> list[str]:
-    """Name what a certificate does not share with a cell."""
-    return [what for what, (cells, own) in _SAME.items() if _at(details, cells) != _at(certificate, own)]
+def _mismatches(details: dict[str, Any], certificate: dict[str, Any]) -> list[str]:
+    """Return the names of what a certificate does not share with a cell."""
+    return [
+        name
+        for name, (cell_key, certificate_key) in _MUST_MATCH.items()
+        if _lookup(details, cell_key) != _lookup(certificate, certificate_key)
+    ]
 
 
-def _at(value: Any, key: str) -> Any:
-    """Return what an object has at a dotted key; None where it has nothing."""
+def _lookup(value: Any, key: str) -> Any:
+    """Return the value at a dotted key; None where there is none."""
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

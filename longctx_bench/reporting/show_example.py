@@ -1,4 +1,4 @@
-"""Bringing an example back from its cell: prompt, references, generation and score."""
+"""``longctx-bench show``: one stored example as text, with prompt, references, generation and score."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.trusted_sources import is_trusted
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
-from longctx_bench.store.prompt_excerpts import Excerpt, excerpt, read_excerpts
-from longctx_bench.store.reader import DamagedError, read_records
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, make_excerpt, read_excerpts
+from longctx_bench.store.reader import DamagedCellError, read_records
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord, plain
+from longctx_bench.store.schema import StoredRecord, to_builtins
 
 
-class _Asked(BaseModel):
-    """What of a cell's spec decides on its prompts, beside its task; the rest of the spec is not looked at."""
+class _PromptSpec(BaseModel):
+    """The fields of a cell's spec that determine its prompts, besides the task."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,153 +34,155 @@ class _Asked(BaseModel):
     chat_template: StrictBool
 
 
-def replay(
+def show_example(
     folder: Path, cell_name: str, example_id: str | None, registry: Registry | None = None, beside: str | None = None
 ) -> str:
-    """Return one example as text: prompt (beginning, needle, end), references, generation, score.
+    """Return one example as text: prompt (start, needle, end), references, generation, score.
 
     Args:
-        folder: the run's.
-        cell_name: as reports print it, ``yarn-tiny/niah/1024``.
-        example_id: the first when None.
-        registry: writes a prompt again that the run did not keep.
-        beside: another contestant, ``drope-tiny``, whose generation and score on the same example follow.
+        folder: the run's folder.
+        cell_name: cell as in reports, such as ``yarn-tiny/niah/1024``.
+        example_id: the example; the first one when None.
+        registry: used to rebuild the prompt where the run stored no excerpt.
+        beside: another model, such as ``drope-tiny``, whose generation and score on the same example are appended.
 
     Raises:
-        UserError: no such cell or example, or the prompt written again differs from the one that was run.
+        UserError: there is no such cell or example, or the rebuilt prompt differs from the one that was run.
     """
-    summary = _find(folder, cell_name)
+    summary = _find_cell(folder, cell_name)
     store = ResultStore(folder)
-    wanted = example_id.zfill(6) if example_id else None
-    record, ids = None, list[str]()
-    for found in _records(store, summary.cell):
-        ids = [min([found.id, *ids[:1]]), max([found.id, *ids[-1:]])]
-        if record is None and wanted in {None, found.id}:
-            record = found
+    requested_id = example_id.zfill(6) if example_id else None
+    record, id_range = None, list[str]()
+    for candidate in _records(store, summary.cell):
+        id_range = [min([candidate.id, *id_range[:1]]), max([candidate.id, *id_range[-1:]])]
+        if record is None and requested_id in {None, candidate.id}:
+            record = candidate
     if record is None:
-        raise UserError(f"{cell_name}: has no example {example_id}; it has {ids[0]} to {ids[1]}")
-    other = "" if beside is None else _beside(store, summary.cell, beside, record.hash)
-    kept = read_excerpts(store._prompts(summary.cell), {record.hash}).get(record.hash)
-    if kept is None:
-        example = _example(summary, record.id, registry or Registry())
+        raise UserError(f"{cell_name}: has no example {example_id}; it has {id_range[0]} to {id_range[1]}")
+    other = "" if beside is None else _other_model(store, summary.cell, beside, record.hash)
+    excerpt = read_excerpts(store.excerpts_path(summary.cell), {record.hash}).get(record.hash)
+    if excerpt is None:
+        example = _rebuild_example(summary, record.id, registry or Registry())
         if example.hash != record.hash:
             raise UserError(
-                f"{cell_name}: example {record.id} written again differs from the one that was run; name the same "
-                f"--data as then, or use that version"
+                f"{cell_name}: example {record.id}, rebuilt, differs from the one in the run; give the same --data or "
+                "use the version that ran it"
             )
-        kept = excerpt(example)
-    return escape_control_chars(_text(summary.cell, kept, record) + other)
+        excerpt = make_excerpt(example)
+    return escape_control_chars(_text(summary.cell, excerpt, record) + other)
 
 
-def _beside(store: ResultStore, cell: Cell, contestant: str, example_hash: str) -> str:
-    """Return what another contestant made of the same example, as further lines."""
-    name = f"{contestant}/{cell.task}/{length_name(cell.length)}"
-    for record in _records(store, _find(store.folder, name).cell):
+def _other_model(store: ResultStore, cell: Cell, variant: str, example_hash: str) -> str:
+    """Return another model's generation and score on the same example, as further lines."""
+    name = f"{variant}/{cell.task}/{length_name(cell.length)}"
+    for record in _records(store, _find_cell(store.folder, name).cell):
         if record.hash == example_hash:
-            return "\n".join(("", f"=== {name}", *_answered(record)))
-    raise UserError(f"--beside {contestant}: was not given this example; its prompts differ")
+            return "\n".join(("", f"=== {name}", *_generation_lines(record)))
+    raise UserError(f"--compare-with {variant}: was not given this example; its prompts differ")
 
 
-def _records(store: ResultStore, cell: Cell) -> Iterator[SampleRecord]:
-    """Yield a finished cell's records, one after the other.
+def _records(store: ResultStore, cell: Cell) -> Iterator[StoredRecord]:
+    """Yield a finished cell's records.
 
     Raises:
-        UserError: the file has been damaged since the cell was found.
+        UserError: the file was damaged since the cell was found.
     """
     folder = store.path(cell)
     try:
         yield from read_records(folder)
-    except DamagedError as error:
+    except DamagedCellError as error:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _find(folder: Path, name: str) -> CellSummary:
+def _find_cell(folder: Path, name: str) -> CellSummary:
     results = read_cells(folder)
-    found = {str(summary.cell): summary for summary in results.finished}
-    if name not in found:
-        who, _, place = name.partition("/")
+    cells = {str(summary.cell): summary for summary in results.finished}
+    if name not in cells:
+        variant, _, task_and_length = name.partition("/")
         for line in results.missing:
             model, method, rest = line.split("/", 2)
-            if f"{method}-{model}" == who and rest.startswith(f"{place}:"):
+            if f"{method}-{model}" == variant and rest.startswith(f"{task_and_length}:"):
                 raise UserError(f"{folder}: {line}")
-        raise UserError(f"{name}: no such finished cell in {folder}{did_you_mean(name, found)}")
-    return found[name]
+        raise UserError(f"{name}: no such finished cell in {folder}{did_you_mean(name, cells)}")
+    return cells[name]
 
 
-def _example(summary: CellSummary, example_id: str, registry: Registry) -> Example:
-    """Write an example again.
+def _rebuild_example(summary: CellSummary, example_id: str, registry: Registry) -> Example:
+    """Generate an example's prompt again.
 
-    Results may be anybody's, and nothing is imported, fetched or opened because a cell says so: the task is the
-    registry's own of that name, the weights are listed there or were named on this machine.
+    Results may come from anyone, so a cell cannot make this import, download or open anything: the task is the
+    registry's own of that name, and the weights are listed there or were used on this machine before.
     """
-    # Heavy, and not needed for what a run has kept.
+    # Heavy imports, not needed where the run stored an excerpt.
     from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 
-    cell, spec = summary.cell, plain(summary.result.spec)
-    again = f"{cell}: its prompts were not kept, and cannot be written again"
+    cell, spec = summary.cell, to_builtins(summary.result.spec)
+    prefix = f"{cell}: its prompts were not stored and cannot be rebuilt"
     if cell.task.startswith(PREFIX):
-        raise UserError(f"{again}: lm-eval writes those of its tasks itself")
+        raise UserError(f"{prefix}: lm-eval generates the prompts of its own tasks")
     if cell.task not in registry.tasks:
-        raise UserError(f"{again}: no task '{cell.task}' is known here; name its folder with --task-folder")
+        raise UserError(f"{prefix}: task '{cell.task}' is not known; give its folder with --include-path")
     try:
-        asked = _Asked.model_validate(spec)
+        prompt_spec = _PromptSpec.model_validate(spec)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{again}: '{where}' of its spec is not what a run writes") from error
-    if not is_trusted(asked.weights, registry.models.values()):
+        raise UserError(f"{prefix}: '{where}' in its spec is not valid") from error
+    if not is_trusted(prompt_spec.weights, registry.models.values()):
         raise UserError(
-            f"{again}: {source_label(asked.weights)} is neither a listed model nor one that was named on this machine; "
-            f"if you trust it, `longctx-bench data pull` it first"
+            f"{prefix}: {source_label(prompt_spec.weights)} is neither a listed model nor one used on this "
+            f"machine before; if you trust it, run `longctx-bench data pull` on it first"
         )
     if not (example_id.isascii() and example_id.isdecimal()) or int(example_id) >= summary.n:
-        raise UserError(f"{again}: it has {summary.n} examples, and none of the number {example_id}")
+        raise UserError(f"{prefix}: it has {summary.n} examples, and no example {example_id}")
     task = registry.tasks[cell.task]
-    tokenizer = prompt_tokenizer(checkpoint_folder(asked.weights))
-    encoder = PromptEncoder(tokenizer, asked.chat_template and task.chat_template)
+    tokenizer = prompt_tokenizer(checkpoint_folder(prompt_spec.weights))
+    encoder = PromptEncoder(tokenizer, prompt_spec.chat_template and task.chat_template)
     benchmark = registry.benchmark(task)
-    written = benchmark.examples(encoder, asked.length, task.max_new_tokens, int(example_id) + 1, asked.seed)
-    found = next((example for example in written if example.id == example_id), None)
-    if found is None:
-        raise UserError(f"{again}: its data hold no example {example_id}; name the same --data as then")
-    return found
+    examples = benchmark.examples(
+        encoder, prompt_spec.length, task.max_new_tokens, int(example_id) + 1, prompt_spec.seed
+    )
+    rebuilt = next((example for example in examples if example.id == example_id), None)
+    if rebuilt is None:
+        raise UserError(f"{prefix}: its data has no example {example_id}; give the same --data as in the run")
+    return rebuilt
 
 
-def _text(cell: Cell, kept: Excerpt, record: SampleRecord) -> str:
-    prompt = kept.begin + kept.end
-    if kept.hidden:
-        found = "".join(f"\n    ... {needle} ..." for needle in kept.needles)
-        prompt = f"{kept.begin}\n[... {kept.hidden:,} characters{found} ...]\n{kept.end}"
+def _text(cell: Cell, excerpt: PromptExcerpt, record: StoredRecord) -> str:
+    prompt = excerpt.begin + excerpt.end
+    if excerpt.hidden:
+        needles = "".join(f"\n    ... {needle} ..." for needle in excerpt.needles)
+        prompt = f"{excerpt.begin}\n[... {excerpt.hidden:,} characters{needles} ...]\n{excerpt.end}"
     return "\n".join(
         (
-            f"{cell}, example {record.id}: {kept.n_tokens:,} prompt tokens{_needles(record)}",
+            f"{cell}, example {record.id}: {excerpt.n_tokens:,} prompt tokens{_needles(record)}",
             "--- prompt",
             prompt,
             "--- answer prefix",
-            kept.answer_prefix,
+            excerpt.answer_prefix,
             "--- references",
             *record.references,
-            *_answered(record),
+            *_generation_lines(record),
         )
     )
 
 
-def _answered(record: SampleRecord) -> tuple[str, ...]:
+def _generation_lines(record: StoredRecord) -> tuple[str, ...]:
     return (
         f"--- generation ({record.new_tokens} tokens, {describe_finish_reason(record.finish_reason)})",
         record.text or "",
-        f"--- {record.metric}: {_shown(record)}",
+        f"--- {record.metric}: {_score_text(record)}",
     )
 
 
-def _needles(record: SampleRecord) -> str:
-    """Say where the needles of a prompt stand, nothing where it has none."""
+def _needles(record: StoredRecord) -> str:
+    """Return the needle depths as text, empty where there are none."""
     if not record.depths:
         return ""
-    places = ", ".join(f"{depth:.4g}" for depth in record.depths)
-    return f", {'needle' if len(record.depths) == 1 else 'needles'} at {places} % of its length"
+    depths = ", ".join(f"{depth:.4g}" for depth in record.depths)
+    return f", {'needle' if len(record.depths) == 1 else 'needles'} at {depths} % of its length"
 
 
-def _shown(record: SampleRecord) -> str:
-    known = shipped_metric(record.metric)
-    return f"{100 * record.score:g} %" if known is None or known.percent else f"{record.score:.4f}"
+def _score_text(record: StoredRecord) -> str:
+    builtin = shipped_metric(record.metric)
+    return f"{100 * record.score:g} %" if builtin is None or builtin.percent else f"{record.score:.4f}"

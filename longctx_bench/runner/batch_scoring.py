@@ -1,4 +1,4 @@
-"""From a batch that an engine ran to the records that the store keeps."""
+"""Batch scoring: run a batch on an engine and build the stored records."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from longctx_bench.engines.base import Engine
 from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
 
-_BINS = 32
+_NUM_BINS = 32
 """Points of a loss curve by position."""
 
 
-def continued(
+def score_generations(
     engine: Engine,
     batch: Sequence[Request],
-    contestant: ModelUnderTest,
-    measure: Metric,
+    model: ModelUnderTest,
+    metric: Metric,
     examples: Mapping[str, Example],
 ) -> list[SampleRecord]:
-    """Let the engine go on writing, and score what it wrote."""
+    """Generate greedily and score the texts."""
 
-    def settled(example_id: str, text: str) -> bool:
-        return measure.is_final(text, examples[example_id].references)
+    def is_final(example_id: str, text: str) -> bool:
+        return metric.is_final(text, examples[example_id].references)
 
     finished = []
-    for generation in engine.generate(batch, contestant, settled):
+    for generation in engine.generate(batch, model, is_final):
         example = examples[generation.example_id]
-        value = measure.score(generation.text, example.references, example.classes)
-        if measure.percent and not 0 <= value <= 1:
+        value = metric.score(generation.text, example.references, example.classes)
+        if metric.percent and not 0 <= value <= 1:
             raise UserError(
-                f"metric '{measure.name}': gave {value:g} for an answer, and rates lie in [0, 1]; make it a "
-                f"Metric(..., percent=False) if it is none"
+                f"metric '{metric.name}': gave {value:g} for a generation, but rates are in [0, 1]; use Metric(..., "
+                f"percent=False) for other scores"
             )
-        finished.append(SampleRecord(_written(example, generation, measure.name, value), generation.seconds))
+        finished.append(SampleRecord(_generation_record(example, generation, metric.name, value), generation.seconds))
     return finished
 
 
-def predicted(
+def score_loglikelihoods(
     engine: Engine,
     batch: Sequence[Request],
-    contestant: ModelUnderTest,
-    measure: Metric,
+    model: ModelUnderTest,
+    metric: Metric,
     examples: Mapping[str, Example],
 ) -> list[SampleRecord]:
-    """Let the engine predict the text itself; the score is the mean loss of a token in nats."""
+    """Score the log-likelihood of the text itself: mean loss per token, in nats."""
     return [
-        SampleRecord(_lost(examples[found.example_id], found, measure.name), found.seconds)
-        for found in engine.loglikelihood(batch, contestant)
+        SampleRecord(_loss_record(examples[losses.example_id], losses, metric.name), losses.seconds)
+        for losses in engine.loglikelihood(batch, model)
     ]
 
 
-def _written(example: Example, generation: Generation, metric: str, value: float) -> dict[str, Any]:
+def _generation_record(example: Example, generation: Generation, metric: str, value: float) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": example.id,
         "hash": example.hash,
@@ -71,25 +71,25 @@ def _written(example: Example, generation: Generation, metric: str, value: float
     if example.words is not None:
         record["words"] = example.words
     if example.n_tokens != generation.prompt_tokens:
-        # A method that cuts prompts was given less than the document.
+        # The method truncates prompts.
         record["document_tokens"] = example.n_tokens
     return record
 
 
-def _lost(example: Example, found: LoglikelihoodResult, metric: str) -> dict[str, Any]:
-    first = example.n_tokens - len(found.losses)
-    width = max(1, -(-example.n_tokens // _BINS))
+def _loss_record(example: Example, losses: LoglikelihoodResult, metric: str) -> dict[str, Any]:
+    first = example.n_tokens - len(losses.losses)
+    width = max(1, -(-example.n_tokens // _NUM_BINS))
     bins: dict[int, list[float]] = {}
-    for place, loss in enumerate(found.losses, first):
-        bins.setdefault(place // width, []).append(loss)
+    for position, loss in enumerate(losses.losses, first):
+        bins.setdefault(position // width, []).append(loss)
     return {
         "id": example.id,
         "hash": example.hash,
-        "score": fsum(found.losses) / len(found.losses),
+        "score": fsum(losses.losses) / len(losses.losses),
         "metric": metric,
-        "scored": len(found.losses),
+        "scored": len(losses.losses),
         # Position of a bin's first token in the window, and the mean loss in the bin.
-        "curve": [[index * width, round(fsum(losses) / len(losses), 5)] for index, losses in sorted(bins.items())],
+        "curve": [[index * width, round(fsum(values) / len(values), 5)] for index, values in sorted(bins.items())],
         "prompt_tokens": example.n_tokens,
         "new_tokens": 0,
     }

@@ -1,4 +1,4 @@
-"""What a run would take, before it is run: tokens, time and memory for ``--dry-run``."""
+"""Cost estimates for ``--dry-run``: tokens, time and memory per cell."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.runner.plan import PlannedCell
 
 _EFFICIENCY = 0.5
-"""Share of a plain matrix product's rate that a forward pass reaches, and of the memory's that decoding does."""
+"""Fraction of the measured matmul rate that prefill reaches, and of the memory bandwidth that decode reaches."""
 _DECODE_BATCH = 4
-"""Examples decoded together, on average."""
+"""Average decode batch size."""
 
 
 @dataclass(frozen=True)
 class CellEstimate:
-    """One cell's expected cost."""
+    """The estimated cost of a cell."""
 
     planned: PlannedCell
     tokens: int | None
-    """Prompt and reserved new tokens of all its examples; None where only the data can tell."""
+    """Prompt and reserved new tokens of all examples; None if only the data can tell."""
     seconds: float | None
-    """When every example uses up its new tokens; None when neither engine nor task can say."""
+    """If every example uses all its new tokens; None if unknown."""
     memory: int | None
-    """Peak bytes with one prompt at a time; batches take what is free beyond it."""
+    """Peak bytes for one prompt; batches use the free memory beyond it."""
     refusal: UserError | None = None
-    """Why its method cannot be run on its base, as the run itself would say."""
+    """Why the method cannot run on its base: the error that the run would raise."""
 
 
 def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstimate]:
@@ -44,9 +44,7 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstim
     speed: tuple[float, float] | None = None
     estimates = []
     for planned in cells:
-        # Neither lm-eval's documents nor whole ones have a length that is known before they are read.
-        known = planned.kind != "lm_eval" and planned.cell.length != NATURAL
-        tokens = planned.n * planned.cell.length if known else None
+        tokens = planned.strategy.num_tokens(planned.n, planned.cell.length)
         folder = _config_folder(planned.variant.source)
         if refusal := _refusal(planned, folder):
             estimates.append(CellEstimate(planned, tokens, None, None, refusal))
@@ -63,7 +61,7 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstim
 
 
 def _config_folder(source: Source) -> Path:
-    """Return a folder with the checkpoint's config.json: a plan must not fetch gigabytes of weights."""
+    """Return a folder with the checkpoint's config.json, without downloading the weights."""
     if isinstance(source, HubSource):
         return fetch(source.model_copy(update={"file": "config.json"})).parent
     return checkpoint_folder(source)

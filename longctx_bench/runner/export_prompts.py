@@ -1,4 +1,4 @@
-"""Examples as JSON lines, written on all cores where there are enough of them."""
+"""Export examples as JSON lines, on all cores for large exports."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from longctx_bench.core.types import Example
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.models.fast_tokenizer import LightTokenizer
 
-_WORTH = 4_000_000
-"""Tokens to write for each process, without which starting one more takes longer than it saves."""
-_PART = 500_000
-"""Tokens that a process writes before it looks for more: some tenths of a second."""
-_POLL = 0.01
-"""Seconds between looks for a part that another process writes."""
+_MIN_TOKENS_PER_PROCESS = 4_000_000
+"""Below this, starting another process takes longer than it saves."""
+_PART_TOKENS = 500_000
+"""Tokens per part that a process claims at a time: some tenths of a second."""
+_POLL_SECONDS = 0.01
+"""Interval for checking on a part that another process writes."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """Examples of a task: what :meth:`Benchmark.examples` is to give, or its examples ``first`` to ``n - 1``."""
+class ExportJob:
+    """Examples ``first`` to ``n - 1`` of a task; arguments as for :meth:`Benchmark.examples`."""
 
     task: str
     benchmark: Benchmark
@@ -42,36 +42,36 @@ class Order:
     first: int = 0
 
 
-def lines(orders: Sequence[Order], folder: Path) -> Iterator[str]:
-    """Yield a line for each example, the same ones in the same order however many processes write them.
+def export_lines(jobs: Sequence[ExportJob], folder: Path) -> Iterator[str]:
+    """Yield one line per example; independent of the number of processes.
 
     Args:
-        orders: what to write, one task after another.
-        folder: holds the tokenizer.
+        jobs: the tasks to export, in order.
+        folder: the checkpoint with the tokenizer.
 
     Raises:
-        UserError: as :meth:`Benchmark.examples`, behind the lines of the examples before; or there is no tokenizer.
+        UserError: as :meth:`Benchmark.examples`, after the lines of earlier examples; or there is no tokenizer.
     """
     writer = _Writer(folder)
-    parts = [part for order in orders for part in _parts(order)]
-    helpers = min(usable_cores(), sum(order.n * order.length for order in orders) // _WORTH) - 1
-    if helpers < 1 or any(order.chat_template for order in orders) or not writer.is_light:
+    parts = [part for job in jobs for part in _parts(job)]
+    helpers = min(usable_cores(), sum(job.n * job.length for job in jobs) // _MIN_TOKENS_PER_PROCESS) - 1
+    if helpers < 1 or any(job.chat_template for job in jobs) or not writer.is_light:
         for part in parts:
             yield from writer.lines(part)
         return
     # Spawned, because a forked copy of a process with a tokenizer's threads can hang.
     context = multiprocessing.get_context("spawn")
     with ScratchFolder("longctx-bench-") as scratch:
-        shared = {number: part for number, part in enumerate(parts) if _travels(part.benchmark)}
+        shared = {number: part for number, part in enumerate(parts) if _is_importable(part.benchmark)}
         processes: list[BaseProcess] = []
         try:
             for _ in range(helpers):
-                helper = context.Process(target=_help, args=(shared, folder, scratch), daemon=True)
+                helper = context.Process(target=_run_helper, args=(shared, folder, scratch), daemon=True)
                 helper.start()
                 processes.append(helper)
             for number, part in enumerate(parts):
                 written = scratch / f"{number}.jsonl"
-                if _claim(written) or not _awaited(written, processes):
+                if _claim(written) or not _wait_for(written, processes):
                     yield from writer.lines(part)
                 else:
                     with written.open(encoding="utf-8", newline="\n") as file:
@@ -84,25 +84,25 @@ def lines(orders: Sequence[Order], folder: Path) -> Iterator[str]:
 
 
 class _Writer:
-    """Writes in this process."""
+    """Generates lines in this process."""
 
     def __init__(self, folder: Path) -> None:
         tokenizer = prompt_tokenizer(folder)
         self.is_light = isinstance(tokenizer, LightTokenizer)
-        # One for all tasks: it remembers the texts that they share.
+        # Shared by all tasks: it caches the texts that they have in common.
         self._encoders = {False: PromptEncoder(tokenizer)}
 
-    def lines(self, order: Order) -> Iterator[str]:
-        if order.chat_template not in self._encoders:
+    def lines(self, job: ExportJob) -> Iterator[str]:
+        if job.chat_template not in self._encoders:
             self._encoders[True] = PromptEncoder(self._encoders[False].tokenizer, chat_template=True)
-        encoder, benchmark = self._encoders[order.chat_template], order.benchmark
-        arguments = (encoder, order.length, order.max_new_tokens)
-        if _divisible(benchmark):
-            for index in range(order.first, order.n):
-                yield _line(order.task, benchmark.example(*arguments, order.seed, index))
+        encoder, benchmark = self._encoders[job.chat_template], job.benchmark
+        arguments = (encoder, job.length, job.max_new_tokens)
+        if _is_indexed(benchmark):
+            for index in range(job.first, job.n):
+                yield _line(job.task, benchmark.example(*arguments, job.seed, index))
             return
-        for example in benchmark.examples(*arguments, order.n, order.seed):
-            yield _line(order.task, example)
+        for example in benchmark.examples(*arguments, job.n, job.seed):
+            yield _line(job.task, example)
 
 
 def _line(task: str, example: Example) -> str:
@@ -121,23 +121,23 @@ def _line(task: str, example: Example) -> str:
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
-def _divisible(benchmark: Benchmark) -> TypeGuard[IndexedBenchmark]:
+def _is_indexed(benchmark: Benchmark) -> TypeGuard[IndexedBenchmark]:
     return isinstance(benchmark, IndexedBenchmark) and type(benchmark).examples is IndexedBenchmark.examples
 
 
-def _travels(benchmark: Benchmark) -> bool:
-    """Tell whether another process can import the benchmark's class: a user's file is known to this one alone."""
+def _is_importable(benchmark: Benchmark) -> bool:
+    """Whether another process can import the benchmark's class: plug-in files are loaded in this one only."""
     return type(benchmark).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _parts(order: Order) -> Iterator[Order]:
-    step = max(1, _PART // max(1, order.length)) if _divisible(order.benchmark) else order.n
-    for first in range(0, order.n, step):
-        yield replace(order, first=first, n=min(order.n, first + step))
+def _parts(job: ExportJob) -> Iterator[ExportJob]:
+    step = max(1, _PART_TOKENS // max(1, job.length)) if _is_indexed(job.benchmark) else job.n
+    for first in range(0, job.n, step):
+        yield replace(job, first=first, n=min(job.n, first + step))
 
 
 def _claim(written: Path) -> bool:
-    """Take a part for this process, unless another has it."""
+    """Claim a part for this process; False if another process has it."""
     try:
         written.with_suffix(".taken").touch(exist_ok=False)
     except FileExistsError:
@@ -145,20 +145,20 @@ def _claim(written: Path) -> bool:
     return True
 
 
-def _awaited(written: Path, processes: Sequence[BaseProcess]) -> bool:
-    """Wait for a part that another process has taken, and tell whether it came: a process may fail or be killed."""
+def _wait_for(written: Path, processes: Sequence[BaseProcess]) -> bool:
+    """Wait for a part claimed by another process; False if no process is left to write it."""
     while True:
         alive = any(process.is_alive() for process in processes)
         if written.exists():
             return True
         if not alive:
             return False
-        time.sleep(_POLL)
+        time.sleep(_POLL_SECONDS)
 
 
-def _help(parts: dict[int, Order], folder: Path, scratch: Path) -> None:
-    """Write the last parts that nobody has taken: the caller begins with the first."""
-    # Ctrl-C is the caller's to report.
+def _run_helper(parts: dict[int, ExportJob], folder: Path, scratch: Path) -> None:
+    """Write unclaimed parts from the last one: the caller starts with the first."""
+    # The caller reports Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     writer, caller = _Writer(folder), multiprocessing.parent_process()
     for number, part in reversed(parts.items()):
@@ -172,5 +172,5 @@ def _help(parts: dict[int, Order], folder: Path, scratch: Path) -> None:
             with unfinished.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(writer.lines(part))
             unfinished.replace(written)
-        except Exception:  # noqa: BLE001 - the caller, who writes what is missing, meets the same error in its place
+        except Exception:  # noqa: BLE001 (the caller writes the missing part and raises the same error)
             return

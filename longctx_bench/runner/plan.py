@@ -1,4 +1,4 @@
-"""From what was asked for to the cells that answer it."""
+"""Run planning: from models, tasks and lengths to cells."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import LoadedMetric, Registry
+from longctx_bench.runner.strategies import STRATEGIES, RunSettings, Strategy, run_settings
 from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import CellSpec, MethodRecord, ModelRecord, TaskRecord
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that a run was asked for."""
+    """The options of a run."""
 
     variants: tuple[ModelVariant, ...]
     tasks: tuple[TaskSpec, ...]
@@ -32,10 +33,10 @@ class RunSpec:
     limit: int | None = None
     seed: int = 42
     chat_template: bool = False
-    rerun: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no cell can be.
+        """Validate lengths and limit.
 
         Raises:
             UserError: no length, or a scale, length or limit that is not positive.
@@ -54,7 +55,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell of a run with all that it takes to run it."""
+    """One cell of a run, with everything needed to run it."""
 
     cell: Cell
     variant: ModelVariant
@@ -65,8 +66,18 @@ class PlannedCell:
     spec: CellSpec
     done: bool
 
+    @property
+    def strategy(self) -> Strategy:
+        """How the cell is run."""
+        return STRATEGIES[self.kind]
+
+    @property
+    def settings(self) -> RunSettings:
+        """The options of the run that a harness with prompts of its own needs."""
+        return run_settings(self.n, self.spec.seed, self.spec.chat_template and self.task.chat_template)
+
     def raised_by(self, error: Exception) -> str:
-        """Return the plug-in that an error comes from: its file and line where they are known, else all that may be."""
+        """Return the plug-in that raised an error: file and line if known, otherwise all plug-ins of the cell."""
         uses = (self.variant.spec.use, self.task.use, self.task.metric)
         files = {Path(use.partition(":")[0]).name: use for use in uses if use.startswith("./")}
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -76,45 +87,41 @@ class PlannedCell:
 
 
 def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Registry) -> list[PlannedCell]:
-    """List a run's cells, grouped by weights so that each is loaded once.
+    """List a run's cells, grouped by checkpoint so that each is loaded once.
 
     Raises:
         UserError: a task's parameters or metric are wrong.
     """
     cells = []
-    # First: what is built from here on is built of this code, whatever becomes of the files meanwhile.
+    # First: everything below is built from this version of the code, even if the files change meanwhile.
     codes = {task.name: registry.benchmark_code(task) for task in spec.tasks}
     benchmarks = {task.name: registry.benchmark(task) for task in spec.tasks}
-    scorings: dict[str, LoadedMetric] = {}
+    scorings: dict[str, LoadedMetric | None] = {}
     for task in spec.tasks:
-        kind = benchmarks[task.name].kind
-        if kind != "lm_eval":
-            scorings[task.name] = registry.load_metric(task)
-        if kind != "lm_eval" and (scorings[task.name].metric.name == "token_loss") != (kind == "loss"):
-            raise UserError(f"task {task.name}: metric '{task.metric}' does not go with {task.use}")
+        scorings[task.name] = STRATEGIES[benchmarks[task.name].kind].load_scoring(task, registry)
         if NATURAL in spec.lengths and not benchmarks[task.name].natural:
             raise UserError(
                 f"--length natural: {task.name} has no documents of its own length; name a number of tokens"
             )
-    # Once a run: a digest reads megabytes of each local model.
-    here = {source: _as_of_now(source) for source in dict.fromkeys(variant.source for variant in spec.variants)}
-    contestants = [replace(variant, source=here[variant.source]) for variant in spec.variants]
-    sources = set(here.values())
+    # Once per run: a digest reads megabytes of each local model.
+    pinned_sources = {source: _try_pin(source) for source in dict.fromkeys(variant.source for variant in spec.variants)}
+    pinned_variants = [replace(variant, source=pinned_sources[variant.source]) for variant in spec.variants]
+    sources = set(pinned_sources.values())
     sources |= {source for benchmark in benchmarks.values() for source in _sources(benchmark).values()}
     digests: dict[Source, str | None] = {source: content_digest(source) for source in sources if is_local(source)}
-    for source in dict.fromkeys(variant.source for variant in contestants):
-        variants = [variant for variant in contestants if variant.source == source]
+    for source in dict.fromkeys(variant.source for variant in pinned_variants):
+        variants = [variant for variant in pinned_variants if variant.source == source]
         for task in spec.tasks:
             for length in sorted({length for variant in variants for length in spec.cell_lengths(variant)}):
-                # Methods in the innermost loop: they share the weights that are loaded and the prompts that are made.
+                # Methods in the innermost loop: they share the loaded weights and the prompts.
                 for variant in variants:
                     if length in spec.cell_lengths(variant):
-                        described = _cell_spec(
+                        cell_spec = _cell_spec(
                             spec,
                             variant,
                             task,
                             benchmarks[task.name],
-                            scorings.get(task.name),
+                            scorings[task.name],
                             {"method": variant.code, "task": codes[task.name]},
                             length,
                             engine,
@@ -122,13 +129,13 @@ def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Regist
                         )
                         cell = Cell(variant.model.name, variant.method_name, task.name, length)
                         n = spec.limit or task.samples
-                        done = not spec.rerun and store.done(cell, described, n)
-                        cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, described, done))
+                        done = not spec.overwrite and store.done(cell, cell_spec, n)
+                        cells.append(PlannedCell(cell, variant, task, benchmarks[task.name].kind, n, cell_spec, done))
     return cells
 
 
-def _as_of_now(source: Source) -> Source:
-    """Pin a hub repository; one that cannot be had fails its own cells when they begin, and no others."""
+def _try_pin(source: Source) -> Source:
+    """Pin a hub repository to a commit; an unreachable one fails only its own cells, when they start."""
     try:
         return resolve_revision(source)
     except UserError:
@@ -136,13 +143,13 @@ def _as_of_now(source: Source) -> Source:
 
 
 def _sources(benchmark: Benchmark) -> dict[str, Any]:
-    """Return the data of a benchmark that lies on this machine, by field."""
+    """Return a benchmark's local data sources, by field."""
     fields = {name: getattr(benchmark, name) for name in type(benchmark).model_fields}
     return {name: value for name, value in fields.items() if is_local(value)}
 
 
 def _params(benchmark: Benchmark) -> dict[str, Any]:
-    """Return a benchmark's parameters; a local file in place of a named source by that name, its digest tells it."""
+    """Return a benchmark's parameters; a local file in place of a named source keeps that name (its digest differs)."""
     aliases = {name: source.alias for name, source in _sources(benchmark).items() if getattr(source, "alias", None)}
     return benchmark.model_dump(mode="json") | aliases
 
@@ -158,10 +165,10 @@ def _cell_spec(
     engine: EngineInfo,
     digests: Mapping[Source, str | None],
 ) -> CellSpec:
-    """Return what a cell's numbers depend on."""
+    """Return everything a cell's numbers depend on."""
     method, model = variant.method, variant.model
     local: dict[str, Any] = {"weights": variant.source, **_sources(benchmark)}
-    # lm-eval's tasks bring metrics of their own.
+    # External harnesses bring their own metrics.
     metric_name, metric_version = (scoring.metric.name, scoring.metric.version) if scoring else (task.metric, 1)
     plugins = {**plugins, "metric": scoring.code if scoring else None}
     return CellSpec(

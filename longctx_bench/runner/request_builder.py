@@ -1,4 +1,4 @@
-"""A cell's examples as token ids: written once for a task, tokenizer and length, read by every method in turn."""
+"""Request builder: a cell's examples as token ids, generated once per task, tokenizer and length for all methods."""
 
 from __future__ import annotations
 
@@ -21,79 +21,81 @@ from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec
 
 PART = 1024
-"""Examples of a cell that are in memory at a time: a larger cell is written, batched, run and stored in parts of so
-many consecutive examples. No batch reaches over the end of a part, so that another number would mean other batches."""
+"""Examples of a cell in memory at a time: a larger cell is generated, batched, run and stored in parts of this many
+consecutive examples. No batch spans two parts, so another value would change the batches."""
 
-Made = list[tuple[Example, "array[int]"]]
-"""Examples with their token ids; as machine integers, because 500 prompts of 131,072 tokens are held at once."""
+EncodedExamples = list[tuple[Example, "array[int]"]]
+"""Examples with their token ids, as machine integers because 500 prompts of 131,072 tokens are held at once."""
 
 
 class Part(NamedTuple):
     """Consecutive examples of a cell."""
 
-    made: Made
+    examples: EncodedExamples
     first: bool
     last: bool
 
 
-_AHEAD = 8
-"""Examples that each core may write before the first of them is asked for."""
-_DRAFT = 128
-"""Tokens of a draft at most: no model writes a long summary word by word as its reference stands."""
+_PREFETCH = 8
+"""Examples generated ahead per core."""
+_MAX_DRAFT_TOKENS = 128
+"""Maximum draft tokens: no model reproduces a long reference summary word by word."""
 
 
-class PromptCache:
-    """The examples of the last task, tokenizer and length, where they are no more than :data:`PART`."""
+class RequestBuilder:
+    """Builds requests; caches the examples of the last task, tokenizer and length if they fit in one part."""
 
     def __init__(self, registry: Registry, spec: RunSpec) -> None:
         self._registry = registry
         self._spec = spec
         self._encoders: dict[tuple[Path, bool], PromptEncoder] = {}
         self._key: tuple[str, Path, int, int] | None = None
-        self._made: Made = []
+        self._examples_of_key: EncodedExamples = []
 
     def examples(self, planned: PlannedCell, folder: Path) -> list[Example]:
         """Return a cell's examples; ``folder`` holds the tokenizer."""
-        return [example for part in self.parts(planned, folder) for example, _ in part.made]
+        return [example for part in self.parts(planned, folder) for example, _ in part.examples]
 
     def requests(self, planned: PlannedCell, folder: Path, base: BaseModelInfo) -> list[Request]:
-        """Return what an engine gets of a cell's examples, in their order."""
+        """Return a cell's requests, in the order of its examples."""
         return [
             request
             for part in self.parts(planned, folder)
-            for request in self.requests_of(part.made, planned, folder, base)
+            for request in self.requests_of(part.examples, planned, folder, base)
         ]
 
     def parts(self, planned: PlannedCell, folder: Path) -> Iterator[Part]:
-        """Yield a cell's examples in parts of :data:`PART`, each written when it is asked for; none without data.
+        """Yield a cell's examples in parts of :data:`PART`, each generated when requested; nothing if there is no data.
 
-        The methods of a base share what a cell of one part has; of a larger cell each writes the prompts again.
+        The methods of a base share the examples of a cell of one part; a larger cell's are generated again per method.
         """
         key = (planned.task.name, folder, planned.cell.length, planned.n)
         if key == self._key:
-            return iter((Part(self._made, first=True, last=True),))
-        self._key, self._made = None, []
+            return iter((Part(self._examples_of_key, first=True, last=True),))
+        self._key, self._examples_of_key = None, []
 
-        def kept(part: Part) -> Part:
+        def cache_whole_cell(part: Part) -> Part:
             if part.first and part.last:
-                self._key, self._made = key, part.made
+                self._key, self._examples_of_key = key, part.examples
             return part
 
-        return map(kept, _Parts(self._write(planned.task, folder, planned.cell.length, planned.n), PART))
+        return map(cache_whole_cell, _Parts(self._write(planned.task, folder, planned.cell.length, planned.n), PART))
 
-    def requests_of(self, made: Made, planned: PlannedCell, folder: Path, base: BaseModelInfo) -> list[Request]:
-        """Return what an engine gets of some of a cell's examples, in their order."""
+    def requests_of(
+        self, examples: EncodedExamples, planned: PlannedCell, folder: Path, base: BaseModelInfo
+    ) -> list[Request]:
+        """Return the requests of some of a cell's examples, in order."""
         task, method = planned.task, planned.variant.method
         encoder, benchmark = self._encoder(task, folder), self._registry.benchmark(task)
         stop_ids = frozenset(encoder.tokenizer.encode(text, add_special_tokens=False)[-1] for text in task.stop)
         requests = []
-        for example, ids in made:
-            given = method.prompt(base, ids, example.max_new_tokens)
-            scored = min(example.scored, len(given) - 1)
+        for example, ids in examples:
+            input_ids = method.prompt(base, ids, example.max_new_tokens)
+            scored = min(example.scored, len(input_ids) - 1)
             requests.append(
                 Request(
                     example.id,
-                    given,
+                    input_ids,
                     example.max_new_tokens,
                     stop_ids,
                     task.min_new_tokens,
@@ -105,13 +107,13 @@ class PromptCache:
 
     @staticmethod
     def _drafts(benchmark: Benchmark, encoder: PromptEncoder, example: Example) -> tuple[tuple[int, ...], ...]:
-        """Return the tokens of a right answer, as they would follow on the prompt."""
+        """Return draft tokens for speculative decoding: the expected completion, as it would follow the prompt."""
         if not example.references or example.scored:
             return ()
         draft = encoder.continuation(
             example.prompt, example.answer_prefix, benchmark.expected_completion(example.references)
         )
-        return (tuple(draft[:_DRAFT]),) if draft else ()
+        return (tuple(draft[:_MAX_DRAFT_TOKENS]),) if draft else ()
 
     def _write(self, task: TaskSpec, folder: Path, length: int, n: int) -> Iterator[tuple[Example, array[int]]]:
         encoder = self._encoder(task, folder)
@@ -124,21 +126,21 @@ class PromptCache:
         if not isinstance(benchmark, IndexedBenchmark):
             yield from map(encoded, benchmark.examples(*arguments, n, self._spec.seed))
             return
-        # The first alone: it reads what all share, and shows what is wrong. A tokenizer lets go of Python while it
-        # works, so that threads are enough.
+        # The first one alone: it loads shared data and raises configuration errors. Threads suffice for the rest,
+        # because tokenizers release the GIL.
         yield encoded(benchmark.example(*arguments, self._spec.seed, 0))
         cores = usable_cores()
         pool = ThreadPoolExecutor(cores)
         try:
-            ahead: deque[Future[tuple[Example, array[int]]]] = deque()
+            pending: deque[Future[tuple[Example, array[int]]]] = deque()
             for index in range(1, n):
-                ahead.append(pool.submit(lambda i: encoded(benchmark.example(*arguments, self._spec.seed, i)), index))
-                if len(ahead) > _AHEAD * cores:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                pending.append(pool.submit(lambda i: encoded(benchmark.example(*arguments, self._spec.seed, i)), index))
+                if len(pending) > _PREFETCH * cores:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            # Ctrl-C, or an example that cannot be written: nobody waits for those behind it.
+            # After Ctrl-C or an error, do not wait for the remaining examples.
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _encoder(self, task: TaskSpec, folder: Path) -> PromptEncoder:
@@ -149,17 +151,17 @@ class PromptCache:
 
 
 class _Parts(Iterator[Part]):
-    """Takes examples in parts, and one more to see whether a part is the last; keeps no part that it has given."""
+    """Splits examples into parts, reading one ahead to know the last part; holds no part after yielding it."""
 
     def __init__(self, examples: Iterator[tuple[Example, array[int]]], size: int) -> None:
         self._examples = examples
         self._size = size
-        self._following: Made | None = None
+        self._following: EncodedExamples | None = None
 
     def __next__(self) -> Part:
         first = self._following is None
-        made = [*(self._following or islice(self._examples, 1)), *islice(self._examples, self._size - 1)]
-        if not made:
+        examples = [*(self._following or islice(self._examples, 1)), *islice(self._examples, self._size - 1)]
+        if not examples:
             raise StopIteration
         self._following = list(islice(self._examples, 1))
-        return Part(made, first, not self._following)
+        return Part(examples, first, not self._following)

@@ -1,4 +1,4 @@
-"""The loop over cells: the one place where benchmarks, engines, metrics and the store meet."""
+"""The run loop over cells, where benchmarks, engines, metrics and the store meet."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
-from longctx_bench.registry import ALL_EXAMPLES, Registry
-from longctx_bench.runner.executors.base import Executor, HarnessSettings, OpenCell, RemoteError, Result, Work
+from longctx_bench.registry import Registry
+from longctx_bench.runner.executors.base import CellJob, Executor, JobResult, OpenCell, RemoteError
 from longctx_bench.runner.plan import PlannedCell, RunSpec
-from longctx_bench.runner.request_builder import Part, PromptCache
+from longctx_bench.runner.request_builder import Part, RequestBuilder
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, Tuning
+from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, TuningRecord
 
 
 @dataclass
-class Outcome:
-    """What a run did."""
+class RunResult:
+    """The finished, skipped and failed cells of a run."""
 
     finished: list[Cell] = field(default_factory=list)
-    """Cells that are complete now, those of earlier runs included."""
+    """Complete cells, including those of earlier runs."""
     skipped: list[tuple[Cell, str]] = field(default_factory=list)
     """Cells whose task does not fit their length, with the reason."""
     failed: list[tuple[Cell, str]] = field(default_factory=list)
@@ -40,26 +40,26 @@ class Outcome:
 
 
 class Progress(Protocol):
-    """What the runner tells whoever watches."""
+    """Receives the progress of a run."""
 
     def begin(self, cells: int, examples: int) -> None:
-        """A run begins."""
+        """A run starts."""
 
     def cell(self, planned: PlannedCell, examples: int) -> None:
-        """A cell begins that has so many examples left to run."""
+        """A cell starts with ``examples`` left to run."""
 
     def advance(self, examples: int) -> None:
-        """So many examples are stored."""
+        """``examples`` more were stored."""
 
     def note(self, message: str) -> None:
-        """Something worth a line happened."""
+        """A message for the user."""
 
     def end_cell(self, planned: PlannedCell, left: int) -> None:
-        """A cell ended with so many examples not run."""
+        """A cell ended with ``left`` examples not run."""
 
 
-class Silent:
-    """Progress that nobody watches."""
+class NoProgress:
+    """Discards the progress."""
 
     def begin(self, cells: int, examples: int) -> None:
         """Ignore."""
@@ -79,64 +79,68 @@ class Silent:
 
 @dataclass
 class Runner:
-    """Runs planned cells on an executor into one store; the store is written here alone."""
+    """Runs planned cells on an executor and writes their results; the only writer of the store."""
 
     executor: Executor
     store: ResultStore
     registry: Registry
     spec: RunSpec
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=NoProgress)
 
-    def run(self, cells: Sequence[PlannedCell]) -> Outcome:
-        """Run what is missing; one cell that fails does not stop the others.
+    def run(self, cells: Sequence[PlannedCell]) -> RunResult:
+        """Run the missing cells; a failed cell does not stop the others.
 
         Raises:
-            UserError: the output folder is held by another run or cannot be written, the disk is full, or nothing is
-                left to run on.
+            UserError: the results folder is locked by another run or cannot be written, the disk is full, or no engine
+                is left.
         """
-        outcome = Outcome()
+        run_result = RunResult()
         with self.store.locked():
             open_cells = [planned for planned in cells if not planned.done]
-            self.progress.begin(len(cells), sum(_units(planned) for planned in open_cells))
-            outcome.finished += [planned.cell for planned in cells if planned.done]
-            for result in self.executor.results(self._opened(open_cells, outcome), self.progress.note):
+            self.progress.begin(len(cells), sum(planned.strategy.num_units(planned.n) for planned in open_cells))
+            run_result.finished += [planned.cell for planned in cells if planned.done]
+            for result in self.executor.results(self._jobs(open_cells, run_result), self.progress.note):
                 try:
-                    self._keep(result, outcome)
-                except Exception as error:  # noqa: BLE001 (a method or benchmark of someone's own may raise anything)
-                    self._close(result.work.cell, outcome, error)
-        return outcome
+                    self._store(result, run_result)
+                except Exception as error:  # noqa: BLE001 (plug-ins may raise anything)
+                    self._close(result.job.cell, run_result, error)
+        return run_result
 
-    def _opened(self, cells: Sequence[PlannedCell], outcome: Outcome) -> Iterator[Work]:
-        """Yield what there is to run, each part of a cell opened when it is asked for."""
-        cache = PromptCache(self.registry, self.spec)
+    def _jobs(self, cells: Sequence[PlannedCell], run_result: RunResult) -> Iterator[CellJob]:
+        """Yield the jobs of all cells, each created when it is requested."""
+        requests = RequestBuilder(self.registry, self.spec)
         for planned in cells:
             try:
                 cell = self._open(planned)
             except Exception as error:  # noqa: BLE001 (as in run)
-                self._ended(outcome, planned, error)
+                self._record_failure(run_result, planned, error)
                 continue
             try:
-                yield from self._harness_work(cell) if planned.kind == "lm_eval" else self._parts(cell, cache, outcome)
+                yield from (
+                    self._external_job(cell)
+                    if planned.strategy.external
+                    else self._request_jobs(cell, requests, run_result)
+                )
             except Exception as error:  # noqa: BLE001 (as in run)
-                self._close(cell, outcome, error)
+                self._close(cell, run_result, error)
 
-    def _close(self, cell: OpenCell, outcome: Outcome, error: Exception) -> None:
-        """Run no more of a cell, and note why, once; raises as :meth:`_ended`."""
+    def _close(self, cell: OpenCell, run_result: RunResult, error: Exception) -> None:
+        """Drop the rest of a failed cell and record the reason once; raises as :meth:`_record_failure`."""
         already, cell.closed = cell.closed, True
         if not already:
-            self._ended(outcome, cell.planned, error)
+            self._record_failure(run_result, cell.planned, error)
 
-    def _ended(self, outcome: Outcome, planned: PlannedCell, error: Exception) -> None:
-        """Note a cell that cannot be finished.
+    def _record_failure(self, run_result: RunResult, planned: PlannedCell, error: Exception) -> None:
+        """Record a cell as skipped or failed.
 
         Raises:
-            Exception: the error itself, when it is a bug of this project, or the disk is full: no other cell could be
-                stored either.
+            Exception: the error itself if it is a bug of this project, or if the disk is full, so that no other cell
+                could be stored either.
         """
         if isinstance(error, DiskFull):
             raise error
         if isinstance(error, ContextTooShort):
-            outcome.skipped.append((planned.cell, str(error)))
+            run_result.skipped.append((planned.cell, str(error)))
             self.progress.note(f"{planned.cell}: skipped: {error}")
             return
         reason = str(error)
@@ -147,107 +151,104 @@ class Runner:
                 raise error
             kind = "" if isinstance(error, RemoteError) else f"{type(error).__name__}: "
             reason = f"{kind}{error} (raised by {planned.raised_by(error)})"
-        outcome.failed.append((planned.cell, reason))
+        run_result.failed.append((planned.cell, reason))
         self.progress.note(f"{planned.cell}: failed: {reason}")
-        # A folder that cannot be written may be the very reason.
+        # The reason may be that the folder cannot be written.
         with suppress(UserError):
-            self.store.fail(planned.cell, planned.spec, reason)
+            self.store.record_failure(planned.cell, planned.spec, reason)
 
     def _open(self, planned: PlannedCell) -> OpenCell:
         resolved = planned.variant.resolve()
-        # Refuses a method that this base cannot take before anything heavy is loaded.
+        # Raises for a method that this base does not support, before the weights are loaded.
         overrides = planned.variant.method.model_overrides(resolved.base, planned.cell.length)
         trained_for = virtual_length(planned.variant.source)
         return OpenCell(planned, resolved.folder, resolved.at(planned.cell.length), trained_for, overrides=overrides)
 
-    def _parts(self, cell: OpenCell, cache: PromptCache, outcome: Outcome) -> Iterator[Work]:
-        """Yield the parts of a cell that have something to run."""
+    def _request_jobs(self, cell: OpenCell, builder: RequestBuilder, run_result: RunResult) -> Iterator[CellJob]:
+        """Yield the jobs of a cell that have unmeasured examples."""
         planned = cell.planned
         if "prompt" not in planned.variant.method.capabilities:
-            self._refuse_impossible(planned, cell.folder, planned.cell.length)
-        # No part is referred to here while the next one is written.
-        for work in map(partial(self._work, cell, cache), cache.parts(planned, cell.folder)):
-            if work.left:
-                yield work
+            self._require_memory(planned, cell.folder, planned.cell.length)
+        # map() holds no reference to a job while the next one's prompts are written.
+        for job in map(partial(self._request_job, cell, builder), builder.parts(planned, cell.folder)):
+            if job.num_missing:
+                yield job
             else:
-                work.release()
+                job.release()
             if cell.closed:
                 return
-        if not cell.examples:
+        if not cell.num_examples:
             raise ContextTooShort(f"{planned.task.name}: its data hold no examples")
-        if not work.left and not cell.running:
-            self._finish(cell, self.executor.engine.settings(), outcome)
+        if not job.num_missing and not cell.num_running_jobs:
+            self._finish(cell, self.executor.engine.settings(), run_result)
 
-    def _work(self, cell: OpenCell, cache: PromptCache, part: Part) -> Work:
-        planned, base = cell.planned, cell.contestant.base
-        known = {example.id: example for example, _ in part.made}
-        requests = cache.requests_of(part.made, planned, cell.folder, base)
+    def _request_job(self, cell: OpenCell, builder: RequestBuilder, part: Part) -> CellJob:
+        planned, base = cell.planned, cell.model.base
+        examples = {example.id: example for example, _ in part.examples}
+        requests = builder.requests_of(part.examples, planned, cell.folder, base)
         longest = max(map(num_total_tokens, requests))
-        self._refuse_impossible(planned, cell.folder, longest)
-        cell.longest = max(cell.longest, longest)
-        cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.longest)
+        self._require_memory(planned, cell.folder, longest)
+        cell.max_tokens = max(cell.max_tokens, longest)
+        cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.max_tokens)
         if part.first:
-            # What is refused above leaves no trace of a cell.
-            cell.have = self.store.start(planned.cell, planned.spec, self.spec.rerun, self.progress.note)
-        for name, example in known.items():
-            if name in cell.have and cell.have[name] != example.hash:
-                raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --rerun")
-        self.store.keep_excerpts(planned.cell, known.values())
-        missing = sum(request.example_id not in cell.have for request in requests)
+            # After the checks above, so that a rejected cell leaves no files.
+            cell.stored = self.store.start(planned.cell, planned.spec, self.spec.overwrite, self.progress.note)
+        for name, example in examples.items():
+            if name in cell.stored and cell.stored[name] != example.hash:
+                raise UserError(f"{planned.cell}: stored example {name} has another prompt; run again with --overwrite")
+        self.store.save_excerpts(planned.cell, examples.values())
+        missing = sum(request.example_id not in cell.stored for request in requests)
         if part.first:
-            stored = sum(name < example_id(planned.n) for name in cell.have)
-            cell.left = missing if part.last else planned.n - stored
-            self.progress.cell(planned, cell.left)
-        cell.examples += len(known)
-        cell.running += missing > 0
-        cell.complete = part.last
-        return Work(cell, requests, known, left=missing)
+            stored = sum(name < example_id(planned.n) for name in cell.stored)
+            cell.num_remaining = missing if part.last else planned.n - stored
+            self.progress.cell(planned, cell.num_remaining)
+        cell.num_examples += len(examples)
+        cell.num_running_jobs += missing > 0
+        cell.all_jobs_created = part.last
+        return CellJob(cell, requests, examples, num_missing=missing)
 
-    def _harness_work(self, cell: OpenCell) -> Iterator[Work]:
+    def _external_job(self, cell: OpenCell) -> Iterator[CellJob]:
         planned = cell.planned
         self.progress.cell(planned, planned.n)
-        limit = None if planned.n == ALL_EXAMPLES else planned.n
-        cell.left = _units(planned)
-        settings = HarnessSettings(limit, self.spec.seed, self.spec.chat_template and planned.task.chat_template)
-        yield Work(cell, harness=settings)
+        cell.num_remaining = planned.strategy.num_units(planned.n)
+        yield CellJob(cell)
 
-    def _keep(self, result: Result, outcome: Outcome) -> None:
-        """Store what a batch brought, and finish its cell after the last one."""
-        work, cell = result.work, result.work.cell
+    def _store(self, result: JobResult, run_result: RunResult) -> None:
+        """Store the records of a batch, and finish its cell after the last one."""
+        job, cell = result.job, result.job.cell
         if result.error is not None:
             raise result.error
-        assert result.answer is not None
-        answer, planned = result.answer, cell.planned
-        cell.peak = max((peak for peak in (cell.peak, answer.peak) if peak is not None), default=None)
-        if answer.whole is not None:
-            # Only now is a cell from before replaced: what fails before takes nothing away.
-            self.store.start(planned.cell, planned.spec, rerun=True, note=self.progress.note)
-            self.store.append(planned.cell, answer.finished)
-            whole = asdict(answer.whole)
-            self._finish(cell, answer.engine, outcome, lm_eval=whole.pop("details"), **whole)
+        assert result.batch is not None
+        batch, planned = result.batch, cell.planned
+        cell.peak_memory = max((peak for peak in (cell.peak_memory, batch.peak) if peak is not None), default=None)
+        if batch.harness is not None:
+            # An earlier result is replaced only now: a failed run takes nothing away.
+            self.store.start(planned.cell, planned.spec, overwrite=True, note=self.progress.note)
+            self.store.append(planned.cell, batch.finished)
+            summary = asdict(batch.harness)
+            self._finish(cell, batch.engine, run_result, lm_eval=summary.pop("details"), **summary)
             return
-        fresh = [item for item in answer.finished if item.record["id"] not in cell.have]
-        self.store.append(planned.cell, fresh)
-        cell.left -= len(fresh)
-        self.progress.advance(len(fresh))
+        new = [item for item in batch.finished if item.record["id"] not in cell.stored]
+        self.store.append(planned.cell, new)
+        cell.num_remaining -= len(new)
+        self.progress.advance(len(new))
         if result.last:
-            work.release()
-            cell.running -= 1
-            if cell.complete and not cell.running and not cell.closed:
-                self._finish(cell, answer.engine, outcome)
+            job.release()
+            cell.num_running_jobs -= 1
+            if cell.all_jobs_created and not cell.num_running_jobs and not cell.closed:
+                self._finish(cell, batch.engine, run_result)
 
-    def _finish(self, cell: OpenCell, engine: dict[str, Any], outcome: Outcome, **own: Any) -> None:
-        self.store.finish(cell.planned.cell, replace(self._result(cell, engine), **own))
-        self.progress.end_cell(cell.planned, cell.left)
-        outcome.finished.append(cell.planned.cell)
+    def _finish(self, cell: OpenCell, engine: dict[str, Any], run_result: RunResult, **overrides: Any) -> None:
+        self.store.finish(cell.planned.cell, replace(self._result(cell, engine), **overrides))
+        self.progress.end_cell(cell.planned, cell.num_remaining)
+        run_result.finished.append(cell.planned.cell)
 
-    def _refuse_impossible(self, planned: PlannedCell, folder: Path, length: int) -> None:
+    def _require_memory(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
         footprint = engine.estimate_memory(folder)
         if footprint is None:
             return
-        # A loss is read off one pass over the whole row; a prompt can be prefilled in pieces.
-        needed = footprint.peak(length, chunk=length if planned.kind == "loss" else 256)
+        needed = footprint.peak(length, chunk=planned.strategy.prefill_chunk(length))
         if needed > footprint.available:
             raise UserError(
                 f"length {length} needs about {_gib(needed)} of memory for one prompt and "
@@ -258,17 +259,18 @@ class Runner:
     def _result(self, open_cell: OpenCell, engine: dict[str, Any]) -> CellResult:
         planned, cell = open_cell.planned, open_cell.planned.cell
         totals = _Totals.of(self.store.records(cell))
-        if totals.n < open_cell.examples:
+        if totals.n < open_cell.num_examples:
             raise UserError(
-                f"{self.store.path(cell)}: records.jsonl holds {totals.n} of {open_cell.examples} examples before "
-                f"the first that is missing; run again with --rerun"
+                f"{self.store.path(cell)}: records.jsonl holds {totals.n} of {open_cell.num_examples} examples before "
+                f"the first that is missing; run again with --overwrite"
             )
         method = planned.variant.method
-        # Whoever reads results knows what ships, and imports nothing.
-        own = planned.kind != "lm_eval" and shipped_metric(planned.spec.task.metric) is None
-        measure = self.registry.metric(planned.task).metric if own else None
+        # Recorded for plug-in metrics only: reports know the shipped ones and import no plug-ins.
+        scoring = planned.strategy.scoring(planned.task, self.registry)
+        is_plugin = scoring is not None and shipped_metric(planned.spec.task.metric) is None
+        measure = scoring.metric if scoring is not None and is_plugin else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
-        tuning = method.applied_scalar(open_cell.contestant.base, longest)
+        tuning = method.applied_scalar(open_cell.model.base, longest)
         return CellResult(
             schema_version=SCHEMA_VERSION,
             cell=CellKey(cell.model, cell.method, cell.task, cell.length),
@@ -276,22 +278,22 @@ class Runner:
             metric=planned.spec.task.metric,
             score=totals.score,
             n=totals.n,
-            # The data holds no more, whatever number is asked for.
-            exhausted=(open_cell.examples or totals.n) < planned.n,
+            # The data has fewer examples than requested.
+            exhausted=(open_cell.num_examples or totals.n) < planned.n,
             prompt_tokens=totals.prompt_tokens,
             new_tokens=totals.new_tokens,
-            seconds=self.store.seconds(cell),
+            seconds=self.store.total_seconds(cell),
             factor=method.factor or max(1.0, longest / planned.variant.model.original_length),
             factor_source=_factor_source(planned),
             applied=open_cell.overrides,
-            tuning=None if tuning is None else Tuning(*tuning),
+            tuning=None if tuning is None else TuningRecord(*tuning),
             virtual_length=open_cell.virtual_length,
             spec_hash=planned.spec.hash,
             spec=planned.spec,
             engine=engine,
             environment=provenance.environment(),
             executor=self.executor.describe(),
-            peak_memory=open_cell.peak,
+            peak_memory=open_cell.peak_memory,
             percent=None if measure is None else measure.percent,
             higher_is_better=None if measure is None else measure.higher_is_better,
             finished=provenance.now(),
@@ -300,10 +302,10 @@ class Runner:
 
 @dataclass
 class _Totals:
-    """What is summed up over a cell's records."""
+    """Sums over a cell's records."""
 
     score: float = 0.0
-    """The mean over examples; of losses, over the tokens that were scored."""
+    """Mean over examples; for losses, over scored tokens."""
     n: int = 0
     scored: int = 0
     prompt_tokens: int = 0
@@ -312,7 +314,7 @@ class _Totals:
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> _Totals:
-        """Sum up in one pass, holding one record at a time."""
+        """Sum in one pass, with one record in memory at a time."""
         totals = cls()
 
         def weighted() -> Iterator[float]:
@@ -328,11 +330,6 @@ class _Totals:
         total = fsum(weighted())
         totals.score = total / float(totals.scored)
         return totals
-
-
-def _units(planned: PlannedCell) -> int:
-    """Return what a cell counts in the progress: its examples, or one where lm-eval runs it whole."""
-    return 1 if planned.kind == "lm_eval" else planned.n
 
 
 def _factor_source(planned: PlannedCell) -> str:

@@ -1,4 +1,4 @@
-"""Scoring text that was generated elsewhere."""
+"""Score generations of other software from a JSON-lines file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def score_file(path: Path, task: str | None = None, registry: Registry | None = 
         path: lines with ``prediction``, ``references`` (for classification ``classes``) and, unless ``task`` is
             given, ``task``.
         task: the task of every line.
-        registry: knows the tasks; the built-in ones by default.
+        registry: has the tasks; the built-in one if None.
 
     Returns:
         By task, the mean score in [0, 1] and the number of lines.
 
     Raises:
-        UserError: the file cannot be read, or a line lacks something, with its number.
+        UserError: the file cannot be read, or a line is incomplete; the message has its number.
     """
     registry = registry or Registry()
     if path.is_dir():

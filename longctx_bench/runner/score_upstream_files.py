@@ -1,4 +1,4 @@
-"""Scoring the prediction files that LongBench's and RULER's own scripts write."""
+"""Score prediction files written by LongBench's and RULER's own scripts."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def score_folder(folder: Path, form: str, registry: Registry) -> Scored:
     """Score a folder of prediction files, named after their tasks.
 
     Args:
-        folder: holds ``TASK.jsonl``, or folders of them, one a model.
+        folder: holds ``TASK.jsonl``, or one such folder per model.
         form: ``longbench`` (``pred/MODEL``), ``longbench-e`` (``pred_e/MODEL``, by word count) or ``ruler``.
-        registry: knows the tasks.
+        registry: has the tasks.
 
     Raises:
-        UserError: no such files, an unknown task, or a broken line, with its number.
+        UserError: no such files, an unknown task, or a malformed line; the message has its number.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*/*.jsonl"))
     if not files:
         raise UserError(f"{folder}: holds no .jsonl files")
-    known = registry.groups["ruler" if form == "ruler" else "longbench"]
+    tasks = registry.groups["ruler" if form == "ruler" else "longbench"]
     scores: dict[str, list[float]] = {}
     for file in files:
         # RULER leaves a task that several processes predicted in TASK-0.jsonl, TASK-1.jsonl, ...
         task = _CHUNK.sub("", file.stem) if form == "ruler" else file.stem
-        if task not in known:
-            raise UserError(f"{file}: '{task}' is no task of {form}{did_you_mean(task, known)}")
+        if task not in tasks:
+            raise UserError(f"{file}: '{task}' is no task of {form}{did_you_mean(task, tasks)}")
         name = task if file.parent == folder else f"{file.parent.name}/{task}"
         measure = registry.metric(registry.tasks[task]).metric
         for key, value in _READERS[form](file, measure.score):

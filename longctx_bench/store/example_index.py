@@ -1,4 +1,4 @@
-"""What is kept of each example of a cell by its id, in some bytes instead of some hundred: a cell may have millions."""
+"""Compact maps from example id to number or hash: a few bytes per example, as a cell may have millions."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ _ABSENT = -1
 
 
 class NumbersById(MutableMapping[str, int]):
-    """Numbers from 0 by example id, in the order of ids: eight bytes each where ids are numbers of six digits.
+    """Non-negative integers by example id, iterated in id order: 8 bytes each where ids are six-digit numbers.
 
-    Ids of another form, which somebody else's files may have, take what they take in a dict.
+    Other ids, which foreign files may have, go into a dict.
     """
 
     def __init__(self) -> None:
-        # A million at most, whatever ids a file claims to have.
+        # Six digits: at most a million entries, whatever ids a file has.
         self._numbers = array("q")
         self._others: dict[str, int] = {}
         self._size = 0
 
     def __getitem__(self, name: str) -> int:
-        place = _place(name)
-        if place is None:
+        index = _index(name)
+        if index is None:
             return self._others[name]
-        number = self._numbers[place] if place < len(self._numbers) else _ABSENT
+        number = self._numbers[index] if index < len(self._numbers) else _ABSENT
         if number == _ABSENT:
             raise KeyError(name)
         return number
 
     def __setitem__(self, name: str, number: int) -> None:
         self._size += name not in self
-        place = _place(name)
-        if place is None:
+        index = _index(name)
+        if index is None:
             self._others[name] = number
             return
-        if place >= len(self._numbers):
-            self._numbers.extend(array("q", [_ABSENT]) * (place + 1 - len(self._numbers)))
-        self._numbers[place] = number
+        if index >= len(self._numbers):
+            self._numbers.extend(array("q", [_ABSENT]) * (index + 1 - len(self._numbers)))
+        self._numbers[index] = number
 
     def __delitem__(self, name: str) -> None:
-        place = _place(name)
-        if place is None:
+        index = _index(name)
+        if index is None:
             del self._others[name]
         elif name in self:
-            self._numbers[place] = _ABSENT
+            self._numbers[index] = _ABSENT
         else:
             raise KeyError(name)
         self._size -= 1
@@ -54,12 +54,12 @@ class NumbersById(MutableMapping[str, int]):
         return self._size
 
     def __iter__(self) -> Iterator[str]:
-        there = (f"{place:06d}" for place, number in enumerate(self._numbers) if number != _ABSENT)
-        return merge(there, sorted(self._others))
+        numeric = (f"{index:06d}" for index, number in enumerate(self._numbers) if number != _ABSENT)
+        return merge(numeric, sorted(self._others))
 
 
 class HashesById(MutableMapping[str, str]):
-    """Hashes by example id, in the order of ids; 24 bytes each where they are what a run writes."""
+    """Hashes by example id, iterated in id order: 24 bytes each where they have the form that a run writes."""
 
     def __init__(self) -> None:
         self._rows = NumbersById()
@@ -72,7 +72,7 @@ class HashesById(MutableMapping[str, str]):
 
     def __setitem__(self, name: str, value: str) -> None:
         row = self._rows.setdefault(name, len(self._digests) // 16)
-        digest = digest_of(value)
+        digest = hash_to_digest(value)
         self._digests[16 * row : 16 * row + 16] = digest or bytes(16)
         self._others.pop(row, None)
         if digest is None:
@@ -91,8 +91,8 @@ class HashesById(MutableMapping[str, str]):
         return iter(self._rows)
 
 
-def digest_of(value: str) -> bytes | None:
-    """Return the 16 bytes of an example's hash; None where it is not 32 small hexadecimal digits."""
+def hash_to_digest(value: str) -> bytes | None:
+    """Return an example's hash as 16 bytes; None where it is not 32 lowercase hexadecimal digits."""
     try:
         digest = bytes.fromhex(value)
     except ValueError:
@@ -100,6 +100,6 @@ def digest_of(value: str) -> bytes | None:
     return digest if len(digest) == 16 and digest.hex() == value else None
 
 
-def _place(name: str) -> int | None:
-    """Return the number that an id is, where it is written as runs write it."""
+def _index(name: str) -> int | None:
+    """Return an id of six digits as a number; None for other ids."""
     return int(name) if len(name) == 6 and name.isascii() and name.isdigit() else None

@@ -1,4 +1,4 @@
-"""Lines of a cell's files that are to be gone on with: which of them are sound, and where the others go."""
+"""Recovery of damaged JSONL files before a run resumes: invalid lines move to ``*.damaged.jsonl``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longctx_bench.store.example_index import HashesById
 
 
 class RecordLine(msgspec.Struct):
-    """What a run needs of a line of ``records.jsonl``."""
+    """The fields of a line of ``records.jsonl`` that a resumed run needs."""
 
     id: str
     hash: str
@@ -33,95 +33,96 @@ class TimingLine(msgspec.Struct):
     seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
-Kind = type[RecordLine] | type[TimingLine]
+LineType = type[RecordLine] | type[TimingLine]
 
 
-def sound(line: dict[str, Any], kind: Kind) -> str | None:
-    """Return what keeps an object from being a line of its file; None where nothing does."""
+def line_error(line: dict[str, Any], line_type: LineType) -> str | None:
+    """Return why an object is not a valid line of its file; None where it is."""
     try:
-        msgspec.convert(line, kind)
+        msgspec.convert(line, line_type)
     except msgspec.ValidationError as error:
         return str(error)
     return None
 
 
-def put_aside(path: Path, kind: Kind, note: Callable[[str], None]) -> Mapping[str, str]:
-    """Move the lines of a cell's file that cannot be gone on with into another file, ``records.damaged.jsonl``.
+def quarantine_damaged_lines(path: Path, line_type: LineType, note: Callable[[str], None]) -> Mapping[str, str]:
+    """Move invalid lines of a cell's file to ``records.damaged.jsonl`` (``timings.damaged.jsonl``).
 
-    Those are lines that are not of their kind, and lines of one example that contradict each other: none of them is
-    believed. A line that is there again, the same to the byte, is dropped. Timings of one example may differ: it may
-    have taken two runs.
+    Lines that do not parse as ``line_type`` move, and so do all lines of an example that contradict each other. A
+    byte-identical duplicate is dropped. Timings of one example may differ, since it may have taken two runs.
 
     Args:
-        path: of the file; it need not exist.
-        kind: what its lines are.
-        note: takes a line for each line that is put aside.
+        path: the file; need not exist.
+        line_type: what its lines hold.
+        note: called with one message for each line moved or dropped.
 
     Returns:
-        The example's hash by its id, of the lines that stay, in the order of ids; empty for timings.
+        Hash by example id of the lines that stay, in id order; empty for timings.
 
     Raises:
         UserError: the file cannot be read or written.
     """
     hashes = HashesById()
-    refused: dict[int, str] = {}
+    invalid: dict[int, str] = {}
     repeated: set[str] = set()
-    for number, line in _numbered(path):
+    for number, line in _numbered_lines(path):
         loaded = parse_line(line)
-        problem = loaded if isinstance(loaded, str) else sound(loaded, kind)
+        problem = loaded if isinstance(loaded, str) else line_error(loaded, line_type)
         if isinstance(loaded, str) or problem is not None:
-            refused[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
-        elif kind is TimingLine:
+            invalid[number] = loaded if isinstance(loaded, str) else f"is damaged ({problem})"
+        elif line_type is TimingLine:
             continue
         elif loaded["id"] in hashes:
             repeated.add(loaded["id"])
         else:
             hashes[loaded["id"]] = loaded["hash"]
-    # Read a second time: what every line says would take as much memory as the file.
-    doubled, contradicting = _compared(path, repeated, refused.keys()) if repeated else (set(), {})
+    # A second pass, as keeping every line would take as much memory as the file.
+    duplicates, contradicting = _compare_repeated(path, repeated, invalid.keys()) if repeated else (set(), {})
     for number, name in contradicting.items():
-        refused[number] = f"contradicts another one of example {name!a:.40}"
+        invalid[number] = f"contradicts another line of example {name!a:.40}"
         hashes.pop(name, None)
-    if refused or doubled:
-        _move(path, refused, doubled)
-    for number, reason in sorted(refused.items()):
-        runs = "; its example runs again" if kind is RecordLine else ""
-        note(f"{path}: line {number} {reason}; kept in {_aside(path).name}{runs}")
-    for number in sorted(doubled):
-        note(f"{path}: line {number} was there twice; one is kept")
+    if invalid or duplicates:
+        _move_lines(path, invalid, duplicates)
+    for number, reason in sorted(invalid.items()):
+        rerun = "; its example runs again" if line_type is RecordLine else ""
+        note(f"{path}: line {number} {reason}; moved to {_damaged_path(path).name}{rerun}")
+    for number in sorted(duplicates):
+        note(f"{path}: line {number} is a duplicate and was dropped")
     return hashes
 
 
-def _compared(path: Path, names: Set[str], refused: Set[int]) -> tuple[set[int], dict[int, str]]:
-    """Return the lines that say again what the first of their example says, and those of examples that contradict."""
-    contents: dict[str, tuple[int, bytes]] = {}
-    doubled: set[int] = set()
+def _compare_repeated(path: Path, names: Set[str], invalid: Set[int]) -> tuple[set[int], dict[int, str]]:
+    """Return the lines that equal the first of their example, and the example id of each line that contradicts one."""
+    first_lines: dict[str, tuple[int, bytes]] = {}
+    duplicates: set[int] = set()
     contradicting: dict[int, str] = {}
-    for number, line in _numbered(path):
-        loaded = None if number in refused else parse_line(line)
+    for number, line in _numbered_lines(path):
+        loaded = None if number in invalid else parse_line(line)
         if not isinstance(loaded, dict) or loaded["id"] not in names:
             continue
         digest = hashlib.sha256(line).digest()
-        first, content = contents.setdefault(loaded["id"], (number, digest))
-        if first != number and content == digest:
-            doubled.add(number)
+        first, first_digest = first_lines.setdefault(loaded["id"], (number, digest))
+        if first != number and first_digest == digest:
+            duplicates.add(number)
         elif first != number:
             contradicting[number] = contradicting[first] = loaded["id"]
-    return doubled, contradicting
+    return duplicates, contradicting
 
 
-def _aside(path: Path) -> Path:
+def _damaged_path(path: Path) -> Path:
     return path.with_suffix(f".damaged{path.suffix}")
 
 
-def _move(path: Path, refused: dict[int, str], doubled: set[int]) -> None:
-    # First to where they go: whatever ends this in the middle, no line is lost.
-    append(_aside(path), b"".join(line for number, line in _numbered(path) if number in refused))
+def _move_lines(path: Path, invalid: dict[int, str], duplicates: set[int]) -> None:
+    # Append first: if this is interrupted, no line is lost.
+    append(_damaged_path(path), b"".join(line for number, line in _numbered_lines(path) if number in invalid))
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.writelines(line for number, line in _numbered(path) if number not in refused and number not in doubled)
+        file.writelines(
+            line for number, line in _numbered_lines(path) if number not in invalid and number not in duplicates
+        )
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
             yield from enumerate(file, 1)

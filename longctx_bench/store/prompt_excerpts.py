@@ -1,7 +1,7 @@
-"""Beginning, end and needles of each prompt: what a reader needs of it once the run is over.
+"""Prompt excerpts: start, end and needle context of each prompt, for reading results later.
 
-A run writes ``<out>/prompts/<model>/<task>/<length>.jsonl``, one line for each example by its hash; the methods of a
-base read the same examples and share the file. Prompts are made of fetched data: these files are not for publishing.
+A run writes ``<out>/prompts/<model>/<task>/<length>.jsonl``, one line per example hash. The methods of a base get
+the same examples and share the file. Prompts contain downloaded data: do not publish these files.
 """
 
 from __future__ import annotations
@@ -20,88 +20,88 @@ from longctx_bench.core.types import Example
 from longctx_bench.core.untrusted_files import UnreadableFile, read_line_blocks
 
 _EDGE = 700
-"""Characters of a prompt's beginning and end that are kept."""
+"""Characters kept at the start and the end of a prompt."""
 _BEFORE, _AFTER = 80, 20
-"""Characters around a reference that show what it was hidden in."""
-_NEEDLES = 8
-_REWRITTEN = 8 << 20
-"""Bytes of a file that is written anew with what is added to it; a larger one is appended to."""
+"""Characters of context kept around a reference."""
+_MAX_NEEDLES = 8
+_MAX_REWRITE_BYTES = 8 << 20
+"""Files up to this size are rewritten atomically; larger ones are appended to."""
 
 
 @dataclass(frozen=True)
-class Excerpt:
-    """What is kept of one example's prompt."""
+class PromptExcerpt:
+    """Start, end and needle context of one example's prompt."""
 
     hash: str
-    """Of the example (:attr:`longctx_bench.core.types.Example.hash`)."""
+    """Example hash (:attr:`longctx_bench.core.types.Example.hash`)."""
     begin: str
     end: str
-    """With ``begin`` the whole prompt where ``hidden`` is 0."""
+    """``begin + end`` is the whole prompt where ``hidden`` is 0."""
     hidden: int
-    """Characters left out between them."""
+    """Characters left out between ``begin`` and ``end``."""
     needles: tuple[str, ...]
-    """What stands around the references in the part left out, white space made single; the first few of them."""
+    """Context of the first few references in the part left out, with whitespace collapsed."""
     answer_prefix: str
     n_tokens: int
-    """Of the whole prompt and the answer prefix."""
+    """Tokens of the whole prompt and the answer prefix."""
 
 
-def excerpt(example: Example) -> Excerpt:
-    """Return what is kept of an example's prompt."""
+def make_excerpt(example: Example) -> PromptExcerpt:
+    """Return the excerpt of an example's prompt."""
     prompt, edge = example.prompt, _EDGE
     hidden = max(0, len(prompt) - 2 * edge)
-    return Excerpt(
+    return PromptExcerpt(
         hash=example.hash,
         begin=prompt[:edge],
         end=prompt[edge + hidden :],
         hidden=hidden,
-        needles=tuple(islice(_hidden(prompt, example.references), _NEEDLES)),
+        needles=tuple(islice(_needle_contexts(prompt, example.references), _MAX_NEEDLES)),
         answer_prefix=example.answer_prefix,
         n_tokens=example.n_tokens,
     )
 
 
-def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, Excerpt]:
-    """Return a file's excerpts by hash; none when there is no such file.
+def read_excerpts(path: Path, hashes: Collection[str] | None = None) -> dict[str, PromptExcerpt]:
+    """Return a file's excerpts by example hash; empty when there is no such file.
 
-    A damaged line counts as missing, as no number depends on it: the next run of such an example writes it again.
+    Damaged lines are skipped, since no number depends on them: the next run of the example writes the excerpt again.
 
     Args:
-        path: of the file.
-        hashes: of the examples; all when None.
+        path: the excerpt file.
+        hashes: hashes of the examples to return; all when None.
     """
-    return {found.hash: found for _, found in _kept(path) if hashes is None or found.hash in hashes}
+    return {excerpt.hash: excerpt for _, excerpt in _valid_lines(path) if hashes is None or excerpt.hash in hashes}
 
 
 def add_excerpts(path: Path, examples: Iterable[Example]) -> None:
-    """Add the examples that a file lacks: a kill leaves it as it was, or with a cut line that the next call removes.
+    """Add the examples that a file lacks. A kill leaves at worst a truncated line, which the next call removes.
 
     Raises:
         UserError: the file cannot be written.
     """
     missing = {example.hash: example for example in examples}
-    whole = True
-    for _, found in _lines(path):
-        whole = whole and found is not None
-        if found is not None:
-            missing.pop(found.hash, None)
+    all_valid = True
+    for _, excerpt in _lines(path):
+        all_valid = all_valid and excerpt is not None
+        if excerpt is not None:
+            missing.pop(excerpt.hash, None)
     if not missing:
         return
-    added = (json.dumps(asdict(excerpt(example))).encode() + b"\n" for example in missing.values())
-    if whole and path.exists() and not path.is_symlink() and path.stat().st_size > _REWRITTEN:
+    added = (json.dumps(asdict(make_excerpt(example))).encode() + b"\n" for example in missing.values())
+    if all_valid and path.exists() and not path.is_symlink() and path.stat().st_size > _MAX_REWRITE_BYTES:
         append(path, b"".join(added))
         return
-    known = set[str]()
+    written = set[str]()
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        for line, found in _kept(path):
-            if found.hash not in known:
-                known.add(found.hash)
+        for line, excerpt in _valid_lines(path):
+            if excerpt.hash not in written:
+                written.add(excerpt.hash)
                 file.write(line + b"\n")
         file.writelines(added)
 
 
-def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
-    """Yield what stands around references that the part left out holds, if only some characters of them."""
+def _needle_contexts(prompt: str, references: Iterable[str]) -> Iterator[str]:
+    """Yield the context of each reference that lies, at least in part, in the part left out."""
     last = len(prompt) - _EDGE
     for reference in filter(None, references) if last > _EDGE else ():
         overlap = len(reference) - 1
@@ -109,25 +109,25 @@ def _hidden(prompt: str, references: Iterable[str]) -> Iterator[str]:
             yield " ".join(prompt[max(0, match.start() - _BEFORE) : match.end() + _AFTER].split())
 
 
-def _kept(path: Path) -> Iterator[tuple[bytes, Excerpt]]:
-    """Yield the lines of a file that are excerpts, one after the other: all of a cell's may be more than the memory."""
-    return ((line, found) for line, found in _lines(path) if found is not None)
+def _valid_lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt]]:
+    """Yield the valid lines of a file lazily: a cell's excerpts may not fit in memory."""
+    return ((line, excerpt) for line, excerpt in _lines(path) if excerpt is not None)
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, Excerpt | None]]:
-    """Yield the lines of a file with what they are; the last is None where what follows cannot be read."""
+def _lines(path: Path) -> Iterator[tuple[bytes, PromptExcerpt | None]]:
+    """Yield each line of a file with its excerpt, None for invalid lines and where the rest cannot be read."""
     try:
         for block in read_line_blocks(path):
             for line in block.removesuffix(b"\n").split(b"\n"):
                 try:
-                    yield line, msgspec.json.decode(line, type=Excerpt)
+                    yield line, msgspec.json.decode(line, type=PromptExcerpt)
                 except (ValueError, RecursionError):
                     yield line, None
             if not block.endswith(b"\n"):
-                # A line that was cut off, if only its end was.
+                # A truncated line, even if only its line break is missing.
                 yield b"", None
     except FileNotFoundError:
         return
     except UnreadableFile:
-        # What can be read of a file with a line that is too long is what stands before that line.
+        # A line is too long: what comes before it has been read.
         yield b"", None

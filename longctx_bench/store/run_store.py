@@ -1,17 +1,17 @@
-"""The result store: one folder a cell, records appended as they are made, completion written last.
+"""The result store: one folder per cell, append-only records, a completion file written last.
 
 Layout, below the output folder::
 
     runs/<model>/<method>/<task>/<length>/started.json    the specs, before the first record
-                                          records.jsonl   one line an example
-                                          timings.jsonl   seconds an example, apart so that records repeat exactly
+                                          records.jsonl   one line per example
+                                          timings.jsonl   seconds per example; records stay deterministic
                                           cell.json       written last: its existence means done
-    prompts/<model>/<task>/<length>.jsonl                 beginning and end of each prompt, for readers
-    superseded/...                                        cells that a changed spec replaced
+    prompts/<model>/<task>/<length>.jsonl                 start and end of each prompt, for readers
+    superseded/...                                        cells replaced after their spec changed
 
-A run can be killed at any moment, and a machine can lose its power. A line that was cut off is dropped on the next
-start, one that is no record is put aside, into ``records.damaged.jsonl``, and what is missing is run again. Nothing is
-written through a symbolic link below the output folder.
+A run may be killed and a machine may lose power at any moment. The next start drops a truncated last line, moves lines
+that are not valid records to ``records.damaged.jsonl``, and runs what is missing. Nothing is written through a symbolic
+link below the output folder.
 """
 
 from __future__ import annotations
@@ -41,17 +41,30 @@ from longctx_bench.core.io import (
 )
 from longctx_bench.core.types import Cell, Example, SampleRecord
 from longctx_bench.core.untrusted_files import read_object, read_objects, read_objects_at, read_objects_with_offsets
-from longctx_bench.store.cell_folders import cell_folder, cell_folders, cell_parts, old_cell_parts, refuse_links
+from longctx_bench.store.cell_folders import (
+    cell_folder,
+    cell_folders,
+    cell_path_parts,
+    legacy_cell_path_parts,
+    reject_symlinks,
+)
 from longctx_bench.store.example_index import NumbersById
-from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, put_aside, sound
-from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
-from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, UnsupportedVersionError, plain, upgraded
+from longctx_bench.store.jsonl_recovery import RecordLine, TimingLine, line_error, quarantine_damaged_lines
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, add_excerpts, read_excerpts
+from longctx_bench.store.schema import (
+    SCHEMA_VERSION,
+    CellResult,
+    CellSpec,
+    UnsupportedVersionError,
+    to_builtins,
+    upgrade,
+)
 
-_KEPT = "what was measured before is kept, run the same command again"
+_KEPT = "what was measured before is kept; run the same command again"
 
 
 class ResultStore:
-    """Reads and writes the cells below one output folder."""
+    """Cells below one output folder: reading, writing, resuming."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,15 +72,15 @@ class ResultStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for writing.
+        """Lock the folder for writing.
 
         Raises:
-            UserError: another process holds it, or it cannot be written.
+            UserError: another process holds the lock, or the folder is not writable.
         """
         try:
             make_folder(self.folder)
             path = self.folder / ".lock"
-            # It is opened for writing, and emptied.
+            # FileLock opens and truncates the file.
             if path.is_symlink():
                 raise OSError(errno.ELOOP, ".lock is a symbolic link")
             lock = FileLock(path)
@@ -84,51 +97,51 @@ class ResultStore:
             lock.release()
 
     def path(self, cell: Cell) -> Path:
-        """Return a cell's folder: where names are kept apart, or where it has been since before they were."""
+        """Return a cell's folder: the current path, or the legacy one where such a cell exists."""
         return cell_folder(self.runs, cell)
 
     def start(
-        self, cell: Cell, spec: CellSpec, rerun: bool = False, note: Callable[[str], None] = lambda line: None
+        self, cell: Cell, spec: CellSpec, overwrite: bool = False, note: Callable[[str], None] = lambda line: None
     ) -> Mapping[str, str]:
-        """Open a cell for writing and return what it has already under the same spec: hashes by example id.
+        """Open a cell for writing and return the examples it already has under the same spec: hash by example id.
 
-        Records under another spec, and with ``rerun`` all of them, are moved to ``superseded/``. A line that is no
-        record is put aside, so that its example runs again.
+        Records of another spec, and with ``overwrite`` all records, move to ``superseded/``. Lines that are not valid
+        records are moved aside, and their examples run again.
 
         Args:
-            cell: of this store.
+            cell: the cell to open.
             spec: everything that its numbers depend on.
-            rerun: begin anew.
-            note: takes a line for each thing that was not as it should be.
+            overwrite: move existing records away and start over.
+            note: called with one line for each problem found.
 
         Raises:
-            UserError: the folder cannot be written, leads elsewhere, or does not say which spec its records are of.
+            UserError: the folder is not writable, is a symbolic link, or holds records of an unknown spec.
         """
         folder = self.path(cell)
-        refuse_links(self.folder, folder)
-        found = self._existing_hash(folder)
-        # A start that was cut off may have left a temporary file, and nothing that was measured.
-        replaced = rerun or found != spec.hash
-        if replaced and folder.exists() and not all(is_temporary(file.name) for file in folder.iterdir()):
-            where = self._supersede(folder, found or "unknown")
+        reject_symlinks(self.folder, folder)
+        stored_hash = self._stored_hash(folder)
+        superseded = overwrite or stored_hash != spec.hash
+        # An interrupted start may have left nothing but a temporary file.
+        if superseded and folder.exists() and not all(is_temporary(file.name) for file in folder.iterdir()):
+            moved_to = self._supersede(folder, stored_hash or "unknown")
             folder = self.path(cell)
-            note(f"{cell}: {'is run again' if rerun else 'was measured otherwise'}; what was there is in {where}")
-        begun = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": plain(spec)}
-        write_json(folder / "started.json", begun)
+            note(f"{cell}: {'running again' if overwrite else 'its spec changed'}; previous results are in {moved_to}")
+        started = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "spec": to_builtins(spec)}
+        write_json(folder / "started.json", started)
         if (folder / "cell.json").exists():
-            # Until it is finished again, a cell that is being extended is not done, whatever happens.
+            # A cell that is being extended counts as unfinished until it is finished again.
             (folder / "cell.json").unlink()
             sync_folder(folder)
         records, timings = folder / "records.jsonl", folder / "timings.jsonl"
         truncate_partial_line(records, _KEPT)
         truncate_partial_line(timings, _KEPT)
-        put_aside(timings, TimingLine, note)
-        return put_aside(records, RecordLine, note)
+        quarantine_damaged_lines(timings, TimingLine, note)
+        return quarantine_damaged_lines(records, RecordLine, note)
 
     def done(self, cell: Cell, spec: CellSpec, n: int) -> bool:
-        """Tell whether a cell is complete under this spec, with at least ``n`` examples.
+        """Whether a cell is complete under this spec with at least ``n`` examples.
 
-        One whose ``cell.json`` is damaged is not; what is to be done about it, :meth:`start` says.
+        False where ``cell.json`` is damaged; :meth:`start` reports that.
         """
         try:
             summary = self.summary(cell)
@@ -136,25 +149,25 @@ class ResultStore:
             return False
         if summary is None or summary.get("spec_hash") != spec.hash:
             return False
-        have = summary.get("n")
-        if not isinstance(have, int) or have >= n:
-            return isinstance(have, int)
-        # Versions before this one took a record that was there twice for the end of the data.
-        return bool(summary.get("exhausted")) and _count_lines(self.path(cell) / "records.jsonl") == have
+        num_stored = summary.get("n")
+        if not isinstance(num_stored, int) or num_stored >= n:
+            return isinstance(num_stored, int)
+        # Earlier versions mistook a duplicate record for the end of the data.
+        return bool(summary.get("exhausted")) and _count_lines(self.path(cell) / "records.jsonl") == num_stored
 
     def summary(self, cell: Cell) -> Mapping[str, Any] | None:
-        """Return a finished cell's ``cell.json`` as this version writes it; None when the cell is not finished.
+        """Return a finished cell's ``cell.json`` in the current schema; None when the cell is not finished.
 
         Raises:
-            UserError: it is damaged, or a later version wrote it.
+            UserError: the file is damaged, or a later version wrote it.
         """
         return _read(self.path(cell) / "cell.json")
 
     def append(self, cell: Cell, finished: Sequence[SampleRecord]) -> None:
-        """Add one batch's examples in a single write, so that a kill leaves whole batches.
+        """Append one batch's records in a single write, so that a kill leaves whole batches.
 
         Raises:
-            UserError: the disk is full or the folder has become unwritable; what was there before is kept.
+            UserError: the disk is full or the folder is not writable; earlier records are kept.
         """
         folder = self.path(cell)
         records = "".join(_line(item.record) for item in finished)
@@ -163,74 +176,75 @@ class ResultStore:
         append(folder / "records.jsonl", records.encode(), _KEPT)
 
     def finish(self, cell: Cell, result: CellResult) -> None:
-        """Order a cell's records by example, one after the other, and write ``cell.json``, last and atomically."""
+        """Sort a cell's records by example id, then write ``cell.json`` atomically."""
         folder = self.path(cell)
         path = folder / "records.jsonl"
-        places = _places(path)
+        offsets = _record_offsets(path)
         with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(map(_line, _records_at(path, places.values())))
-        write_json(folder / "cell.json", plain(result))
+            file.writelines(map(_line, _records_at(path, offsets.values())))
+        write_json(folder / "cell.json", to_builtins(result))
         (folder / "started.json").unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, spec: CellSpec, reason: str) -> None:
-        """Note why a cell that was begun was not finished; the next start forgets it.
+    def record_failure(self, cell: Cell, spec: CellSpec, reason: str) -> None:
+        """Store why a started cell did not finish; the next start clears it.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder is not writable.
         """
         path = self.path(cell) / "started.json"
         started = _read(path)
         if started is not None and started.get("spec_hash") == spec.hash:
             write_json(path, {**started, "failed": reason})
 
-    def keep_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
-        """Keep what readers want to see of a cell's prompts; what is there already is left alone.
+    def save_excerpts(self, cell: Cell, examples: Iterable[Example]) -> None:
+        """Store excerpts of a cell's prompts; existing ones stay.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder is not writable.
         """
-        path = self._prompts(cell)
-        refuse_links(self.folder, path.parent)
+        path = self.excerpts_path(cell)
+        reject_symlinks(self.folder, path.parent)
         add_excerpts(path, examples)
 
-    def excerpts(self, cell: Cell) -> dict[str, Excerpt]:
-        """Return what was kept of a cell's prompts by the hash of the example; empty where nothing was.
+    def load_excerpts(self, cell: Cell) -> dict[str, PromptExcerpt]:
+        """Return the prompt excerpts by example hash; empty where none were stored.
 
-        The methods of a base share them, so there may be more than the cell's own.
+        The methods of a base share one file, so there may be more excerpts than the cell has examples.
         """
-        return read_excerpts(self._prompts(cell))
+        return read_excerpts(self.excerpts_path(cell))
 
-    def _prompts(self, cell: Cell) -> Path:
-        path, old = (
+    def excerpts_path(self, cell: Cell) -> Path:
+        """Return the file of a cell's prompt excerpts, which need not exist; the methods of a base share it."""
+        path, legacy = (
             self.folder / "prompts" / model / task / f"{length}.jsonl"
-            for model, _, task, length in (cell_parts(cell), old_cell_parts(cell))
+            for model, _, task, length in (cell_path_parts(cell), legacy_cell_path_parts(cell))
         )
-        # Excerpts go by their hashes: that an old file may be two cells' takes nothing away from either.
-        return old if old.exists() and not path.exists() else path
+        # Excerpts are looked up by hash: two cells may share a legacy file.
+        return legacy if legacy.exists() and not path.exists() else path
 
     def records(self, cell: Cell) -> Iterator[dict[str, Any]]:
-        """Return a cell's records, ordered by example, up to the first that is missing; they are read one by one.
+        """Yield a cell's records, ordered by example id, up to the first missing one.
 
-        What an interrupted larger run left behind a gap counts only once the gap is filled: the longest prompts
-        are run first and would bias a mean.
+        Records after a gap, left by a larger interrupted run, count only once the gap is filled: the longest prompts
+        run first and would bias a mean.
 
         Raises:
-            UserError: a line is no record, or contradicts another one.
+            UserError: a line is not a record, or contradicts another line.
         """
         path = self.path(cell) / "records.jsonl"
-        places = _places(path)
-        return _records_at(path, islice(places.values(), before_gap(places)))
+        offsets = _record_offsets(path)
+        return _records_at(path, islice(offsets.values(), count_before_gap(offsets)))
 
-    def seconds(self, cell: Cell) -> float:
-        """Return the wall time that a cell's examples took, over all the runs that it needed."""
-        rows, spent = NumbersById(), array("d")
+    def total_seconds(self, cell: Cell) -> float:
+        """Return the wall time of a cell's examples in seconds, over all runs that it took."""
+        rows, seconds = NumbersById(), array("d")
         for line in read_objects(self.path(cell) / "timings.jsonl"):
-            if sound(line, TimingLine) is not None:
+            if line_error(line, TimingLine) is not None:
                 continue
-            row = rows.setdefault(line["id"], len(spent))
-            # The last one counts.
-            spent[row : row + 1] = array("d", [line["seconds"]])
-        return round(sum(spent), 3)
+            row = rows.setdefault(line["id"], len(seconds))
+            # The last timing of an example counts.
+            seconds[row : row + 1] = array("d", [line["seconds"]])
+        return round(sum(seconds), 3)
 
     def folders(self) -> list[Path]:
         """Return the folders of all cells, finished or not, in a stable order.
@@ -240,11 +254,11 @@ class ResultStore:
         """
         return cell_folders(self.runs)
 
-    def _existing_hash(self, folder: Path) -> str | None:
+    def _stored_hash(self, folder: Path) -> str | None:
         for name in ("cell.json", "started.json"):
-            found = _read(folder / name)
-            if found is not None:
-                return str(found.get("spec_hash"))
+            details = _read(folder / name)
+            if details is not None:
+                return str(details.get("spec_hash"))
         return None
 
     def _supersede(self, folder: Path, tag: str) -> Path:
@@ -254,7 +268,7 @@ class ResultStore:
         while target.exists():
             number += 1
             target = target.with_name(f"{folder.name}-{tag}-{number}")
-        refuse_links(self.folder, target)
+        reject_symlinks(self.folder, target)
         try:
             make_folder(target.parent)
             folder.replace(target)
@@ -266,44 +280,44 @@ class ResultStore:
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
-    """Return what ``cell.json`` or ``started.json`` says, as this version writes it; None when there is none."""
+    """Return the content of ``cell.json`` or ``started.json`` in the current schema; None when there is no file."""
     values = read_object(path)
     try:
-        return None if values is None else upgraded(values)
+        return None if values is None else upgrade(values)
     except UnsupportedVersionError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def before_gap(ids: Collection[str]) -> int:
-    """Return how many of a cell's example ids, in order, come before the first that is missing."""
-    gaps = (place for place, name in enumerate(ids) if name.isdigit() and int(name) != place)
+def count_before_gap(ids: Collection[str]) -> int:
+    """Return how many of the sorted example ids come before the first missing one."""
+    gaps = (index for index, name in enumerate(ids) if name.isdigit() and int(name) != index)
     return next(gaps, len(ids))
 
 
-def _places(path: Path) -> NumbersById:
-    """Return the byte that each example's first record begins at.
+def _record_offsets(path: Path) -> NumbersById:
+    """Return the byte offset of each example's first record, by example id.
 
     Raises:
-        UserError: a line is no record, or contradicts another one.
+        UserError: a line is not a record, or contradicts another line.
     """
-    places = NumbersById()
-    for number, (place, record) in enumerate(read_objects_with_offsets(path), 1):
+    offsets = NumbersById()
+    for number, (offset, record) in enumerate(read_objects_with_offsets(path), 1):
         name = record.get("id")
         if not isinstance(name, str):
             raise UserError(f"{path}: line {number} has no id")
-        first = places.setdefault(name, place)
-        if first != place and next(read_objects_at(path, (first,))) != record:
-            raise UserError(f"{path}: line {number} differs from another one of example {name!a:.40}")
-    return places
+        first = offsets.setdefault(name, offset)
+        if first != offset and next(read_objects_at(path, (first,))) != record:
+            raise UserError(f"{path}: line {number} differs from another line of example {name!a:.40}")
+    return offsets
 
 
-def _records_at(path: Path, places: Iterable[int]) -> Iterator[dict[str, Any]]:
-    # A cell may have no records, and then no file.
-    return read_objects_at(path, places) if path.exists() else iter(())
+def _records_at(path: Path, offsets: Iterable[int]) -> Iterator[dict[str, Any]]:
+    # A cell without records has no file.
+    return read_objects_at(path, offsets) if path.exists() else iter(())
 
 
 def _line(value: dict[str, Any]) -> str:
-    # U+2028 and the like stay escaped: a record is one line for every reader.
+    # Escape U+2028 and the like, so that a record is one line for every reader.
     return json.dumps(value, ensure_ascii=True) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""What a cell's files hold: types, a version, and the identity that decides whether two cells are the same measurement.
+"""Schema of a cell's files: typed records, schema version, and cell identity.
 
-``cell.json`` is a :class:`CellResult`, a line of ``records.jsonl`` a :class:`SampleRecord`. Files of an older version
-are read as if they were of this one (:func:`upgraded`); ``longctx-bench migrate`` writes them so.
+``cell.json`` is a :class:`CellResult`, a line of ``records.jsonl`` a :class:`StoredRecord`. Files of an older version
+are upgraded as they are read (:func:`upgrade`); ``longctx-bench migrate`` rewrites them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 SCHEMA_VERSION = 2
-"""1: no version in the file; a cell was known by its whole spec, the import paths of its classes included."""
+"""1 (no version in the file): a cell was identified by its whole spec, import paths of classes included."""
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
@@ -25,7 +25,7 @@ Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 
 
 class CellKey(msgspec.Struct, frozen=True):
-    """Where a cell lies; see :class:`longctx_bench.core.types.Cell`."""
+    """Which cell this is; see :class:`longctx_bench.core.types.Cell`."""
 
     model: str
     method: str
@@ -38,7 +38,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     original_length: Positive
-    """Training context, tokens."""
+    """Training context in tokens."""
     source: dict[str, str | None] | None = None
     licence: str = "unknown"
     native_method: str = "rope"
@@ -48,25 +48,25 @@ class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The method and its parameters."""
 
     name: str
-    """In the YAML, and in the cell's folder."""
+    """As in the YAML and the cell's folder."""
     id: str
-    """Of the class, wherever it stands in the code."""
+    """Id of the class, independent of its import path."""
     version: Positive = 1
-    """Raised when the same parameters come to mean something else."""
+    """Raised when the meaning of the same parameters changes."""
     use: str = ""
-    """Where the class stood when the cell was measured; not part of the identity."""
+    """Import path of the class when the cell was measured; not part of the identity."""
     params: dict[str, Any] = {}
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The task: benchmark, metric, and everything that decides what the model is given and how it is scored."""
+    """The task: benchmark, metric, and all that determines the prompts and their scoring."""
 
     name: str
     benchmark: str
     """The id of the benchmark's class."""
     benchmark_version: Positive = 1
     use: str = ""
-    """Where the class stood when the cell was measured; not part of the identity."""
+    """Import path of the class when the cell was measured; not part of the identity."""
     metric: str = ""
     metric_version: Positive = 1
     max_new_tokens: Count = 0
@@ -75,26 +75,26 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: bool = True
     protocol: str | None = None
     grid: str | None = None
-    """The parameter that says how many depths the needle takes in turn, where the benchmark has one."""
+    """Name of the parameter that sets the number of needle depths, where the benchmark has one."""
     params: dict[str, Any] | None = {}
 
     def as_measured(self) -> dict[str, Any]:
-        """Return it without what two versions of the code may say differently of the same measurement."""
-        return {name: value for name, value in plain(self).items() if name not in {"use", "grid"}}
+        """Return the record without the fields that may differ between code versions for the same measurement."""
+        return {name: value for name, value in to_builtins(self).items() if name not in {"use", "grid"}}
 
 
 class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that a cell's numbers depend on but the number of examples: a larger limit adds to a cell."""
+    """Everything that a cell's numbers depend on, except the number of examples: a larger limit extends a cell."""
 
     model: ModelRecord
     weights: dict[str, str | None] | None = None
-    """Their source: a hub repository and revision, say."""
+    """Source of the weights, such as a hub repository and revision."""
     method: MethodRecord
     task: TaskRecord
     digests: dict[str, str | None] = {}
-    """Of weights and data that lie on this machine, by name."""
+    """Digests of local weights and data, by name."""
     code: dict[str, Any] = {}
-    """Digests of plug-ins' source by what they are: ``method``, ``task``."""
+    """Source digests of plug-ins, by kind: ``method``, ``task``."""
     length: Count = 0
     seed: int
     chat_template: bool
@@ -102,14 +102,14 @@ class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells two measurements apart.
+        """Return the fields that identify a measurement.
 
-        Names say where a cell lies, import paths where its code lay: both may change, and the measurement stays the
-        same. Ids, versions, parameters, weights and data may not.
+        Names and import paths are left out: they may change while the measurement stays the same. Ids, versions,
+        parameters, weights and data may not.
         """
         method, task = self.method, self.task
         return {
-            # A folder that was moved, or has another name, holds the same weights.
+            # A digest, since a moved or renamed folder holds the same weights.
             "weights": self.digests.get("weights") or self.weights,
             "data": {name: digest for name, digest in self.digests.items() if name != "weights"},
             "training_context": self.model.original_length,
@@ -127,13 +127,13 @@ class CellSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits of the identity's sha256."""
+        """First 16 hexadecimal digits of the identity's SHA-256."""
         canonical = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-class Tuning(msgspec.Struct, frozen=True):
-    """A method's scalar at this length."""
+class TuningRecord(msgspec.Struct, frozen=True):
+    """The value of a method's tuned scalar at this length."""
 
     scalar: str
     value: float
@@ -141,57 +141,57 @@ class Tuning(msgspec.Struct, frozen=True):
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A finished cell, ``cell.json``."""
+    """A finished cell: ``cell.json``."""
 
     schema_version: int
     cell: CellKey
     original_length: Positive
     metric: str
     score: float
-    """Mean over the examples; of losses, over the tokens."""
+    """Mean over examples; for losses, over tokens."""
     n: Positive
     exhausted: bool
-    """True when the data holds no more examples."""
+    """Whether the data has no more examples."""
     prompt_tokens: Count
     new_tokens: Count
     seconds: float
     factor: float
-    """Extension factor that the method was given."""
+    """Extension factor passed to the method."""
     factor_source: str
     applied: Any = None
-    """Settings that the method changed in the model's config."""
-    tuning: Tuning | None = None
+    """Config entries that the method changed."""
+    tuning: TuningRecord | None = None
     virtual_length: float | None = None
-    """Largest factor of the virtual length that the weights were trained under, where they were."""
+    """Largest virtual-length factor in training; None where the weights were not trained with virtual length."""
     spec_hash: str
     """:attr:`CellSpec.hash`."""
     spec: CellSpec
     engine: dict[str, Any] | None = None
     environment: dict[str, Any] | None = None
-    """Versions, commit, system."""
+    """Package versions, commit, system."""
     executor: dict[str, Any] | None = None
     peak_memory: Count | None = None
-    """Bytes."""
+    """In bytes."""
     training_tokens: Count | None = None
     percent: bool | None = None
-    """Of a metric that is not this package's own: whether scores lie in [0, 1] and are shown as per cent."""
+    """For metrics that are not built in: whether scores lie in [0, 1] and are shown in per cent."""
     higher_is_better: bool | None = None
-    """Of such a metric: its direction."""
+    """For metrics that are not built in."""
     lm_eval: dict[str, Any] | None = None
-    """What lm-eval says of a task of its own."""
+    """lm-eval's own description of its task."""
     finished: str
-    """Time, ISO 8601."""
+    """Time of completion, ISO 8601."""
 
 
-class SampleRecord(msgspec.Struct, gc=False):
-    """One line of ``records.jsonl``; whatever else it holds is passed over."""
+class StoredRecord(msgspec.Struct, gc=False):
+    """One line of ``records.jsonl``; unknown fields are ignored."""
 
     id: Name
     hash: Name
     score: float
     metric: Name = ""
     text: str | None = None
-    """What the model wrote; None where it was not to write."""
+    """The generation; None for tasks without one."""
     references: list[str] = []
     depths: list[Annotated[float, Meta(ge=0, le=100)]] = []
     prompt_tokens: Count = 0
@@ -204,33 +204,33 @@ class SampleRecord(msgspec.Struct, gc=False):
 
 
 class UnsupportedVersionError(Exception):
-    """A file of a version that this one does not know."""
+    """The file has a schema version that this package does not know."""
 
 
-def plain(value: Any) -> Any:
-    """Return what JSON holds of a spec or result."""
+def to_builtins(value: Any) -> Any:
+    """Return a record as plain JSON types."""
     return msgspec.to_builtins(value)
 
 
 def parse_result(values: Any) -> CellResult:
-    """Return what a ``cell.json`` of any version holds.
+    """Parse a ``cell.json`` of any schema version.
 
     Raises:
         UnsupportedVersionError: a later version wrote it.
-        msgspec.ValidationError: keys are missing or of another type.
+        msgspec.ValidationError: a key is missing or has the wrong type.
     """
-    return msgspec.convert(upgraded(values) if isinstance(values, Mapping) else values, CellResult)
+    return msgspec.convert(upgrade(values) if isinstance(values, Mapping) else values, CellResult)
 
 
 def parse_spec(values: Mapping[str, Any]) -> CellSpec:
-    """Return the spec that ``cell.json`` or ``started.json`` of any version holds; errors as :func:`parse_result`."""
-    return msgspec.convert(upgraded(values).get("spec"), CellSpec)
+    """Parse the spec in a ``cell.json`` or ``started.json`` of any version; raises as :func:`parse_result`."""
+    return msgspec.convert(upgrade(values).get("spec"), CellSpec)
 
 
-def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what ``cell.json`` or ``started.json`` would hold had this version written it.
+def upgrade(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the content of a ``cell.json`` or ``started.json`` in the current schema.
 
-    What is not as any version wrote it stays as it is, for the types to refuse.
+    Malformed content is returned unchanged, for type validation to reject.
 
     Raises:
         UnsupportedVersionError: a later version wrote it.
@@ -243,7 +243,7 @@ def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
             f"has schema version {version!r:.20}, this longctx-bench reads up to {SCHEMA_VERSION}; update it"
         )
     try:
-        spec = _upgraded_spec(values)
+        spec = _upgrade_spec(values)
     except (KeyError, TypeError, AttributeError, ValueError):
         return values
     result = {"schema_version": SCHEMA_VERSION, "exhausted": False, **values, "spec": spec}
@@ -252,27 +252,27 @@ def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return result
 
 
-def upgraded_method(method: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's record of version 1 as this version has it: with the id of its class."""
+def upgrade_method(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method record of version 1 in the current schema, with the id of its class."""
     return {"id": _id_of(method.get("use", "")) or method["name"], "version": 1, **method}
 
 
-def upgraded_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
-    """Return a certificate of ``longctx-bench parity`` as this version writes it; what no version wrote, as it is."""
+def upgrade_certificate(certificate: dict[str, Any]) -> dict[str, Any]:
+    """Return a certificate of ``longctx-bench parity`` in the current schema; malformed ones are returned unchanged."""
     method = certificate.get("method")
     if not isinstance(method, dict) or "id" in method:
         return certificate
     if not (isinstance(method.get("name"), str) and isinstance(method.get("use", ""), str)):
         return certificate
-    return certificate | {"method": upgraded_method(method)}
+    return certificate | {"method": upgrade_method(method)}
 
 
-def _upgraded_spec(values: Mapping[str, Any]) -> dict[str, Any]:
+def _upgrade_spec(values: Mapping[str, Any]) -> dict[str, Any]:
     spec, cell = dict(values["spec"]), values.get("cell") or {}
     context = values.get("original_length", 1)
     if isinstance(spec.get("model", {}), Mapping):
         spec["model"] = {"name": cell.get("model", ""), "original_length": context, **spec.get("model", {})}
-    spec["method"] = upgraded_method({"name": cell.get("method", ""), **(spec.get("method") or {})})
+    spec["method"] = upgrade_method({"name": cell.get("method", ""), **(spec.get("method") or {})})
     task = spec["task"]
     benchmark = _id_of(task.get("use", "")) or task["name"]
     metric = values.get("metric", "")
@@ -292,7 +292,7 @@ def _upgraded_spec(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _id_of(use: str) -> str:
-    """Return the id of the class that stood at an import path in version 1."""
+    """Return the id of the class at an import path of version 1."""
     return _IDS_OF_PATHS.get(use) or use.rpartition(":")[2]
 
 
@@ -324,4 +324,4 @@ _IDS_OF_PATHS = {
     "longctx_bench.methods.rope:RoPE": "rope",
     "longctx_bench.methods.rope:YaRN": "yarn",
 }
-"""Of all classes that version 1 had; history, which does not change."""
+"""Ids of all classes that version 1 had, by import path. Fixed for good."""

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import longctx_bench
-from longctx_bench.api import experiments, models
+from longctx_bench.api import evaluation, models
 from longctx_bench.core.argument_parsing import join_names, parse_int, parse_lengths, parse_scales
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two contestants at 2x, made by the docstrings' own examples."""
     made = tmp_path_factory.mktemp("api") / "results"
     runner = doctest.DocTestRunner()
-    for module in (experiments, models):
+    for module in (evaluation, models):
         found = doctest.DocTestFinder().find(module, extraglobs={"folder": made})
         # As they stand in the file: each reads what those before it made.
         for example in sorted((one for one in found if one.examples), key=lambda one: one.lineno or 0):
@@ -106,7 +106,7 @@ def test_text_and_lists_measure_the_same_cells(folder: Path) -> None:
 def test_frames_are_numbers_in_python_and_tables_in_a_notebook(folder: Path) -> None:
     frame = longctx_bench.report(folder)
     assert isinstance(frame, pd.DataFrame)
-    assert list(frame.columns) == experiments.COLUMNS
+    assert list(frame.columns) == evaluation.COLUMNS
     html = frame._repr_html_()
     assert "<table" in html
     assert "yarn-tiny" in html

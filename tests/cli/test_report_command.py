@@ -117,7 +117,7 @@ def test_a_folder_that_is_none_or_inside_a_run_is_named(call, folder: Path, tmp_
     code, _, error = call("report", tmp_path / "file")
     assert (code, f"'{tmp_path / 'file'}' is a file" in error) == (2, True)
     code, _, error = call("report", folder / "runs" / "tiny")
-    assert (code, error.endswith(f"name the run's folder itself, {folder}\n")) == (2, True)
+    assert (code, error.endswith(f"the run's folder, {folder}\n")) == (2, True)
 
 
 def test_html_with_a_kind_of_table_is_plain(call, folder: Path) -> None:  # type: ignore[no-untyped-def]

@@ -17,9 +17,10 @@ from longctx_bench.core.plugins import load_object
 from longctx_bench.core.types import Request
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, parts, unpack
-from longctx_bench.runner.executors.ray_executor.worker import Failure, Order, Worker
+from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, serialize, unpack
+from longctx_bench.runner.executors.ray_executor.worker import Failure, JobSpec, Worker
 from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
+from longctx_bench.runner.strategies import RunSettings
 from longctx_bench.store.run_store import ResultStore
 
 Call = Callable[..., tuple[int, str, str]]
@@ -74,13 +75,13 @@ def test_edited_code_is_measured_again(
     run: Callable[..., str], tmp_path: Path, file: str, before: str, after: str
 ) -> None:
     folder, out = a_plugin(tmp_path / "plugin"), tmp_path / "out"
-    run("--baselines", folder)
+    run("--include-path", folder)
     first = the_cell(out)
     assert first["spec"]["code"]["method"]["files"] == ["deeper.py", "helper.py", "mine.py"]
     text = (folder / file).read_text()
     assert before in text
     (folder / file).write_text(text.replace(before, after))
-    run("--baselines", folder)
+    run("--include-path", folder)
     second = the_cell(out)
     assert second["spec_hash"] != first["spec_hash"]
     [kept] = (out / "superseded").rglob("cell.json")
@@ -91,13 +92,13 @@ def test_what_is_not_imported_does_not_matter_nor_where_the_folder_lies(
     run: Callable[..., str], tmp_path: Path
 ) -> None:
     folder, out = a_plugin(tmp_path / "plugin"), tmp_path / "out"
-    run("--baselines", folder)
+    run("--include-path", folder)
     first = the_cell(out)
     (folder / "unrelated.py").write_text("VALUE = 4\n")
     (folder / "notes.txt").write_text("something\n")
     (folder / "other.yaml").write_text("use: longctx_bench.methods.rope_scaling:PI\n")
     moved = folder.rename(tmp_path / "moved")
-    run("--baselines", moved)
+    run("--include-path", moved)
     assert the_cell(out) == first
     assert not (out / "superseded").exists()
 
@@ -125,7 +126,7 @@ def test_a_file_that_is_edited_during_a_run_changes_nothing_of_that_run_and_all_
     spec = {"use": "./own.py:Own", "metric": shipped.metric, "max_new_tokens": 8, "samples": 2}
     tasks = tmp_path / "tasks"
     (tasks / "own.yaml").write_text(json.dumps({"own": spec | {"params": shipped.params}}))
-    registry = Registry([folder], [tasks], {"ruler-essays": essays})
+    registry = Registry([folder, tasks], {"ruler-essays": essays})
 
     def planned() -> PlannedCell:
         run = RunSpec(registry.variants("mine-tiny"), registry.select_tasks("own"), lengths=(512,))
@@ -185,7 +186,7 @@ def test_a_benchmark_too(run: Callable[..., str], tmp_path: Path) -> None:
     (folder / "own.yaml").write_text(json.dumps({"own": spec | {"params": shipped.params}}))
     for edit in ("", "# edited\n"):
         (folder / "own.py").write_text(source + edit)
-        run("--task-folder", folder, model="pi", tasks="own,niah")
+        run("--include-path", folder, model="pi", tasks="own,niah")
     assert the_cell(out, "pi", "own")["spec"]["code"]["task"]["files"] == ["own.py"]
     # A class of this package is its own wherever else it is named.
     assert "code" not in the_cell(out, "pi")["spec"]
@@ -283,14 +284,18 @@ def test_a_worker_has_the_same_code_or_refuses(tiny_folder: Path, tmp_path: Path
     registry = Registry([folder])
     variant = registry.variant(f"mine:{tiny_folder}")
     elsewhere, scratch = unpack(pack(registry))
-    sent = parts(variant, variant.base({}), None)
+    sent = serialize(variant, variant.base({}), None)
     with scratch:
         assert elsewhere.variant_from_parts(sent.model, sent.spec, sent.params, sent.source).code == variant.code
     (folder / "helper.py").write_text("VALUE = 9.0\n")
     worker = Worker({"name": "echo"}, pack(registry))
     worker.start()
     requests = [Request("0", [5] * 40, 8)]
-    refused = worker.answer(Order(sent, 64, "niah", "ruler_all", "generate", False), requests, {})
+    refused = worker.answer(
+        JobSpec(sent, 64, "niah", "ruler_all", "generate", False, RunSettings(None, 42, chat_template=False)),
+        requests,
+        {},
+    )
     assert isinstance(refused, Failure)
     assert refused.kind == "user"
     assert "is other code than on the machine of the run" in refused.message

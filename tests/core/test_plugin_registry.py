@@ -21,9 +21,9 @@ from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.methods import METHODS
 from longctx_bench.metrics import METRICS, Metric, as_metric
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.figures.registry import KINDS as FIGURES
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS as FIGURES
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.registry import KINDS as TABLES
+from longctx_bench.reporting.tables.registry import TABLE_KINDS as TABLES
 
 Call = Callable[..., tuple[int, str, str]]
 REGISTRIES = (BENCHMARKS, ENGINES, FIGURES, METHODS, METRICS, TABLES)
@@ -68,7 +68,7 @@ def cell_of(out: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path, out: Path, essays: Path) -> Any:
-    registry = Registry(task_folders=[folder], local_data={"ruler-essays": essays})
+    registry = Registry(include_paths=[folder], local_data={"ruler-essays": essays})
     return run("tiny", "mine", length=[512], limit=4, engine="echo", out=out, registry=registry)
 
 
@@ -93,7 +93,7 @@ def test_a_function_beside_a_tasks_yaml_is_its_metric(tmp_path: Path, essays: Pa
 
 def test_a_run_is_scored_by_the_code_that_its_cells_name(tmp_path: Path, essays: Path) -> None:
     folder = tasks_with(tmp_path / "tasks", "./scores.py:half", HALF)
-    registry = Registry(task_folders=[folder], local_data={"ruler-essays": essays})
+    registry = Registry(include_paths=[folder], local_data={"ruler-essays": essays})
     task = registry.tasks["mine"]
     planned = registry.load_metric(task)
     (folder / "scores.py").write_text(HALF.replace("0.5", "0.25"))
@@ -140,7 +140,7 @@ def test_a_bad_metric_is_one_line(
     folder = tasks_with(tmp_path / "tasks", metric, source)
     code, _, error = call(
         "run", "--model", "tiny", "--tasks", "mine", "--length", 512, "--limit", 2, "--engine", "echo",
-        "--task-folder", folder, "--data", f"ruler-essays={essays}", "--out", tmp_path / "out",
+        "--include-path", folder, "--data", f"ruler-essays={essays}", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
     assert said in error

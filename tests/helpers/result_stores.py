@@ -8,7 +8,7 @@ from typing import Any
 
 from longctx_bench.core.types import Cell, SampleRecord
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, parse_result, parse_spec, plain
+from longctx_bench.store.schema import SCHEMA_VERSION, CellResult, CellSpec, parse_result, parse_spec, to_builtins
 
 Scores = Mapping[tuple[str, str, int], Sequence[float]]
 """(method or METHOD@BASE, task, length) -> the examples' scores; of a needle task, its depths take turns."""
@@ -27,7 +27,7 @@ def result_of(cell: Cell, spec: CellSpec, **own: Any) -> CellResult:
         "n": 1, "prompt_tokens": 100, "new_tokens": 10, "seconds": 1.0, "factor": 1.0, "factor_source": "derived",
         "exhausted": False, "spec_hash": spec.hash, "finished": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
-    return parse_result(usual | own | {"schema_version": SCHEMA_VERSION, "spec": plain(spec)})
+    return parse_result(usual | own | {"schema_version": SCHEMA_VERSION, "spec": to_builtins(spec)})
 
 
 def write_store(folder: Path, scores: Scores, context: int = 512, weights: Any = None, depths: int = 11) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from longctx_bench.core.types import Cell
 from longctx_bench.metrics.length_buckets import ScoredExample
-from longctx_bench.reporting.results import CellSummary, contributions
+from longctx_bench.reporting.results import CellSummary, mean_contributions
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.schema import parse_result
 
@@ -35,7 +35,7 @@ def cell(
     values = np.array(scores, dtype=np.float64)
     bounded = metric != "token_loss"
     tokens = np.array(scored, dtype=np.int64)
-    counted = contributions(values, tokens)
+    counted = mean_contributions(values, tokens)
     low, high = mean_interval(counted, bounded)
     whole_spec = {"seed": 42, "dtype": "bfloat16", "engine": "hf", "chat_template": False, "length": length} | (
         spec or {}

@@ -25,6 +25,7 @@ from longctx_bench.lm_eval_adapter.lm import LongCtxLM
 from longctx_bench.lm_eval_adapter.run_task import _manager
 from longctx_bench.registry import Registry
 from longctx_bench.store.schema import parse_result
+from tests.helpers.fake_ray import Reference, StandInRay
 
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
@@ -129,7 +130,7 @@ def test_its_tasks_run_in_our_store(
     tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no git repository
-    arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--task-folder", str(tasks)]
+    arguments = ["run", "--model", "rope-tiny,drope-tiny", "--tasks", "lm_eval:arc_local", "--include-path", str(tasks)]
     arguments += ["--scale", "1x", "--limit", "20", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -154,15 +155,45 @@ def test_its_tasks_run_in_our_store(
     assert "not a git repository" not in capfd.readouterr().err
 
 
+def test_a_worker_of_a_cluster_runs_its_tasks_whole_and_again_when_it_is_lost(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[Reference] = []
+
+    def dies(reference: Reference) -> bool:
+        if reference.method == "answer" and not lost:
+            lost.append(reference)
+            return True
+        return False
+
+    ray = StandInRay(cpus=1, dies=dies)
+    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.executor.connect", lambda address: (ray, True))
+    cells, records = {}, {}
+    for executor in ("local", "ray"):
+        registry = Registry(include_paths=[tasks])
+        frame = longctx_bench.run(
+            "rope-tiny", "lm_eval:words_local", scale=[1], limit=5, dtype="float32", device="cpu", executor=executor,
+            out=tmp_path / executor, registry=registry,
+        )  # fmt: skip
+        assert frame["n"].tolist() == [5]
+        [path] = (tmp_path / executor).rglob("cell.json")
+        cells[executor] = json.loads(path.read_text())
+        records[executor] = path.with_name("records.jsonl").read_bytes()
+    assert len(lost) == len(ray.lost) == 1
+    assert records["ray"] == records["local"]
+    for key in ("score", "metric", "n", "lm_eval", "spec_hash"):
+        assert cells["ray"][key] == cells["local"][key], key
+
+
 def test_a_task_of_ones_own_is_known_by_its_entry_whatever_its_file_is_called(tasks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tasks/lm_eval/mine"
     folder.mkdir(parents=True)
     text = (tasks / "lm_eval/words_local.yaml").read_text()
     (folder / "questions.yaml").write_text(text.replace("words_local", "'words_mine'  # by another name"))
-    [task] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_mine")
+    [task] = Registry(include_paths=[tmp_path / "tasks"]).select_tasks("lm_eval:words_mine")
     assert task.params["include"] == {"path": str(tmp_path / "tasks/lm_eval")}
     assert _manager(LMEval(**task.params)).all_tasks == ["words_mine"]
-    [unknown] = Registry(task_folders=[tmp_path / "tasks"]).select_tasks("lm_eval:words_min")
+    [unknown] = Registry(include_paths=[tmp_path / "tasks"]).select_tasks("lm_eval:words_min")
     assert unknown.params["include"] is None
 
 
@@ -184,7 +215,7 @@ LM_EVAL = [sys.executable, "-c", "from longctx_bench.cli import main; main()", "
 
 
 def test_without_lm_eval_the_command_says_what_to_install(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longctx_bench.cli.lm_eval_command.find_spec", lambda name: None)
+    monkeypatch.setattr("longctx_bench.cli.run_lm_eval.find_spec", lambda name: None)
     code, _, error = call("lm-eval", "--model", "longctx")
     assert (code, "longctx-bench[lm-eval]" in error) == (2, True)
 

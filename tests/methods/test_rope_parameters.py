@@ -233,7 +233,7 @@ def test_the_training_context_is_what_a_base_can_read(tmp_path: Path, config: di
     folder = written(tmp_path / "model", **config)
     assert Registry().variant(folder).model.original_length == length
     (tmp_path / "models.yaml").write_text(f"mine: {{source: {{path: {folder}}}, original_length: 77}}\n")
-    assert Registry(baselines=[tmp_path]).variant("mine").model.original_length == 77
+    assert Registry(include_paths=[tmp_path]).variant("mine").model.original_length == 77
 
 
 def test_a_model_whose_context_nothing_names_must_be_listed(tmp_path: Path) -> None:

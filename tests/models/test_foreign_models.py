@@ -461,4 +461,4 @@ def test_show_writes_no_task_that_is_not_known_here(results: Path, call: Call) -
     shutil.copytree(cell.parent, results / "runs/unlisted/rope/of_somebody/512")
     (results / "runs/unlisted/rope/of_somebody/512/cell.json").write_text(json.dumps(content))
     code, _, error = call("show", "rope-unlisted/of_somebody/512", "1", "--out", results)
-    assert (code, len(error.splitlines()), "--task-folder" in error) == (2, 1, True), error
+    assert (code, len(error.splitlines()), "--include-path" in error) == (2, 1, True), error

@@ -101,7 +101,7 @@ def test_a_base_and_its_drope_checkpoint_run_from_the_hub(
 ) -> None:
     code, _, err = call(
         "run", "--model", f"{base},yarn-{base},drope-{base}", "--tasks", "niah", "--scale", "2x", "--limit", "1",
-        "--device", "cpu", "--dtype", "float32", "--baselines", baselines, "--data", f"ruler-essays={essays}",
+        "--device", "cpu", "--dtype", "float32", "--include-path", baselines, "--data", f"ruler-essays={essays}",
         "--out", tmp_path / "results",
     )  # fmt: skip
     assert code == 0, err
@@ -298,7 +298,7 @@ def test_what_the_hub_refuses_is_one_clear_line(repository: str, said: str, tmp_
     assert repository in REFUSALS
     entry = f"base: {{source: {{hub: org/{repository}, revision: '{'0' * 40}'}}, original_length: 512}}"
     (tmp_path / "models.yaml").write_text(entry)
-    command = [*START, "data", "pull", "base", "--baselines", str(tmp_path)]
+    command = [*START, "data", "pull", "base", "--include-path", str(tmp_path)]
     with served(RefusingHub, tmp_path / "cache") as environment:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -326,7 +326,7 @@ def test_the_pages_commands_parse_and_name_what_exists(
     while isinstance(found, click.Group):
         found = found.commands[words.pop(0)]
     parsed = found.make_context(command, words)
-    registry = Registry(baselines=parsed.params.get("baselines", ()))
+    registry = Registry(include_paths=parsed.params.get("include_paths", ()))
     for name in [*parsed.params.get("names", ()), *filter(None, [parsed.params.get("model")])]:
         assert name in registry.sources or registry.variant(name).name
     for name in filter(None, (parsed.params.get("bases") or "").split(",")):

@@ -1,4 +1,4 @@
-"""Comparisons end to end: a small store, the command line, and what it must refuse."""
+"""Paired comparison end to end: a small store, the command line, and its errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from helpers.table_cells import cell as table_cell
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Cell, SampleRecord
-from longctx_bench.reporting.comparison import compare, matched
+from longctx_bench.reporting.comparison import compare, paired_contributions
 from longctx_bench.reporting.results import read_cells
-from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired
+from longctx_bench.reporting.stats.paired_tests import MCNEMAR, PERMUTATION, PERMUTATION_EXACT, paired_comparison
 from longctx_bench.reporting.tables.comparison_tables import comparison_tables
 from longctx_bench.store.run_store import ResultStore
 
@@ -101,7 +101,7 @@ def test_cells_are_compared_by_the_test_that_fits(results: Path) -> None:
     assert list(rows) == [("niah", 512), ("niah", 1024), ("perplexity_last", 1024), ("qmsum", 1024)]
     assert found.refused == ()
     assert [rows[key].result.test for key in rows] == [MCNEMAR, MCNEMAR, PERMUTATION_EXACT, PERMUTATION]
-    assert rows["niah", 1024].result == paired(YARN, PI)
+    assert rows["niah", 1024].result == paired_comparison(YARN, PI)
     assert [rows[key].scale for key in rows] == [1, 2, 2, 2]
     assert (rows["niah", 1024].result.wins, rows["niah", 1024].result.losses) == (18, 2)
 
@@ -112,14 +112,14 @@ def test_holm_corrects_over_the_whole_table(results: Path) -> None:
     # In this order: graded 0.0001, rates 0.0004, losses 2 / 2**8, and 1.
     assert [row.p_holm for row in rows] == pytest.approx([1, 3 * p[1], 2 * p[2], 4 * p[3]])
     assert p[2] == 2 / 2**8
-    assert [row.verdict for row in rows] == [0, 1, 1, 1]
+    assert [row.winner for row in rows] == [0, 1, 1, 1]
 
 
 def test_the_lower_loss_wins(results: Path) -> None:
     loss = comparison(results).cells[2]
     assert (loss.result.wins, loss.result.ties, loss.result.losses) == (8, 0, 0)
     assert loss.result.difference == pytest.approx(-0.57)
-    assert loss.verdict == 1
+    assert loss.winner == 1
     mirrored = compare(read_cells(results).finished, "pi-tiny", "yarn-tiny").cells[2]
     assert (mirrored.result.wins, mirrored.result.losses, mirrored.verdict) == (0, 8, -1)
     assert mirrored.result.difference == pytest.approx(0.57)
@@ -145,7 +145,7 @@ def test_csv_is_exact(results: Path, call: Call, tmp_path: Path) -> None:
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["task"] for row in rows] == ["niah", "niah", "perplexity_last", "qmsum"]
-    expected = paired(YARN, PI)
+    expected = paired_comparison(YARN, PI)
     found = rows[1]
     assert [float(found[key]) for key in ("score_a", "score_b", "difference", "low", "high", "p")] == [
         expected.mean_a, expected.mean_b, expected.difference, expected.low, expected.high, expected.p
@@ -208,8 +208,8 @@ def test_mistakes_are_one_line(results: Path, call: Call, arguments: tuple[str, 
 def test_the_examples_that_pair_are_matched_by_hash_not_by_place(tmp_path: Path) -> None:
     add(tmp_path, "yarn", [1, 0, 1, 0.0], prompts=[0, 1, 2, 3])
     add(tmp_path, "pi", [0, 0, 1, 1.0], prompts=[3, 2, 1, 0])
-    cells = {summary.contestant: summary for summary in read_cells(tmp_path).finished}
-    left, right = matched(cells["yarn-tiny"], cells["pi-tiny"])
+    cells = {summary.variant: summary for summary in read_cells(tmp_path).finished}
+    left, right = paired_contributions(cells["yarn-tiny"], cells["pi-tiny"])
     assert (left.tolist(), right.tolist()) == ([1, 0, 1, 0], [1, 1, 0, 0])
     assert comparison(tmp_path).refused == ()
 
@@ -227,14 +227,14 @@ def test_the_same_prompt_with_other_tokens_scored_is_another_example() -> None:
     kind = {"metric": "token_loss", "task": "perplexity_last"}
     short = table_cell("rope", [3.0, 2.0, 4.0], scored=[256] * 3, **kind)
     long = table_cell("yarn", [3.0, 2.0, 4.0], scored=[1024, 1024, 256], **kind)
-    left, right = matched(short, long)
+    left, right = paired_contributions(short, long)
     assert (left.tolist(), right.tolist()) == ([4.0], [4.0])
 
 
 def test_a_score_that_is_no_number_is_not_compared() -> None:
     kind = {"metric": "token_loss", "task": "perplexity_last"}
     broken = table_cell("rope", [float("nan"), 2.0, 4.0], **kind)
-    with pytest.raises(UserError, match="1 of 3 pairs have a score that is no finite number"):
+    with pytest.raises(UserError, match="1 of 3 pairs .*not finite"):
         compare([broken, table_cell("yarn", [3.0, 2.0, 4.0], **kind)], "rope-tiny", "yarn-tiny")
 
 
@@ -263,7 +263,7 @@ def test_unpaired_examples_are_refused_and_named(results: Path, call: Call) -> N
         "pi-tiny: different --limit (20 and 5 examples); left out, 5 pairs compared",
         "left out: niah at 4096: examples without an identical counterpart: 6 of 6 of yarn-tiny and 6 of 6 of "
         "pi-tiny: different seeds (42 and 43); not compared",
-        "left out: vt at 1024: measured for yarn-tiny alone",
+        "left out: vt at 1024: measured for yarn-tiny only",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Results of somebody who means harm: every command that reads them goes on, and prints nothing but text."""
+"""Hostile result folders: every command that reads them still works, and prints only plain text."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from longctx_bench.reporting.parity_status import read_certificates
 from longctx_bench.reporting.results import read_cells
 from longctx_bench.reporting.tables.base import Table
 from longctx_bench.store.prompt_excerpts import read_excerpts
-from longctx_bench.store.reader import DamagedError, read_columns, read_records, read_result
+from longctx_bench.store.reader import DamagedCellError, read_columns, read_records, read_result
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SampleRecord
+from longctx_bench.store.schema import StoredRecord
 
 Call = Callable[..., tuple[int, str, str]]
 HURT = Cell("tiny", "rope", "niah", 512)
@@ -260,7 +260,7 @@ def write_escapes(folder: Path) -> Path:
         "hash": "a" * 32, "begin": f"begin{ESCAPE}\nnext line\t", "end": ESCAPE, "hidden": 3, "needles": [ESCAPE],
         "answer_prefix": ESCAPE, "n_tokens": 5,
     }  # fmt: skip
-    path = store._prompts(cell)
+    path = store.excerpts_path(cell)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(kept) + "\n")
     broken = folder / "runs" / f"a{ESCAPE.replace('/', '')}" / "rope" / "niah" / "512"
@@ -438,7 +438,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = list(SampleRecord.__struct_fields__)
+_FIELDS = list(StoredRecord.__struct_fields__)
 _lines = st.one_of(
     st.binary(max_size=60),
     _values.map(lambda value: json.dumps(value).encode()),
@@ -455,7 +455,7 @@ def test_any_records_are_read_or_damaged(tmp_path: Path, content: list[bytes]) -
     try:
         records = list(read_records(tmp_path))
         columns = read_columns(tmp_path)
-    except DamagedError:
+    except DamagedCellError:
         return
     assert len(columns.scores) <= len(records)
     for record in records:

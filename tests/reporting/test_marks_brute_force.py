@@ -1,4 +1,4 @@
-"""Marks, p values and smallest differences of few examples, against every outcome that there can be."""
+"""Significance marks, p-values and detectable differences against brute force over all outcomes of few examples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers.table_cells import cell
 
-from longctx_bench.reporting.stats.paired_tests import detectable_difference
+from longctx_bench.reporting.stats.paired_tests import min_detectable_difference
 from longctx_bench.reporting.tables.base import Mark
 from longctx_bench.reporting.tables.scores_by_length import length_tables
-from longctx_bench.reporting.tables.significance import competitor, verdicts
+from longctx_bench.reporting.tables.significance import column_entry, compare_rows
 
 Counts = tuple[int, int, int, int]
 """Pairs of which both are right, only the first, only the second, neither: all that McNemar's test can see."""
@@ -58,7 +58,7 @@ def test_two_rows_right_or_wrong(n: int) -> None:
         if p < 0.05:
             smallest = min(smallest, abs(won - lost) / n)
         first, second = (cell(name, scores) for name, scores in zip("ab", rows_of(counts), strict=True))
-        found = {row[1]: verdict for row, verdict in verdicts(map(competitor, (first, second))).by_row.items()}
+        found = {row[1]: verdict for row, verdict in compare_rows(map(column_entry, (first, second))).by_row.items()}
         marks = {name: verdict.mark for name, verdict in found.items()}
         if won == lost:
             assert set(marks.values()) == {Mark.NONE}
@@ -69,7 +69,7 @@ def test_two_rows_right_or_wrong(n: int) -> None:
             assert set(marks.values()) == {Mark.NONE}
         else:
             assert marks == {best: Mark.BEST, other: Mark.NONE if p < 0.05 else Mark.CLOSE}
-    assert detectable_difference([1.0] * n) == pytest.approx(smallest)
+    assert min_detectable_difference([1.0] * n) == pytest.approx(smallest)
     [table] = length_tables([cell("a", [1.0] * n), cell("b", [0.0] * n)])
     said = [note for note in table.notes if "too small to show anything" in note]
     assert bool(said) == (smallest == math.inf) == (n < 6)
@@ -83,7 +83,7 @@ def test_several_rows_with_holm(n: int, rows: int, graded: bool) -> None:
     values = (0, 0.25, 0.5, 1) if graded else (0, 1)
     for _ in range(12):
         scores = [random.choice(values, n, p=_shares(random, len(values))) for _ in range(rows)]
-        found = verdicts(competitor(cell(f"row-{place}", list(own))) for place, own in enumerate(scores)).by_row
+        found = compare_rows(column_entry(cell(f"row-{place}", list(own))) for place, own in enumerate(scores)).by_row
         top = max(own.mean() for own in scores)
         best = next(own for own in scores if math.isclose(own.mean(), top))
         others = {f"row-{place}": own for place, own in enumerate(scores) if not math.isclose(own.mean(), top)}

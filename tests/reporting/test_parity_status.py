@@ -1,4 +1,4 @@
-"""Which of vLLM's numbers a report calls certified, in tables, CSV and the page."""
+"""Parity status of vLLM results in tables, CSV and the page."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from msgspec import convert
 
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.reporting.html.cell_provenance import provenance
-from longctx_bench.reporting.parity_status import Standing, read_certificates, standing
+from longctx_bench.reporting.parity_status import ParityStatus, parity_status, read_certificates
 from longctx_bench.reporting.results import read_cells
 from longctx_bench.reporting.tables.scores_by_length import length_tables
-from longctx_bench.store.schema import CellResult, ModelRecord, plain, upgraded_method
+from longctx_bench.store.schema import CellResult, ModelRecord, to_builtins, upgrade_method
 
 MODEL = {"name": "tiny", "source": {"embedded": "rope-tiny"}, "original_length": 512}
 METHOD = {"name": "drope", "use": "somewhere:DroPE", "params": {"factor": None, "temperature": {"c": 0.4}}}
@@ -56,8 +56,8 @@ def result(length: int = 1024, engine: str = "vllm") -> CellResult:
 def certificate(**changed: Any) -> dict[str, Any]:
     return {
         "contestant": "drope-tiny",
-        "model": plain(convert(MODEL, ModelRecord)),
-        "method": upgraded_method(METHOD),
+        "model": to_builtins(convert(MODEL, ModelRecord)),
+        "method": upgrade_method(METHOD),
         "weights": WEIGHTS,
         "digests": {"weights": "b2b3"},
         "dtype": "float32",
@@ -68,11 +68,11 @@ def certificate(**changed: Any) -> dict[str, Any]:
 
 
 def told(length: int = 1024, **changed: Any) -> str:
-    return str(standing(result(length), [certificate(**changed)]))
+    return str(parity_status(result(length), [certificate(**changed)]))
 
 
 def test_a_length_that_passed_is_certified_and_no_other() -> None:
-    assert standing(result(), [certificate()]) == Standing(True)
+    assert parity_status(result(), [certificate()]) == ParityStatus(True)
     assert told(512) == CERTIFIED
     assert told(2048) == "not certified (failed at this length)"
     assert told(4096) == "not certified (the certificate lacks this length)"
@@ -80,14 +80,14 @@ def test_a_length_that_passed_is_certified_and_no_other() -> None:
 
 
 def test_only_vllm_has_something_to_certify() -> None:
-    assert standing(result(engine="hf"), [certificate()]) is None
+    assert parity_status(result(engine="hf"), [certificate()]) is None
 
 
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
         ({"model": MODEL | {"original_length": 1024}}, "model"),
-        ({"method": upgraded_method(METHOD | {"params": {"factor": 4}})}, "method's parameters"),
+        ({"method": upgrade_method(METHOD | {"params": {"factor": 4}})}, "method's parameters"),
         ({"weights": {"path": "elsewhere"}}, "weights"),
         ({"digests": {"weights": "ffff"}}, "digest of the weights"),
         ({"digests": None}, "digest of the weights"),
@@ -111,8 +111,8 @@ def test_packages_that_no_number_depends_on_may_differ() -> None:
 
 def test_the_nearest_of_several_certificates_counts() -> None:
     others = [certificate(dtype="bfloat16", weights={}), certificate(contestant="yarn-tiny")]
-    assert str(standing(result(), [*others, certificate()])) == CERTIFIED
-    assert str(standing(result(), others[1:])) == "not certified (no certificate)"
+    assert str(parity_status(result(), [*others, certificate()])) == CERTIFIED
+    assert str(parity_status(result(), others[1:])) == "not certified (no certificate)"
 
 
 def test_what_is_no_certificate_is_passed_over(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_is_no_certificate_is_passed_over(tmp_path: Path) -> None:
     (folder / "d.json").write_text(json.dumps(certificate(lengths={"1024": float("inf")})))
     found = read_certificates(tmp_path)
     assert [item["contestant"] for item in found] == ["drope-tiny"]
-    assert standing(result(), found) == Standing(False, "failed at this length")
+    assert parity_status(result(), found) == ParityStatus(False, "failed at this length")
 
 
 @pytest.fixture

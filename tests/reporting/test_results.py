@@ -1,4 +1,4 @@
-"""Reading a run's folder: what is whole is shown as the store has it, what is not is named in one line."""
+"""Reading a run's folder: valid cells as stored, damaged and unfinished ones in one line each."""
 
 from __future__ import annotations
 
@@ -278,10 +278,10 @@ def test_a_run_with_a_failed_example_says_why_until_it_is_completed(
 def test_a_failure_is_noted_for_the_same_spec_alone(tmp_path: Path) -> None:
     store, cell = ResultStore(tmp_path), Cell("m", "rope", "niah", 512)
     one, other = (spec_of(cell, {"seed": seed}) for seed in (1, 2))
-    store.fail(cell, one, "refused before it began")
+    store.record_failure(cell, one, "refused before it began")
     assert not store.path(cell).exists(), "what is refused leaves no trace"
     store.start(cell, one)
-    store.fail(cell, other, "another seed")
+    store.record_failure(cell, other, "another seed")
     assert "failed" not in json.loads((store.path(cell) / "started.json").read_text())
 
 

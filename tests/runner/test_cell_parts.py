@@ -21,16 +21,16 @@ from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec
-from longctx_bench.runner.request_builder import PromptCache
-from longctx_bench.runner.run import Silent
+from longctx_bench.runner.request_builder import RequestBuilder
+from longctx_bench.runner.run import NoProgress
 from longctx_bench.store.example_index import HashesById, NumbersById
-from longctx_bench.store.prompt_excerpts import Excerpt, add_excerpts, read_excerpts
+from longctx_bench.store.prompt_excerpts import PromptExcerpt, add_excerpts, read_excerpts
 from longctx_bench.store.run_store import ResultStore
 
 RECORDS = "runs/tiny/rope/niah/512/records.jsonl"
 
 OWN = """
-from longctx_bench.benchmarks.base import Benchmark, DoesNotFit, example_id
+from longctx_bench.benchmarks.base import Benchmark, ContextTooShort, example_id
 from longctx_bench.core.types import Example
 
 class Rows(Benchmark):
@@ -41,7 +41,7 @@ class Rows(Benchmark):
     def examples(self, encoder, length, max_new_tokens, n, seed):
         for index in range(min(n, self.rows)):
             if index == self.bad:
-                raise DoesNotFit("row too long")
+                raise ContextTooShort("row too long")
             prompt = "word " * (400 + 100 * index)
             yield Example(example_id(index), prompt, "", ("1",), (), encoder.count(prompt, ""), max_new_tokens)
 """
@@ -72,7 +72,7 @@ def own(folder: Path, **params: int) -> Registry:
     (folder / "mine.py").write_text(OWN)
     task = {"use": "./mine.py:Rows", "metric": "string_match_all", "max_new_tokens": 4, "samples": 100}
     (folder / "mine.yaml").write_text(json.dumps({"rows": task | {"params": params}}))
-    return Registry(task_folders=[folder])
+    return Registry(include_paths=[folder])
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -117,37 +117,37 @@ def test_each_part_is_stored_before_the_next_is_written(
 ) -> None:
     part(4)
     stored: list[int] = []
-    keep = ResultStore.keep_excerpts
+    keep = ResultStore.save_excerpts
 
     def noted(self: ResultStore, cell: Any, examples: Any) -> None:
         records = self.path(cell) / "records.jsonl"
         stored.append(len(records.read_text().splitlines()) if records.exists() else 0)
         keep(self, cell, examples)
 
-    monkeypatch.setattr(ResultStore, "keep_excerpts", noted)
+    monkeypatch.setattr(ResultStore, "save_excerpts", noted)
     echo("out")
     assert stored == [0, 4, 8]
 
 
 def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     part(8)
-    monkeypatch.setattr("longctx_bench.runner.request_builder._AHEAD", 1)
+    monkeypatch.setattr("longctx_bench.runner.request_builder._PREFETCH", 1)
     monkeypatch.setattr("longctx_bench.runner.request_builder.usable_cores", lambda: 1)
     held: list[tuple[int, int]] = []
-    requests_of = PromptCache.requests_of
+    requests_of = RequestBuilder.requests_of
 
     def count() -> tuple[int, int]:
         gc.collect()
         made = [type(item) for item in gc.get_objects() if type(item) in {Example, Request}]
         return made.count(Example), made.count(Request)
 
-    def counted(*arguments: Any) -> Any:
+    def pluralize(*arguments: Any) -> Any:
         found = requests_of(*arguments)
         held.append(count())
         return found
 
     before = count()
-    monkeypatch.setattr(PromptCache, "requests_of", counted)
+    monkeypatch.setattr(RequestBuilder, "requests_of", pluralize)
     echo("out", limit=48)
     assert len(held) == 6
     # One more is written to see whether there is another part, and one by the thread that writes ahead.
@@ -173,7 +173,7 @@ def test_nobody_waits_for_examples_behind_one_that_is_no_longer_wanted(
 
     monkeypatch.setattr(registry, "benchmark", lambda _: Slow())
     spec = RunSpec(registry.variants(str(tiny_folder)), (task,), (), (256,), 99, 42, False, False)
-    examples = PromptCache(registry, spec)._write(task, tiny_folder, 256, 99)
+    examples = RequestBuilder(registry, spec)._write(task, tiny_folder, 256, 99)
     assert [next(examples)[0].id, next(examples)[0].id] == ["000000", "000001"]
     examples.close()  # type: ignore[attr-defined]
     wanted.set()
@@ -204,7 +204,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
 ) -> None:
     echo("whole")
     part(4)
-    keep, calls = ResultStore.keep_excerpts, []
+    keep, calls = ResultStore.save_excerpts, []
 
     def killed(self: ResultStore, *arguments: Any) -> None:
         calls.append(1)
@@ -213,7 +213,7 @@ def test_killed_between_parts_and_resumed_with_parts_of_another_size(
         keep(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ResultStore, "keep_excerpts", killed)
+        patched.setattr(ResultStore, "save_excerpts", killed)
         with pytest.raises(KeyboardInterrupt):
             echo("killed")
     assert len((tmp_path / "killed" / RECORDS).read_text().splitlines()) == 8
@@ -294,9 +294,9 @@ def test_an_example_that_does_not_fit_in_a_later_part_skips_the_cell(echo: Any, 
 
 def test_what_progress_is_told(part: Any, echo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
-    monkeypatch.setattr(Silent, "cell", lambda self, planned, examples: told.append(("cell", examples)))
-    monkeypatch.setattr(Silent, "advance", lambda self, examples: told.append(("advance", examples)))
-    monkeypatch.setattr(Silent, "end_cell", lambda self, planned, left: told.append(("end", left)))
+    monkeypatch.setattr(NoProgress, "cell", lambda self, planned, examples: told.append(("cell", examples)))
+    monkeypatch.setattr(NoProgress, "advance", lambda self, examples: told.append(("advance", examples)))
+    monkeypatch.setattr(NoProgress, "end_cell", lambda self, planned, left: told.append(("end", left)))
     part(4)
     echo("out", limit=3)
     told.clear()
@@ -309,13 +309,13 @@ def test_what_progress_is_told(part: Any, echo: Any, tmp_path: Path, monkeypatch
 
 def test_methods_share_the_prompts_of_a_cell_of_one_part(echo: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    write = PromptCache._write
+    write = RequestBuilder._write
 
-    def noted(self: PromptCache, task: Any, folder: Path, length: int, n: int) -> Any:
+    def noted(self: RequestBuilder, task: Any, folder: Path, length: int, n: int) -> Any:
         written.append(n)
         return write(self, task, folder, length, n)
 
-    monkeypatch.setattr(PromptCache, "_write", noted)
+    monkeypatch.setattr(RequestBuilder, "_write", noted)
     for size, times in ((10, 1), (9, 2)):
         part(size)
         written.clear()
@@ -337,7 +337,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
     inode = other.stat().st_ino
     add_excerpts(path, map(example, range(2, 7)))
     with monkeypatch.context() as patched:
-        patched.setattr("longctx_bench.store.prompt_excerpts._REWRITTEN", 0)
+        patched.setattr("longctx_bench.store.prompt_excerpts._MAX_REWRITE_BYTES", 0)
         add_excerpts(other, map(example, range(2, 7)))
         assert other.stat().st_ino == inode
         assert other.read_bytes() == path.read_bytes()
@@ -347,7 +347,7 @@ def test_a_large_file_of_excerpts_is_added_to(tmp_path: Path, monkeypatch: pytes
             other.write_bytes(path.read_bytes()[:-cut])
             add_excerpts(other, map(example, range(9)))
             assert len(other.read_bytes().splitlines()) == len(read_excerpts(other)) == 9
-            found: list[Excerpt] = list(read_excerpts(other).values())
+            found: list[PromptExcerpt] = list(read_excerpts(other).values())
             assert sorted(one.begin for one in found) == [f"prompt {index}" for index in range(9)]
 
 

@@ -125,7 +125,7 @@ def test_a_changed_spec_runs_again_and_keeps_the_old(tiny_folder: Path, tmp_path
         engine="echo",
         out=tmp_path,
         registry=registry,
-        rerun=True,
+        overwrite=True,
     )
     assert len(list((tmp_path / "superseded").rglob("records.jsonl"))) == 2
 

@@ -1,4 +1,4 @@
-"""What a run keeps of its prompts: enough to read an example by, once for all methods, and no number's business."""
+"""Prompt excerpts: enough to read an example, shared by all methods, without influence on results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Cell, Example
 from longctx_bench.registry import Registry
-from longctx_bench.store.prompt_excerpts import add_excerpts, excerpt, read_excerpts
+from longctx_bench.store.prompt_excerpts import add_excerpts, make_excerpt, read_excerpts
 from longctx_bench.store.run_store import ResultStore
 
 KEPT = "prompts/tiny/niah/1024.jsonl"
@@ -36,30 +36,30 @@ def arguments(tmp_path: Path, essays: Path) -> dict[str, Any]:
 def test_a_short_prompt_is_kept_whole() -> None:
     for length in (0, 10, 700, 701, 1400):
         prompt = "abcdefghij" * 140
-        kept = excerpt(example(prompt[:length], "efg"))
+        kept = make_excerpt(example(prompt[:length], "efg"))
         assert (kept.begin + kept.end, kept.hidden, kept.needles) == (prompt[:length], 0, ())
         assert max(len(kept.begin), len(kept.end)) <= 700
 
 
 def test_the_hidden_part_is_counted_and_its_needles_kept() -> None:
     prompt = "b" * 700 + " " * 60 + "The number of  x\nis 12.5, they say. " + "." * 900 + "e" * 700
-    kept = excerpt(example(prompt, "12.5"))
+    kept = make_excerpt(example(prompt, "12.5"))
     assert (kept.begin, kept.end) == ("b" * 700, "e" * 700)
     assert kept.hidden == len(prompt) - 1400
     (needle,) = kept.needles
     assert "The number of x is 12.5, they say." in needle
     assert (kept.answer_prefix, kept.n_tokens, kept.hash) == (" Answer:", 12, example(prompt, "12.5").hash)
-    assert excerpt(example(prompt.replace("12.5", "1295"), "12.5")).needles == (), "a reference is no pattern"
-    assert excerpt(example(prompt, "")).needles == ()
-    assert excerpt(example("12.5" + prompt[4:-4].replace("12.5", "none") + "12.5", "12.5")).needles == ()
+    assert make_excerpt(example(prompt.replace("12.5", "1295"), "12.5")).needles == (), "a reference is no pattern"
+    assert make_excerpt(example(prompt, "")).needles == ()
+    assert make_excerpt(example("12.5" + prompt[4:-4].replace("12.5", "none") + "12.5", "12.5")).needles == ()
 
 
 def test_a_needle_across_the_edge_is_kept_and_many_are_cut() -> None:
     prompt = list("." * 3000)
     prompt[697:704] = "1234567"
     prompt[2297:2304] = "7654321"
-    assert len(excerpt(example("".join(prompt), "1234567", "7654321")).needles) == 2
-    many = excerpt(example("b" * 700 + "apple " * 300 + "pear " * 3 + "e" * 700, "pear", "apple")).needles
+    assert len(make_excerpt(example("".join(prompt), "1234567", "7654321")).needles) == 2
+    many = make_excerpt(example("b" * 700 + "apple " * 300 + "pear " * 3 + "e" * 700, "pear", "apple")).needles
     assert len(many) == 8
     assert sum("pear" in needle for needle in many) >= 3
 
@@ -72,8 +72,8 @@ def test_a_run_keeps_each_prompt_once(
     assert [str(path.relative_to(out)) for path in (out / "prompts").rglob("*.jsonl")] == [KEPT]
     assert len((out / KEPT).read_text().splitlines()) == 6
     store = ResultStore(out)
-    kept = store.excerpts(CELL)
-    assert kept == store.excerpts(replace(CELL, method="yarn"))
+    kept = store.load_excerpts(CELL)
+    assert kept == store.load_excerpts(replace(CELL, method="yarn"))
     assert set(kept) == {record["hash"] for record in store.records(CELL)}
     registry: Registry = arguments["registry"]
     (task,) = registry.select_tasks("niah", None)
@@ -109,13 +109,13 @@ def test_numbers_do_not_depend_on_excerpts(
 ) -> None:
     run(str(tiny_folder), "niah", **arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(ResultStore, "keep_excerpts", lambda *_: None)
+        patched.setattr(ResultStore, "save_excerpts", lambda *_: None)
         run(str(tiny_folder), "niah", **arguments | {"out": tmp_path / "bare"})
     records, bare = (ResultStore(out).path(CELL) / "records.jsonl" for out in (arguments["out"], tmp_path / "bare"))
     assert records.read_bytes() == bare.read_bytes()
     hashes = [ResultStore(out).summary(CELL) for out in (arguments["out"], tmp_path / "bare")]
     assert hashes[0]["spec_hash"] == hashes[1]["spec_hash"]  # type: ignore[index]
-    assert ResultStore(tmp_path / "bare").excerpts(CELL) == {}
+    assert ResultStore(tmp_path / "bare").load_excerpts(CELL) == {}
     # A finished cell of a run from before there were excerpts stays finished, and none are written for it.
     run(str(tiny_folder), "niah", **arguments | {"out": tmp_path / "bare"})
     assert not (tmp_path / "bare" / "prompts").exists()

@@ -1,4 +1,4 @@
-"""What a cell is known by, and files of older versions."""
+"""Cell identity, and files of older schema versions."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from longctx_bench.store.schema import (
     UnsupportedVersionError,
     parse_result,
     parse_spec,
-    plain,
-    upgraded,
+    to_builtins,
+    upgrade,
 )
 
 Call = Callable[..., tuple[int, str, str]]
@@ -137,7 +137,7 @@ def test_a_raised_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.Mo
     ids=str,
 )
 def test_what_tells_two_measurements_apart(change: dict[str, Any], same: bool) -> None:
-    values = plain(SPEC)
+    values = to_builtins(SPEC)
     for key, value in change.items():
         *inside, last = key.split(".")
         at = values[inside[0]] if inside else values
@@ -167,9 +167,9 @@ def test_cells_of_version_1_are_read(values: dict[str, Any]) -> None:
     assert result.spec.task.benchmark == task.use
     assert result.spec.task.grid == ("depth_grid" if task.use == "needle-in-a-haystack" else None)
     assert result.spec_hash == result.spec.hash != values["spec_hash"]
-    again = upgraded(values)
-    assert upgraded(again) is again
-    assert parse_result(json.loads(json.dumps(plain(result)))) == result
+    again = upgrade(values)
+    assert upgrade(again) is again
+    assert parse_result(json.loads(json.dumps(to_builtins(result)))) == result
 
 
 def test_what_version_1_measured_is_not_measured_again(tmp_path: Path, essays: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_later_versions_cell_is_not_overwritten(tmp_path: Path, call: Call) ->
 @pytest.mark.parametrize("version", [0, -1, 3, "2", None, [], {}, 1.5])
 def test_versions_that_there_are_not(version: Any) -> None:
     with pytest.raises(UnsupportedVersionError):
-        upgraded({"schema_version": version})
+        upgrade({"schema_version": version})
 
 
 @pytest.mark.parametrize("spec", [None, [], "x", {}, {"task": None}, {"task": {"name": 3}}, {"task": {"use": []}}])

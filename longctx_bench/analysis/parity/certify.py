@@ -23,9 +23,9 @@ from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import PlannedCell, RunSpec, plan
-from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import plain
+from longctx_bench.store.schema import to_builtins
 
 if TYPE_CHECKING:
     from longctx_bench.engines.hf.engine import HFEngine
@@ -63,7 +63,7 @@ def certify(
     cells = plan(spec, hf, ResultStore(out), registry)
     if any(cell.kind != "generate" or cell.cell.length == NATURAL for cell in cells):
         raise UserError("parity compares generated tokens: name a generation task such as niah, and lengths in tokens")
-    prompts = PromptCache(registry, spec)
+    prompts = RequestBuilder(registry, spec)
     requests = {cell.cell: _requests(prompts, cell, new_tokens) for cell in cells}
     # vLLM reserves a fixed share of the memory, so transformers runs first and is freed.
     references = {}
@@ -96,8 +96,8 @@ def certify(
         # What reports match with a cell, and what two measurements must share to be one certificate.
         certificate = {
             "contestant": name,
-            "model": plain(cell.spec.model),
-            "method": plain(cell.spec.method),
+            "model": to_builtins(cell.spec.model),
+            "method": to_builtins(cell.spec.method),
             "weights": cell.spec.weights,
             "digests": cell.spec.digests,
             # As in a cell: only where the method is a plug-in.
@@ -133,7 +133,7 @@ def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:
     return dict(earlier["lengths"]) if same else {}
 
 
-def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[Request]:
+def _requests(prompts: RequestBuilder, cell: PlannedCell, new_tokens: int) -> list[Request]:
     resolved = cell.variant.resolve()
     requests = prompts.requests(cell, resolved.folder, resolved.base)
     return [
@@ -144,7 +144,7 @@ def _requests(prompts: PromptCache, cell: PlannedCell, new_tokens: int) -> list[
 
 def _scores(
     registry: Registry,
-    prompts: PromptCache,
+    prompts: RequestBuilder,
     cell: PlannedCell,
     mine: Sequence[Generation],
     theirs: Sequence[Generation],

@@ -55,7 +55,7 @@ def probe_attention(
         )
     benchmark = registry.benchmark(registry.tasks["niah"])
     if not isinstance(benchmark, IndexedBenchmark):
-        raise UserError("niah: the attention probe needs the built-in task; leave out --task-folder")
+        raise UserError("niah: the attention probe needs the built-in task; leave out --include-path")
     encoder = PromptEncoder(load_tokenizer(folder))
     prompts = {length: needle_prompts(benchmark, encoder, length, n, seed, depth) for length in lengths}
     engine = HFEngine(device, dtype)

@@ -23,7 +23,7 @@ def check_attention_only(folder: Path, config: Any) -> None:
     state = getattr(kind, "_is_stateful", False)
     if state or not all(map(_attends, getattr(config, "layer_types", None) or ())):
         raise UserError(
-            f"{folder.name}: a {config.model_type} has a recurrent state, which cannot be cut back to an earlier token "
+            f"{folder.name}: a {config.model_type} keeps a state that cannot be cut back to an earlier token "
             f"as keys and values can; only models with attention alone can be run"
         )
 

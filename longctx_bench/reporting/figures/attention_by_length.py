@@ -1,4 +1,4 @@
-"""What the last token attends to, by length, with and without scaling, in a positional and in a semantic head."""
+"""Attention of the last token by length, with and without scaling, in a positional and a semantic head."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _SERIES: dict[str, dict[str, Any]] = {
         "color": "#0072B2", "linestyle": (0, (4, 1.5)), "marker": "s", "markerfacecolor": "white",
     },
 }  # fmt: skip
-_MOST_LENGTHS = 100
+_MAX_LENGTHS = 100
 _NEEDLE = "#BBBBBB"
 _TARGETS = {"positional": "near", "semantic": "needle"}
-"""What each head was chosen for."""
+"""Attention target that each head was selected by."""
 
 
 def attention_sheet(probe: Mapping[str, Any]) -> Figure:
-    """Draw what ``longctx-bench probe attention`` measured: Figures 7 and 8 of arXiv 2512.12167.
+    """Draw the results of ``longctx-bench probe attention``: Figures 7 and 8 of arXiv 2512.12167.
 
     Args:
         probe: with ``model``, ``heads`` and ``lengths`` as
             :mod:`longctx_bench.analysis.probes.last_token_attention` writes them.
 
     Returns:
-        The figure: a row for each head, a column for each length with the attention on equal parts of the prompt (a
-        grey line marks the needle), and at the right the attention on what the head was chosen for, by scale.
+        The figure: a row per head, a column per length with the attention on equal parts of the prompt (grey line: the
+        needle), and on the right the attention on the head's target by scale.
 
     Raises:
-        UserError: the file is not one of those.
+        UserError: the probe is not in that form.
     """
     try:
         return _draw(probe)
@@ -51,7 +51,7 @@ def attention_sheet(probe: Mapping[str, Any]) -> Figure:
 
 def _draw(probe: Mapping[str, Any]) -> Figure:
     lengths: Sequence[Mapping[str, Any]] = probe["lengths"]
-    if len(lengths) > _MOST_LENGTHS:
+    if len(lengths) > _MAX_LENGTHS:
         raise ValueError(f"{len(lengths)} lengths")
     columns = len(lengths) + 1
     with style.styled():
@@ -72,7 +72,7 @@ def _draw(probe: Mapping[str, Any]) -> Figure:
             axis.set_xlabel("place (%)")
         axes[1][-1].set_xlabel("scale")
         handles = axes[0][-1].get_lines()
-        # Without scaling there is nothing to tell apart.
+        # A probe without scaling has one series.
         names = [f"{probe['model']}, {line.get_label()} {probe['scaling']}" for line in handles]
         needle = axes[0][0].axvline(-1, color=_NEEDLE, linewidth=2.5)
         figure.legend([*handles, needle], [*(names if len(handles) > 1 else [probe["model"]]), "needle"],
@@ -82,19 +82,21 @@ def _draw(probe: Mapping[str, Any]) -> Figure:
 
 def _profile(axis: Axes, entry: Mapping[str, Any], head: str) -> None:
     axis.axvline(100 * entry["needle"], color=_NEEDLE, linewidth=2.5, zorder=0)
-    for name, look in _SERIES.items():
+    for name, line_style in _SERIES.items():
         if name not in entry:
             continue
         values = entry[name][head]["profile"]
-        edges = [100 * place / len(values) for place in range(len(values) + 1)]
-        axis.stairs(values, edges, color=look["color"], linestyle=look["linestyle"], linewidth=0.9, baseline=None)
+        edges = [100 * index / len(values) for index in range(len(values) + 1)]
+        axis.stairs(
+            values, edges, color=line_style["color"], linestyle=line_style["linestyle"], linewidth=0.9, baseline=None
+        )
     axis.set_yscale("log")
     axis.minorticks_off()
     axis.set_xlim(0, 100)
 
 
 def _shared(lengths: Sequence[Mapping[str, Any]], head: str) -> tuple[float, float]:
-    """Return the limits that all lengths of a head share; what is below a millionth is nothing."""
+    """Return the axis limits that all lengths of a head share; below 1e-6 counts as zero."""
     values = [v for e in lengths for name in _SERIES if name in e for v in e[name][head]["profile"] if v > 0]
     return max(1e-6, min(values) / 1.5), 1.5
 
@@ -102,22 +104,22 @@ def _shared(lengths: Sequence[Mapping[str, Any]], head: str) -> tuple[float, flo
 def _by_scale(
     axis: Axes, lengths: Sequence[Mapping[str, Any]], head: str, target: str, probe: Mapping[str, Any]
 ) -> None:
-    most = 10.0
-    for name, look in _SERIES.items():
+    highest = 10.0
+    for name, line_style in _SERIES.items():
         points = [(entry["scale"], 100 * entry[name][head][target]) for entry in lengths if name in entry]
         if points:
-            axis.plot(*zip(*points, strict=True), label=name, **look, clip_on=False)
-            most = max(most, *(value for _, value in points))
+            axis.plot(*zip(*points, strict=True), label=name, **line_style, clip_on=False)
+            highest = max(highest, *(value for _, value in points))
     scales = [entry["scale"] for entry in lengths]
     axis.set_xscale("log", base=2)
     axis.set_xticks(scales, [scale_name(scale) for scale in scales])
     axis.minorticks_off()
-    axis.set_ylim(0, 100 if most > 50 else 10 * math.ceil(most / 10))
+    axis.set_ylim(0, 100 if highest > 50 else 10 * math.ceil(highest / 10))
     axis.grid(visible=True, axis="y")
     axis.set_ylabel(
         "on the needle (%)" if target == "needle" else f"on the last {probe['near']} tokens (%)", fontsize=7
     )
 
 
-def _head(kind: str, place: Sequence[int]) -> str:
-    return f"{kind} head {place[0]}.{place[1]}"
+def _head(kind: str, layer_and_head: Sequence[int]) -> str:
+    return f"{kind} head {layer_and_head[0]}.{layer_and_head[1]}"

@@ -1,4 +1,4 @@
-"""Validation loss against training tokens: pretraining, and recalibration beside its control."""
+"""Loss curves: validation loss against training tokens, for pretraining, recalibration and control runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.untrusted_files import UnreadableFile, read_content
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.plot_styles import look_of
+from longctx_bench.reporting.figures.plot_styles import plot_style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training run, as its folder tells it."""
+    """Validation losses and recipe of one training run."""
 
     name: str
     kind: str
-    """The recipe's: ``pretrain``, ``recalibrate``, ``control``; empty where no card says so."""
+    """``kind`` of the recipe: ``pretrain``, ``recalibrate``, ``control``; empty where there is no model card."""
     positions: str
-    """The recipe's: ``rope``, ``drope``, ``nope`` ..."""
+    """``positions`` of the recipe: ``rope``, ``drope``, ``nope`` ..."""
     base: str | None
-    """The name of the model that was continued."""
+    """Name of the model that training started from; None for pretraining."""
     points: tuple[tuple[float, float], ...]
-    """(tokens seen, validation loss in nats a token)."""
+    """(training tokens, validation loss in nats per token)."""
 
 
 def read_curves(folders: Sequence[Path]) -> list[Curve]:
-    """Read ``loss.csv`` and the recipe in the card of every checkpoint in or below the folders, by name.
+    """Read ``loss.csv`` and the model card's recipe of every checkpoint in or below the folders, sorted by name.
 
     Raises:
-        UserError: a file is not what ``longctx-bench train`` writes.
+        UserError: a file is not in the form that ``longctx-bench train`` writes.
     """
     files = sorted({path.resolve() for folder in folders for path in folder.rglob("loss.csv")})
     return sorted((_read(file) for file in files), key=lambda curve: curve.name)
@@ -51,37 +51,39 @@ def read_curves(folders: Sequence[Path]) -> list[Curve]:
 def curve_sheet(curves: Sequence[Curve]) -> Figure:
     """Draw validation loss against tokens: Figures 2 and 10 of arXiv 2512.12167.
 
-    Models trained from scratch stand in one panel; what continues a model (recalibration, control) in another, with
-    the loss of that model as a dashed line.
+    One panel has models trained from scratch, another those that continue a model (recalibration, control), with the
+    loss of that model as a dashed line.
 
     Args:
-        curves: of :func:`read_curves`.
+        curves: as :func:`read_curves` returns them.
 
     Returns:
-        The figure, loss in nats a token over millions or billions of tokens.
+        The figure: loss in nats per token over millions or billions of tokens.
 
     Raises:
-        UserError: there is no curve with validation losses.
+        UserError: no curve has validation losses.
     """
     measured = [curve for curve in curves if curve.points]
     if not measured:
         raise UserError(
-            "no loss.csv with validation losses; name the folders of checkpoints that `longctx-bench train` made with "
+            "no loss.csv with validation losses; give the checkpoint folders that `longctx-bench train` wrote with "
             "--checkpoints"
         )
     scratch = [curve for curve in measured if curve.base is None]
     continued = [curve for curve in measured if curve.base is not None]
     panels = [
-        (title, own) for title, own in (("trained from scratch", scratch), (_continued(continued), continued)) if own
+        (title, panel_curves)
+        for title, panel_curves in (("trained from scratch", scratch), (_continued(continued), continued))
+        if panel_curves
     ]
     ends = {curve.name: curve.points[-1][1] for curve in measured}
-    # The first losses of a random model would press all others into one line.
+    # The first losses of a random model would flatten all other curves.
     highest = max(0.75 + min(ends.values()), *(loss + 0.05 for loss in ends.values()))
     with style.styled():
         figure = style.new_figure(style.PAGE if len(panels) > 1 else style.COLUMN + 0.6, 2.5)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axis, (title, own) in zip(axes, panels, strict=True):
-            _panel(axis, own, ends)
+        for axis, (title, panel_curves) in zip(axes, panels, strict=True):
+            _panel(axis, panel_curves, ends)
             axis.set_title(title)
         axes[0].set_ylabel("validation loss (nats a token)")
         axes[0].set_ylim(min(loss for curve in measured for _, loss in curve.points) - 0.04, highest)
@@ -94,11 +96,12 @@ def _continued(curves: Sequence[Curve]) -> str:
 
 
 def _panel(axis: Axes, curves: Sequence[Curve], ends: dict[str, float]) -> None:
-    most = max(tokens for curve in curves for tokens, _ in curve.points)
-    divisor, unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
+    max_tokens = max(tokens for curve in curves for tokens, _ in curve.points)
+    divisor, unit = (1e9, "billions") if max_tokens >= 1e9 else (1e6, "millions")
     for curve in curves:
-        look = look_of(curve.positions)
-        line = look.line() | {"linestyle": (0, (4, 1.5))} if curve.kind == "control" else look.line()
+        line = plot_style_of(curve.positions).line()
+        if curve.kind == "control":
+            line |= {"linestyle": (0, (4, 1.5))}
         tokens, losses = zip(*curve.points, strict=True)
         axis.plot([count / divisor for count in tokens], losses, label=f"{curve.name}: {losses[-1]:.3f}",
                   markevery=max(1, len(losses) // 8), **line)  # fmt: skip
@@ -125,23 +128,23 @@ def _read(file: Path) -> Curve:
     except (KeyError, ValueError, TypeError, OSError, csv.Error, UnreadableFile) as error:
         raise UserError(f"{file}: not a curve as `longctx-bench train` writes it ({error!r:.80})") from error
     recipe = _recipe(file.parent)
-    said = {key: value for key, value in recipe.items() if isinstance(value, str)}
+    fields = {key: value for key, value in recipe.items() if isinstance(value, str)}
     return Curve(
         name=file.parent.name,
-        kind=said.get("kind", ""),
-        positions=said.get("positions", file.parent.name),
-        base=Path(said["base"]).name if "base" in said else None,
+        kind=fields.get("kind", ""),
+        positions=fields.get("positions", file.parent.name),
+        base=Path(fields["base"]).name if "base" in fields else None,
         points=tuple(sorted(points.items())),
     )
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    """Return the recipe that the model card beside a curve holds; nothing where there is none."""
+    """Return the recipe in the model card next to a curve; empty where there is none."""
     card = folder / "README.md"
     try:
         text = read_content(card).decode("utf-8")
-        found = re.search(r"^```yaml\n(.*?)^```", text, re.S | re.M)
-        recipe = yaml.safe_load(found[1]) if found else None
+        match = re.search(r"^```yaml\n(.*?)^```", text, re.S | re.M)
+        recipe = yaml.safe_load(match[1]) if match else None
     except FileNotFoundError:
         return {}
     except (UnreadableFile, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a contestant looks like: the same method has the same colour, marker and dashes in every figure."""
+"""Plot styles: each method has the same colour, marker and dashes in every figure."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colour, marker and dashes: each of them tells neighbours apart when printed grey."""
+class PlotStyle:
+    """Colour, marker and dashes; distinguishable when printed in grey."""
 
     colour: str
     marker: str
     dashes: Any = _SOLID
     filled: bool = True
-    """Hollow markers and bars stand for another base."""
+    """Hollow markers and bars mark a second base model."""
     family: int = 99
-    """Methods of one family stand together."""
+    """Methods of one family are drawn next to each other."""
 
     @property
     def hatch(self) -> str:
-        """Of a bar: what dashes are to a line."""
+        """Hatch of bars, the counterpart of dashes."""
         return {_SOLID: "", _DASHED: "////", _DOTTED: "....", _MIXED: "xxxx"}[self.dashes]
 
     def line(self) -> dict[str, Any]:
@@ -53,88 +53,91 @@ class Look:
         }
 
 
-METHODS: dict[str, Look] = {
-    "rope": Look(_BLACK, "o", family=0),
-    "crop": Look(_GREY, "X", _DASHED, family=0),
-    "pi": Look(_SKY, "v", family=1),
-    "ntk": Look(_GREEN, "^", family=1),
-    "dynamic-ntk": Look(_GREEN, "<", _DASHED, family=1),
-    "llama3": Look(_PURPLE, "P", family=1),
-    "longrope": Look(_PURPLE, "p", _DASHED, family=1),
-    "yarn": Look(_BLUE, "s", family=2),
-    "yarn-perplexity": Look(_BLUE, "d", _DOTTED, family=2),
-    "yarn-retrieval": Look(_BLUE, "h", _DASHED, family=2),
-    "alibi": Look(_OLIVE, ">", family=3),
-    "rnope-swa": Look(_WINE, "H", family=3),
-    "nope": Look(_ORANGE, "D", family=4),
-    "nope-retrieval": Look(_ORANGE, "8", _DASHED, family=4),
-    "drope": Look(_VERMILLION, "*", family=5),
-    "drope-perplexity": Look(_VERMILLION, "d", _DOTTED, family=5),
-    "drope-paper": Look(_VERMILLION, "X", _DASHED, family=5),
+METHODS: dict[str, PlotStyle] = {
+    "rope": PlotStyle(_BLACK, "o", family=0),
+    "crop": PlotStyle(_GREY, "X", _DASHED, family=0),
+    "pi": PlotStyle(_SKY, "v", family=1),
+    "ntk": PlotStyle(_GREEN, "^", family=1),
+    "dynamic-ntk": PlotStyle(_GREEN, "<", _DASHED, family=1),
+    "llama3": PlotStyle(_PURPLE, "P", family=1),
+    "longrope": PlotStyle(_PURPLE, "p", _DASHED, family=1),
+    "yarn": PlotStyle(_BLUE, "s", family=2),
+    "yarn-perplexity": PlotStyle(_BLUE, "d", _DOTTED, family=2),
+    "yarn-retrieval": PlotStyle(_BLUE, "h", _DASHED, family=2),
+    "alibi": PlotStyle(_OLIVE, ">", family=3),
+    "rnope-swa": PlotStyle(_WINE, "H", family=3),
+    "nope": PlotStyle(_ORANGE, "D", family=4),
+    "nope-retrieval": PlotStyle(_ORANGE, "8", _DASHED, family=4),
+    "drope": PlotStyle(_VERMILLION, "*", family=5),
+    "drope-perplexity": PlotStyle(_VERMILLION, "d", _DOTTED, family=5),
+    "drope-paper": PlotStyle(_VERMILLION, "X", _DASHED, family=5),
 }
 """Okabe and Ito's colours, without the yellow that is lost on white, and three of Paul Tol's muted ones."""
 
 _OTHERS = [
-    Look(colour, marker, _MIXED)
+    PlotStyle(colour, marker, _MIXED)
     for marker, colour in zip("ov^sDPp", (_SKY, _ORANGE, _GREEN, _PURPLE, _OLIVE, _WINE, _BLUE), strict=True)
 ]
 
 
-def look_of(method: str) -> Look:
-    """Return a method's look; one that this project does not know gets a look that depends on its name alone."""
-    known = METHODS.get(method)
-    if known is not None:
-        return known
+def plot_style_of(method: str) -> PlotStyle:
+    """Return a method's style; that of an unknown method depends on its name only."""
+    style = METHODS.get(method)
+    if style is not None:
+        return style
     return _OTHERS[int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]
 
 
-def looks(cells: Sequence[CellSummary]) -> dict[str, Look]:
-    """Return the look of each contestant, in the order in which figures show them.
+def assign_plot_styles(cells: Sequence[CellSummary]) -> dict[str, PlotStyle]:
+    """Return the style of each model, in drawing order.
 
-    The order is by base, then by family of methods, the untouched model first. Filled markers stand for the base
-    with most contestants; two unknown methods that would look the same are told apart.
+    The order is by base, then by family of methods, the unmodified model first. Filled markers are the base with the
+    most methods. Two unknown methods never get the same style.
     """
     methods = list(dict.fromkeys(s.cell.method for s in cells))
-    chosen = _told_apart(methods)
-    bases = _bases(cells)
-    found = {s.contestant: (bases.index(s.cell.model), s.cell.method) for s in cells}
-    known = list(METHODS)
+    styles = _distinct_styles(methods)
+    bases = _sorted_bases(cells)
+    variants = {s.variant: (bases.index(s.cell.model), s.cell.method) for s in cells}
+    order_of_methods = list(METHODS)
 
     def order(name: str) -> tuple[int, int, int, str]:
-        base, method = found[name]
-        place = known.index(method) if method in METHODS else len(known)
-        return base, chosen[method].family, place, method
+        base, method = variants[name]
+        index = order_of_methods.index(method) if method in METHODS else len(order_of_methods)
+        return base, styles[method].family, index, method
 
-    return {name: replace(chosen[found[name][1]], filled=found[name][0] % 2 == 0) for name in sorted(found, key=order)}
+    return {
+        name: replace(styles[variants[name][1]], filled=variants[name][0] % 2 == 0)
+        for name in sorted(variants, key=order)
+    }
 
 
 def labels(cells: Sequence[CellSummary]) -> dict[str, str]:
-    """Return how each contestant is named: its method where all share one base, which :func:`base_title` names."""
+    """Return each model's label: its method where all share one base, which :func:`base_title` returns."""
     if len({s.cell.model for s in cells}) == 1:
-        return {s.contestant: s.cell.method for s in cells}
-    return {s.contestant: s.contestant for s in cells}
+        return {s.variant: s.cell.method for s in cells}
+    return {s.variant: s.variant for s in cells}
 
 
 def base_title(cells: Sequence[CellSummary]) -> str:
-    """Return the name of the one base that all contestants share; nothing where they share none."""
+    """Return the base that all models share; empty where there are several."""
     bases = {s.cell.model for s in cells}
     return next(iter(bases)) if len(bases) == 1 else ""
 
 
-def _bases(cells: Sequence[CellSummary]) -> list[str]:
+def _sorted_bases(cells: Sequence[CellSummary]) -> list[str]:
     counts: dict[str, set[str]] = {}
     for summary in cells:
         counts.setdefault(summary.cell.model, set()).add(summary.cell.method)
     return sorted(counts, key=lambda base: (-len(counts[base]), base))
 
 
-def _told_apart(methods: Iterable[str]) -> dict[str, Look]:
-    chosen: dict[str, Look] = {}
-    taken: set[Look] = set()
+def _distinct_styles(methods: Iterable[str]) -> dict[str, PlotStyle]:
+    styles: dict[str, PlotStyle] = {}
+    used: set[PlotStyle] = set()
     for method in sorted(methods, key=lambda name: (name not in METHODS, name)):
-        look = look_of(method)
-        if look in taken:
-            look = next((other for other in _OTHERS if other not in taken), look)
-        taken.add(look)
-        chosen[method] = look
-    return chosen
+        style = plot_style_of(method)
+        if style in used:
+            style = next((other for other in _OTHERS if other not in used), style)
+        used.add(style)
+        styles[method] = style
+    return styles

@@ -1,4 +1,4 @@
-"""The kinds of figures that the command line offers: each from a run's folder to figures by file name."""
+"""Registry of figures: what ``figures --kind`` offers, and the inputs that they are drawn from."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from longctx_bench.reporting.results import CellSummary, Results, read_cells
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Figures = dict[str, "Figure"]
-"""By file name, without its ending."""
+FiguresByName = dict[str, "Figure"]
+"""Figures by file name, without extension."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """What figures are drawn from; cells are read when the first kind asks for them."""
+class FigureInputs:
+    """Inputs of figures; cells are read lazily."""
 
     folder: Path
-    """A run's."""
+    """The run's folder."""
     tasks: tuple[str, ...] = ()
-    """The tasks to draw; all when empty."""
+    """Tasks to draw; all when empty."""
     scale: float | None = None
-    """Where bars and the heat table are drawn; 0 for whole documents."""
+    """Scale of bars and of the task heatmap; 0 for whole documents, the figure's default when None."""
     methods: tuple[str, ...] = ()
-    """The methods to draw; all when empty."""
+    """Methods to draw; all when empty."""
     models: tuple[str, ...] = ()
-    """The models to draw; all when empty."""
+    """Base models to draw; all when empty."""
     checkpoints: tuple[Path, ...] = ()
     """Folders with ``loss.csv`` files in or below them, for training curves."""
     shipped_curves: bool = True
-    """Without ``checkpoints``, also draw the curves of the shipped checkpoints that were measured."""
+    """Without ``checkpoints``, also draw the loss curves of shipped checkpoints that were measured."""
 
     @cached_property
     def results(self) -> Results:
-        """The folder's cells.
+        """Results of the folder.
 
         Raises:
-            UserError: it holds none.
+            UserError: the folder holds none.
         """
         return read_cells(self.folder)
 
     @property
     def cells(self) -> list[CellSummary]:
-        """The finished cells of the tasks, methods and models to draw."""
+        """Finished cells of the selected tasks, methods and models."""
         return [
             summary
             for summary in self.results.finished
@@ -65,31 +65,31 @@ class Material:
 
     @property
     def missing(self) -> list[str]:
-        """One line for each cell that no figure shows, if any kind has read the cells."""
+        """One line per missing cell; empty while no figure has read the results."""
         return self.results.missing if "results" in self.__dict__ else []
 
     @property
     def name(self) -> str:
-        """The tasks, for a file's name."""
+        """The selected tasks as a file name, or ``all``."""
         return safe_name("-".join(self.tasks)) if self.tasks else "all"
 
     def probes(self, kind: str) -> list[Path]:
-        """Return the JSON files that a probe wrote.
+        """Return the JSON files of a probe.
 
         Raises:
             UserError: there are none.
         """
-        found = sorted((self.folder / "probes" / kind).rglob("*.json"))
-        if not found:
+        files = sorted((self.folder / "probes" / kind).rglob("*.json"))
+        if not files:
             raise UserError(f"{self.folder}: holds no probe; `longctx-bench probe {kind} MODEL` makes one")
-        return found
+        return files
 
 
 _Frequency = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 
 class _FactorProbe(msgspec.Struct):
-    """What ``longctx-bench probe factors`` writes."""
+    """Output of ``longctx-bench probe factors``."""
 
     rope: Annotated[list[_Frequency], msgspec.Meta(min_length=1, max_length=100_000)]
     factors: dict[str, list[Annotated[float, msgspec.Meta(ge=0, le=1e6)]]]
@@ -98,84 +98,84 @@ class _FactorProbe(msgspec.Struct):
     model: str
 
 
-def _heatmaps(material: Material) -> Figures:
+def _heatmaps(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.niah_heatmaps import heatmap_sheet
 
     by_task: dict[str, list[CellSummary]] = {}
-    for summary in material.cells:
+    for summary in inputs.cells:
         if summary.by_depth:
             by_task.setdefault(summary.cell.task, []).append(summary)
     if not by_task:
-        heatmap_sheet([])  # says what is missing
+        heatmap_sheet([])  # raises a UserError
     return {f"{safe_name(task)}-heatmap": heatmap_sheet(cells) for task, cells in sorted(by_task.items())}
 
 
-def _length(material: Material) -> Figures:
+def _length(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.score_vs_length import length_sheet
 
-    return {f"{material.name}-length": length_sheet(material.cells)}
+    return {f"{inputs.name}-length": length_sheet(inputs.cells)}
 
 
-def _bars(material: Material) -> Figures:
+def _bars(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.score_bars import bar_sheet
 
-    return {f"{material.name}-bars-{_where(material)}": bar_sheet(material.cells, material.scale)}
+    return {f"{inputs.name}-bars-{_where(inputs)}": bar_sheet(inputs.cells, inputs.scale)}
 
 
-def _tasks(material: Material) -> Figures:
+def _tasks(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.task_heatmap import task_table
 
-    return {f"{material.name}-tasks-{_where(material)}": task_table(material.cells, material.scale)}
+    return {f"{inputs.name}-tasks-{_where(inputs)}": task_table(inputs.cells, inputs.scale)}
 
 
-def _where(material: Material) -> str:
-    chosen = at_scale([s for s in material.cells if s.percent], material.scale)
+def _where(inputs: FigureInputs) -> str:
+    chosen = at_scale([s for s in inputs.cells if s.percent], inputs.scale)
     return scale_name(chosen[0].scale) if chosen else "none"
 
 
-def _in_context(material: Material) -> Figures:
+def _in_context(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.short_context import in_context_sheet
 
-    return {"in-context": in_context_sheet(material.cells, material.scale)}
+    return {"in-context": in_context_sheet(inputs.cells, inputs.scale)}
 
 
-def _curves(material: Material) -> Figures:
+def _curves(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.loss_curves import curve_sheet, read_curves
 
-    missing = [folder for folder in material.checkpoints if not folder.is_dir()]
+    missing = [folder for folder in inputs.checkpoints if not folder.is_dir()]
     if missing:
         raise UserError(f"--checkpoints {missing[0]}: no such folder")
-    folders = [material.folder, *material.checkpoints]
-    if material.shipped_curves and not material.checkpoints:
-        weights = [s.result.spec.weights or {} for s in material.results.finished]
+    folders = [inputs.folder, *inputs.checkpoints]
+    if inputs.shipped_curves and not inputs.checkpoints:
+        weights = [s.result.spec.weights or {} for s in inputs.results.finished]
         embedded = {name for name in (source.get("embedded") for source in weights) if name}
         folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]
     return {"curves": curve_sheet(read_curves(folders))}
 
 
-def _factors(material: Material) -> Figures:
+def _factors(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.rope_factors import factor_sheet
 
-    made = {}
-    for path in material.probes("factors"):
+    figures = {}
+    for path in inputs.probes("factors"):
         try:
-            found = msgspec.convert(_probe(path), _FactorProbe)
+            probe = msgspec.convert(_read_probe(path), _FactorProbe)
         except msgspec.ValidationError as error:
             raise UserError(f"{path}: not what `longctx-bench probe factors` writes ({error}); run it again") from error
-        made[f"factors-{path.parent.name}-{path.stem}"] = factor_sheet(
-            found.rope, found.factors, found.scale, found.original_length, found.model
+        figures[f"factors-{path.parent.name}-{path.stem}"] = factor_sheet(
+            probe.rope, probe.factors, probe.scale, probe.original_length, probe.model
         )
-    return made
+    return figures
 
 
-def _attention(material: Material) -> Figures:
+def _attention(inputs: FigureInputs) -> FiguresByName:
     from longctx_bench.reporting.figures.attention_by_length import attention_sheet
 
-    return {f"attention-{path.stem}": attention_sheet(_probe(path)) for path in material.probes("attention")}
+    return {f"attention-{path.stem}": attention_sheet(_read_probe(path)) for path in inputs.probes("attention")}
 
 
-def _probe(path: Path) -> dict[str, Any]:
-    """Return what a probe wrote.
+def _read_probe(path: Path) -> dict[str, Any]:
+    """Read a probe's JSON file.
 
     Raises:
         UserError: it cannot be read.
@@ -186,7 +186,7 @@ def _probe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}; run the probe again") from error
 
 
-KINDS: PluginRegistry[Callable[[Material], Figures]] = PluginRegistry(
+FIGURE_KINDS: PluginRegistry[Callable[[FigureInputs], FiguresByName]] = PluginRegistry(
     "figure",
     {
         "heatmap": _heatmaps,
@@ -199,32 +199,32 @@ KINDS: PluginRegistry[Callable[[Material], Figures]] = PluginRegistry(
         "attention": _attention,
     },
 )
-"""Functions from a folder's material to figures; UserError where it has nothing for them, with what to do."""
+"""Functions from :class:`FigureInputs` to figures, by kind; they raise UserError where the folder has no data."""
 
 
-def draw(material: Material, kinds: Sequence[str], tell: Callable[[str], None]) -> Figures:
-    """Draw several kinds of figures.
+def draw_figures(inputs: FigureInputs, kinds: Sequence[str], note: Callable[[str], None]) -> FiguresByName:
+    """Draw figures of one or more kinds.
 
     Args:
-        material: what from.
-        kinds: of :data:`KINDS`.
-        tell: called with a line for each kind that is left out because the folder has nothing for it.
+        inputs: the run's folder and the selection.
+        kinds: keys of :data:`FIGURE_KINDS`.
+        note: called with one line for each kind left out for lack of data.
 
     Raises:
-        UserError: a task was not measured, the only kind cannot be drawn, or none can.
+        UserError: a task was not measured, the only kind has no data, or no kind has.
     """
-    measured = {summary.cell.task for summary in material.results.finished} if material.tasks else set()
-    for name in material.tasks:
+    measured = {summary.cell.task for summary in inputs.results.finished} if inputs.tasks else set()
+    for name in inputs.tasks:
         if name not in measured:
-            raise UserError(f"--task {name}: not measured in {material.folder}{did_you_mean(name, measured)}")
-    made: Figures = {}
+            raise UserError(f"--task {name}: not measured in {inputs.folder}{did_you_mean(name, measured)}")
+    figures: FiguresByName = {}
     for name in kinds:
         try:
-            made |= KINDS[name](material)
+            figures |= FIGURE_KINDS[name](inputs)
         except UserError as error:
             if len(kinds) == 1:
                 raise
-            tell(f"{name}: {error}")
-    if not made:
-        raise UserError(f"{material.folder}: has no data for any figure")
-    return made
+            note(f"{name}: {error}")
+    if not figures:
+        raise UserError(f"{inputs.folder}: has no data for any figure")
+    return figures

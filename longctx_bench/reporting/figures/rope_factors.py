@@ -1,4 +1,4 @@
-"""Frequency scaling factors by pair of rotary dimensions."""
+"""RoPE frequency scaling factors by pair of dimensions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.plot_styles import METHODS, look_of
+from longctx_bench.reporting.figures.plot_styles import METHODS, plot_style_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
 def factor_sheet(
     rope: Sequence[float], factors: Mapping[str, Sequence[float]], scale: float, original_length: int, model: str
 ) -> Figure:
-    """Draw by how much methods slow each pair of dimensions down: Figure 6 of arXiv 2512.12167.
+    """Draw how much each method slows down each pair of dimensions: Figure 6 of arXiv 2512.12167.
 
     Args:
-        rope: RoPE's inverse frequencies in radians a token, the fastest pair first.
-        factors: by method, its inverse frequencies over RoPE's; as many numbers.
+        rope: RoPE's inverse frequencies in radians per token, fastest pair first.
+        factors: inverse frequencies relative to RoPE's, by method; one per pair.
         scale: the extension factor s.
         original_length: training context in tokens.
-        model: the base's name.
+        model: name of the base.
 
     Returns:
         The figure. Right of the dotted line, pairs turn less than once within the training context; the dashed line
         is 1 / s.
 
     Raises:
-        UserError: no method is given, or one has another number of dimensions.
+        UserError: no method is given, or one has a different number of pairs.
     """
     if not factors:
-        raise UserError(f"{model}: no method's factors are there to draw")
+        raise UserError(f"{model}: the probe holds no factors of a method")
     for name, values in factors.items():
         if len(values) != len(rope):
             raise UserError(f"{model}: {name} has {len(values)} factors, the model {len(rope)} pairs of dimensions")
-    known = list(METHODS)
-    names = sorted(factors, key=lambda name: (known.index(name) if name in METHODS else len(known), name))
+    order = list(METHODS)
+    names = sorted(factors, key=lambda name: (order.index(name) if name in METHODS else len(order), name))
     pairs = range(len(rope))
     with style.styled():
         figure = style.new_figure(style.COLUMN + 1.0, 2.4)
         axis = figure.subplots()
         every = max(1, len(rope) // 8)
-        for place, name in enumerate(names):
-            # Markers at different pairs, so that methods that agree over a range can be seen to.
-            start = place * every // len(names)
-            axis.plot(pairs, factors[name], label=name, markevery=(start, every), **look_of(name).line())
+        for index, name in enumerate(names):
+            # Markers at different pairs, so that coinciding curves remain visible.
+            start = index * every // len(names)
+            axis.plot(pairs, factors[name], label=name, markevery=(start, every), **plot_style_of(name).line())
         axis.axhline(1 / scale, color=style.FAINT, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0,
                      label=f"1/s = {1 / scale:.3g}")  # fmt: skip
         turns = [original_length * value / (2 * math.pi) for value in rope]

@@ -1,4 +1,4 @@
-"""Bars at one scale, grouped by task, with 95 % intervals."""
+"""Bar charts at one scale, grouped by task, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,59 +8,66 @@ from typing import TYPE_CHECKING, Any, Literal
 from longctx_bench.benchmarks.lm_eval_task import PREFIX
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name, shown, sizes, task_order, top
-from longctx_bench.reporting.figures.plot_styles import Look, base_title, labels, looks
+from longctx_bench.reporting.figures.cell_selection import (
+    at_scale,
+    axis_top,
+    displayed_interval,
+    sample_sizes,
+    scale_name,
+    task_order,
+)
+from longctx_bench.reporting.figures.plot_styles import PlotStyle, assign_plot_styles, base_title, labels
 from longctx_bench.reporting.results import CellSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIDE_BY_SIDE = 8
-"""Contestants that a legend can name; more of them are named beside their bars."""
-_BARS_A_ROW = 48
+_MAX_GROUPED = 8
+"""Most models for grouped bars with a legend; more are labelled next to their bars."""
+_BARS_PER_ROW = 48
 
 
 def bar_sheet(cells: Sequence[CellSummary], scale: float | None = None, preferred: float = 2.0) -> Figure:
     """Draw scores at one scale as bars, grouped by task: at 2x, Figure 1 of arXiv 2512.12167.
 
-    Up to eight contestants stand side by side over each task, with a legend; more of them get a panel a task with
-    their names at the bars. Tasks whose score is no percentage (losses) are left out.
+    Up to eight models are grouped by task, with a legend; more get one panel per task, with labels at the bars. Tasks
+    whose score is not a percentage (losses) are ignored.
 
     Args:
-        cells: of any tasks and scales.
-        scale: length / training context, 0 for whole documents; ``preferred`` when None, or the largest there is.
-        preferred: see above.
+        cells: cells of any tasks and scales.
+        scale: length / training context, 0 for whole documents; when None, ``preferred`` or else the largest measured.
+        preferred: default scale.
 
     Returns:
-        The figure: bars in per cent, lines over them their 95 % intervals.
+        The figure: bars in per cent with 95 % intervals.
 
     Raises:
-        UserError: no percentage was measured, or nothing at ``scale``.
+        UserError: no score in per cent was measured, or none at ``scale``.
     """
     chosen = at_scale([summary for summary in cells if summary.percent], scale, preferred)
     if not chosen:
         raise UserError("no finished cell of these tasks has a score in per cent")
-    found = looks(chosen)
+    plot_styles = assign_plot_styles(chosen)
     with style.styled():
-        return _grouped(chosen, found) if len(found) <= _SIDE_BY_SIDE else _panels(chosen, found)
+        return _grouped(chosen, plot_styles) if len(plot_styles) <= _MAX_GROUPED else _panels(chosen, plot_styles)
 
 
-def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+def _grouped(cells: Sequence[CellSummary], plot_styles: dict[str, PlotStyle]) -> Figure:
     tasks = _tasks(cells)
-    rows, columns = style.grid_of(len(tasks), max(1, _BARS_A_ROW // (len(found) + 1)))
-    width = min(style.PAGE, max(style.COLUMN, 0.19 * columns * (len(found) + 1) + 1.6))
+    rows, columns = style.grid_of(len(tasks), max(1, _BARS_PER_ROW // (len(plot_styles) + 1)))
+    width = min(style.PAGE, max(style.COLUMN, 0.19 * columns * (len(plot_styles) + 1) + 1.6))
     figure = style.new_figure(width, 1.85 * rows + 0.35)
     axes = figure.subplots(rows, 1, squeeze=False, sharey=True)[:, 0]
-    wide = 0.84 / len(found)
+    bar_width = 0.84 / len(plot_styles)
     for row, axis in enumerate(axes):
-        own = tasks[row * columns : (row + 1) * columns]
-        for place, (name, look) in enumerate(found.items()):
-            mine = {s.cell.task: s for s in cells if s.contestant == name}
-            drawn = [(index, mine[task]) for index, task in enumerate(own) if task in mine]
-            _bars(axis, [index + wide * (place - (len(found) - 1) / 2) for index, _ in drawn],
-                  [s for _, s in drawn], look, wide, labels(cells)[name])  # fmt: skip
-        axis.set_xticks(range(len(own)), [f"{_short(task)}\n{_sizes(task, cells)}" for task in own])
+        row_tasks = tasks[row * columns : (row + 1) * columns]
+        for position, (name, plot_style) in enumerate(plot_styles.items()):
+            by_task = {s.cell.task: s for s in cells if s.variant == name}
+            drawn = [(index, by_task[task]) for index, task in enumerate(row_tasks) if task in by_task]
+            _bars(axis, [index + bar_width * (position - (len(plot_styles) - 1) / 2) for index, _ in drawn],
+                  [s for _, s in drawn], plot_style, bar_width, labels(cells)[name])  # fmt: skip
+        axis.set_xticks(range(len(row_tasks)), [f"{_short(task)}\n{_sizes(task, cells)}" for task in row_tasks])
         axis.tick_params(axis="x", length=0)
         axis.set_xlim(-0.55, columns - 0.45)
         _percent(axis, "y", cells)
@@ -70,10 +77,10 @@ def _grouped(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     return figure
 
 
-def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
+def _panels(cells: Sequence[CellSummary], plot_styles: dict[str, PlotStyle]) -> Figure:
     tasks = _tasks(cells)
     rows, columns = style.grid_of(len(tasks), 4)
-    names = list(found)
+    names = list(plot_styles)
     width = min(style.PAGE, 1.2 + 2.2 * columns)
     figure = style.new_figure(width, (0.14 * len(names) + 0.48) * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -82,11 +89,11 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
     for panel, (axis, task) in enumerate(zip(axes.flat, tasks, strict=False)):
         axis.tick_params(axis="x", labelbottom=panel + columns >= len(tasks))
         for summary in (s for s in cells if s.cell.task == task):
-            place = float(names.index(summary.contestant))
-            _bars(axis, [place], [summary], found[summary.contestant], 0.74, "", upright=False)
-        absent = set(names) - {s.contestant for s in cells if s.cell.task == task}
+            position = float(names.index(summary.variant))
+            _bars(axis, [position], [summary], plot_styles[summary.variant], 0.74, "", upright=False)
+        absent = set(names) - {s.variant for s in cells if s.cell.task == task}
         for name in absent:
-            # A bar of zero is as short.
+            # A bar of 0 % would look the same.
             axis.annotate("not measured", (0, names.index(name)), (2, 0), textcoords="offset points",
                           va="center", fontsize=5, color=style.FAINT)  # fmt: skip
         axis.set_yticks(range(len(names)), [labels(cells)[name] for name in names])
@@ -100,30 +107,35 @@ def _panels(cells: Sequence[CellSummary], found: dict[str, Look]) -> Figure:
 
 
 def _bars(
-    axis: Axes, places: Sequence[float], cells: Sequence[CellSummary], look: Look, wide: float, label: str,
+    axis: Axes,
+    positions: Sequence[float],
+    cells: Sequence[CellSummary],
+    plot_style: PlotStyle,
+    thickness: float,
+    label: str,
     upright: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     from matplotlib.patheffects import Normal, Stroke
 
-    values = [shown(summary) for summary in cells]
+    values = [displayed_interval(summary) for summary in cells]
     means = [mean for _, mean, _ in values]
-    ends = [[mean - low for low, mean, _ in values], [high - mean for _, mean, high in values]]
-    # Black in white shows on every bar and beside it.
+    errors = [[mean - low for low, mean, _ in values], [high - mean for _, mean, high in values]]
+    # Black with a white rim is visible on every bar and next to it.
     line: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 0.8, "capsize": 0}
     rim = [Stroke(linewidth=1.6, foreground="white"), Normal()]
     if upright:
-        axis.bar(places, means, wide * 0.94, label=label, **look.bar())
-        drawn = axis.errorbar(places, means, yerr=ends, **line)
+        axis.bar(positions, means, thickness * 0.94, label=label, **plot_style.bar())
+        drawn = axis.errorbar(positions, means, yerr=errors, **line)
     else:
-        axis.barh(places, means, wide, **look.bar())
-        drawn = axis.errorbar(means, places, xerr=ends, **line)
+        axis.barh(positions, means, thickness, **plot_style.bar())
+        drawn = axis.errorbar(means, positions, xerr=errors, **line)
     for bar in drawn.lines[2]:
         bar.set_path_effects(rim)
 
 
 def _percent(axis: Axes, which: Literal["x", "y"], cells: Sequence[CellSummary]) -> None:
-    # From zero always, or bars lie.
-    (axis.set_ylim if which == "y" else axis.set_xlim)(0, top(cells))
+    # Bars must start at zero.
+    (axis.set_ylim if which == "y" else axis.set_xlim)(0, axis_top(cells))
     axis.grid(visible=True, axis=which)
 
 
@@ -132,13 +144,13 @@ def _tasks(cells: Sequence[CellSummary]) -> list[str]:
 
 
 def _short(task: str) -> str:
-    """Return a task's name in lines that fit under its bars."""
+    """Return a task's name, broken into lines where it is long."""
     name = task.removeprefix(PREFIX)
     return name if len(name) <= 12 else name.replace("_", "_\n", 1)
 
 
 def _sizes(task: str, cells: Sequence[CellSummary]) -> str:
-    return sizes(s for s in cells if s.cell.task == task)
+    return sample_sizes(s for s in cells if s.cell.task == task)
 
 
 def _where(cells: Sequence[CellSummary]) -> str:

@@ -1,4 +1,4 @@
-"""What a method costs at the original context: lm-eval's tasks before and after."""
+"""Short-context scores: lm-eval tasks of the base model and its methods."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def in_context_sheet(cells: Sequence[CellSummary], scale: float | None = None) -> Figure:
-    """Draw the scores of lm-eval's tasks, the untouched model beside its methods: Figure 9 of arXiv 2512.12167.
+    """Draw the scores of lm-eval tasks, the unmodified model next to its methods: Figure 9 of arXiv 2512.12167.
 
     Args:
-        cells: of any tasks; those that lm-eval did not run are left out.
-        scale: of the most tokens that a prompt may have; 1x when None, or the largest there is.
+        cells: cells of any tasks; only lm-eval's are drawn.
+        scale: maximum prompt length / training context; when None, 1x or else the largest measured.
 
     Returns:
         The figure, as :func:`~longctx_bench.reporting.figures.score_bars.bar_sheet` gives it.
@@ -27,7 +27,7 @@ def in_context_sheet(cells: Sequence[CellSummary], scale: float | None = None) -
     Raises:
         UserError: no task of lm-eval was measured, or none at ``scale``.
     """
-    own = [summary for summary in cells if summary.cell.task.startswith(PREFIX)]
-    if not own:
+    lm_eval_cells = [summary for summary in cells if summary.cell.task.startswith(PREFIX)]
+    if not lm_eval_cells:
         raise UserError("no task of lm-eval was measured; run --tasks in_context --scale 1x first")
-    return bar_sheet(own, scale, preferred=1.0)
+    return bar_sheet(lm_eval_cells, scale, preferred=1.0)

@@ -1,4 +1,4 @@
-"""One restrained style for all figures, and saving them so that the same data give the same bytes."""
+"""Matplotlib style of all figures, and reproducible saving: the same data gives the same bytes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "pdf", "svg")
 DPI = 300
-"""Of PNG files."""
+"""Resolution of PNG files."""
 PAGE = 7.0
-"""Inches: the text width of a two-column paper, and the width of every figure that can take it."""
+"""Inches: text width of a two-column paper, and maximum width of figures."""
 COLUMN = 3.4
-"""Inches: the width of one of its columns."""
+"""Inches: width of one column."""
 SHADES = "viridis"
-"""Perceptually even, safe for colour-blind readers, and in order when printed grey."""
+"""Colour map: perceptually uniform, safe for colour-blind readers, monotonic when printed in grey."""
 FAINT = "#767676"
-"""For what is not data: the training context, references, notes."""
+"""Colour of what is not data: training context, references, notes."""
 
 _RC: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -54,13 +54,13 @@ _RC: Any = {
     "hatch.linewidth": 0.5,
     "errorbar.capsize": 0,
     "savefig.dpi": DPI,
-    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and journals refuse Type 3
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and journals reject Type 3
     "svg.hashsalt": "longctx-bench",
 }
 _UNPRINTABLE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""What XML does not take, or what turns the text around it; a line may end."""
+"""Characters that XML does not allow or that reverse text; line breaks are allowed."""
 _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -70,7 +70,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Build and save figures in this project's style, whatever the user's own matplotlibrc says."""
+    """Apply this project's style, independent of the user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -80,9 +80,9 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, in inches, that no global state knows; use it inside :func:`styled`.
+    """Return an empty figure, sizes in inches, outside of pyplot's global state; use it inside :func:`styled`.
 
-    Texts are drawn as they stand: a name is no formula, whatever it holds.
+    Texts are drawn literally: names are never parsed as math.
     """
     return _literal_figure()(figsize=(width, height), layout="constrained")
 
@@ -92,10 +92,10 @@ def _literal_figure() -> type[Figure]:
     from matplotlib.figure import Figure
 
     class LiteralFigure(Figure):
-        """A figure whose texts come from data."""
+        """A figure whose texts are never parsed as math."""
 
         def draw(self, renderer: Any) -> None:
-            """Draw; now all texts are there."""
+            """Draw after making all texts literal, which exist only now."""
             _make_literal(self)
             super().draw(renderer)
 
@@ -103,17 +103,17 @@ def _literal_figure() -> type[Figure]:
 
 
 class _Literal:
-    """What names the ticks of an axis, without formulas."""
+    """A tick formatter without math."""
 
     def __init__(self, names: Callable[..., str]) -> None:
         self._names = names
 
-    def __call__(self, *place: Any) -> str:
-        return re.sub(r"(?<!\\)\$", r"\\$", _UNPRINTABLE.sub(" ", self._names(*place)))
+    def __call__(self, *args: Any) -> str:
+        return re.sub(r"(?<!\\)\$", r"\\$", _UNPRINTABLE.sub(" ", self._names(*args)))
 
 
 def _make_literal(artist: Artist) -> None:
-    """Let no text below an artist be read as a formula, nor break the file that it is written to."""
+    """Disable math in all texts below an artist, and replace characters that would break the file."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter
@@ -124,7 +124,7 @@ def _make_literal(artist: Artist) -> None:
             artist.set_text(clean)
     elif isinstance(artist, Axis):
         _make_literal(artist.label)
-        # Ticks are made as they are drawn; powers of ten are formulas of matplotlib's own.
+        # Tick labels are created while drawing; powers of ten are matplotlib's own math.
         formatter = artist.get_major_formatter()
         if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Literal):
             formatter.func = _Literal(formatter.func)
@@ -134,24 +134,24 @@ def _make_literal(artist: Artist) -> None:
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Write a figure once for each format, atomically, without dates or random ids; its layout is fixed from then on.
+    """Write a figure in each format, atomically, without dates or random ids; this freezes its layout.
 
     Args:
-        figure: made by one of this package's functions.
-        stem: the path without its ending.
-        formats: of :data:`FORMATS`.
+        figure: a figure of this package.
+        stem: path without extension.
+        formats: any of :data:`FORMATS`.
 
     Returns:
         The paths, in the order of the formats.
 
     Raises:
-        UserError: an unknown format, or the folder cannot be written.
+        UserError: a format is unknown, or the folder is not writable.
     """
     for form in formats:
         if form not in FORMATS:
             raise UserError(f"figures are written as {', '.join(FORMATS)}, not as '{form}'")
     with styled():
-        # Laid out once and not for each format: that takes longer than drawing, and all formats look the same.
+        # Layout takes longer than drawing, and once for all formats makes them look the same.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     paths = []
@@ -163,12 +163,12 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png",)) -> list[
     return paths
 
 
-def grid_of(count: int, most: int) -> tuple[int, int]:
-    """Return rows and columns for ``count`` panels, at most ``most`` in a row, the last row as full as can be."""
-    rows = -(-count // most)
+def grid_of(count: int, max_columns: int) -> tuple[int, int]:
+    """Return (rows, columns) for ``count`` panels in at most ``max_columns`` columns, with full rows where possible."""
+    rows = -(-count // max_columns)
     return rows, -(-count // rows)
 
 
 def tokens(length: int) -> str:
-    """Return a length as short as it can be exact: 512, 4,096, 128k (k is 1,024, from 10,000 tokens on)."""
+    """Return a length as short exact text: 512, 4,096, 128k (k is 1,024, from 10,000 tokens on)."""
     return f"{length // 1024}k" if length >= 10_000 and length % 1024 == 0 else f"{length:,}"

@@ -1,4 +1,4 @@
-"""A heat table: contestants by tasks at one length, such as RULER's 13."""
+"""Task heatmap: models x tasks at one scale, such as RULER's 13 tasks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.reporting.figures import style
-from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name, sizes, task_order
-from longctx_bench.reporting.figures.plot_styles import base_title, labels, looks
+from longctx_bench.reporting.figures.cell_selection import at_scale, sample_sizes, scale_name, task_order
+from longctx_bench.reporting.figures.plot_styles import assign_plot_styles, base_title, labels
 from longctx_bench.reporting.results import CellSummary
 
 if TYPE_CHECKING:
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figure:
-    """Draw scores as a heat table, a row a contestant and a column a task.
+    """Draw scores as a heatmap, one row per model and one column per task.
 
     Args:
-        cells: of any tasks and scales; scores that are no percentage are left out.
-        scale: length / training context, 0 for whole documents; 2 when None, or the largest there is.
+        cells: cells of any tasks and scales; scores that are not in per cent are ignored.
+        scale: length / training context, 0 for whole documents; when None, 2 or else the largest measured.
 
     Returns:
-        The figure: scores in per cent, printed in their fields; an empty field was not measured.
+        The figure: scores in per cent, printed in each field; empty fields were not measured.
 
     Raises:
-        UserError: no percentage was measured, or nothing at ``scale``.
+        UserError: no score in per cent was measured, or none at ``scale``.
     """
     import numpy as np
 
     chosen = at_scale([summary for summary in cells if summary.percent], scale)
     if not chosen:
         raise UserError("no finished cell of these tasks has a score in per cent")
-    names = list(looks(chosen))
+    names = list(assign_plot_styles(chosen))
     tasks = sorted({s.cell.task for s in chosen}, key=task_order)
-    found = {(s.contestant, s.cell.task): 100 * s.score for s in chosen}
-    grid = np.array([[found.get((name, task), math.nan) for task in tasks] for name in names])
+    scores = {(s.variant, s.cell.task): 100 * s.score for s in chosen}
+    grid = np.array([[scores.get((name, task), math.nan) for task in tasks] for name in names])
     with style.styled():
         width = min(style.PAGE, 2.1 + 0.38 * len(tasks))
         figure = style.new_figure(width, 1.35 + 0.17 * len(names))
@@ -56,6 +56,8 @@ def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figu
         where = scale_name(chosen[0].scale)
         base = base_title(chosen)
         bar = figure.colorbar(image, ax=axis, fraction=0.05, aspect=18, pad=0.02)
-        bar.set_label(f"score at {where}{f' on {base}' if base else ''} (%)\n{sizes(chosen)} per cell", fontsize=7)
+        bar.set_label(
+            f"score at {where}{f' on {base}' if base else ''} (%)\n{sample_sizes(chosen)} per cell", fontsize=7
+        )
         bar.outline.set_linewidth(0.5)
     return figure

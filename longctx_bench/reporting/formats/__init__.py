@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, LaTeX, CSV, JSON, HTML and the terminal."""
+"""Output formats of tables: Markdown, LaTeX, CSV, JSON, HTML and the terminal."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "json": json_text,
     "html": html_text,
 }
-"""What the command line calls them."""
+"""Renderers by the name that ``--format`` takes."""

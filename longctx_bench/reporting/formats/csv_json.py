@@ -1,4 +1,4 @@
-"""CSV and JSON for programs: one line or object a cell, unrounded."""
+"""CSV and JSON output: one line or object per cell, unrounded."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from longctx_bench.reporting.tables.base import Table
 
 _CELL = ("model", "method", "task", "length")
-"""Records that agree in these are about one cell, and become one line."""
+"""Records that agree in these columns belong to one cell and are merged into one line."""
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What spreadsheets take for the beginning of a formula (OWASP, CSV injection); some the wide forms, too."""
+"""Characters that start a formula in spreadsheets (OWASP, CSV injection), with their full-width forms."""
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d+)?(e[-+]?\d+)?|inf|nan)( ?%)?( ?\[[-+\d.,einfa ]+\])?( ?[†*])?")
-"""As tables show one: with its interval and its mark."""
+"""A number as tables show it, with interval and mark."""
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """Return the tables' records; a table that has none gives its rows as they are shown.
+    """Return the tables' records as CSV; a table without records gives its formatted rows.
 
-    Columns stand in the order in which they first appear; what a line has no value for is empty.
+    Columns are in order of first appearance; missing values are empty.
     """
     return csv_of(_records(tables))
 
 
 def json_text(tables: Sequence[Table]) -> str:
-    """Return the same as a JSON array of objects; numbers are numbers, what has no value or is not finite is null."""
+    """Return the tables' records as a JSON array of objects; missing and non-finite values are null."""
     return json_of(_records(tables))
 
 
 def csv_of(records: Sequence[Mapping[str, object]]) -> str:
-    """Return records as CSV with a heading; columns in the order in which they first appear."""
+    """Return records as CSV with a header; columns in order of first appearance."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -43,7 +43,7 @@ def csv_of(records: Sequence[Mapping[str, object]]) -> str:
 
 
 def json_of(records: Sequence[Mapping[str, object]]) -> str:
-    """Return records as a JSON array of objects, each with every name that one of them has."""
+    """Return records as a JSON array of objects that all have the same keys."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     rows = [{name: _json(record.get(name)) for name in columns} for record in records]
     return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -63,20 +63,20 @@ def _json(value: object) -> object:
 
 
 def _inert(value: object) -> object:
-    """Return a value that no spreadsheet runs: text that begins like a formula gets an apostrophe, numbers none."""
+    """Return a value that no spreadsheet executes: text that looks like a formula gets a leading apostrophe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
     if not isinstance(value, str):
         return value
-    # A carriage return ends a line for spreadsheets, and the csv module of Python 3.11 does not quote it.
+    # Spreadsheets end a line at a carriage return, and the csv module of Python 3.11 does not quote it.
     text = value.replace("\r", " ")
     return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text.strip()) else text
 
 
 def _rows(table: Table, several: bool) -> Iterator[Mapping[str, object]]:
-    """Yield the rows with their headings; beside other tables each says which it belongs to."""
+    """Yield the rows as mappings by heading, with the table's name where there are several tables."""
     name = {"table": table.title.partition(": ")[0]} if several else {}
     for row in table.rows:
         yield name | dict(zip(table.header, map(str, row), strict=True))

@@ -1,4 +1,4 @@
-"""A plain HTML page: bold for the best, underlined what is not significantly worse."""
+"""HTML output: bold for the best entries, underlined for those not significantly worse."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _STYLE = (
 
 
 def html_text(tables: Sequence[Table]) -> str:
-    """Return a page of the tables that needs no other file and runs no script."""
+    """Return a self-contained page of the tables, without scripts."""
     body = html_fragment(tables)
     head = f'<meta charset="utf-8"><title>longctx-bench</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
 def html_fragment(tables: Sequence[Table]) -> str:
-    """Return the tables as part of a page, a notebook's say, in that page's style."""
+    """Return the tables as an HTML fragment without a style sheet, for notebooks."""
     return "\n".join(map(_block, tables))
 
 

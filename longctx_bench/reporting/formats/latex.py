@@ -1,4 +1,4 @@
-"""LaTeX: floats with booktabs rules; bold for the best, underlined what is not significantly worse."""
+"""LaTeX output: floats with booktabs rules; bold for the best entries, underlined for those not significantly worse."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _SPECIAL = {
     }.items()
 }
 _MINUS = re.compile(r"(?<![\w.)])-(?=[\d.])")
-_WIDEST = 66
+_MAX_WIDTH = 66
 """Characters of ``\\small`` text that fit between the margins of an article."""
 
 
 def latex(tables: Sequence[Table]) -> str:
     r"""Return ``table`` floats with caption, label and notes, ready for ``\\input``; only ``booktabs`` is needed.
 
-    Labels are ``tab:`` and the title up to its colon. A table too wide for an article's page is scaled down, which
-    needs ``graphicx``.
+    Labels are ``tab:`` and the title up to its colon. Tables too wide for an article are scaled down, which needs
+    ``graphicx``.
     """
     labels: list[str] = []
     for table in tables:
@@ -87,7 +87,7 @@ def _float(table: Table, label: str) -> str:
 
 def _row(cells: Sequence[str | Entry]) -> str:
     row = " & ".join(map(_shown, cells)) + r" \\"
-    # The line before ends in a command that takes a bracket or a star for its own.
+    # After \\ or \midrule, a leading bracket or star would be read as an argument.
     return "{}" + row if row.lstrip()[0] in "[*" else row
 
 
@@ -101,18 +101,18 @@ def _shown(entry: str | Entry) -> str:
 
 
 def _number(text: str) -> str:
-    """Escape text; a hyphen before a number is a minus, not one inside a name."""
+    """Escape text; a hyphen before a number becomes a minus, one inside a name does not."""
     return _MINUS.sub("$-$", _escaped(text))
 
 
 def _escaped(text: str) -> str:
-    # Two hyphens would become a dash.
+    # LaTeX turns two hyphens into a dash.
     return re.sub("-(?=-)", "-{}", single_line(text).translate(_SPECIAL))
 
 
 def _is_wide(table: Table) -> bool:
     widths = [max(map(_width, column)) for column in zip(table.header, *table.rows, strict=True)]
-    return sum(widths) + 2 * len(widths) > _WIDEST
+    return sum(widths) + 2 * len(widths) > _MAX_WIDTH
 
 
 def _width(entry: str | Entry) -> float:

@@ -1,4 +1,4 @@
-"""GitHub-flavoured Markdown: bold for the best, a dagger for what is not significantly worse."""
+"""GitHub-flavoured Markdown output: bold for the best entries, a dagger for those not significantly worse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longctx_bench.core.sanitize import single_line
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 
 _SPECIAL = re.compile(
-    r"[\\`*~|$]"  # begin a span, or the next cell
+    r"[\\`*~|$]"  # start a span or the next cell
     r"|(?<!\w)_|_(?!\w)"  # an underscore inside a word is text
     r"|\](?=[(\[:])"  # a link
 )
@@ -17,7 +17,7 @@ _HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Return the tables, each below its title in bold, with its notes in italics under it."""
+    """Return the tables, each with its title in bold above and its notes in italics below."""
     return "\n\n".join(map(_block, tables)) + "\n"
 
 
@@ -26,7 +26,7 @@ def _block(table: Table) -> str:
     lines.append(_row(["---", *["---:"] * (len(table.header) - 1)]))
     lines += [_row(map(_shown, row)) for row in table.rows]
     notes = [f"*{_escaped(note)}*" for note in (*table.legend("bold", "†"), *table.notes)]
-    # Without the backslash, lines that follow each other become one paragraph.
+    # The backslash keeps consecutive notes on separate lines.
     return "\n".join([*lines, *(["", "\\\n".join(notes)] if notes else [])])
 
 
@@ -47,4 +47,4 @@ def _shown(entry: str | Entry) -> str:
 
 def _escaped(text: str) -> str:
     shown = _SPECIAL.sub(r"\\\g<0>", single_line(text))
-    return _HTML.sub(lambda found: "&lt;" if found[0] == "<" else "&amp;", shown)
+    return _HTML.sub(lambda match: "&lt;" if match[0] == "<" else "&amp;", shown)

@@ -1,4 +1,4 @@
-"""One self-contained page to explore a run's results: tables, heatmaps and the examples behind each number."""
+"""Self-contained HTML page of a run's results: tables, heatmaps, and the examples behind each number."""
 
 from longctx_bench.reporting.html.build import html_page
 

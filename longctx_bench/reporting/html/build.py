@@ -1,4 +1,4 @@
-"""The page itself: data, template, styles and scripts brought together under a strict Content-Security-Policy."""
+"""Builds the page from data, template, styles and scripts, with a strict Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from longctx_bench.core.sanitize import pluralize
 from longctx_bench.reporting.html import assets
 from longctx_bench.reporting.html.escaping import inert_json, source_hash
 from longctx_bench.reporting.html.examples import PAGE_BYTES, example_columns
-from longctx_bench.reporting.html.overview import in_order, overview, shared_notes, task_tables
+from longctx_bench.reporting.html.overview import overview, page_tables, shared_notes, sort_cells
 from longctx_bench.reporting.results import Results
 from longctx_bench.store.run_store import ResultStore
 
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 
 
 def html_page(results: Results, store: ResultStore, examples: int | None = None, budget: int = PAGE_BYTES) -> str:
-    """Return a page that needs no other file and no network.
+    """Return a self-contained page that needs no network.
 
-    Text of models, tasks and documents reaches the page in two ways only: through jinja2's escaping, and as JSON
-    that no HTML parser sees through, which the scripts show as text nodes. Should either fail, the
-    Content-Security-Policy allows no script but the page's own, by their hashes, and no request to anywhere.
+    Untrusted text reaches the page in two ways only: through Jinja2's escaping, and as inert JSON, which the scripts
+    show as text nodes. Should either fail, the Content-Security-Policy allows only the page's own scripts, by hash, and
+    no requests.
 
     Args:
-        results: what :func:`~longctx_bench.reporting.results.read_cells` found.
-        store: of the same folder, for the examples and the excerpts of their prompts.
-        examples: examples of each cell in the page; as many as ``budget`` allows by default.
-        budget: bytes that the examples may take where their number is not given.
+        results: as :func:`~longctx_bench.reporting.results.read_cells` returns them.
+        store: store of the same folder, for examples and prompt excerpts.
+        examples: examples per cell in the page; by default as many as fit ``budget``.
+        budget: maximum size of the examples in bytes, where their number is not given.
 
     Raises:
-        UserError: the package itables is not whole, or a file of the folder is damaged.
+        UserError: the package itables is incomplete, or a file of the folder is damaged.
     """
     template = _template()
-    cells = in_order(results.finished)
+    cells = sort_cells(results.finished)
     columns = example_columns(cells, store, examples, budget)
-    tables = task_tables(cells)
+    tables = page_tables(cells)
     style, library, script = assets.own_style(), assets.grid_library(), assets.own_script()
-    shown, measured = sum(columns["shown"]), sum(summary.n for summary in cells)
+    num_shown, num_measured = sum(columns["shown"]), sum(summary.n for summary in cells)
     return template.render(
         title=_title(store.folder),
-        folder=_named(store.folder),
+        folder=_folder_name(store.folder),
         made=now()[:10],
         version=package_version(),
         tables=tables,
         shared=shared_notes(tables),
         number=len(cells),
         unfinished=results.missing,
-        shown=shown,
-        measured=measured,
+        shown=num_shown,
+        measured=num_measured,
         most=max(columns["shown"], default=0),
-        overview=inert_json(overview(cells, columns) | {"folder": _named(store.folder)}),
+        overview=inert_json(overview(cells, columns) | {"folder": _folder_name(store.folder)}),
         examples=inert_json({key: columns[key] for key in ("texts", "prompts", "rows")}),
         style=style,
         library=library,
@@ -70,8 +70,8 @@ def _template() -> Template:
     return environment.from_string(assets.template())
 
 
-def _named(folder: Path) -> str:
-    """Return how commands name the folder; of an absolute path the last part: a page is passed on to others."""
+def _folder_name(folder: Path) -> str:
+    """Return the folder as in commands; of an absolute path only the last part, since pages are shared."""
     return folder.name if folder.is_absolute() else folder.as_posix()
 
 

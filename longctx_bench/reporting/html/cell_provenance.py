@@ -1,18 +1,18 @@
-"""What a cell's numbers come from, as pairs of label and text."""
+"""Provenance of a cell: label and text pairs from ``cell.json``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.store.schema import Tuning
+from longctx_bench.store.schema import TuningRecord
 
 
 def provenance(summary: CellSummary) -> dict[str, str]:
-    """Return what ``cell.json`` says of where a cell's numbers come from; what it does not say is left out."""
+    """Return the provenance of a cell's numbers by label; unknown fields are left out."""
     result, spec = summary.result, summary.result.spec
     engine, environment = result.engine or {}, result.environment or {}
-    found = {
+    fields = {
         "factor": f"{result.factor:g} ({result.factor_source})",
         "calibration": _tuning(result.tuning),
         "dtype": engine.get("dtype", spec.dtype),
@@ -30,7 +30,7 @@ def provenance(summary: CellSummary) -> dict[str, str]:
         "finished": result.finished,
         "spec": result.spec_hash,
     }
-    return {label: str(value) for label, value in found.items() if value not in (None, "")}
+    return {label: str(value) for label, value in fields.items() if value not in (None, "")}
 
 
 def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _tuning(tuning: Tuning | None) -> str:
+def _tuning(tuning: TuningRecord | None) -> str:
     if tuning is None:
         return "none"
     return f"{tuning.scalar.replace('_', ' ')} {tuning.value:.4g} by {tuning.source}"
@@ -50,12 +50,12 @@ def _commit(git: dict[str, Any]) -> str:
 
 
 def _versions(environment: dict[str, Any]) -> str:
-    own = {
+    versions = {
         "longctx-bench": environment.get("longctx_bench"),
         "Python": environment.get("python"),
         **_object(environment, "packages"),
     }
-    return ", ".join(f"{name} {value}" for name, value in own.items() if value)
+    return ", ".join(f"{name} {value}" for name, value in versions.items() if value)
 
 
 def _commit_on_hub(weights: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Putting untrusted text into a page: JSON that no HTML parser sees through, scripts that no text can end."""
+"""Escaping of untrusted text in the page: inert JSON, scripts, CSP hashes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ _ACTIVE = re.compile(
     "\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     "\ud800-\udfff\ufff9-\uffff]"
 )
-"""What ends or opens an element, ends a line of a script, reorders or hides what stands around it, or is no text."""
+"""Characters that open or close an element, end a line of a script, reorder or hide text, or are not text."""
 
 
 def inert_json(value: Any) -> str:
-    r"""Return JSON that stays data wherever it stands in a page.
+    r"""Return JSON that is inert anywhere in an HTML page.
 
-    Each character that means something to an HTML parser, a script or a reader's eye (``<``, ``>``, ``&``, line
-    separators, controls, bidirectional marks, lone surrogates) is written as ``\u00XX``; reading the JSON gives the
-    same value back.
+    Characters with a meaning in HTML, in scripts or for the reader (``<``, ``>``, ``&``, line separators, controls,
+    bidirectional marks, lone surrogates) are written as ``\u00XX``; parsing gives the same value.
 
     Args:
-        value: of what JSON knows; numbers must be finite.
+        value: JSON-serialisable; numbers must be finite.
 
     Raises:
         ValueError: a number is not finite.
@@ -34,10 +33,10 @@ def inert_json(value: Any) -> str:
 
 
 def script_text(code: str) -> str:
-    """Return JavaScript that an HTML parser reads to its end.
+    """Return JavaScript that can be embedded in a ``<script>`` element.
 
-    ``<!--`` and ``<script`` change how a parser looks for the end of a script. Both are found only inside strings
-    and regular expressions of a program that works, where the escape stands for the same character.
+    ``<!--`` and ``<script`` change how an HTML parser finds the end of a script. In valid programs they occur only in
+    strings and regular expressions, where the escape means the same character.
     """
     return re.sub(r"<(?=!--|/?script)", r"\\x3C", code, flags=re.IGNORECASE)
 

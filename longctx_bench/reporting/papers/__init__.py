@@ -1,1 +1,1 @@
-"""Papers' tables and figures with our numbers beside the published ones."""
+"""A paper's tables and figures: published numbers next to measured ones."""

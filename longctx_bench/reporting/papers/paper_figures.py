@@ -1,4 +1,4 @@
-"""A paper's figures, drawn from what was measured here."""
+"""A paper's figures, drawn from measured results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.reporting.figures.registry import KINDS, Material
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs
 from longctx_bench.reporting.papers.paper_spec import Paper
 
 if TYPE_CHECKING:
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def paper_figures(paper: Paper, material: Material) -> Iterator[tuple[str, Figure | str]]:
-    """Draw a paper's figures one after the other.
+def paper_figures(paper: Paper, inputs: FigureInputs) -> Iterator[tuple[str, Figure | str]]:
+    """Draw a paper's figures lazily.
 
     Args:
-        paper: says which kind of ours each figure is, and over which tasks and methods.
-        material: the run's folder, and the models to draw.
+        paper: kind, tasks and methods of each figure.
+        inputs: the run's folder and the models to draw.
 
     Yields:
-        Name and figure, or name and why it cannot be drawn yet.
+        Name and figure, or name and the reason why it cannot be drawn.
     """
-    for number, wanted in paper.layout.figures.items():
-        own = replace(material, tasks=wanted.tasks, methods=wanted.methods, scale=wanted.scale)
+    for number, spec in paper.spec.figures.items():
+        figure_inputs = replace(inputs, tasks=spec.tasks, methods=spec.methods, scale=spec.scale)
         name = f"figure-{number}"
         try:
-            drawn = KINDS[wanted.kind](own)
+            drawn = FIGURE_KINDS[spec.kind](figure_inputs)
         except UserError as error:
-            yield name, f"{wanted.title}: {error}"
+            yield name, f"{spec.title}: {error}"
             continue
         for suffix, figure in drawn.items():
             yield (name if len(drawn) == 1 else f"{name}-{suffix}"), figure

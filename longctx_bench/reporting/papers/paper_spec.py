@@ -1,4 +1,4 @@
-"""What a paper published: its numbers as CSV, and as YAML how it lays them out."""
+"""Published results of a paper: numbers from CSV, tables and figures from YAML."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pydantic import Field
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
-from longctx_bench.reporting.figures.registry import KINDS
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS
 
 IN_CONTEXT = "in-context"
-"""A paper's word for the training context."""
+"""Stands for the training context in a paper's CSV."""
 _LENGTH = re.compile(rf"\d+(\.\d+)?x|\d+-\d+x|\d+x\+|natural|{IN_CONTEXT}")
 _COLUMNS = ("table", "base", "method", "task", "length", "value")
 AVERAGE = "average"
-"""Name of the column that averages a table's other ones."""
+"""Task name of the column that averages a table's other columns."""
 
 
 class PaperFigure(Spec):
-    """A figure of a paper: one kind of ours over some of the tasks."""
+    """A figure of a paper: one of our kinds of figures over some tasks and methods."""
 
     kind: str
     """As ``longctx-bench figures --kind`` takes it."""
@@ -34,31 +34,31 @@ class PaperFigure(Spec):
     methods: tuple[str, ...] = ()
     """All when empty."""
     scale: float | None = None
-    """Length over training context, for kinds that draw one."""
+    """Length / training context, for kinds that draw one scale."""
 
 
-class Layout(Spec):
-    """A paper's YAML."""
+class PaperSpec(Spec):
+    """Content of a paper's YAML file."""
 
     name: str
-    """Short, for headings."""
+    """Short name, for headings."""
     title: str
-    """For notes, with where it is published."""
+    """Title and place of publication, for notes."""
     numbers: Path
-    """CSV beside the YAML, with the columns table, base, method, task, length, value."""
+    """CSV file next to the YAML, with the columns table, base, method, task, length, value."""
     bases: dict[str, str]
-    """The models of the paper: name in the CSV, which is ours too where we have it, and how it is printed."""
+    """The paper's models: printed name by name in the CSV, which is our name where we have the model."""
     measured_as: dict[str, str] = Field(default_factory=dict)
-    """Our name of a task where it differs from the CSV's."""
+    """Our task name by the CSV's, where they differ."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Columns that average over other tasks than the table's own."""
+    """Tasks by average column, for averages over other tasks than the table's own."""
     tables: dict[int, str]
-    """Number and caption of each table."""
+    """Caption by table number."""
     figures: dict[int, PaperFigure] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Number:
+class PublishedNumber:
     """One published number."""
 
     table: int
@@ -68,81 +68,81 @@ class Number:
     length: str
     """``2x``, ``natural``, ``in-context`` (the training context) or a bucket of document lengths, ``0-2x``."""
     value: str
-    """In per cent, with the digits that were printed."""
+    """In per cent, with the printed digits."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's layout with its numbers."""
+    """A paper's spec and its published numbers."""
 
     name: str
-    layout: Layout
-    numbers: tuple[Number, ...]
+    spec: PaperSpec
+    numbers: tuple[PublishedNumber, ...]
 
-    def of_table(self, table: int, base: str) -> list[Number]:
-        """Return a table's numbers for one base, in the paper's order."""
+    def of_table(self, table: int, base: str) -> list[PublishedNumber]:
+        """Return the numbers of a table for one base, in the paper's order."""
         return [number for number in self.numbers if number.table == table and number.base == base]
 
     def bases_of(self, table: int) -> list[str]:
-        """Return the bases that a table is about, in the paper's order."""
+        """Return the bases of a table, in the paper's order."""
         return list(dict.fromkeys(number.base for number in self.numbers if number.table == table))
 
 
 def read_paper(name: str) -> Paper:
-    """Read a paper given by built-in name or by its YAML file.
+    """Read a paper by built-in name or path of its YAML file.
 
     Raises:
-        UserError: there is no such paper, or a file of it is wrong, with the line.
+        UserError: there is no such paper, or one of its files is invalid; with the line.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = shipped_folder("results") / "published" / f"{name}.yaml"
         if not path.is_file():
             known = [file.stem for file in path.parent.glob("*.yaml")]
-            raise UserError(f"--paper {name}: neither a YAML file nor a paper that we have{did_you_mean(name, known)}")
-    layout = validate(Layout, read_yaml(path), str(path))
-    numbers = tuple(_numbers(path.parent / layout.numbers))
-    for number, figure in layout.figures.items():
-        if figure.kind not in KINDS:
+            raise UserError(f"--paper {name}: neither a YAML file nor a built-in paper{did_you_mean(name, known)}")
+    spec = validate(PaperSpec, read_yaml(path), str(path))
+    numbers = tuple(_numbers(path.parent / spec.numbers))
+    for number, figure in spec.figures.items():
+        if figure.kind not in FIGURE_KINDS:
             raise UserError(
-                f"{path}: figure {number}: kind '{figure.kind}' is unknown{did_you_mean(figure.kind, KINDS)}"
+                f"{path}: figure {number}: kind '{figure.kind}' is unknown{did_you_mean(figure.kind, FIGURE_KINDS)}"
             )
-    bare = sorted({number.base for number in numbers} - set(layout.bases))
-    if bare:
-        raise UserError(f"{path}: 'bases' does not say how to print '{bare[0]}'")
-    for table in layout.tables:
+    unnamed = sorted({number.base for number in numbers} - set(spec.bases))
+    if unnamed:
+        raise UserError(f"{path}: 'bases' has no printed name for '{unnamed[0]}'")
+    for table in spec.tables:
         if not any(number.table == table for number in numbers):
-            raise UserError(f"{path}: table {table} has no numbers in {layout.numbers}")
-    return Paper(path.stem, layout, numbers)
+            raise UserError(f"{path}: table {table} has no numbers in {spec.numbers}")
+    return Paper(path.stem, spec, numbers)
 
 
-def _numbers(path: Path) -> list[Number]:
-    made: list[Number] = []
+def _numbers(path: Path) -> list[PublishedNumber]:
+    numbers: list[PublishedNumber] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != _COLUMNS:
                 raise UserError(f"{path}: line 1: the columns must be {','.join(_COLUMNS)}")
-            found: dict[Number, int] = {}
+            lines: dict[PublishedNumber, int] = {}
             for line, row in enumerate(rows, 2):
                 number = _number(path, line, row)
-                before = found.setdefault(replace(number, value=""), line)
-                if before != line:
-                    raise UserError(f"{path}: line {line}: gives the number of line {before} again")
-                made.append(number)
-            return made
+                first_line = lines.setdefault(replace(number, value=""), line)
+                if first_line != line:
+                    raise UserError(f"{path}: line {line}: duplicates the number of line {first_line}")
+                numbers.append(number)
+            return numbers
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is no CSV file in UTF-8 ({error})") from error
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
-def _number(path: Path, line: int, row: dict[str, str]) -> Number:
+def _number(path: Path, line: int, row: dict[str, str]) -> PublishedNumber:
     if None in row or None in row.values():
         raise UserError(f"{path}: line {line}: must have {len(_COLUMNS)} columns")
     if not _LENGTH.fullmatch(row["length"]):
         raise UserError(
-            f"{path}: line {line}: length '{row['length']}' is none of 2x, 0-2x, natural, {IN_CONTEXT} and the like"
+            f"{path}: line {line}: length '{row['length']}' is not of the form 2x, 0-2x, 8x+, natural or {IN_CONTEXT}"
         )
     try:
         table = int(row["table"])
@@ -150,4 +150,4 @@ def _number(path: Path, line: int, row: dict[str, str]) -> Number:
             raise ValueError
     except ValueError as error:
         raise UserError(f"{path}: line {line}: 'table' and 'value' must be numbers") from error
-    return Number(table, row["base"], row["method"], row["task"], row["length"], row["value"])
+    return PublishedNumber(table, row["base"], row["method"], row["task"], row["length"], row["value"])

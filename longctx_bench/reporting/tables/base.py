@@ -1,4 +1,4 @@
-"""What a table is, whatever it is written as: text with marks, notes, and the same numbers unrounded."""
+"""Table model shared by all formats: rows of entries with marks, notes, and unrounded records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Mark(Enum):
-    """What a column's comparison says of an entry."""
+    """Result of a column's significance test for an entry."""
 
     NONE = ""
     BEST = "best"
@@ -17,12 +17,12 @@ class Mark(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A number with its interval; each format shows the mark in its own way."""
+    """A number with its interval; each format renders the mark in its own way."""
 
     text: str
-    """The number itself, rounded; empty where nothing was measured."""
+    """The rounded number; empty where nothing was measured."""
     detail: str = ""
-    """What stands behind it, smaller where the format can: ``[98.1, 100.0]``."""
+    """Interval and the like, set smaller where the format can: ``[98.1, 100.0]``."""
     mark: Mark = Mark.NONE
 
     def __str__(self) -> str:
@@ -34,26 +34,26 @@ class Table:
     """A title, a header, and rows of text or entries; the first columns name the row."""
 
     title: str
-    """``NAME: what is measured``; the name alone labels the table in LaTeX."""
+    """``NAME: description``; the name is the label in LaTeX."""
     header: tuple[str, ...]
     rows: tuple[tuple[str | Entry, ...], ...]
     notes: tuple[str, ...] = ()
-    """What a reader must know to compare the rows."""
+    """Footnotes."""
     records: tuple[Mapping[str, object], ...] = ()
-    """The same numbers unrounded, one mapping a line of the CSV; those of one cell become one line."""
+    """Unrounded numbers, one mapping per CSV line; records of the same cell are merged."""
     keys: int = 1
-    """How many columns name a row: they stand in every part of a table that is too wide for a terminal."""
+    """Number of leading columns that name a row; repeated in each part of a table too wide for the terminal."""
 
     def legend(self, best: str, close: str) -> tuple[str, ...]:
-        """Explain the marks that the table uses, in no line or one.
+        """Return a line that explains the marks in use; empty where there are none.
 
         Args:
-            best: how the format shows the best entries: ``bold``.
-            close: how it shows those that are not significantly worse: ``underlined``.
+            best: how the format renders the best entries, such as ``bold``.
+            close: how it renders entries that are not significantly worse, such as ``underlined``.
         """
-        used = {entry.mark for row in self.rows for entry in row if isinstance(entry, Entry)}
-        parts = [f"{best}: best of the column"] if Mark.BEST in used else []
-        if Mark.CLOSE in used:
+        marks = {entry.mark for row in self.rows for entry in row if isinstance(entry, Entry)}
+        parts = [f"{best}: best of the column"] if Mark.BEST in marks else []
+        if Mark.CLOSE in marks:
             test = "paired test on the same examples, p values adjusted by Holm over the rows that share them, 5 %"
             parts.append(f"{close}: not significantly worse ({test})")
         return ("; ".join(parts),) if parts else ()

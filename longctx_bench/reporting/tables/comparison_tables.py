@@ -1,4 +1,4 @@
-"""A comparison as tables: one row a cell, then a row a task; and one of exact numbers for programs."""
+"""Tables of a paired comparison: one row per cell, totals per task, and unrounded numbers for CSV and JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
-from longctx_bench.reporting.stats.paired_tests import FEWEST, LEVEL
+from longctx_bench.reporting.stats.paired_tests import MIN_DIFFERING_PAIRS, SIGNIFICANCE_LEVEL
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.formatting import digits_of, number, rounded, tokens_name
+from longctx_bench.reporting.tables.formatting import format_number, interval_entry, length_label, num_decimals
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the rows of a comparison for readers, and its totals by task; numbers are rounded by their interval."""
+    """Return the table of cells and the table of totals per task, with rounded numbers."""
     a, b = comparison.a, comparison.b
     header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
     rows = tuple(_row(cell) for cell in comparison.cells)
@@ -24,19 +24,19 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def exact_table(comparison: Comparison) -> Table:
-    """Return one row a cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
+    """Return one row per cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
     rows = exact_rows(comparison)
     shown = tuple(tuple(map(str, row.values())) for row in rows)
     return Table(f"{comparison.a} against {comparison.b}", tuple(rows[0]), shown, records=tuple(rows))
 
 
 def exact_rows(comparison: Comparison) -> list[dict[str, object]]:
-    """Return one mapping a cell, by column of :func:`exact_table`."""
+    """Return one mapping per cell, with the columns of :func:`exact_table`."""
     return [_exact(comparison, cell) for cell in comparison.cells]
 
 
 def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
-    found = cell.result
+    result = cell.result
     return {
         "a": comparison.a,
         "b": comparison.b,
@@ -45,36 +45,36 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
         "scale": 0 if cell.length == NATURAL else "" if cell.scale is None else cell.scale,
         "metric": cell.metric,
         "higher_is_better": cell.higher_is_better,
-        "n": found.n,
-        "score_a": found.mean_a,
-        "score_b": found.mean_b,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "n": result.n,
+        "score_a": result.mean_a,
+        "score_b": result.mean_b,
+        "difference": result.difference,
+        "low": result.low,
+        "high": result.high,
+        "p": result.p,
         "p_holm": cell.p_holm,
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
-        "test": found.test,
+        "wins": result.wins,
+        "ties": result.ties,
+        "losses": result.losses,
+        "test": result.test,
     }
 
 
 def _row(cell: ComparedCell) -> tuple[str, ...]:
-    found = cell.result
-    digits = digits_of(found.high - found.low, cell.percent)
+    result = cell.result
+    digits = num_decimals(result.high - result.low, cell.percent)
     return (
         cell.task,
-        tokens_name(cell.length),
+        length_label(cell.length),
         "" if cell.scale is None else f"{cell.scale:g}x",
-        f"{found.n:,}",
-        rounded(found.mean_a, digits, cell.percent),
-        rounded(found.mean_b, digits, cell.percent),
-        str(number(found.difference, found.low, found.high, cell.percent, signed=True)),
-        _p(found.p),
+        f"{result.n:,}",
+        format_number(result.mean_a, digits, cell.percent),
+        format_number(result.mean_b, digits, cell.percent),
+        str(interval_entry(result.difference, result.low, result.high, cell.percent, signed=True)),
+        _p(result.p),
         _p(cell.p_holm),
-        f"{found.wins}/{found.ties}/{found.losses}",
-        found.test,
+        f"{result.wins}/{result.ties}/{result.losses}",
+        result.test,
     )
 
 
@@ -89,25 +89,27 @@ def _totals(comparison: Comparison) -> Table:
     rows = tuple(_total(task, cells) for task, cells in by_task.items())
     a, b = comparison.a, comparison.b
     header = ("task", "cells", f"{a} better", "not told apart", f"{b} better", "examples won/tied/lost")
-    note = f"better: beyond chance, p (Holm) below {LEVEL:g}"
+    note = f"better: beyond chance, p (Holm) below {SIGNIFICANCE_LEVEL:g}"
     return Table(f"{a} against {b} by task: cells, and examples of all of them", header, rows, (note,))
 
 
 def _total(task: str, cells: Sequence[ComparedCell]) -> tuple[str, ...]:
-    verdicts = [cell.verdict for cell in cells]
-    found = [cell.result for cell in cells]
-    examples = "/".join(str(sum(counts)) for counts in zip(*((f.wins, f.ties, f.losses) for f in found), strict=True))
-    return (task, str(len(cells)), *(str(verdicts.count(verdict)) for verdict in (1, 0, -1)), examples)
+    winners = [cell.winner for cell in cells]
+    results = [cell.result for cell in cells]
+    examples = "/".join(str(sum(counts)) for counts in zip(*((f.wins, f.ties, f.losses) for f in results), strict=True))
+    return (task, str(len(cells)), *(str(winners.count(winner)) for winner in (1, 0, -1)), examples)
 
 
 def _notes(comparison: Comparison) -> tuple[str, ...]:
     tasks: dict[str, list[str]] = {}
     for cell in comparison.cells:
         unit = "in %" if cell.percent else "in nats a token" if cell.metric == "token_loss" else "as they are"
-        what = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
-        tasks.setdefault(what, []).append(cell.task)
+        description = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
+        tasks.setdefault(description, []).append(cell.task)
     several = len(tasks) > 1
-    units = [f"{', '.join(dict.fromkeys(own))}: {what}" if several else what for what, own in tasks.items()]
+    units = [
+        f"{', '.join(dict.fromkeys(task_names))}: {text}" if several else text for text, task_names in tasks.items()
+    ]
     return (
         *units,
         f"difference: {comparison.a} minus {comparison.b}; won: {comparison.a} is better on that example",
@@ -118,9 +120,9 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _too_few(cells: Sequence[ComparedCell]) -> list[str]:
-    """Say which rows have fewer examples than any difference could be significant with."""
-    small = sorted({cell.result.n for cell in cells if cell.result.n < FEWEST})
+    """Return a note on rows with too few examples for any difference to be significant."""
+    small = sorted({cell.result.n for cell in cells if cell.result.n < MIN_DIFFERING_PAIRS})
     if not small:
         return []
     span = f"n = {small[0]}" if len(small) == 1 else f"n = {small[0]} to {small[-1]}"
-    return [f"{span} is too small to show anything at {100 * LEVEL:g} %"]
+    return [f"{span} is too small to show anything at {100 * SIGNIFICANCE_LEVEL:g} %"]

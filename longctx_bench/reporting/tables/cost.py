@@ -1,4 +1,4 @@
-"""Tables of what the cells cost: speed, tokens, time, memory, and the training of the checkpoints."""
+"""Cost tables: speed, tokens, wall time, peak memory, and training tokens of the checkpoints."""
 
 from __future__ import annotations
 
@@ -11,42 +11,49 @@ from longctx_bench.core.io import safe_name, shipped_folder
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.formatting import cell_columns, contexts_of, heading, row_of, rows_of, tasks_of
+from longctx_bench.reporting.tables.formatting import (
+    cell_columns,
+    contexts_of,
+    length_heading,
+    row_of,
+    rows_of,
+    tasks_of,
+)
 
-_SEEN = re.compile(r"^\| tokens seen \| ([\d,]+) \|$", re.MULTILINE)
-"""How the model card of a training run says it (``longctx_bench/training/model_card.py``)."""
+_TOKENS_SEEN = re.compile(r"^\| tokens seen \| ([\d,]+) \|$", re.MULTILINE)
+"""The row of a model card with the number of training tokens (``longctx_bench/training/model_card.py``)."""
 
 
 def cost_tables(cells: Sequence[CellSummary]) -> list[Table]:
-    """Make one table for each task, one row a cell; columns of which no cell knows anything are left out."""
+    """Return one table per task, one row per cell; columns without any value are left out."""
     return [_cost(task, [summary for summary in cells if summary.cell.task == task]) for task in tasks_of(cells)]
 
 
-def examples_a_second(summary: CellSummary) -> float | None:
-    """Return the speed; None where no time was kept."""
+def examples_per_second(summary: CellSummary) -> float | None:
+    """Return examples per second; None where no time is stored."""
     seconds = summary.result.seconds
     return summary.n / seconds if seconds > 0 else None
 
 
 def peak_memory(summary: CellSummary) -> int | None:
-    """Return the peak memory in bytes; None where the cell does not say."""
+    """Return the peak memory in bytes; None where it is not stored."""
     return summary.result.peak_memory or None
 
 
 def training_tokens(summary: CellSummary) -> int | None:
-    """Return how many tokens the run that made the checkpoint saw; None where neither cell nor model card says."""
+    """Return the number of training tokens of the checkpoint, from the cell or the model card; None where unknown."""
     if summary.result.training_tokens:
         return summary.result.training_tokens
     spec = summary.result.spec
     weights = spec.weights or spec.model.source or {}
-    return _on_card(str(weights["embedded"])) if weights.get("embedded") else None
+    return _tokens_on_card(str(weights["embedded"])) if weights.get("embedded") else None
 
 
 @lru_cache
-def _on_card(name: str) -> int | None:
+def _tokens_on_card(name: str) -> int | None:
     card = shipped_folder("baselines") / "checkpoints" / safe_name(name) / "README.md"
-    found = _SEEN.search(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return int(found[1].replace(",", "")) if found else None
+    match = _TOKENS_SEEN.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return int(match[1].replace(",", "")) if match else None
 
 
 def _device(summary: CellSummary) -> str:
@@ -54,35 +61,35 @@ def _device(summary: CellSummary) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """Round to three digits, as timings repeat no better."""
+    """Round to three significant digits, the reproducibility of timings."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 _COLUMNS: tuple[tuple[str, str, Callable[[CellSummary], float | None], Callable[[float], str]], ...] = (
-    ("examples/s", "examples_per_second", examples_a_second, _three_digits),
+    ("examples/s", "examples_per_second", examples_per_second, _three_digits),
     ("wall time (s)", "seconds", attrgetter("result.seconds"), _three_digits),
     ("prompt tokens", "prompt_tokens", attrgetter("result.prompt_tokens"), lambda value: f"{value:,}"),
     ("new tokens", "new_tokens", attrgetter("result.new_tokens"), lambda value: f"{value:,}"),
     ("peak memory (GiB)", "peak_memory", peak_memory, lambda value: _three_digits(value / 2**30)),
     ("training tokens (M)", "training_tokens", training_tokens, lambda value: f"{value / 1e6:,.0f}"),
 )
-"""Heading, name in the CSV, value, and how it is shown."""
+"""Heading, CSV column, value, and formatting."""
 
 
 def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
     names, contexts = rows_of(cells), contexts_of(cells)
-    order = {row: place for place, row in enumerate(names)}
+    order = {row: index for index, row in enumerate(names)}
     cells = sorted(cells, key=lambda s: (s.cell.length == NATURAL, s.cell.length, order[row_of(s)]))
     values = {key: [value(summary) for summary in cells] for _, key, value, _ in _COLUMNS}
     shown = [column for column in _COLUMNS if any(value is not None for value in values[column[1]])]
     devices = sorted({_device(summary) for summary in cells} - {""})
     rows, records = [], []
-    for place, summary in enumerate(cells):
-        row = [names[row_of(summary)], heading(summary.cell.length, contexts), f"{summary.n:,}"]
-        found = [(show, values[key][place]) for _, key, _, show in shown]
-        row += ["" if value is None else show(value) for show, value in found]
+    for index, summary in enumerate(cells):
+        row = [names[row_of(summary)], length_heading(summary.cell.length, contexts), f"{summary.n:,}"]
+        row_values = [(show, values[key][index]) for _, key, _, show in shown]
+        row += ["" if value is None else show(value) for show, value in row_values]
         rows.append((*row, *([_device(summary)] if len(devices) > 1 else [])))
-        record = cell_columns(summary) | {"n": summary.n} | {key: values[key][place] for _, key, _, _ in shown}
+        record = cell_columns(summary) | {"n": summary.n} | {key: values[key][index] for _, key, _, _ in shown}
         records.append(record | {"device": _device(summary)})
     heads = ["model", "length", "n", *(title for title, *_ in shown), *(["device"] if len(devices) > 1 else [])]
     notes = [f"device: {devices[0]}"] if len(devices) == 1 else []

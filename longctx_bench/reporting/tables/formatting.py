@@ -1,4 +1,4 @@
-"""What the tables have in common: the order of rows, rounded numbers, headings, and what a score measures."""
+"""Formatting shared by all tables: row order, rounding, headings, units."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterable, Sequence
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark
-from longctx_bench.reporting.tables.significance import Row
+from longctx_bench.reporting.tables.significance import RowKey
 
 EMPTY = Entry("")
-"""Where nothing was measured."""
+"""Entry where nothing was measured."""
 
 
-def row_of(summary: CellSummary) -> Row:
-    """Return the row that a cell stands in."""
+def row_of(summary: CellSummary) -> RowKey:
+    """Return the row of a cell."""
     return summary.cell.model, summary.cell.method
 
 
 def cell_columns(summary: CellSummary) -> dict[str, object]:
-    """Return the columns of CSV and JSON that say which cell a line is about, the same in all of them.
+    """Return the CSV and JSON columns that identify a cell, the same in all tables.
 
     ``model`` is what ``--model`` takes and tables show (``yarn-tiny``); ``base`` and ``method`` are its parts.
     """
     cell = summary.cell
     return {
-        "model": summary.contestant,
+        "model": summary.variant,
         "base": cell.model,
         "method": cell.method,
         "task": cell.task,
@@ -34,14 +34,14 @@ def cell_columns(summary: CellSummary) -> dict[str, object]:
     }
 
 
-def rows_of(cells: Iterable[CellSummary]) -> dict[Row, str]:
-    """Return the rows with their names, sorted by base; the untouched model first, the other methods by name."""
-    found = {row_of(summary): summary.contestant for summary in cells}
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "rope", item[0][1])))
+def rows_of(cells: Iterable[CellSummary]) -> dict[RowKey, str]:
+    """Return rows with their names, sorted by base, the unmodified model first, then methods by name."""
+    names = {row_of(summary): summary.variant for summary in cells}
+    return dict(sorted(names.items(), key=lambda item: (item[0][0], item[0][1] != "rope", item[0][1])))
 
 
 def tasks_of(cells: Iterable[CellSummary]) -> list[str]:
-    """Return the tasks in their order, the same whatever else was measured."""
+    """Return the tasks, sorted by name."""
     return sorted({summary.cell.task for summary in cells})
 
 
@@ -51,29 +51,29 @@ def contexts_of(cells: Iterable[CellSummary]) -> frozenset[int]:
 
 
 def unit_of(summary: CellSummary) -> str:
-    """Return a score's unit: per cent, nats a token, or none that is known."""
+    """Return the unit of a score: per cent, nats per token, or empty where unknown."""
     return "%" if summary.percent else "nats a token" if summary.metric == "token_loss" else ""
 
 
 def direction_of(summary: CellSummary) -> str:
-    """Return which way is better."""
+    """Return ``higher is better`` or ``lower is better``."""
     return f"{'higher' if summary.higher_is_better else 'lower'} is better"
 
 
-def measure(summary: CellSummary) -> str:
-    """Say what a score is: metric, unit, interval, direction."""
+def metric_description(summary: CellSummary) -> str:
+    """Describe a score: metric, unit, interval, direction."""
     unit = unit_of(summary)
     return f"{summary.metric}{f' in {unit}' if unit else ''} [95 % interval], {direction_of(summary)}"
 
 
-def sizes(cells: Iterable[CellSummary]) -> str:
-    """Return how many examples a cell has, or the range."""
-    found = sorted({summary.n for summary in cells})
-    return f"n = {found[0]:,} a cell" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,} a cell"
+def n_per_cell(cells: Iterable[CellSummary]) -> str:
+    """Return the number of examples per cell, or its range, as text."""
+    counts = sorted({summary.n for summary in cells})
+    return f"n = {counts[0]:,} a cell" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} a cell"
 
 
-def heading(length: int, contexts: frozenset[int]) -> str:
-    """Return a length with its scale, where all models share one training context."""
+def length_heading(length: int, contexts: frozenset[int]) -> str:
+    """Return a length as a column heading, with its scale where all models share one training context."""
     if length == NATURAL:
         return "natural"
     if len(contexts) != 1:
@@ -81,39 +81,41 @@ def heading(length: int, contexts: frozenset[int]) -> str:
     return f"{length:,} ({length / next(iter(contexts)):g}x)"
 
 
-def tokens_name(length: int) -> str:
-    """Return a length as prose has it."""
+def length_label(length: int) -> str:
+    """Return a length in tokens with thousands separators, or ``natural``."""
     return "natural" if length == NATURAL else f"{length:,}"
 
 
 def score_entry(summary: CellSummary | None, mark: Mark = Mark.NONE) -> Entry:
-    """Return a cell's mean and interval, rounded by its width."""
+    """Return a cell's score and interval as a table entry."""
     if summary is None:
         return EMPTY
-    return number(summary.score, summary.low, summary.high, summary.percent, mark)
+    return interval_entry(summary.score, summary.low, summary.high, summary.percent, mark)
 
 
-def number(mean: float, low: float, high: float, percent: bool, mark: Mark = Mark.NONE, signed: bool = False) -> Entry:
-    """Return a mean and its interval with as many digits as the interval's width warrants.
+def interval_entry(
+    mean: float, low: float, high: float, percent: bool, mark: Mark = Mark.NONE, signed: bool = False
+) -> Entry:
+    """Return a mean and its interval, rounded according to the interval's width.
 
     Args:
-        mean: in [0, 1] for per cent.
-        low: of the interval; nothing is said of an interval that has no bounds.
-        high: of the interval.
-        percent: show as per cent.
-        mark: of the entry.
-        signed: a difference, shown with its sign.
+        mean: in [0, 1] where ``percent``.
+        low: lower bound of the interval; infinite intervals are not shown.
+        high: upper bound.
+        percent: show in per cent.
+        mark: significance mark.
+        signed: show the sign, for differences.
     """
-    digits = digits_of(high - low, percent)
-    text, below, above = (rounded(value, digits, percent, signed) for value in (mean, low, high))
+    digits = num_decimals(high - low, percent)
+    text, below, above = (format_number(value, digits, percent, signed) for value in (mean, low, high))
     return Entry(text, f"[{below}, {above}]" if math.isfinite(high - low) else "", mark)
 
 
-def digits_of(width: float, percent: bool) -> int:
-    """Return how many decimals an interval of that width warrants.
+def num_decimals(width: float, percent: bool) -> int:
+    """Return the number of decimals for an interval of that width.
 
-    A hundred examples cannot tell tenths of a percent apart: digits follow the interval's width. Losses and what
-    has no unit have three where the interval is that narrow.
+    A hundred examples cannot resolve tenths of a per cent, so decimals follow the width. Losses and scores without a
+    unit get up to three.
     """
     if percent:
         return 1 if width < 0.1 else 0
@@ -122,15 +124,15 @@ def digits_of(width: float, percent: bool) -> int:
     return 2 if width < 10 else 1
 
 
-def rounded(value: float, digits: int, percent: bool, signed: bool = False) -> str:
-    """Return a number with so many decimals, a share as per cent."""
-    shown = f"{100 * value if percent else value:{'+' if signed else ''},.{digits}f}"
-    # A sign before nothing but zeros says more than was measured.
-    return shown if shown.strip("+-0.") else shown.lstrip("+-")
+def format_number(value: float, digits: int, percent: bool, signed: bool = False) -> str:
+    """Return a number as text with ``digits`` decimals, times 100 where ``percent``."""
+    text = f"{100 * value if percent else value:{'+' if signed else ''},.{digits}f}"
+    # No sign on a zero.
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return names with commas; of a long list its beginning and how many follow."""
-    if len(names) <= most + 1:
+def list_names(names: Sequence[str], max_names: int = 6) -> str:
+    """Join names with commas; a long list is cut and its remainder counted."""
+    if len(names) <= max_names + 1:
         return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return f"{', '.join(names[:max_names])} and {len(names) - max_names} more"

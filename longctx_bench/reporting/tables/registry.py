@@ -1,4 +1,4 @@
-"""Which tables a report shows."""
+"""Registry of tables: what ``report --table`` offers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
 from longctx_bench.reporting.tables.summary import summary_tables
 
-KINDS: PluginRegistry[Callable[[Sequence[CellSummary]], list[Table]]] = PluginRegistry(
+TABLE_KINDS: PluginRegistry[Callable[[Sequence[CellSummary]], list[Table]]] = PluginRegistry(
     "table",
     {"lengths": length_tables, "tasks": task_tables, "summary": summary_tables, "cost": cost_tables},
 )
-"""Functions from cells to tables, as ``report --table`` names them."""
+"""Functions from cells to tables, by the name that ``report --table`` takes."""
 
 
 def report_tables(cells: Sequence[CellSummary], kind: str = "lengths") -> list[Table]:
-    """Return the tables of a kind, or of each with ``all``; none where the cells are too few for it."""
-    kinds = KINDS.names() if kind == "all" else [kind]
-    return [table for name in kinds for table in KINDS[name](cells)]
+    """Return the tables of one kind, or of all kinds with ``all``; may be empty."""
+    kinds = TABLE_KINDS.names() if kind == "all" else [kind]
+    return [table for name in kinds for table in TABLE_KINDS[name](cells)]

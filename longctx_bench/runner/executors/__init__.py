@@ -1,4 +1,4 @@
-"""Executors by name; each is imported when it is asked for."""
+"""Executors by name, imported on first use."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def make_executor(
     workers: int | None = None,
     address: str | None = None,
 ) -> Executor:
-    """Return an executor whose engines are made alike.
+    """Create an executor whose engines have the same settings.
 
     Args:
         name: ``local`` or ``ray``.
         engine: arguments of :func:`longctx_bench.engines.make_engine`.
-        registry: knows the names.
-        workers: engines on a Ray cluster; one a GPU (without GPUs one a node) when None.
-        address: of a Ray cluster; the one that Ray finds, or a new one on this machine, when None.
+        registry: resolves names.
+        workers: engines on a Ray cluster; if None, one per GPU, or one per node without GPUs.
+        address: of a Ray cluster; if None, the one that Ray finds, or a new one on this machine.
 
     Raises:
-        UserError: no such executor, an option that does not go with it, or it cannot be started.
+        UserError: unknown executor, an option that does not go with it, or it cannot be started.
     """
     if name == "ray":
         from longctx_bench.runner.executors.ray_executor.executor import RayExecutor

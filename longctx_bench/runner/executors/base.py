@@ -1,4 +1,4 @@
-"""What an executor is: parts of cells that were opened in, the results of their batches out, on whatever runs them."""
+"""The executor protocol: jobs (cells or parts of them) in, results of their batches out."""
 
 from __future__ import annotations
 
@@ -8,167 +8,135 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from longctx_bench.core.types import NATURAL, Example, Request, SampleRecord
+from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
+from longctx_bench.runner.strategies import BatchResult
 
 Note = Callable[[str], None]
-"""Takes a line that is worth showing."""
-
-
-@dataclass(frozen=True)
-class HarnessSettings:
-    """What lm-eval is told of a task that it runs whole."""
-
-    limit: int | None
-    """Documents; all when None."""
-    seed: int
-    chat_template: bool
+"""Called with a line for the user."""
 
 
 @dataclass(eq=False)
 class OpenCell:
-    """A cell that is open: what all parts of it have in common. The runner alone changes it."""
+    """A cell in progress: the state that its jobs share. Only the runner changes it."""
 
     planned: PlannedCell
     folder: Path
-    """Of the checkpoint, on this machine."""
-    contestant: ModelUnderTest
+    """The checkpoint, on this machine."""
+    model: ModelUnderTest
     virtual_length: float | None = None
     """See :class:`~longctx_bench.store.schema.CellResult`."""
-    have: Mapping[str, str] = field(default_factory=dict)
-    """Hashes of the examples that are measured already, by id."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Prompt hashes of the examples already measured, by id."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What the method puts into the config, for the record."""
-    examples: int = 0
-    """In the parts that were opened."""
-    longest: int = 0
-    """Tokens of the longest prompt and answer in them."""
-    left: int = 0
-    """Examples still to be run."""
-    running: int = 0
-    """Parts that were opened and are not stored."""
-    complete: bool = False
-    """Whether all parts were opened."""
-    peak: int | None = None
-    """The most bytes that any of the cell's batches held, where an engine can say."""
+    """The config entries that the method sets, for the record."""
+    num_examples: int = 0
+    """In the jobs created so far."""
+    max_tokens: int = 0
+    """The longest prompt and answer in them, in tokens."""
+    num_remaining: int = 0
+    """Examples still to run."""
+    num_running_jobs: int = 0
+    """Jobs whose results are not all stored."""
+    all_jobs_created: bool = False
+    peak_memory: int | None = None
+    """Peak bytes over the cell's batches, where the engine reports it."""
     closed: bool = False
-    """Set when nothing more of this cell is wanted, because it failed."""
+    """Set when the cell failed: its remaining batches are dropped."""
 
 
 @dataclass(eq=False)
-class Work:
-    """A part of an open cell, all of it unless it has very many examples: their prompts are written."""
+class CellJob:
+    """A cell to run, or consecutive examples of a large one (``request_builder.PART`` of them at most)."""
 
     cell: OpenCell
     requests: Sequence[Request] = ()
-    """All of the part's, those that are measured already among them: batches are made of all."""
+    """All of the job's, including measured ones, because batches are formed from all; none for a task that an
+    external harness runs."""
     examples: Mapping[str, Example] = field(default_factory=dict)
     """By id."""
-    harness: HarnessSettings | None = None
-    """Set where lm-eval runs the task whole; there are no requests then."""
-    left: int = 0
-    """Examples of it that were not measured when it was opened."""
+    num_missing: int = 0
+    """Examples not yet measured when the job was created."""
 
     @property
     def planned(self) -> PlannedCell:
-        """The cell as it was planned."""
+        """The planned cell."""
         return self.cell.planned
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoint, on this machine."""
+        """The checkpoint, on this machine."""
         return self.cell.folder
 
     @property
-    def contestant(self) -> ModelUnderTest:
-        """Base, method and length."""
-        return self.cell.contestant
+    def model(self) -> ModelUnderTest:
+        """BaseModelInfo, method and length."""
+        return self.cell.model
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more of its cell is wanted."""
+        """Whether the cell failed, so that its remaining batches are dropped."""
         return self.cell.closed
 
     def release(self) -> None:
-        """Let go of the prompts, whoever still refers to the part: it is stored, and the next one needs the room."""
+        """Free the prompts of a stored job, although it may still be referenced."""
         self.requests, self.examples = (), {}
 
     @property
     def per_prompt(self) -> bool:
         """Whether prompts of different lengths must not share a batch."""
         natural = self.planned.cell.length == NATURAL
-        return self.contestant.method.per_prompt or natural or self.planned.kind == "loss"
+        return self.model.method.per_prompt or natural or self.planned.strategy.equal_lengths
 
     def unfinished(self, batches: Iterable[Sequence[Request]]) -> list[Sequence[Request]]:
-        """Return the batches that hold anything not measured yet, each whole.
+        """Return the batches with any unmeasured example, whole.
 
-        A batch is the unit of resuming: batches are the same ones in every run, and so are their sums.
+        Runs resume by batch: batches are the same in every run, and so are floating-point sums.
         """
-        return [batch for batch in batches if any(request.example_id not in self.cell.have for request in batch)]
+        if self.planned.strategy.external:
+            return list(batches)
+        return [batch for batch in batches if any(request.example_id not in self.cell.stored for request in batch)]
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What lm-eval made of a task."""
+class JobResult:
+    """The result of one batch of a job, or the error that ended it."""
 
-    metric: str
-    score: float
-    details: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an engine did with one batch, or lm-eval with a whole task."""
-
-    finished: Sequence[SampleRecord]
-    """In the batch's order."""
-    peak: int | None
-    """Bytes held at most, where the engine can say."""
-    engine: dict[str, Any]
-    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineInfo.settings` gives them."""
-    whole: Whole | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """One batch of a part that has been run, or why it could not be."""
-
-    work: Work
-    answer: Answer | None = None
+    job: CellJob
+    batch: BatchResult | None = None
     last: bool = False
-    """True when the part has no other batch that is still to come."""
+    """True for the job's last batch."""
     error: Exception | None = None
-    """In place of an answer; whether it is the user's to put right, the runner decides."""
+    """Set instead of ``batch``; the runner decides whether it is a user error."""
 
 
 class RemoteError(Exception):
-    """What code raised in another process: the name of its class and its text; its traceback is a note."""
+    """An exception of another process: class name and message, with the traceback as a note."""
 
 
 class Executor(Protocol):
-    """Runs batches. Close it, or use it in a ``with`` block."""
+    """Runs batches; a context manager."""
 
     name: str
 
     @property
     def engine(self) -> EngineInfo:
-        """What is known of the engines, all alike, that run the batches."""
+        """The engine, or the common facts of all engines."""
 
-    def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
-        """Run parts of cells, taken one after the other as there is room for them, and give batches as they are done.
+    def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
+        """Run jobs lazily and yield batch results as they complete.
 
-        A cell has one part unless it is very large; the next one is written when it is taken. An error ends its cell
-        and no other. A cell that the caller closes gets no further batches.
+        The next job is taken, and its prompts are written, when there is capacity for it. An error ends its own cell
+        only. Cells that the caller closes get no further batches.
 
         Raises:
-            UserError: nothing is left that could run a batch.
+            UserError: no engine is left to run a batch.
         """
 
     def describe(self) -> dict[str, Any] | None:
-        """Return what a record should say of the executor; None where there is nothing to say."""
+        """Return the executor's entry in a cell's record; None if it has none."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,4 +1,4 @@
-"""One engine in this process, one batch after the other."""
+"""Local executor: one engine in this process, batches in sequence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from longctx_bench.engines.base import Engine
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors import batch_worker
-from longctx_bench.runner.executors.base import Note, Result, Work
+from longctx_bench.runner.executors.base import CellJob, JobResult, Note
+from longctx_bench.runner.strategies import CellContext
 
 
 class LocalExecutor:
-    """Runs every batch on one engine, here."""
+    """Runs all batches on one engine in this process."""
 
     name = "local"
 
@@ -23,34 +23,29 @@ class LocalExecutor:
 
     @property
     def engine(self) -> Engine:
-        """The one engine."""
+        """The engine."""
         return self._engine
 
-    def results(self, works: Iterator[Work], note: Note) -> Iterator[Result]:
-        """Run the cells in their order, part by part."""
-        for work in works:
+    def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:
+        """Run the jobs in order."""
+        for job in jobs:
             try:
-                yield from self._part(work)
-            except Exception as error:  # noqa: BLE001 (whose fault it is, the runner decides)
-                yield Result(work, error=error)
+                yield from self._run(job)
+            except Exception as error:  # noqa: BLE001 (the runner decides whether it is a user error)
+                yield JobResult(job, error=error)
 
-    def _part(self, work: Work) -> Iterator[Result]:
-        planned = work.planned
-        if work.harness is not None:
-            benchmark = self._registry.benchmark(planned.task)
-            answer = batch_worker.whole(self._engine, work.folder, work.contestant, benchmark, work.harness)
-            yield Result(work, answer, last=True)
-            return
-        measure = self._registry.metric(planned.task).metric
-        batches = work.unfinished(batch_worker.batches(self._engine, work.folder, work.requests, work.per_prompt))
-        for place, batch in enumerate(batches, 1):
-            answer = batch_worker.answer(self._engine, planned.kind, measure, work.contestant, batch, work.examples)
-            yield Result(work, answer, last=place == len(batches))
-            if work.closed:
+    def _run(self, job: CellJob) -> Iterator[JobResult]:
+        planned, strategy = job.planned, job.planned.strategy
+        context = CellContext(job.folder, job.model, planned.task, self._registry, planned.settings)
+        batches = job.unfinished(strategy.batches(self._engine, job.folder, job.requests, job.per_prompt))
+        for number, batch in enumerate(batches, 1):
+            result = strategy.run_batch(self._engine, context, batch, job.examples)
+            yield JobResult(job, result, last=number == len(batches))
+            if job.closed:
                 return
 
     def describe(self) -> dict[str, Any] | None:
-        """Return None: a run is local unless its records say otherwise."""
+        """Return None: records without an executor are local."""
         return None
 
     def __enter__(self) -> Self:

@@ -28,7 +28,7 @@ from longctx_bench.cli.parity import _show
 from longctx_bench.core import provenance
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.parity_status import read_certificates, standing
+from longctx_bench.reporting.parity_status import parity_status, read_certificates
 from longctx_bench.runner.plan import RunSpec, plan
 from longctx_bench.store.run_store import ResultStore
 
@@ -156,7 +156,7 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
 
     def spec(*lengths: int, seed: int = 42) -> RunSpec:
         variants = registry.variants(f"yarn:{tiny_folder}")
-        return RunSpec(variants, registry.select_tasks("niah", None), (), lengths, 2, seed, rerun=True)
+        return RunSpec(variants, registry.select_tasks("niah", None), (), lengths, 2, seed, overwrite=True)
 
     def measure(length: int, seed: int = 42) -> dict[str, Any]:
         asked: Any = other
@@ -174,7 +174,7 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
     planned: Any = other
     for cell in plan(spec(512, 768), planned, ResultStore(tmp_path), registry):
         result = result_of(cell.cell, cell.spec, engine=other.settings(), environment=provenance.environment())
-        found = standing(result, read_certificates(tmp_path))
+        found = parity_status(result, read_certificates(tmp_path))
         assert found is not None
         assert found.certified is (cell.cell.length == 512), found
 

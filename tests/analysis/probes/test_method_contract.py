@@ -162,7 +162,7 @@ def test_what_ships_passes(method: str, tmp_path: Path) -> None:
 def test_an_attention_that_keeps_to_it_passes(tmp_path: Path, tiny_folder: Path, call: Call) -> None:
     folder = plugin(tmp_path / "plugin", self_extend())
     code, out, err = call(
-        *("check", "mine", "--model", tiny_folder, "--baselines", folder, "--format", "json", "--device", "cpu"),
+        *("check", "mine", "--model", tiny_folder, "--include-path", folder, "--format", "json", "--device", "cpu"),
         *("--prompt-tokens", "400"),
     )
     assert (code, err) == (0, "")
@@ -175,7 +175,7 @@ def test_an_attention_that_keeps_to_it_passes(tmp_path: Path, tiny_folder: Path,
 def test_an_attention_that_ignores_mask_and_positions_fails_where_rows_are_padded(tmp_path: Path, call: Call) -> None:
     folder = plugin(tmp_path / "plugin", self_extend(**BY_SLOTS))
     code, out, _ = call(
-        *("check", "mine", "--model", "rope-tiny", "--baselines", folder, "--device", "cpu"),
+        *("check", "mine", "--model", "rope-tiny", "--include-path", folder, "--device", "cpu"),
         *("--prompt-tokens", "200"),
     )
     assert code == 1
@@ -194,7 +194,7 @@ def test_an_attention_without_a_mask_is_refused_by_check_and_run(
     code, _, err = call(
         *(
             "run",
-            "--baselines",
+            "--include-path",
             folder,
             "--model",
             f"mine:{tiny_folder}",

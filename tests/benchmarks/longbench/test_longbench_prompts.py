@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers.longbench_rows import row
 
-from longctx_bench.api import experiments
+from longctx_bench.api import evaluation
 from longctx_bench.benchmarks.base import ContextTooShort
 from longctx_bench.benchmarks.longbench.benchmark import LongBench, truncate_middle
 from longctx_bench.benchmarks.longbench.reader import read_rows
@@ -356,7 +356,7 @@ def test_a_file_without_rows_is_one_line(call: Call, tiny_folder: Path, tmp_path
 
 def run_all(tiny_folder: Path, data: Path, out: Path, tasks: str = "multi_news", **options: Any) -> Any:
     options = {"length": [NATURAL], "limit": 10, "engine": "echo", **options}
-    return experiments.run(
+    return evaluation.run(
         str(tiny_folder), tasks, out=out, registry=Registry(local_data={"longbench": data}), **options
     )
 

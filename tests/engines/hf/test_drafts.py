@@ -26,7 +26,7 @@ from longctx_bench.models.checkpoint import checkpoint_folder, load_tokenizer, r
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 from longctx_bench.runner.plan import RunSpec, plan
-from longctx_bench.runner.request_builder import PromptCache
+from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 
 NEW = 14
@@ -179,7 +179,7 @@ def test_models_whose_cache_cannot_be_cut_decode_without_drafts(
 def test_records_are_the_same_bytes_with_and_without_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"length": [512], "limit": 6, "dtype": "float32", "device": "cpu"}
     run("drope-tiny", "niah,niah_multikey_2", out=tmp_path / "with", **arguments)
-    monkeypatch.setattr(PromptCache, "_drafts", lambda *_: ())
+    monkeypatch.setattr(RequestBuilder, "_drafts", lambda *_: ())
     run("drope-tiny", "niah,niah_multikey_2", out=tmp_path / "without", **arguments)
     names = sorted(path.relative_to(tmp_path / "with") for path in (tmp_path / "with").rglob("records.jsonl"))
     assert len(names) == 2
@@ -193,7 +193,7 @@ def test_a_draft_is_the_answer_behind_the_prompt() -> None:
     spec = RunSpec((variant,), registry.select_tasks("vt,cwe,niah_multikey_2"), lengths=(1024,), limit=1)
     folder = checkpoint_folder(variant.source)
     tokenizer = load_tokenizer(folder)
-    cache = PromptCache(registry, spec)
+    cache = RequestBuilder(registry, spec)
     for planned in plan(spec, EchoEngine(), ResultStore(Path("nowhere")), registry):
         [example] = cache.examples(planned, folder)
         [request] = cache.requests(planned, folder, variant.base(read_config(folder)))

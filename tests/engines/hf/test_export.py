@@ -104,7 +104,7 @@ def test_what_a_checkpoint_cannot_say_is_refused_with_a_reason(call: Any, tmp_pa
     for method, reason in (
         ("dynamic-ntk", "follows each prompt's own length"),
         ("crop", "changes the prompts, not the model"),
-        ("alibi", "computes its attention by code of its own"),
+        ("alibi", "has its own attention code"),
     ):
         code, out, err = call("export", f"{method}-tiny", tmp_path / "x", "--scale", "4x")
         assert (code, out, err.count("\n")) == (2, "", 1)

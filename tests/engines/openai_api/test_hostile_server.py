@@ -350,8 +350,8 @@ def test_a_key_that_the_server_repeats_is_masked_everywhere(
         handler.wfile.write(content)
 
     hostile.send = fails
-    said.append(call(*arguments, "--rerun"))
-    said.append(call(*arguments, "--rerun", "--model-name", "another"))
+    said.append(call(*arguments, "--overwrite"))
+    said.append(call(*arguments, "--overwrite", "--model-name", "another"))
     assert [code for code, _, _ in said[1:]] == [2, 2]
     kept = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert any("[key]" in text for path, text in kept.items() if path.name == "records.jsonl")

@@ -213,14 +213,14 @@ def test_the_key_is_sent_and_never_kept_or_shown(
     said = call(*arguments)
     assert said[0] == 0, said
     served.fault = lambda number: "400"
-    failed = call(*arguments, "--rerun")
+    failed = call(*arguments, "--overwrite")
     assert (failed[0], "[key]" in failed[2]) == (2, True)
     kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"127.0.0.1" in kept
     for text in (*said[1:], *failed[1:], kept.decode()):
         assert "very-secret" not in text
     monkeypatch.setenv("LONGCTX_BENCH_API_KEY", "another")
-    code, _, err = call(*arguments, "--rerun")
+    code, _, err = call(*arguments, "--overwrite")
     assert (code, "does not accept the key; set LONGCTX_BENCH_API_KEY" in err) == (2, True)
 
 

@@ -1,4 +1,4 @@
-"""Figures as files: three formats, the same bytes for the same data, and the command that writes them."""
+"""Figure files: three formats, reproducible bytes, and the command line."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_one_file_by_its_ending(call: Any, tmp_path: Path) -> None:
         (["--format", "gif"], "--format gif: unknown"),
         (["--out", "x.gif"], "--out x.gif: must end in .png, .pdf or .svg, or name a folder"),
         (["--kind", "all", "--out", "x.png"], "--out x.png: is one file; for several kinds or formats name a folder"),
-        (["--kind", "bars", "--scale", "3x"], "--scale 3x: nothing was measured there; there is 1x, 2x"),
+        (["--kind", "bars", "--scale", "3x"], "--scale 3x: not measured; measured: 1x, 2x"),
         (["--kind", "bars", "--scale", "1x,2x"], "--scale 1x,2x: expected one scale"),
         (["--kind", "curves", "--checkpoints", "nowhere"], "--checkpoints nowhere: no such folder"),
         (["--task", "vt"], "--task vt: not measured in"),

@@ -1,4 +1,4 @@
-"""Figures of what lies beside the results: training curves, frequency factors, attention probes."""
+"""Figures of training curves, frequency factors and attention probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables in each format: the marks, and names that someone chose to break them."""
+"""Output formats of tables: marks, and escaping of hostile names."""
 
 from __future__ import annotations
 

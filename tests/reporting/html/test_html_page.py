@@ -1,4 +1,4 @@
-"""The page as people use it, in headless Chromium: skipped where there is none (``make browser`` installs Debian's)."""
+"""The page in headless Chromium; skipped where there is none (``make browser`` installs Debian's)."""
 
 from __future__ import annotations
 
@@ -430,7 +430,7 @@ def write_payloads(folder: Path) -> Path:
                 "weights": {"hub": name, "revision": name},
             },
         )  # fmt: skip
-    path = ResultStore(folder)._prompts(cell)
+    path = ResultStore(folder).excerpts_path(cell)
     kept = {
         "begin": text, "end": text, "hidden": 9, "needles": PAYLOADS, "answer_prefix": text, "n_tokens": 5,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a page is built from, and that no text in it can become anything else than text."""
+"""Data of the page, and escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from longctx_bench.reporting.html.assets import grid_library, own_script
 from longctx_bench.reporting.html.cell_provenance import provenance
 from longctx_bench.reporting.html.escaping import inert_json, script_text, source_hash
 from longctx_bench.reporting.html.examples import example_columns
-from longctx_bench.reporting.html.overview import in_order, overview, task_tables
+from longctx_bench.reporting.html.overview import overview, page_tables, sort_cells
 from longctx_bench.reporting.results import read_cells
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.store.run_store import ResultStore
@@ -123,13 +123,13 @@ def test_the_policy_allows_the_pages_own_scripts_only(run: Path) -> None:
 
 
 def test_text_is_stored_once_and_methods_share_prompts(run: Path) -> None:
-    store, cells = ResultStore(run), in_order(read_cells(run).finished)
+    store, cells = ResultStore(run), sort_cells(read_cells(run).finished)
     columns = example_columns(cells, store)
     assert len(columns["texts"]) == len(set(columns["texts"]))
     rows = columns["rows"]
     assert {len(values) for values in rows.values()} == {6 * EXAMPLES + 5 + 1}
     at = {
-        (cells[cell].contestant, cells[cell].cell.length, example): prompt
+        (cells[cell].variant, cells[cell].cell.length, example): prompt
         for cell, example, prompt in zip(rows["cell"], rows["id"], rows["prompt"], strict=True)
         if cells[cell].cell.task != "perplexity_last"
     }
@@ -187,7 +187,7 @@ def test_a_score_that_is_no_number_is_no_number_in_the_page(tmp_path: Path) -> N
 
 
 def test_depths_have_intervals_where_all_their_examples_are_known(run: Path) -> None:
-    cells = in_order(read_cells(run).finished)
+    cells = sort_cells(read_cells(run).finished)
     place = next(p for p, s in enumerate(cells) if str(s.cell) == "yarn-tiny/niah/1024")
     found = overview(cells, example_columns(cells, ResultStore(run)))["cells"][place]["depths"]
     low, high = mean_interval([0.5, 1.0])  # examples 1 and 12
@@ -197,7 +197,7 @@ def test_depths_have_intervals_where_all_their_examples_are_known(run: Path) -> 
 
 
 def test_tables_mark_the_training_context_and_round_by_the_interval(run: Path) -> None:
-    niah = next(table for table in task_tables(in_order(read_cells(run).finished)) if table.task == "niah")
+    niah = next(table for table in page_tables(sort_cells(read_cells(run).finished)) if table.task == "niah")
     assert [(c.name, c.scale, c.last_trained) for c in niah.columns] == [
         ("512", "1x", True), ("1,024", "2x", False), ("2,048", "4x", False)
     ]  # fmt: skip
@@ -213,7 +213,7 @@ def test_tables_of_several_training_contexts_name_them(tmp_path: Path) -> None:
     for model, context in (("small", 512), ("large", 2048)):
         record = [needle_record(0, 1.0, "x")]
         write_cell(tmp_path, Cell(model, "rope", "niah", 1024), record, original_length=context)
-    table = task_tables(in_order(read_cells(tmp_path).finished))[0]
+    table = page_tables(sort_cells(read_cells(tmp_path).finished))[0]
     assert not any(column.last_trained or column.scale for column in table.columns)
     assert table.notes[0] == "training contexts: large 2,048 tokens, small 512 tokens"
 

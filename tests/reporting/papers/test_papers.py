@@ -1,4 +1,4 @@
-"""A paper's tables: published and measured in columns of their own, and nothing where nothing was measured."""
+"""Paper tables: published and measured numbers in separate columns, empty where not measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
 from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.figures.registry import KINDS
+from longctx_bench.reporting.figures.registry import FIGURE_KINDS
 from longctx_bench.reporting.papers.paper_spec import Paper, read_paper
 from longctx_bench.reporting.papers.paper_tables import paper_tables
 from longctx_bench.reporting.tables.base import Table
@@ -68,7 +68,7 @@ def test_every_table_of_the_drope_paper_is_there_with_its_numbers(paper: Paper) 
 
 def test_what_the_paper_names_is_ours_or_declared(paper: Paper) -> None:
     registry = Registry()
-    layout = paper.layout
+    layout = paper.spec
     tasks = {
         layout.measured_as.get(number.task, number.task) for number in paper.numbers if number.table in layout.tables
     }
@@ -77,7 +77,7 @@ def test_what_the_paper_names_is_ours_or_declared(paper: Paper) -> None:
     for task in tasks - {"average", *layout.averages}:
         assert registry.select_tasks(task, None), task
     for figure in layout.figures.values():
-        assert figure.kind in KINDS
+        assert figure.kind in FIGURE_KINDS
         assert set(figure.methods) <= set(registry.methods)
 
 
@@ -131,19 +131,19 @@ def test_models_are_chosen_by_name(own: Path) -> None:
     (table,) = paper_tables(read_paper(str(own)), cells, ["other"])[1]
     assert "niah 2x, other (measured)" in table.header
     assert not any("tiny" in head for head in table.header)
-    with pytest.raises(UserError, match="--base tinny: nothing was measured on it.*tiny"):
+    with pytest.raises(UserError, match="--base tinny: .*tiny"):
         paper_tables(read_paper(str(own)), cells, ["tinny"])
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,big,rope,niah,twice,1", "line 8: length 'twice' is none of"),
+        ("1,big,rope,niah,twice,1", "line 8: length 'twice'"),
         ("1,big,rope,niah,2x,many", "line 8: 'table' and 'value' must be numbers"),
         ("1,big,rope,niah,2x,nan", "line 8: 'table' and 'value' must be numbers"),
-        ("1,big,rope,niah,2x,2", "line 8: gives the number of line 2 again"),
+        ("1,big,rope,niah,2x,2", "line 8: duplicates .* line 2"),
         ("1,big,rope,niah,2x", "line 8: must have 6 columns"),
-        ("1,huge,rope,niah,2x,1", "'bases' does not say how to print 'huge'"),
+        ("1,huge,rope,niah,2x,1", "'bases' .*'huge'"),
     ],
 )
 def test_a_wrong_line_is_named(own: Path, line: str, message: str) -> None:
@@ -154,9 +154,7 @@ def test_a_wrong_line_is_named(own: Path, line: str, message: str) -> None:
 
 
 def test_wrong_papers_get_one_line(own: Path, tmp_path: Path, call: Any) -> None:
-    with pytest.raises(
-        UserError, match="--paper dorpe: neither a YAML file nor a paper that we have; did you mean 'drope'"
-    ):
+    with pytest.raises(UserError, match="--paper dorpe: .*did you mean 'drope'"):
         read_paper("dorpe")
     own.write_text(own.read_text().replace("kind: bars", "kind: bras"))
     code, _, error = call("figures", "--paper", own, DEMO, "--out", tmp_path / "x")
@@ -192,7 +190,7 @@ def test_a_misspelt_key_of_a_papers_yaml_gets_a_suggestion(text: str, wrong: str
     for name, content in published.items():
         assert name is not None
         (tmp_path / name).write_text(content)
-    assert read_paper(str(tmp_path / "mine.yaml")).layout.figures[1].kind == "bars"
+    assert read_paper(str(tmp_path / "mine.yaml")).spec.figures[1].kind == "bars"
     (tmp_path / "mine.yaml").write_text(published["mine.yaml"].replace(text, wrong, 1))
     with pytest.raises(UserError, match=f"unknown key '.*{wrong.split(':', maxsplit=1)[0]}'; did you mean '{right}'"):
         read_paper(str(tmp_path / "mine.yaml"))

@@ -9,7 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from longctx_bench.reporting.stats.confidence_intervals import bca, few_differ, mean_interval, wilson
+from longctx_bench.reporting.stats.confidence_intervals import (
+    bca_interval,
+    mean_interval,
+    too_few_to_resample,
+    wilson_interval,
+)
 
 Scores = NDArray[np.float64]
 
@@ -37,11 +42,11 @@ def covered(intervals: list[tuple[float, float]], truth: float) -> float:
 @pytest.mark.parametrize("successes", [0, 1, 7, 50, 99, 100])
 def test_wilson_is_scipys(successes: int) -> None:
     expected = stats.binomtest(successes, 100).proportion_ci(method="wilson")
-    assert wilson(successes, 100) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(successes, 100) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_wilson_without_examples_says_nothing() -> None:
-    assert wilson(0, 0) == (0, 1)
+    assert wilson_interval(0, 0) == (0, 1)
     assert mean_interval([]) == (0, 1)
 
 
@@ -59,7 +64,7 @@ def test_wilson_holds_its_level_over_rates_and_sizes() -> None:
 @pytest.mark.parametrize("draw", [graded, low_graded, overlap])
 def test_graded_scores_hold_their_level(draw) -> None:  # type: ignore[no-untyped-def]
     cells, truth = draw(np.random.default_rng(2), 2_000, 100)
-    assert not any(few_differ(cell) for cell in cells)  # the bootstrap is what is tested
+    assert not any(too_few_to_resample(cell) for cell in cells)  # the bootstrap is what is tested
     assert 0.93 < covered([mean_interval(cell) for cell in cells], truth) < 0.97
 
 
@@ -71,7 +76,7 @@ def test_the_bootstrap_is_scipys(n: int) -> None:
     expected = stats.bootstrap(
         (scores,), np.mean, n_resamples=40_000, batch=1_000, method="BCa", rng=np.random.default_rng(4)
     ).confidence_interval
-    low, high = bca(scores)
+    low, high = bca_interval(scores)
     width = expected.high - expected.low
     # Ends drawn by chance, ours from 4,000 samples: 2 % of the width is what two such draws differ by.
     assert low == pytest.approx(expected.low, abs=0.04 * width)
@@ -84,13 +89,13 @@ def test_the_bootstrap_is_scipys(n: int) -> None:
 def test_many_examples_have_the_closed_forms_interval() -> None:
     scores, _ = graded(np.random.default_rng(5), 4_000)
     half = 1.959964 * scores.std() / math.sqrt(len(scores))
-    assert bca(scores) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.03 * half)
+    assert bca_interval(scores) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.03 * half)
 
 
 def test_samples_with_the_very_mean_count_half_on_either_side() -> None:
     # Twelve of 24 are 0.5, the others symmetric: without the ties the bias would shift both ends.
     scores = np.array([0.5] * 12 + [0.3, 0.7] * 6)
-    low, high = bca(scores)
+    low, high = bca_interval(scores)
     assert (low + high) / 2 == pytest.approx(0.5, abs=0.004)
 
 
@@ -104,7 +109,7 @@ def test_the_same_scores_have_the_same_interval() -> None:
 )
 def test_scores_too_few_or_too_equal_get_wilsons_interval(scores: list[float]) -> None:
     low, high = mean_interval(scores)
-    assert (low, high) == pytest.approx(wilson(sum(scores), len(scores)))
+    assert (low, high) == pytest.approx(wilson_interval(sum(scores), len(scores)))
     assert low < np.mean(scores) < high
 
 
@@ -115,8 +120,8 @@ def test_few_differ_counts_from_the_commonest_score() -> None:
         n = int(rng.integers(1, 45))
         values = rng.integers(0, rng.integers(1, 7), n) / 4
         counts = np.unique(values, return_counts=True)[1]
-        assert few_differ(values) == (n < 20 or n - counts.max() < 10)
-        seen.add(few_differ(values))
+        assert too_few_to_resample(values) == (n < 20 or n - counts.max() < 10)
+        seen.add(too_few_to_resample(values))
     assert seen == {True, False}
 
 

@@ -1,4 +1,4 @@
-"""Effective lengths: the walk, both thresholds, and the interval."""
+"""Effective length: search, both thresholds, interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy import stats
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL
-from longctx_bench.reporting.stats.effective_length import OWN_SHARE, RULER_THRESHOLD, effective_length
+from longctx_bench.reporting.stats.effective_length import RELATIVE_THRESHOLD, RULER_THRESHOLD, effective_length
 
 
 def rate(successes: int, n: int = 100) -> list[float]:
@@ -26,7 +26,7 @@ def test_the_walk_stops_at_the_first_length_that_fails() -> None:
 def test_a_threshold_relative_to_the_own_score() -> None:
     scores = {512: rate(60), 1024: rate(58), 2048: rate(20)}
     assert effective_length(scores, RULER_THRESHOLD).length is None
-    found = effective_length(scores, OWN_SHARE, relative_to=512)
+    found = effective_length(scores, RELATIVE_THRESHOLD, relative_to=512)
     assert (found.length, found.low, found.high) == (1024, 512, 1024)
     assert found.threshold == pytest.approx(0.51)
 
@@ -87,7 +87,7 @@ def test_many_examples_need_no_large_memory_and_agree() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    with pytest.raises(UserError, match="no score at 256 tokens to take 85% of; measured: 512"):
+    with pytest.raises(UserError, match="256 tokens.*85%.*measured: 512"):
         effective_length({512: rate(9, 10)}, 0.85, relative_to=256)
     with pytest.raises(UserError, match="no cell of a fixed length"):
         effective_length({NATURAL: rate(9, 10), 512: []}, 0.85)

@@ -1,4 +1,4 @@
-"""Which entries are marked as best, and which as not significantly worse."""
+"""Significance marks: best entries, and those not significantly worse."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from helpers.table_cells import cell, hits
 
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.reporting.stats.paired_tests import holm, paired, smallest_p
+from longctx_bench.reporting.stats.paired_tests import holm_correction, min_attainable_p, paired_comparison
 from longctx_bench.reporting.tables.base import Entry, Mark
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
-from longctx_bench.reporting.tables.significance import competitor, verdicts
+from longctx_bench.reporting.tables.significance import column_entry, compare_rows
 
 
 def marks_of(*cells: CellSummary) -> dict[str, str]:
     """Return by method the marks of one column."""
-    found = verdicts(map(competitor, cells))
+    found = compare_rows(map(column_entry, cells))
     return {method: verdict.mark.value for (_, method), verdict in found.by_row.items()}
 
 
@@ -48,19 +48,19 @@ def test_a_column_of_one_row_has_no_mark() -> None:
 
 def test_holm_counts_all_rows_of_the_column() -> None:
     best, near = hits(100), hits(93)
-    p = paired(np.array(best), np.array(near)).p
+    p = paired_comparison(np.array(best), np.array(near)).p
     assert 0.05 / 4 < p < 0.05
     assert marks_of(cell("yarn", best), cell("near", near))["near"] == ""
     many = [cell(f"near-{place}", near) for place in range(4)]
-    found = verdicts(map(competitor, [cell("yarn", best), *many]))
+    found = compare_rows(map(column_entry, [cell("yarn", best), *many]))
     assert {verdict.mark for (_, method), verdict in found.by_row.items() if method != "yarn"} == {Mark.CLOSE}
-    assert found.by_row["tiny", "near-0"].p == pytest.approx(holm([p] * 4)[0])
+    assert found.by_row["tiny", "near-0"].p == pytest.approx(holm_correction([p] * 4)[0])
     assert found.by_row["tiny", "yarn"].p is None
 
 
 def test_other_prompts_are_compared_with_nothing() -> None:
     cells = [cell("rope", hits(10)), cell("yarn", hits(40)), cell("rope", hits(100), model="big", prompts="b")]
-    found = verdicts(map(competitor, cells)).by_row
+    found = compare_rows(map(column_entry, cells)).by_row
     assert {row: verdict.mark for row, verdict in found.items()} == {
         ("tiny", "rope"): Mark.NONE,
         ("tiny", "yarn"): Mark.BEST,
@@ -134,7 +134,7 @@ def test_a_mark_needs_a_p_that_holm_leaves_below_the_level() -> None:
 
 
 def test_no_mark_where_the_best_is_right_too_seldom_to_be_told_from_nothing() -> None:
-    found = verdicts(map(competitor, [cell("rope", hits(0)), cell("yarn", hits(5))])).by_row
+    found = compare_rows(map(column_entry, [cell("rope", hits(0)), cell("yarn", hits(5))])).by_row
     assert {verdict.mark for verdict in found.values()} == {Mark.NONE}
     assert found["tiny", "rope"].p == pytest.approx(2**-4)
     assert marks_of(cell("rope", hits(0)), cell("yarn", hits(6))) == {"rope": "", "yarn": "best"}
@@ -147,4 +147,4 @@ def test_no_test_comes_below_the_smallest_p(bounded: bool) -> None:
         best = random.choice([0, 0.25, 1], int(random.integers(1, 12)))
         other = random.choice([0, 0.1, 0.5, 1], best.size)
         if best.mean() > other.mean():
-            assert paired(best, other, bounded).p >= smallest_p(best, bounded) - 1e-12
+            assert paired_comparison(best, other, bounded).p >= min_attainable_p(best, bounded) - 1e-12

@@ -1,4 +1,4 @@
-"""What stands in the tables: order, rounding, empty places, averages, notes, cost, reach."""
+"""Content of tables: order, rounding, empty entries, averages, notes, cost, effective length."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.formats import FORMATS
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 from longctx_bench.reporting.tables.cost import cost_tables
-from longctx_bench.reporting.tables.formatting import digits_of, number
-from longctx_bench.reporting.tables.registry import KINDS, report_tables
+from longctx_bench.reporting.tables.formatting import interval_entry, num_decimals
+from longctx_bench.reporting.tables.registry import TABLE_KINDS, report_tables
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.scores_by_task import task_tables
 from longctx_bench.reporting.tables.summary import summary_tables
-from longctx_bench.store.schema import plain
+from longctx_bench.store.schema import to_builtins
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -47,7 +47,7 @@ def notes_with(table: Table, part: str) -> list[str]:
 def test_numbers_are_rounded_by_their_interval(
     values: tuple[float, float, float], percent: bool, signed: bool, text: str
 ) -> None:
-    assert str(number(*values, percent, signed=signed)) == text
+    assert str(interval_entry(*values, percent, signed=signed)) == text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_numbers_are_rounded_by_their_interval(
      (math.inf, False, 3), (math.inf, True, 0)],
 )  # fmt: skip
 def test_digits_follow_the_width_of_the_interval(width: float, percent: bool, digits: int) -> None:
-    assert digits_of(width, percent) == digits
+    assert num_decimals(width, percent) == digits
 
 
 def test_rows_and_columns_have_one_order_whatever_comes_first() -> None:
@@ -275,7 +275,7 @@ def test_cost_has_speed_tokens_and_what_else_is_known() -> None:
         ["rope-tiny", "1,024 (2x)", "100", "50", "2", "12,345", "678"],
     ]
     assert "device: cpu" in table.notes
-    embedded = {"spec": plain(cells[0].result.spec) | {"weights": {"embedded": "drope-tiny"}}}
+    embedded = {"spec": to_builtins(cells[0].result.spec) | {"weights": {"embedded": "drope-tiny"}}}
     more = {"engine": {"device": "gpu"}, "peak_memory": 3 * 2**30, "seconds": 0} | embedded
     [table] = cost_tables([*cells, cell("drope", hits(5), details=more)])
     assert table.header[-3:] == ("peak memory (GiB)", "training tokens (M)", "device")
@@ -287,7 +287,7 @@ def test_cost_has_speed_tokens_and_what_else_is_known() -> None:
 
 def test_all_is_every_kind() -> None:
     cells = [cell("rope", hits(50), task=task) for task in ("niah", "vt")]
-    each = [table.title for kind in KINDS for table in report_tables(cells, kind)]
+    each = [table.title for kind in TABLE_KINDS for table in report_tables(cells, kind)]
     assert [table.title for table in report_tables(cells, "all")] == each
     assert [title.partition(":")[0] for title in each] == [
         "niah", "vt", "1,024 tokens (2x)", "niah, summary", "vt, summary", "niah, cost", "vt, cost",

@@ -17,30 +17,32 @@ from longctx_bench.core.sources import content_digest
 from longctx_bench.core.types import Request
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors import make_executor
-from longctx_bench.runner.executors.ray_executor.cluster import Layout, connect, layout
+from longctx_bench.runner.executors.ray_executor.cluster import WorkerLayout, connect, layout
 from longctx_bench.runner.executors.ray_executor.prefix_sharding import shards
-from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, parts, unpack
-from longctx_bench.runner.executors.ray_executor.worker import Failure, Order, Worker, WorkerFacts
+from longctx_bench.runner.executors.ray_executor.registry_bundle import pack, serialize, unpack
+from longctx_bench.runner.executors.ray_executor.worker import Failure, JobSpec, Worker, WorkerFacts
+from longctx_bench.runner.strategies import RunSettings
 
 ECHO = {"name": "echo"}
+SETTINGS = RunSettings(limit=None, seed=42, chat_template=False)
 
 
 @pytest.mark.parametrize(
     ("nodes", "workers", "use_gpus", "wanted"),
     [
-        ([{"CPU": 32, "GPU": 4}], None, True, Layout(4, 8, 1)),
-        ([{"CPU": 8, "GPU": 4}, {"CPU": 64, "GPU": 2}, {"CPU": 4}], None, True, Layout(6, 2, 1)),
-        ([{"CPU": 32, "GPU": 4}], 2, True, Layout(2, 8, 1)),
-        ([{"CPU": 32, "GPU": 4}], None, False, Layout(1, 32, 0)),
-        ([{"CPU": 0}, {"CPU": 16}, {"CPU": 16}], None, True, Layout(2, 16, 0)),
-        ([{"CPU": 16}], 3, True, Layout(3, 5, 0)),
-        ([{"CPU": 3}, {"CPU": 1}], 2, True, Layout(2, 1, 0)),
-        ([{"CPU": 4}, {"CPU": 4}], 3, True, Layout(3, 2, 0)),
-        ([{"CPU": 32, "GPU": 4}], 4, True, Layout(4, 8, 1)),
-        ([{"CPU": 3}, {"CPU": 1}], 4, True, Layout(4, 1, 0)),
+        ([{"CPU": 32, "GPU": 4}], None, True, WorkerLayout(4, 8, 1)),
+        ([{"CPU": 8, "GPU": 4}, {"CPU": 64, "GPU": 2}, {"CPU": 4}], None, True, WorkerLayout(6, 2, 1)),
+        ([{"CPU": 32, "GPU": 4}], 2, True, WorkerLayout(2, 8, 1)),
+        ([{"CPU": 32, "GPU": 4}], None, False, WorkerLayout(1, 32, 0)),
+        ([{"CPU": 0}, {"CPU": 16}, {"CPU": 16}], None, True, WorkerLayout(2, 16, 0)),
+        ([{"CPU": 16}], 3, True, WorkerLayout(3, 5, 0)),
+        ([{"CPU": 3}, {"CPU": 1}], 2, True, WorkerLayout(2, 1, 0)),
+        ([{"CPU": 4}, {"CPU": 4}], 3, True, WorkerLayout(3, 2, 0)),
+        ([{"CPU": 32, "GPU": 4}], 4, True, WorkerLayout(4, 8, 1)),
+        ([{"CPU": 3}, {"CPU": 1}], 4, True, WorkerLayout(4, 1, 0)),
     ],
 )  # fmt: skip
-def test_layout(nodes: list[dict[str, float]], workers: int | None, use_gpus: bool, wanted: Layout) -> None:
+def test_layout(nodes: list[dict[str, float]], workers: int | None, use_gpus: bool, wanted: WorkerLayout) -> None:
     assert layout(nodes, workers, use_gpus) == wanted
 
 
@@ -71,12 +73,12 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
     (mine / "big.safetensors").write_bytes(b"0" * 100)
     registry = Registry([mine], settings={"third": {"strength": 0.25}})
     variant = registry.variant(f"third:{tiny_folder}")
-    parcel = pack(registry)
+    bundle = pack(registry)
     shutil.rmtree(mine)
-    elsewhere, scratch = unpack(parcel)
+    elsewhere, scratch = unpack(bundle)
     with scratch as folder:
         assert not list(Path(folder).rglob("*.safetensors")), "weights are not sent"
-        sent = parts(variant, variant.base({}), None)
+        sent = serialize(variant, variant.base({}), None)
         back = elsewhere.variant_from_parts(sent.model, sent.spec, sent.params, sent.source)
     assert back.method.model_dump() == variant.method.model_dump()
     assert back.method.model_dump()["strength"] == 0.25
@@ -86,7 +88,7 @@ def test_a_worker_knows_the_users_own_method(tiny_folder: Path, tmp_path: Path) 
 def test_a_folder_of_data_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry([tmp_path])
     (tmp_path / "rows.jsonl").write_bytes(b"0" * (2 << 20))
-    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.registry_bundle._MOST", 1 << 20)
+    monkeypatch.setattr("longctx_bench.runner.executors.ray_executor.registry_bundle._MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="holds 2 MiB besides weights, and at most 1 are sent"):
         pack(registry)
 
@@ -100,7 +102,15 @@ def test_a_worker_refuses_other_weights_and_says_where_it_is(tiny_folder: Path, 
     facts = worker.start()
     assert isinstance(facts, WorkerFacts)
     assert facts.engine == "echo"
-    order = Order(parts(variant, variant.base({}), content_digest(variant.source)), 64, "niah", None, "generate", False)
+    order = JobSpec(
+        serialize(variant, variant.base({}), content_digest(variant.source)),
+        64,
+        "niah",
+        None,
+        "generate",
+        False,
+        SETTINGS,
+    )
     requests = [Request("0", [5] * 40, 8), Request("1", [5] * 50, 8)]
     assert worker.batches(order, requests) == [["0", "1"]]
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
@@ -155,5 +165,5 @@ def test_no_cluster_at_the_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UserError, match=rf"--ray-address 127.0.0.1:{port}: no Ray cluster answers there; start one"):
+    with pytest.raises(UserError, match=rf"--ray-address 127.0.0.1:{port}: no Ray cluster responds there; start one"):
         make_executor("ray", ECHO, Registry(), address=f"127.0.0.1:{port}")

@@ -1,1 +1,1 @@
-"""Batches on a Ray cluster."""
+"""Ray executor: batches on the workers of a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster, and how many engines it has room for."""
+"""Connecting to a Ray cluster and placing engines on it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 from longctx_bench.core.errors import UserError
 
-_MOST_CPUS = 8
-"""CPUs that a worker with a GPU asks for at most: it only feeds the GPU."""
+_MAX_CPUS = 8
+"""Maximum CPUs per GPU worker, which only feeds the GPU."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Engines on a cluster, all alike."""
+class WorkerLayout:
+    """Number of engines on a cluster and the resources of each."""
 
     workers: int
     cpus: int
-    """CPUs of each; Ray lets torch use so many threads."""
+    """CPUs per worker, which is also the number of torch threads."""
     gpus: int
-    """GPUs of each."""
+    """GPUs per worker."""
 
 
 def connect(address: str | None) -> tuple[Any, bool]:
-    """Return the module ray, connected, and whether it was this that connected it.
+    """Return the connected module ray, and whether this call connected it.
 
-    An address of None takes the cluster that Ray finds, or starts one on this machine.
+    An address of None uses the cluster that Ray finds, or starts one on this machine.
 
     Raises:
-        UserError: Ray is not installed, or no cluster answers.
+        UserError: Ray is not installed, or no cluster responds.
     """
     try:
         import ray
@@ -40,15 +40,15 @@ def connect(address: str | None) -> tuple[Any, bool]:
         raise UserError("--executor ray needs the package 'ray': pip install 'longctx-bench[ray]'") from error
     if ray.is_initialized():
         return ray, False
-    # A benchmark tells nobody that it runs.
+    # No usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     named = address or os.environ.get("RAY_ADDRESS")
     where = f"--ray-address {named}" if named else "--executor ray"
     hint = "start one with `ray start --head`, or leave --ray-address out to use this machine"
     if named:
-        _refuse_silence(named, f"{where}: no Ray cluster answers there; {hint}")
+        _require_listener(named, f"{where}: no Ray cluster responds there; {hint}")
     try:
-        # Workers' output would stand between the lines of the progress; their errors come back as results.
+        # Worker output would break up the progress; errors come back as results.
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = f"{type(error).__name__}: {error!s:.200}"
@@ -56,35 +56,38 @@ def connect(address: str | None) -> tuple[Any, bool]:
     return ray, True
 
 
-def layout(nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: bool, gpus_each: int = 1) -> Layout:
-    """Return how many engines to start and what each gets.
+def layout(
+    nodes: Sequence[Mapping[str, float]], workers: int | None, use_gpus: bool, gpus_each: int = 1
+) -> WorkerLayout:
+    """Return how many engines to start and the resources of each.
 
     Args:
         nodes: each living node's resources as Ray counts them (``CPU``, ``GPU``).
-        workers: wanted; one a GPU (or group of ``gpus_each``) when None, without GPUs one a node.
-        use_gpus: False where the engines are to compute on CPUs in any case.
-        gpus_each: GPUs an engine.
+        workers: requested number; if None, one per GPU (or group of ``gpus_each``), or one per node without GPUs.
+        use_gpus: False to use CPUs in any case.
+        gpus_each: GPUs per engine.
 
     Raises:
-        UserError: more are wanted than there is room for.
+        UserError: the cluster has too few resources.
     """
     gpus = [int(node.get("GPU", 0)) // gpus_each for node in nodes] if use_gpus else []
     if sum(gpus):
         if (workers or 0) > sum(gpus):
             raise UserError(f"--workers {workers}: the cluster has GPUs for {sum(gpus)}; each worker takes {gpus_each}")
         shares = [int(node.get("CPU", 0)) // n for node, n in zip(nodes, gpus, strict=True) if n]
-        return Layout(workers or sum(gpus), min(_MOST_CPUS, *shares), gpus_each)
+        return WorkerLayout(workers or sum(gpus), min(_MAX_CPUS, *shares), gpus_each)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
-    wanted = workers or sum(1 for own in cpus if own)
-    if not wanted or wanted > sum(cpus):
-        raise UserError(f"--workers {wanted}: the cluster has {sum(cpus)} CPUs, and each worker needs one")
-    # The largest share at which every worker still finds a node with room.
-    share = next(each for each in range(sum(cpus) // wanted, 0, -1) if sum(own // each for own in cpus) >= wanted)
-    return Layout(wanted, share, 0)
+    num_workers = workers or sum(1 for node_cpus in cpus if node_cpus)
+    if not num_workers or num_workers > sum(cpus):
+        raise UserError(f"--workers {num_workers}: the cluster has {sum(cpus)} CPUs, and each worker needs one")
+    # The largest share at which every worker still fits on a node.
+    candidates = range(sum(cpus) // num_workers, 0, -1)
+    share = next(share for share in candidates if sum(node_cpus // share for node_cpus in cpus) >= num_workers)
+    return WorkerLayout(num_workers, share, 0)
 
 
-def _refuse_silence(address: str, message: str) -> None:
-    """Ask whether anything listens at HOST:PORT; Ray itself would try for a minute."""
+def _require_listener(address: str, message: str) -> None:
+    """Raise if nothing listens at HOST:PORT; Ray itself would retry for a minute."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return

@@ -1,4 +1,4 @@
-"""Which batches of a cell belong on one engine: those that begin alike, so that what it keeps of a prompt is used."""
+"""Prefix sharding: batches with a common prefix go to the same engine, whose prefix cache they share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ Batch = Sequence[Request]
 
 
 def shards(batches: Sequence[Batch], workers: int) -> list[list[Batch]]:
-    """Group neighbouring batches that share at least half of a prompt; a shard is whole batches, in their order.
+    """Group consecutive batches whose prompts share at least half their tokens.
 
-    No shard is larger than a worker's fair part of the cell, or a cell on one haystack would keep one worker busy.
+    A shard is at most a worker's fair share of the cell; otherwise a cell on one haystack would use a single worker.
     """
-    most = max(1, -(-len(batches) // workers))
-    found: list[list[Batch]] = []
+    max_batches = max(1, -(-len(batches) // workers))
+    shards_so_far: list[list[Batch]] = []
     for batch in batches:
-        if found and len(found[-1]) < most and _alike(found[-1][-1], batch):
-            found[-1].append(batch)
+        if shards_so_far and len(shards_so_far[-1]) < max_batches and _share_prefix(shards_so_far[-1][-1], batch):
+            shards_so_far[-1].append(batch)
         else:
-            found.append([batch])
-    return found
+            shards_so_far.append([batch])
+    return shards_so_far
 
 
-def _alike(one: Batch, other: Batch) -> bool:
+def _share_prefix(one: Batch, other: Batch) -> bool:
     before, after = one[-1].input_ids, other[0].input_ids
     half = (min(len(before), len(after)) + 1) // 2
     return half > 0 and list(before[:half]) == list(after[:half])

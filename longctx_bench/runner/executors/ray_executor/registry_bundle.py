@@ -1,4 +1,4 @@
-"""What another machine needs to know the same names: the user's folders of YAML and code, and a contestant's parts."""
+"""Registry bundles: the user's include paths and model variants, serialized for other machines."""
 
 from __future__ import annotations
 
@@ -19,64 +19,63 @@ from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".pyc")
-"""Left behind: a model that a models.yaml names by its path is read where it lies."""
-_MOST = 64 << 20
-"""Bytes of a folder that are sent; code and YAML take far less."""
+"""Not sent: weights are read from the path that a models.yaml names."""
+_MAX_BYTES = 64 << 20
+"""Maximum size of a folder; code and YAML are far smaller."""
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """The folders that a registry was built from, as zip files."""
+class RegistryBundle:
+    """A registry's include paths, as zip files."""
 
-    baselines: tuple[bytes, ...]
-    task_folders: tuple[bytes, ...]
+    include_paths: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
-class VariantParts:
-    """A variant without live objects: its class may come from a folder that only the other side's registry has."""
+class SerializedVariant:
+    """A variant without live objects: the other machine's registry loads the method class."""
 
     model: ModelSpec
     spec: MethodSpec
     params: dict[str, Any]
     source: Source
     digest: str | None
-    """Of weights that are named by a path; the other machine must find the same ones there."""
+    """Digest of weights given by a path, which the other machine checks."""
     base: BaseModelInfo
     code: CodeDigest | None = None
-    """The source of a method that is not longctx-bench's own; the other machine must have the same."""
+    """Code digest of a plug-in method, which the other machine checks."""
 
 
-def pack(registry: Registry) -> Parcel:
-    """Return a registry's own folders.
+def pack(registry: Registry) -> RegistryBundle:
+    """Zip a registry's include paths.
 
     Raises:
         UserError: a folder holds more than code and YAML.
     """
-    return Parcel(_zipped(registry.baselines), _zipped(registry.task_folders))
+    return RegistryBundle(_zipped(registry.include_paths))
 
 
-def unpack(parcel: Parcel) -> tuple[Registry, AbstractContextManager[Any]]:
-    """Return a registry of the same names, and the temporary folder that it reads: keep it while you use them."""
+def unpack(bundle: RegistryBundle) -> tuple[Registry, AbstractContextManager[Any]]:
+    """Return the registry and the temporary folder that it reads, to keep while the registry is used."""
     scratch = ScratchFolder("longctx-bench-")
-    folders: list[list[Path]] = []
-    for kind in (parcel.baselines, parcel.task_folders):
-        folders.append([])
-        for content in kind:
-            target = scratch.folder / f"{len(folders)}-{len(folders[-1])}"
-            target.mkdir()
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                archive.extractall(target)
-            folders[-1].append(target)
-    return Registry(baselines=folders[0], task_folders=folders[1]), scratch
+    folders = []
+    for number, content in enumerate(bundle.include_paths):
+        target = scratch.folder / str(number)
+        target.mkdir()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(target)
+        folders.append(target)
+    return Registry(folders), scratch
 
 
-def parts(variant: ModelVariant, base: BaseModelInfo, digest: str | None) -> VariantParts:
-    """Take a variant apart; a relative path of its weights becomes absolute."""
+def serialize(variant: ModelVariant, base: BaseModelInfo, digest: str | None) -> SerializedVariant:
+    """Serialize a variant, with the path of its weights made absolute."""
     source = variant.source
     if isinstance(source, PathSource):
         source = source.model_copy(update={"path": source.path.resolve()})
-    return VariantParts(variant.model, variant.spec, variant.method.model_dump(), source, digest, base, variant.code)
+    return SerializedVariant(
+        variant.model, variant.spec, variant.method.model_dump(), source, digest, base, variant.code
+    )
 
 
 def _zipped(folders: Sequence[Path]) -> tuple[bytes, ...]:
@@ -84,9 +83,9 @@ def _zipped(folders: Sequence[Path]) -> tuple[bytes, ...]:
     for folder in folders:
         files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix not in _WEIGHTS)
         size = sum(file.stat().st_size for file in files)
-        if size > _MOST:
+        if size > _MAX_BYTES:
             raise UserError(
-                f"{folder}: holds {size >> 20} MiB besides weights, and at most {_MOST >> 20} are sent to Ray's "
+                f"{folder}: holds {size >> 20} MiB besides weights, and at most {_MAX_BYTES >> 20} are sent to Ray's "
                 f"workers; keep data elsewhere"
             )
         buffer = io.BytesIO()

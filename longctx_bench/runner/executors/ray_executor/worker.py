@@ -1,4 +1,4 @@
-"""One engine in a process of a Ray cluster. Nothing here needs Ray: the driver makes an actor of the class."""
+"""Ray worker: one engine in a process of the cluster. Ray is not imported here; the driver makes the class an actor."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.types import Example, Request
-from longctx_bench.metrics import Metric
-from longctx_bench.runner.executors.base import Answer, HarnessSettings, RemoteError
-from longctx_bench.runner.executors.ray_executor.registry_bundle import Parcel, VariantParts
+from longctx_bench.runner.executors.base import RemoteError
+from longctx_bench.runner.executors.ray_executor.registry_bundle import RegistryBundle, SerializedVariant
+from longctx_bench.runner.strategies import STRATEGIES, BatchResult, CellContext, RunSettings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way back: exceptions of a plug-in's own classes may not be known where they arrive."""
+    """A serializable error: the driver may not have the class of a plug-in's exception."""
 
     kind: str
     """``user``, ``skip`` or ``bug``."""
@@ -31,7 +31,7 @@ class Failure:
     trace: str = ""
 
     def error(self) -> Exception:
-        """Return it as what the runner knows."""
+        """Convert to an exception for the runner."""
         if self.kind != "bug":
             return (ContextTooShort if self.kind == "skip" else UserError)(self.message)
         error = RemoteError(self.message)
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker says of itself when it is ready."""
+    """A worker's node, versions and engine."""
 
     node: str
     version: str
@@ -53,37 +53,39 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What all batches of a cell have in common."""
+class JobSpec:
+    """What all batches of a cell share, serialized."""
 
-    variant: VariantParts
+    variant: SerializedVariant
     length: int
     task: str
     metric_code: Mapping[str, Any] | None
-    """Digest of a metric that is not longctx-bench's own; the other machine must have the same."""
+    """Code digest of a plug-in metric, which the worker checks."""
     kind: str
+    """The benchmark's, which names the strategy."""
     per_prompt: bool
+    settings: RunSettings
 
 
 class Worker:
-    """Holds one engine; every method returns its result or a :class:`Failure`."""
+    """Holds one engine. Every method returns its result or a :class:`Failure`."""
 
-    def __init__(self, engine: Mapping[str, Any], parcel: Parcel) -> None:
+    def __init__(self, engine: Mapping[str, Any], bundle: RegistryBundle) -> None:
         self._engine_arguments = dict(engine)
-        self._parcel = parcel
+        self._bundle = bundle
         self._node = socket.gethostname()
         self._loaded: Path | None = None
         self._checked: set[tuple[Path, str]] = set()
 
     def start(self) -> WorkerFacts | Failure:
-        """Make the engine."""
-        # As the command line does, before torch is imported: threads that spin while they wait cost more than they do.
+        """Create the engine."""
+        # As on the command line, and before torch is imported: spinning OpenMP threads slow each other down.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return self._guarded(self._start)
 
     def estimate_memory(self, name: str, config: dict[str, Any]) -> Any:
-        """Return what a checkpoint with this ``config.json`` takes here; None when the engine cannot say."""
+        """Return the memory needs of a checkpoint with this ``config.json``; None if the engine cannot tell."""
 
         def measured() -> Any:
             with tempfile.TemporaryDirectory() as scratch:
@@ -95,45 +97,30 @@ class Worker:
         return self._guarded(measured)
 
     def measure_speed(self) -> tuple[float, float] | Failure:
-        """Return what this machine does in a second."""
+        """Return this machine's compute rate and memory bandwidth."""
         return self._guarded(self._engine.measure_speed)
 
     def settings(self) -> dict[str, Any] | Failure:
         """Return the engine's settings."""
         return self._guarded(self._engine.settings)
 
-    def batches(self, order: Order, requests: Sequence[Request]) -> list[list[str]] | Failure:
+    def batches(self, job: JobSpec, requests: Sequence[Request]) -> list[list[str]] | Failure:
         """Load a cell's checkpoint and return its batches as example ids."""
-        from longctx_bench.runner.executors import batch_worker
 
         def grouped() -> list[list[str]]:
-            folder, self._loaded = self._folder(order.variant), None
-            found = batch_worker.batches(self._engine, folder, requests, order.per_prompt)
+            folder, self._loaded = self._folder(job.variant), None
+            batches = STRATEGIES[job.kind].batches(self._engine, folder, requests, job.per_prompt)
             self._loaded = folder
-            return [[request.example_id for request in batch] for batch in found]
+            return [[request.example_id for request in batch] for batch in batches]
 
         return self._guarded(grouped)
 
-    def answer(self, order: Order, batch: Sequence[Request], examples: Mapping[str, Example]) -> Answer | Failure:
+    def answer(self, job: JobSpec, batch: Sequence[Request], examples: Mapping[str, Example]) -> BatchResult | Failure:
         """Run one batch."""
-        from longctx_bench.runner.executors import batch_worker
 
-        def ran() -> Answer:
-            self._load(order.variant)
-            contestant = self._contestant(order)
-            return batch_worker.answer(self._engine, order.kind, self._metric(order), contestant, batch, examples)
-
-        return self._guarded(ran)
-
-    def whole(self, order: Order, settings: HarnessSettings) -> Answer | Failure:
-        """Let lm-eval run a task."""
-        from longctx_bench.runner.executors import batch_worker
-
-        def ran() -> Answer:
-            (task,) = self._registry.select_tasks(order.task)
-            benchmark = self._registry.benchmark(task)
-            contestant = self._contestant(order)
-            return batch_worker.whole(self._engine, self._folder(order.variant), contestant, benchmark, settings)
+        def ran() -> BatchResult:
+            self._load(job.variant)
+            return STRATEGIES[job.kind].run_batch(self._engine, self._context(job), batch, examples)
 
         return self._guarded(ran)
 
@@ -142,13 +129,13 @@ class Worker:
         from longctx_bench.engines import make_engine
         from longctx_bench.runner.executors.ray_executor.registry_bundle import unpack
 
-        self._registry, self._scratch = unpack(self._parcel)
+        self._registry, self._scratch = unpack(self._bundle)
         self._engine = make_engine(**self._engine_arguments)
         engine = self._engine
         packages = environment()["packages"]
         return WorkerFacts(self._node, package_version(), packages, engine.name, engine.dtype, engine.device)
 
-    def _load(self, variant: VariantParts) -> None:
+    def _load(self, variant: SerializedVariant) -> None:
         folder = self._folder(variant)
         if folder != self._loaded:
             self._loaded = None
@@ -156,8 +143,8 @@ class Worker:
             self._engine.peak_memory()
             self._loaded = folder
 
-    def _folder(self, variant: VariantParts) -> Path:
-        """Return the checkpoint on this machine, and see to it that it is the driver's."""
+    def _folder(self, variant: SerializedVariant) -> Path:
+        """Return the checkpoint on this machine, checked against the driver's digest."""
         from longctx_bench.core.sources import content_digest
         from longctx_bench.models.checkpoint import checkpoint_folder
 
@@ -170,35 +157,36 @@ class Worker:
             self._checked.add((folder, variant.digest))
         return folder
 
-    def _contestant(self, order: Order) -> Any:
+    def _model(self, job: JobSpec) -> Any:
         from longctx_bench.models.variant import ModelUnderTest
 
-        given = order.variant
-        variant = self._registry.variant_from_parts(given.model, given.spec, given.params, given.source)
-        if variant.code != given.code:
+        sent = job.variant
+        variant = self._registry.variant_from_parts(sent.model, sent.spec, sent.params, sent.source)
+        if variant.code != sent.code:
             raise UserError(
-                f"method {given.spec.name}: {given.spec.use} is other code than on the machine of the run; install "
+                f"method {sent.spec.name}: {sent.spec.use} is other code than on the machine of the run; install "
                 f"the same version on all nodes"
             )
-        return ModelUnderTest(given.base, variant.method, order.length)
+        return ModelUnderTest(sent.base, variant.method, job.length)
 
-    def _metric(self, order: Order) -> Metric:
-        (task,) = self._registry.select_tasks(order.task)
-        measure, code = self._registry.metric(task)
-        if (None if code is None else code.record()) != order.metric_code:
+    def _context(self, job: JobSpec) -> CellContext:
+        (task,) = self._registry.select_tasks(job.task)
+        scoring = STRATEGIES[job.kind].scoring(task, self._registry)
+        code = None if scoring is None or scoring.code is None else scoring.code.record()
+        if code != job.metric_code:
             raise UserError(
-                f"metric of task {order.task}: is other code than on the machine of the run; install the same version "
+                f"metric of task {job.task}: is other code than on the machine of the run; install the same version "
                 f"on all nodes"
             )
-        return measure
+        return CellContext(self._folder(job.variant), self._model(job), task, self._registry, job.settings)
 
-    def _guarded(self, work: Callable[[], T]) -> T | Failure:
+    def _guarded(self, call: Callable[[], T]) -> T | Failure:
         try:
-            return work()
+            return call()
         except UserError as error:
             where = f"{error} (on the worker at {self._node})"
             return Failure("skip" if isinstance(error, ContextTooShort) else "user", where)
         except MemoryError as error:
             return Failure("user", f"the memory of {self._node} is full ({error}); choose a smaller --length")
-        except Exception as error:  # noqa: BLE001 (it is raised again where the run is)
+        except Exception as error:  # noqa: BLE001 (the driver raises it again)
             return Failure("bug", f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -18,7 +18,7 @@ import pytest
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
 from longctx_bench.registry import Registry
-from longctx_bench.runner.executors.ray_executor.worker_pool import Pool
+from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerPool
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 pytestmark = pytest.mark.cluster
@@ -89,7 +89,7 @@ def test_own_methods_reach_the_workers_and_errors_come_back(
         "class Breaks(PI):\n    @contextmanager\n    def patch(self, model, base, length):\n"
         "        raise Oops('no luck')\n        yield\n"
     )
-    own = Registry([mine], (), {"ruler-essays": essays}, {"half": {"strength": 0.25}})
+    own = Registry([mine], {"ruler-essays": essays}, {"half": {"strength": 0.25}})
     arguments: dict[str, Any] = {
         "length": [512], "limit": 6, "dtype": "float32", "device": "cpu", "batch_tokens": 1100, "registry": own,
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_real_models_one_raylet_killed_in_the_middle(
     (mine / "waits.py").write_text(WAITS.format(gate=str(gate)))
     arguments: dict[str, Any] = {
         "length": [256, 512], "limit": 12, "dtype": "float32", "device": "cpu", "batch_tokens": 1100,
-        "registry": Registry([mine], (), {"ruler-essays": essays}),
+        "registry": Registry([mine], {"ruler-essays": essays}),
     }  # fmt: skip
     models = "rope-tiny,waits-tiny,drope-tiny"
     (gate / "open").touch()
@@ -177,10 +177,10 @@ def test_real_models_one_raylet_killed_in_the_middle(
     for path in gate.iterdir():
         path.unlink()
     held: list[int] = []
-    drop = Pool._drop
+    drop = WorkerPool._drop
 
-    def noticed(self: Pool[Any], member: Any) -> None:
-        held.append(len(member.flying))
+    def noticed(self: WorkerPool[Any], member: Any) -> None:
+        held.append(len(member.in_flight))
         drop(self, member)
         (gate / "open").touch()
 
@@ -194,7 +194,7 @@ def test_real_models_one_raylet_killed_in_the_middle(
         killed.append(raylet.pid)
         os.kill(raylet.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Pool, "_drop", noticed)
+    monkeypatch.setattr(WorkerPool, "_drop", noticed)
     there = tmp_path / "there"
     killer = while_running(lambda: lines(there) >= 4 and any(gate.iterdir()), kill)
     late = threading.Timer(150, (gate / "open").touch)

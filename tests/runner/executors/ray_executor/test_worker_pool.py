@@ -19,11 +19,11 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors.base import RemoteError
 from longctx_bench.runner.executors.ray_executor import worker, worker_pool
-from longctx_bench.runner.executors.ray_executor.cluster import Layout
+from longctx_bench.runner.executors.ray_executor.cluster import WorkerLayout
 from longctx_bench.runner.executors.ray_executor.executor import RayExecutor, Task
-from longctx_bench.runner.executors.ray_executor.registry_bundle import Parcel
+from longctx_bench.runner.executors.ray_executor.registry_bundle import RegistryBundle
 from longctx_bench.runner.executors.ray_executor.worker import Failure, WorkerFacts
-from longctx_bench.runner.executors.ray_executor.worker_pool import Member, Pool
+from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerHandle, WorkerPool
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
@@ -35,8 +35,8 @@ class Worker:
 
     facts: Any = FACTS
 
-    def __init__(self, engine: Any, parcel: Any) -> None:
-        self.engine, self.parcel = engine, parcel
+    def __init__(self, engine: Any, bundle: Any) -> None:
+        self.engine, self.bundle = engine, bundle
 
     def start(self) -> Any:
         facts = type(self).facts
@@ -53,28 +53,30 @@ class Worker:
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Pool[Any], StandInRay]]:
+def pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[WorkerPool[Any], StandInRay]]:
     """A pool of workers that this process runs."""
     monkeypatch.setattr(worker_pool, "Worker", Worker)
 
-    def made(workers: int = 2, facts: Any = FACTS, dies: Any = lambda reference: False) -> tuple[Pool[Any], StandInRay]:
+    def made(
+        workers: int = 2, facts: Any = FACTS, dies: Any = lambda reference: False
+    ) -> tuple[WorkerPool[Any], StandInRay]:
         monkeypatch.setattr(Worker, "facts", facts)
         ray = StandInRay(dies=dies)
-        return Pool(ray, Layout(workers, 3, 0), {"name": "echo"}, Parcel((), ())), ray
+        return WorkerPool(ray, WorkerLayout(workers, 3, 0), {"name": "echo"}, RegistryBundle(())), ray
 
     return made
 
 
-def give(member: Member[Any], *tasks: Any) -> None:
+def give(member: WorkerHandle[Any], *tasks: Any) -> None:
     for task in tasks:
-        member.flying[member.worker.double.remote(task)] = task
+        member.in_flight[member.worker.double.remote(task)] = task
 
 
 def starts(reference: Reference) -> bool:
     return reference.method == "start"
 
 
-def drain(pool: Pool[Any], notes: list[str] | None = None) -> list[tuple[Any, Any]]:
+def drain(pool: WorkerPool[Any], notes: list[str] | None = None) -> list[tuple[Any, Any]]:
     """All answers until nobody has anything to do."""
     heard: list[tuple[Any, Any]] = []
     for _ in range(50):
@@ -99,7 +101,7 @@ def test_workers_start_and_answer(pool: Any) -> None:
     give(made.members[1], 3)
     assert made.busy()
     assert sorted(drain(made)) == [(1, 2), (2, 4), (3, 6)]
-    assert not any(member.flying for member in made.members)
+    assert not any(member.in_flight for member in made.members)
     made.close()
     assert ray.killed == ray.actors
     assert not made.members
@@ -118,7 +120,7 @@ def test_what_a_lost_worker_had_is_named_once_and_another_one_starts(pool: Any) 
     assert [reference.arguments for reference in ray.lost] == [(2,)], "the fault has happened"
     assert (first, 2, None) in heard, "only what it was at is named"
     assert [task for _, task, answer in heard if answer is None] == [2]
-    assert list(first.flying.values()) == [2, 3]
+    assert list(first.in_flight.values()) == [2, 3]
     assert list(first.queue) == [4, 5], "and what it was given is still its"
     assert first not in made.members
     assert ray.killed == [first.worker]
@@ -212,7 +214,7 @@ def test_nothing_comes_up_for_minutes(pool: Any, monkeypatch: pytest.MonkeyPatch
     give(made.members[0], 1)
     ray.end(made.members[0].worker)
     drain(made)
-    assert made.first() == FACTS, "the minutes are counted from when the last worker was there"
+    assert made.first() == FACTS, "the minutes are pluralize from when the last worker was there"
 
 
 def test_an_engine_that_cannot_be_made(pool: Any) -> None:
@@ -417,18 +419,18 @@ def test_a_part_that_fails_ends_its_cell_and_what_waits_of_it(
 
 def test_a_part_that_was_given_up_before_it_was_grouped_is_not_waited_for() -> None:
     executor = RayExecutor.__new__(RayExecutor)
-    works = [SimpleNamespace(closed=closed) for closed in (True, True, False, False)]
+    jobs = [SimpleNamespace(closed=closed) for closed in (True, True, False, False)]
     opening, batch, other, queued = (
-        Task(SimpleNamespace(work=work, left=left))  # type: ignore[arg-type]
-        for work, left in zip(works, (None, 2, None, 1), strict=True)
+        Task(SimpleNamespace(job=job, num_pending=left))  # type: ignore[arg-type]
+        for job, left in zip(jobs, (None, 2, None, 1), strict=True)
     )
     executor._ready = deque([[opening], [batch, other]])
     executor._pool = SimpleNamespace(members=[SimpleNamespace(queue=deque([queued, opening]))])  # type: ignore[assignment]
-    executor._opening = 3
+    executor._num_batching = 3
     executor._drop_closed()
     assert list(executor._ready) == [[other]]
     assert list(executor._pool.members[0].queue) == [queued]
-    assert executor._opening == 1
+    assert executor._num_batching == 1
 
 
 def test_idle_workers_take_batches_from_the_busy(there: Any) -> None:

@@ -1,4 +1,4 @@
-"""``longctx-bench list``: what there is."""
+"""``longctx-bench list``: tasks, models, methods and results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from longctx_bench.cli.output import put_list, put_records, rows_option, say
 if TYPE_CHECKING:
     from longctx_bench.core.specs import MethodSpec
 
-_long_option = click.option("--long", is_flag=True, help="All that is known of each, and the data sources.")
+_long_option = click.option(
+    "--long", is_flag=True, help="Also show metrics, protocols, all tasks of each group, and data sources."
+)
 
 
 @click.group("list")
 def list_group() -> None:
     """List tasks, models, methods or results.
 
-    In a pipe each row is one line.
+    In a pipe, each row is printed on one line.
     """
 
 
@@ -34,14 +36,14 @@ def list_group() -> None:
 @rows_option
 @registry_options
 def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
-    """List the tasks by suite, and the groups."""
+    """List the tasks by suite, and the task groups."""
     registry = make_registry(**options)  # type: ignore[arg-type]
     suites = _suites(registry)
     tasks = sorted(
         registry.tasks.values(), key=lambda spec: list(dict.fromkeys(suites.values())).index(suites[spec.name])
     )
     if form != "terminal":
-        groups = {name: [group for group, own in registry.groups.items() if name in own] for name in suites}
+        groups = {name: [group for group, members in registry.groups.items() if name in members] for name in suites}
         put_records(
             [
                 {
@@ -71,7 +73,7 @@ def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
         click.echo()
     put_list(
         ("group", "tasks"),
-        [(name, ", ".join(members) if long else _begun(members)) for name, members in registry.groups.items()],
+        [(name, ", ".join(members) if long else _abbreviated(members)) for name, members in registry.groups.items()],
     )
     if long:
         click.echo()
@@ -85,31 +87,31 @@ def tasks_command(long: bool, form: str, **options: tuple[str, ...]) -> None:
 
 
 def _suites(registry: Any) -> dict[str, str]:
-    """Return each task's suite: the group that has most of its tasks to itself, else the kind of benchmark it is.
+    """Return each task's suite: the largest group that mostly holds tasks of no other suite, else its benchmark.
 
-    A group that only picks from others (``longbench_en``, ``niah_multi``) is no suite.
+    A group that only selects from other groups (``longbench_en``, ``niah_multi``) is not a suite.
     """
     from longctx_bench.benchmarks import BENCHMARKS
 
     largest: dict[str, str] = {}
     for group, members in sorted(registry.groups.items(), key=lambda item: len(item[1])):
         largest |= dict.fromkeys((name for name in members if name in registry.tasks), group)
-    own = Counter(largest.values())
-    found = {}
+    num_tasks = Counter(largest.values())
+    suites = {}
     for name, spec in registry.tasks.items():
         group = largest.get(name)
-        if group and 2 * own[group] > len(registry.groups[group]):
-            found[name] = group
+        if group and 2 * num_tasks[group] > len(registry.groups[group]):
+            suites[name] = group
         else:
-            found[name] = spec.use if spec.use in BENCHMARKS.shipped else "your own"
-    return found
+            suites[name] = spec.use if spec.use in BENCHMARKS.shipped else "your own"
+    return suites
 
 
-def _begun(members: Sequence[str], most: int = 3) -> str:
-    """Return how many tasks a group has, and the first of them."""
-    if len(members) <= most + 1:
+def _abbreviated(members: Sequence[str], max_names: int = 3) -> str:
+    """Return the number of tasks in a group and its first names."""
+    if len(members) <= max_names + 1:
         return ", ".join(members)
-    return f"{len(members)}: {', '.join(members[:most])} ..."
+    return f"{len(members)}: {', '.join(members[:max_names])} ..."
 
 
 @list_group.command("models")
@@ -152,7 +154,7 @@ def models_command(form: str, **options: tuple[str, ...]) -> None:
 @rows_option
 @registry_options
 def methods_command(form: str, **options: tuple[str, ...]) -> None:
-    """List the context-extension methods; METHOD-BASE names a contestant."""
+    """List the context-extension methods; METHOD-BASE names a model to run."""
     registry = make_registry(**options)  # type: ignore[arg-type]
     rows = [(spec.name, spec.description or _docstring(spec), spec.paper) for spec in registry.methods.values()]
     header = ("method", "description", "paper")
@@ -163,21 +165,20 @@ def methods_command(form: str, **options: tuple[str, ...]) -> None:
 
 
 def _docstring(spec: MethodSpec) -> str:
-    """Return the first line of the class's docstring, read without running the module: listing must import nothing.
+    """Return the first line of the class's docstring, parsed without importing the module.
 
-    An installed package's entry point names a class and has no place for a description.
+    An entry point of an installed package names a class and has no description.
     """
     from longctx_bench.methods import METHODS
 
     location = METHODS.location(spec.use)
     module, _, name = location.partition(":")
     try:
-        found = importlib.util.find_spec(module)
-        tree = (
-            ast.parse(Path(found.origin).read_text(encoding="utf-8")) if found and found.origin else ast.Module([], [])
-        )
+        spec_of_module = importlib.util.find_spec(module)
+        origin = spec_of_module.origin if spec_of_module else None
+        tree = ast.parse(Path(origin).read_text(encoding="utf-8")) if origin else ast.Module([], [])
         [text] = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    except Exception:  # noqa: BLE001 (a package of someone's own may raise anything when it is looked for)
+    except Exception:  # noqa: BLE001 (finding a third-party package may raise anything)
         text = None
     return (text or f"{location} (no description)").partition("\n")[0].rstrip(".")
 

@@ -1,4 +1,4 @@
-"""The command ``lm-eval``."""
+"""``longctx-bench lm-eval``: lm-eval's command line with our models."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from longctx_bench.core.errors import UserError
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lm_eval_command(arguments: tuple[str, ...]) -> None:
-    """Run lm-eval's own command line, which knows our models as --model longctx.
+    """Run lm-eval's command line with our models as --model longctx.
 
-    Such as: longctx-bench lm-eval --model longctx --model_args method=drope,base=tiny --tasks arc_easy
+    Example: longctx-bench lm-eval --model longctx --model_args method=drope,base=tiny --tasks arc_easy
     """
     if find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed: pip install 'longctx-bench[lm-eval]'")
