@@ -1,4 +1,4 @@
-"""``python -m bench.hf_vs_vllm``: examples a second of the transformers engine and of vLLM, on equal work.
+"""``python -m bench.hf_vs_vllm``: examples per second of the transformers engine and of vLLM on the same requests.
 
 Random prompts and random weights of a shape, so that no answer ends early; each engine in a process of its own, since
 vLLM keeps the memory that it took.
@@ -25,11 +25,11 @@ from longctx_bench.engines import make_engine
 from longctx_bench.registry import Registry
 
 UNKNOWN = "w0"
-"""The first of the words that the tokenizer has: w0, w1 and so on."""
+"""The first word of the tokenizer's vocabulary: w0, w1, ..."""
 
 
 def checkpoint(shape: str, folder: Path, device: str, dtype: torch.dtype) -> None:
-    """Write a model of a shape with random weights, that never ends, and a tokenizer of one word a token."""
+    """Write a model with random weights that never emits EOS, and a tokenizer with one word per token."""
     model = build(shape, device, dtype)
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
@@ -38,12 +38,12 @@ def checkpoint(shape: str, folder: Path, device: str, dtype: torch.dtype) -> Non
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-def prompts(count: int, length: int, new_tokens: int, right: float, words: int, seed: int) -> list[Request]:
-    """Return requests with random prompts; a share of them, here and there, asks for one token only."""
+def prompts(count: int, length: int, new_tokens: int, right: float, vocab_size: int, seed: int) -> list[Request]:
+    """Return requests with random prompts; a random share of them asks for one token only."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, words, (count, length), generator=generator).tolist()
+    ids = torch.randint(2, vocab_size, (count, length), generator=generator).tolist()
     short = set(torch.randperm(count, generator=generator)[: round(right * count)].tolist())
-    return [Request(str(place), tuple(own), 1 if place in short else new_tokens) for place, own in enumerate(ids)]
+    return [Request(str(index), tuple(prompt), 1 if index in short else new_tokens) for index, prompt in enumerate(ids)]
 
 
 def measure(
@@ -55,29 +55,29 @@ def measure(
     right: float,
     made: dict[str, object],
 ) -> dict[int, float]:
-    """Return examples a second by length, after other prompts of that length."""
+    """Return examples per second by length, after a warm-up on other prompts of that length."""
     runs = make_engine(engine, **made)  # type: ignore[arg-type]
     runs.load(folder)
     resolved = Registry().variant(f"rope:{folder}").resolve()
-    # One contestant for all lengths: vLLM would be built anew for each.
-    contestant = resolved.at(max(lengths) + new_tokens)
-    found = {}
+    # One model for all lengths: vLLM would be started again for each.
+    model_under_test = resolved.at(max(lengths) + new_tokens)
+    throughput = {}
     for length in lengths:
         count = max(1, tokens // length)
         for seed in range(2):
-            # Other prompts each time, none of which vLLM has in its cache.
+            # New prompts each time, so that vLLM's prefix cache has none of them.
             asked = prompts(count, length, new_tokens, right, int(resolved.base.config["vocab_size"]), seed)
             began = perf_counter()
             done = [
                 item
                 for batch in runs.batches(asked, False)
-                for item in runs.generate(batch, contestant, lambda *_: False)
+                for item in runs.generate(batch, model_under_test, lambda *_: False)
             ]
             seconds = perf_counter() - began
         if sum(item.new_tokens for item in done) != sum(request.max_new_tokens for request in asked):
             raise SystemExit(f"{engine}: an answer ended early")
-        found[length] = count / seconds
-    return found
+        throughput[length] = count / seconds
+    return throughput
 
 
 def _apart(answer: Connection, *asked: object) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     for shape in chosen.shapes.split(","):
         if shape not in SHAPES:
             parser.error(f"--shapes: choose among {', '.join(SHAPES)}")
-        found: dict[str, dict[int, float]] = {}
+        throughput: dict[str, dict[int, float]] = {}
         with TemporaryDirectory() as scratch:
             checkpoint(shape, Path(scratch), chosen.device, getattr(torch, chosen.dtype))
             if cuda:
@@ -130,12 +130,12 @@ def main() -> None:
                 if isinstance(answer, UserError):
                     print(f"{shape}: {engine}: {answer}", flush=True)
                     continue
-                found[engine] = answer
+                throughput[engine] = answer
                 for length, rate in answer.items():
                     print(f"{shape}, {chosen.dtype}, {length} tokens: {engine} {rate:.3f} examples/s", flush=True)
-        if {"hf", "vllm"} <= found.keys():
+        if {"hf", "vllm"} <= throughput.keys():
             for length in lengths:
-                ratio = found["hf"][length] / found["vllm"][length]
+                ratio = throughput["hf"][length] / throughput["vllm"][length]
                 keep(f"{shape} at {length} tokens, {chosen.new_tokens} new, vLLM", ratio)
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.niah_vs_lm_eval``: a needle grid, by lm-eval's own model and by this project's."""
+"""``python -m bench.niah_vs_lm_eval``: speed on a needle grid: lm-eval's own HF model against this project's engine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from longctx_bench.runner.request_builder import RequestBuilder
 from longctx_bench.store.run_store import ResultStore
 
 NEW_TOKENS = 128
-"""RULER's budget for an answer."""
+"""RULER's answer budget in tokens."""
 
 
 class Grid:
     """The same prompts for both sides: in each trial another text, with the needle at some depths."""
 
     def __init__(self, model: str, length: int, depths: int, trials: int, dtype: str, device: str) -> None:
-        """Write the prompts and load our side's model."""
+        """Generate the prompts and load this project's model."""
         registry = Registry()
         variant = registry.variant(model)
         [task] = registry.select_tasks("niah_grid")
@@ -40,7 +40,7 @@ class Grid:
         self.folder = resolved.folder
         self.engine = HFEngine(device, dtype)
         self.engine.load(self.folder)
-        self.contestant = resolved.at(length)
+        self.model_under_test = resolved.at(length)
         cache = RequestBuilder(registry, spec)
         with TemporaryDirectory() as nowhere:
             [planned] = plan(spec, self.engine, ResultStore(Path(nowhere)), registry)
@@ -54,20 +54,20 @@ class Grid:
         return 100 * sum(scores) / len(scores)
 
     def ours(self) -> tuple[float, dict[str, str]]:
-        """Answer all; return seconds and texts."""
+        """Generate all answers; return seconds and texts."""
         references = {example.id: example.references for example in self.examples}
         began = perf_counter()
         texts = {
             item.example_id: item.text
             for batch in self.engine.batches(self.requests, False)
             for item in self.engine.generate(
-                batch, self.contestant, lambda name, text: self._rule.is_final(text, references[name])
+                batch, self.model_under_test, lambda name, text: self._rule.is_final(text, references[name])
             )
         }
         return perf_counter() - began, texts
 
     def theirs(self, model: Any) -> tuple[float, dict[str, str]]:
-        """Answer all with lm-eval's model; return seconds and texts.
+        """Generate all answers with lm-eval's model; return seconds and texts.
 
         Raises:
             ValueError: it reads other tokens than we do.

@@ -44,13 +44,16 @@ def main() -> None:
     registry = Registry(tuple(chosen.include_path))
     variants, tasks = registry.variants(chosen.model), registry.select_tasks(chosen.tasks)
     lengths = tuple(map(int, chosen.lengths.split(",")))
-    made: dict[str, Any] = {"name": "hf", "device": chosen.device, "dtype": chosen.dtype}
-    made["batch_tokens"] = chosen.batch_tokens
+    engine_settings: dict[str, Any] = {"name": "hf", "device": chosen.device, "dtype": chosen.dtype}
+    engine_settings["batch_tokens"] = chosen.batch_tokens
     first = 0.0
     for workers in map(int, chosen.workers.split(",")):
-        with RayExecutor(made, registry, workers, chosen.ray_address) as executor, TemporaryDirectory() as scratch:
+        with (
+            RayExecutor(engine_settings, registry, workers, chosen.ray_address) as executor,
+            TemporaryDirectory() as scratch,
+        ):
             executor.wait_for_all()
-            # Once unmeasured, so that every worker has loaded its model.
+            # A warm-up run, so that every worker has loaded its model.
             warm = RunSpec(variants, tasks, lengths=lengths[:1], limit=4 * workers)
             measure(executor, registry, warm, Path(scratch, "0"))
             spec = RunSpec(variants, tasks, lengths=lengths, limit=chosen.limit)

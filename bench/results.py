@@ -1,4 +1,4 @@
-"""What the benchmarks measured, in one file, and a plot of it: ``python -m bench.results FILE``."""
+"""Benchmark results: a JSONL file of ratios, and a bar plot of it (``python -m bench.results FILE``)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "LONGCTX_BENCH_RATIOS"
-"""The environment variable that names the file; without it nothing is kept."""
+"""Environment variable with the path of the file; without it nothing is written."""
 
 
 def keep(name: str, ratio: float) -> None:
-    """Add a ratio to the file: above 1, this project is so many times as fast as what it is compared with."""
+    """Append a ratio to the file; values above 1 mean that this project is faster."""
     path = os.environ.get(FILE)
     if path:
         with Path(path).open("a", encoding="utf-8") as stream:
@@ -34,16 +34,16 @@ def read(path: Path) -> dict[str, float]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = {str(line["name"]): float(line["ratio"]) for line in lines}
+        ratios = {str(line["name"]): float(line["ratio"]) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no ratios of `make benchmarks`") from error
-    if not found:
+    if not ratios:
         raise UserError(f"{path}: holds no ratios; run `make benchmarks`")
-    return found
+    return ratios
 
 
 def draw(ratios: dict[str, float]) -> Figure:
-    """Draw one bar a ratio, on a logarithmic axis, from 1: what is slower points to the left."""
+    """Draw one bar per ratio on a logarithmic axis, starting at 1: slower points to the left."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     with styled():
@@ -59,7 +59,7 @@ def draw(ratios: dict[str, float]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("times as fast as what is named last")
         axes.margins(x=0.15)
-        # Room for what is written beside a bar that points to the left.
+        # Space for the labels of bars that point to the left.
         axes.set_xlim(left=min(0.45, 0.4 * min(ratios.values())))
         axes.invert_yaxis()
     return figure

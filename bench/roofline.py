@@ -1,4 +1,4 @@
-"""``python -m bench.roofline``: what share of a machine's ceiling the transformers engine reaches.
+"""``python -m bench.roofline``: share of the machine's roofline that the transformers engine reaches.
 
 Random weights of a shape and random prompts: speed does not depend on what stands in them. The ceiling of a prefill is
 the time of its matrix products and attention alone, measured in the same run; that of a decoding step the bytes of
@@ -47,18 +47,18 @@ class Measured:
     prefill: float
     """Seconds for all prompts."""
     prefill_ceiling: float
-    """Seconds of their matrix products and attention alone."""
+    """Seconds of the matrix products and attention alone (compute bound)."""
     step: float
-    """Seconds of one decoding step of all prompts."""
+    """Seconds of one decode step of all prompts."""
     step_ceiling: float
-    """Seconds in which weights and cache can be read."""
+    """Seconds to read weights and KV cache at the measured bandwidth (memory bound)."""
     read: float
-    """Bytes of them."""
+    """Bytes of weights and KV cache."""
     peak: int | None
     planned: int
 
     def line(self, new_tokens: int) -> str:
-        """Return it as a line; ``new_tokens`` is an example's budget."""
+        """Return the result as a line; ``new_tokens`` is the budget per example."""
         whole = self.prefill + new_tokens * self.step
         read, ceiling = self.prompts * self.length / self.prefill, self.prefill_ceiling / self.prefill
         share, rate = self.step_ceiling / self.step, self.read / self.step / 1e9
@@ -94,8 +94,8 @@ def decoding(
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
     core = EngineCore.for_model(model, tokenizer, frozenset())
     generator = torch.Generator().manual_seed(0)
-    words = model.config.vocab_size
-    ids = [tuple(torch.randint(2, words, (length,), generator=generator).tolist()) for _ in range(prompts)]
+    vocab_size = model.config.vocab_size
+    ids = [tuple(torch.randint(2, vocab_size, (length,), generator=generator).tolist()) for _ in range(prompts)]
     found = memory.estimate(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
 
     def run(new_tokens: int) -> float:
@@ -107,7 +107,7 @@ def decoding(
 
 
 def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, bandwidth: float) -> Measured:
-    """Prefill and decode random prompts by the engine's own decoder."""
+    """Prefill and decode random prompts with the engine's scheduler."""
     device = str(model.device)
     core, found, run = decoding(model, prompts, length)
     run(1 + steps)
@@ -124,15 +124,15 @@ def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, band
 
 
 def profiled(model: LlamaForCausalLM, prompts: int, length: int) -> str:
-    """Return what a prefill's time goes to, kernel by kernel, the longest first; after :func:`measure` of the same."""
+    """Return a profile of the prefill, kernel by kernel, the longest first; after :func:`measure` of the same."""
     cuda = model.device.type == "cuda"
     run = decoding(model, prompts, length)[2]
     run(1)
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    with profile(activities=[activity]) as seen:
+    with profile(activities=[activity]) as profiler:
         run(1)
     time = f"self_{activity.name.lower()}_time_total"
-    return str(seen.key_averages().table(sort_by=time, row_limit=14, max_name_column_width=60))
+    return str(profiler.key_averages().table(sort_by=time, row_limit=14, max_name_column_width=60))
 
 
 def ceiling(model: LlamaForCausalLM, prompts: int, length: int) -> float:

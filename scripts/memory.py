@@ -1,6 +1,6 @@
-"""``python scripts/memory.py``: the memory that a run and a report take at most, by the number of examples in a cell.
+"""``python scripts/memory.py``: peak memory of a run and a report, by the number of examples per cell.
 
-The engine is ``echo``, so that what is measured is this project and no model. Each number is a process of its own.
+The engine is ``echo``, so that this project is measured, not a model. Each measurement is a separate process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ finally:
 
 
 def peak(*arguments: str) -> int:
-    """Run the command line in a process of its own, and return the most bytes that it held.
+    """Run the command line in a separate process and return its peak memory in bytes.
 
     Raises:
         SystemExit: it failed.

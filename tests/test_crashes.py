@@ -24,6 +24,8 @@ from longctx_bench.store.run_store import ResultStore
 from longctx_bench.training import checkpointing, trainer
 from longctx_bench.training.quantize_delta import pack
 
+pytestmark = pytest.mark.slow
+
 STATES = int(os.environ.get("LONGCTX_BENCH_CRASH_STATES", "120"))
 """Of each test, drawn from all that there are; a number beyond them takes all."""
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from helpers.document_blocks import ROOT, Block, blocks
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = (
     "README.md",
     "tasks/README.md",

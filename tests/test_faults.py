@@ -21,6 +21,8 @@ from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.store.run_store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 TASKS = "niah_single_1,niah_single_2"
 
 

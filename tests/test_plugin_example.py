@@ -14,6 +14,8 @@ from longctx_bench.cli import main
 from longctx_bench.metrics import get_metric
 from longctx_bench.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from longctx_bench import load, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("smollm2_folder")
 def test_the_untouched_model_finds_the_needle(tmp_path: Path) -> None:

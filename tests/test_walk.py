@@ -12,6 +12,8 @@ import pytest
 
 from longctx_bench.core.errors import UserError, did_you_mean
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 METHOD = """
@@ -19,7 +21,7 @@ from longctx_bench.methods.base import BaseModelInfo, Method
 
 
 class Mine(Method):
-    def {name}(self, base: Base, length: int) -> dict:
+    def {name}(self, base: BaseModelInfo, length: int) -> dict:
         return {value}
 """
 BENCHMARK = """

@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings_run(folder: Path) -> None:
     assert (folder / "exported/config.json").is_file()
     assert (folder / "figures/all-length.png").is_file()
@@ -72,6 +73,7 @@ def test_what_is_no_length_and_no_scale_is_one_line(given: Any) -> None:
         parse_lengths(given, "length")
 
 
+@pytest.mark.slow
 def test_what_is_no_name_or_number_is_one_line(tmp_path: Path) -> None:
     assert join_names(["a", Path("b")], "model") == "a,b"
     for wrong in (3, [3], b"a"):
@@ -138,6 +140,7 @@ def test_everything_of_a_folder_is_drawn_without_the_training_curves_of_what_shi
     assert any(line.startswith("curves: ") for line in drawn.left_out)
 
 
+@pytest.mark.slow
 def test_a_papers_figures_are_drawn_as_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     drawn = longctx_bench.figures(folder, paper="drope", base="tiny")
     assert "figure-1" in drawn
@@ -153,6 +156,7 @@ def test_a_papers_figures_are_drawn_as_on_the_command_line(folder: Path, tmp_pat
             longctx_bench.figures(folder, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_for_a_length_as_the_command_line_writes_it() -> None:
     model, _ = longctx_bench.load("pi-tiny", length="1k", device="cpu")
     assert model.config.rope_parameters["factor"] == 2
@@ -161,6 +165,7 @@ def test_a_model_is_loaded_for_a_length_as_the_command_line_writes_it() -> None:
             longctx_bench.load("pi-tiny", length=length)
 
 
+@pytest.mark.slow
 def test_a_calibration_is_written_and_shown(tmp_path: Path) -> None:
     tried: list[Any] = []
     found = longctx_bench.calibrate("drope-tiny", 1.5, limit=1, device="cpu", out=tmp_path, tell=tried.append)
@@ -176,6 +181,7 @@ def test_a_calibration_is_written_and_shown(tmp_path: Path) -> None:
         longctx_bench.calibrate("pi-tiny", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_torch_is_imported_by_nothing_that_reads() -> None:
     program = (
         "import sys, longctx_bench; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules);"

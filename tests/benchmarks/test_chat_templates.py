@@ -21,6 +21,7 @@ QUESTION = [{"role": "user", "content": " What is \u2028 this, \U0001f600 and\r\
 ENDLESS = "{% for number in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_text_is_that_of_transformers(plain_tokenizer: Any, template: str) -> None:
     plain_tokenizer.chat_template = template
@@ -35,6 +36,7 @@ def test_the_text_is_that_of_transformers(plain_tokenizer: Any, template: str) -
             assert ours.render(messages, **way) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
@@ -58,6 +60,7 @@ def test_a_template_that_does_harm_is_one_line_within_seconds(plain_tokenizer: A
         assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_run_with_such_a_model_ends_with_exit_code_2(tmp_path: Path, essays: Path, call: Any) -> None:
     for name, template in (("endless", ENDLESS), ("forbidden", "{{ ''.__class__.__subclasses__() }}")):
         folder = make_model(tmp_path / name)

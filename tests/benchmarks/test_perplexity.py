@@ -92,6 +92,7 @@ def plain_losses(folder: Path, ids: tuple[int, ...]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_losses_of_a_plain_forward_pass(
     text: Path, tiny_folder: Path, tiny_encoder: PromptEncoder, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_run_gives_the_losses_of_a_plain_forward_pass(
     assert curve[1][1] == pytest.approx(float(losses[0][15:31].mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_says_which_way_is_better(text: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from longctx_bench.reporting.formats import markdown
     from longctx_bench.reporting.results import read_cells

@@ -21,6 +21,7 @@ def test_bos_is_counted_and_the_answer_prefix_belongs_to_the_prompt(plain_tokeni
     assert with_bos.size("some text") == plain.count("some text")
 
 
+@pytest.mark.slow
 def test_a_chat_template_is_counted_and_its_bos_not_doubled(smollm2_encoder: Any) -> None:
     chat = PromptEncoder(smollm2_encoder.tokenizer, chat_template=True)
     text = chat.text("Where is it?", " It is")
@@ -63,6 +64,7 @@ def whole(encoder: PromptEncoder, text: str) -> list[int]:
     return ids[:-1] if len(ids) > 1 and ids[-1] == encoder.tokenizer.eos_token_id else ids
 
 
+@pytest.mark.slow
 def test_words_read_one_by_one_are_the_whole_text(smollm2_encoder: Any, tiny_encoder: Any) -> None:
     rng = random.Random(0)
     for encoder in (smollm2_encoder, tiny_encoder):
@@ -104,6 +106,7 @@ def other_tokenizer(pre_tokenizer: Any = None, normalizer: Any = None, added: tu
     return tokenizer
 
 
+@pytest.mark.slow
 def test_sentences_and_pieces_are_the_whole_text_whatever_the_tokenizer_cuts(
     smollm2_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def whole(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     return ids[:-1] if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
+@pytest.mark.slow
 @CHECKED
 @given(prompt=TEXTS, prefix=TEXTS)
 def test_a_prompt_is_the_whole_text(tokenizer: Any, fresh: Any, prompt: str, prefix: str) -> None:

@@ -29,6 +29,7 @@ def done(call, tiny_folder: Path, tmp_path: Path, essays: Path) -> Path:  # type
     return out
 
 
+@pytest.mark.slow
 def test_list_and_help_need_no_torch() -> None:
     code = (
         "import sys; from longctx_bench.cli import main; sys.argv = ['x', *{}]\ntry: main()\nexcept SystemExit: pass\n"
@@ -43,6 +44,7 @@ def test_list_and_help_need_no_torch() -> None:
         )
 
 
+@pytest.mark.slow
 def test_report_formats(call, done: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, shown, _ = call("report", done)
     assert code == 0
@@ -58,6 +60,7 @@ def test_report_formats(call, done: Path, tmp_path: Path) -> None:  # type: igno
     assert "<table" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_figures(call, done: Path) -> None:  # type: ignore[no-untyped-def]
     code, _shown, _ = call("figures", done)
     assert code == 0
@@ -76,6 +79,7 @@ def test_list_results_and_unfinished(call, done: Path) -> None:  # type: ignore[
     assert "missing: tiny/rope/niah/512" in shown
 
 
+@pytest.mark.slow
 def test_show(call, done: Path, essays: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = ["--data", f"ruler-essays={essays}"]
     code, shown, error = call("show", "yarn-tiny/niah/512", "5", "--out", done)
@@ -100,6 +104,7 @@ def test_show(call, done: Path, essays: Path, tmp_path: Path) -> None:  # type: 
     assert (code, "has no example 99" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_what_show_says_reads_as_words(call, done: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     _, shown, _ = call("show", "yarn-tiny/niah/512", "5", "--out", done)
     first = shown.splitlines()[0]
@@ -154,6 +159,7 @@ def test_report_as_json(call, done: Path, tmp_path: Path) -> None:  # type: igno
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_examples_then_score(call, tiny_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, shown, error = call("examples", "niah_single_1", "--model", tiny_folder, "--length", "512", "--limit", "4")
     assert code == 0, error
@@ -183,6 +189,7 @@ def test_examples_then_score(call, tiny_folder: Path, tmp_path: Path) -> None:  
         assert (code, "line 1" in error, len(error.strip().splitlines())) == (2, True, 1)
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(call, tiny_folder: Path, tmp_path: Path, essays: Path) -> None:  # type: ignore[no-untyped-def]
     code, shown, error = call(
         "run", "--model", tiny_folder, "--tasks", "niah,vt", "--scale", "2x,4x", "--dry-run",
@@ -228,6 +235,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
@@ -245,6 +253,7 @@ def test_mistakes_are_one_line_and_exit_2(
     assert max(error.count(f"\n{prefix}") + error.startswith(prefix) for prefix in ("longctx-bench: ", "failed: ")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -325,6 +334,7 @@ def test_a_length_beyond_memory_is_refused_before_loading(call, tiny_folder: Pat
     assert "choose a smaller length" in error
 
 
+@pytest.mark.slow
 def test_a_plugin_that_raises_is_one_line_and_the_rest_goes_on(
     call, tiny_folder: Path, tmp_path: Path, essays: Path
 ) -> None:  # type: ignore[no-untyped-def]

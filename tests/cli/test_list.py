@@ -100,6 +100,7 @@ def test_a_method_of_an_entry_point_is_described_by_its_docstring(
     assert "no_such_package:Gone" in rows["gone"]
 
 
+@pytest.mark.slow
 def test_a_loss_is_no_percentage(call: Any, tmp_path: Path) -> None:
     reference = Path(__file__).parents[2] / "results" / "reference" / "tiny"
     code, shown, _ = call("list", "results", reference)

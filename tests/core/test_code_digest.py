@@ -62,6 +62,7 @@ def run(call: Call, tiny_folder: Path, tmp_path: Path, essays: Path) -> Callable
     return ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
@@ -216,6 +217,7 @@ PACKAGE = {
 }
 
 
+@pytest.mark.slow
 def test_an_entry_point_too(run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, out = tmp_path / "site", tmp_path / "out"
     an_installed_method(site, "installed", PACKAGE, "i19_pack.sub.method:M")

@@ -78,6 +78,7 @@ def one_line(read: Callable[[Path], list[Any]], path: Path, said: str) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pack", "read"),
     [
@@ -108,6 +109,7 @@ def test_a_bomb_of_blank_lines_is_refused(
     assert one_line(rows, tmp_path / name, "unpacks to more than") < 16 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "read"), [("lcc.jsonl", rows), ("a.jsonl", texts)])
 def test_a_line_of_a_hundred_megabytes_is_refused_by_its_number(tmp_path: Path, name: str, read: Any) -> None:
     text = ROW if name.startswith("lcc") else '{"text": "a word"}'
@@ -164,18 +166,21 @@ WHOLE_DICTIONARY = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30}
 PREFIXES = {"compression": "zstd", "use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
 
 
+@pytest.mark.slow
 def test_a_text_that_a_table_stores_once_and_repeats_without_end_is_refused(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", shared("y" * 30 * MB, 10_000), **WHOLE_DICTIONARY)
     assert path.stat().st_size < 10_000
     assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [WHOLE_DICTIONARY, PREFIXES])
 def test_a_row_of_more_than_any_document_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     path = table(tmp_path / "a.parquet", ["y" * 100 * MB], **options)
     assert one_line(texts, path, "longer than|a row of more than") < 400 * MB
 
 
+@pytest.mark.slow
 def test_texts_that_continue_the_one_before_are_read_and_their_bombs_refused(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", [f"the same {number}" for number in range(5000)], **PREFIXES)
     assert texts(path)[4999] == "the same 4999"
@@ -184,6 +189,7 @@ def test_texts_that_continue_the_one_before_are_read_and_their_bombs_refused(tmp
     assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
 
 
+@pytest.mark.slow
 def test_pages_that_unpack_to_far_more_than_text_does_are_refused(tmp_path: Path) -> None:
     letters = [chr(97 + number % 26) * 4 * MB + str(number) for number in range(60)]
     path = table(tmp_path / "a.parquet", letters, compression="zstd", use_dictionary=False)
@@ -191,6 +197,7 @@ def test_pages_that_unpack_to_far_more_than_text_does_are_refused(tmp_path: Path
     assert one_line(texts, path, "unpacks to more than 64 MiB") < 400 * MB
 
 
+@pytest.mark.slow
 def test_rows_without_text_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     monkeypatch.setattr(decompression, "_UNSUSPICIOUS", 2 * MB)
@@ -198,6 +205,7 @@ def test_rows_without_text_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     one_line(texts, path, "unpacks to more than")
 
 
+@pytest.mark.slow
 def test_a_list_of_more_texts_than_any_row_has_is_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -207,6 +215,7 @@ def test_a_list_of_more_texts_than_any_row_has_is_refused(tmp_path: Path) -> Non
     one_line(rows, tmp_path / "lcc.parquet", "a row of more than 64 MiB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "said"),
     [
@@ -222,6 +231,7 @@ def test_a_table_of_something_else_is_one_line(tmp_path: Path, column: Any, said
     one_line(texts, table(tmp_path / "a.parquet", column), said)
 
 
+@pytest.mark.slow
 def test_a_table_without_the_column_or_with_two_is_one_line(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -232,6 +242,7 @@ def test_a_table_without_the_column_or_with_two_is_one_line(tmp_path: Path) -> N
     one_line(texts, path, "two columns are called 'text'")
 
 
+@pytest.mark.slow
 @given(data=hypothesis.data())
 @hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_table_is_read_or_one_line(tmp_path: Path, data: hypothesis.DataObject) -> None:
@@ -270,6 +281,7 @@ GROUP, COLUMN = b"\x35\x02\x18\x01a\x15\x02\0", b"\x15\x0c\x25\x02\x18\x04text\x
 """A group of one column, and a column of texts."""
 
 
+@pytest.mark.slow
 def test_footers_that_promise_anything_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
@@ -295,6 +307,7 @@ def test_a_file_that_ends_the_process_that_reads_it_is_one_line(
     one_line(texts, path, "not a readable parquet file")
 
 
+@pytest.mark.slow
 def test_the_process_that_reads_a_table_ends_with_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 

@@ -39,6 +39,7 @@ ENTRIES = (*SIZES, "model_type", "architectures", "tie_word_embeddings", "rope_t
 CONFIGS = st.dictionaries(st.sampled_from(ENTRIES) | st.text(), JSON | st.integers(-2, 5000), max_size=8)
 
 
+@pytest.mark.slow
 @QUICK
 @given(config=CONFIGS)
 def test_a_config_is_read_or_refused(config: dict[str, Any], tmp_path: Path) -> None:
@@ -67,6 +68,7 @@ def test_bytes_in_place_of_a_config_are_refused(content: bytes, tmp_path: Path) 
         assert isinstance(model_config(tmp_path, "model"), dict)
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     source=JSON.map(json.dumps)
@@ -117,6 +119,7 @@ KEYS = st.text(alphabet=string.ascii_lowercase, min_size=1, max_size=3).filter(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(keys=st.lists(KEYS, min_size=1, max_size=6), flow=st.booleans(), quoted=st.booleans())
 def test_a_key_that_stands_twice_is_refused_and_no_other(keys: list[str], flow: bool, quoted: bool) -> None:
@@ -135,6 +138,7 @@ def test_what_a_mapping_takes_from_another_it_may_give_a_value_of_its_own(tmp_pa
     assert (loaded["b"], loaded["c"]) == ({"x": 2, "y": 1}, {"x": 3, "y": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["a: 1\nb: 2\na: 3\n", "a: {b: 1, b: 2}\n", "[" * 5000, "a: 2001-99-99\n", "a: !!python/name:os.system x\n"]
 )

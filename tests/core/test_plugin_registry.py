@@ -122,6 +122,7 @@ def test_a_metric_that_is_no_rate_has_its_direction_and_unit(tmp_path: Path, ess
     assert "in %" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "source", "said"),
     [
@@ -188,6 +189,7 @@ class Quiet(EchoEngine):
         self.loud = loud
 
 
+@pytest.mark.slow
 def test_an_engine_and_its_option(tmp_path: Path, essays: Path, call: Call) -> None:
     ENGINES.register("quiet")(Quiet)
     made = make_engine("quiet", {"loud": "true"}, batch_tokens=99)

@@ -45,6 +45,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelSource:
     )
 
 
+@pytest.mark.slow
 def test_a_wheel_member_is_fetched_once(wheel: WheelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fetch(wheel)
     assert path.read_text() == "some words"
@@ -52,17 +53,20 @@ def test_a_wheel_member_is_fetched_once(wheel: WheelSource, monkeypatch: pytest.
     assert fetch(wheel) == path
 
 
+@pytest.mark.slow
 def test_a_corrupt_download_is_refused_and_not_kept(wheel: WheelSource, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="corrupt or another build.*nothing was kept, run again"):
         fetch(wheel.model_copy(update={"sha256": "0" * 64}))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
 
 
+@pytest.mark.slow
 def test_a_wrong_member_is_named(wheel: WheelSource) -> None:
     with pytest.raises(UserError, match="has no member nothing.txt"):
         fetch(wheel.model_copy(update={"member": "nothing.txt"}))
 
 
+@pytest.mark.slow
 def test_no_network_is_one_line(wheel: WheelSource) -> None:
     with pytest.raises(UserError, match=r"longctx-testdata==2.0: could not be downloaded \(No matching distribution"):
         fetch(wheel.model_copy(update={"version": "2.0"}))
@@ -182,6 +186,7 @@ def test_pip_gets_no_option_from_a_source(wheel: WheelSource, monkeypatch: pytes
     assert {"--only-binary=:all:", "--no-deps"} <= set(command)
 
 
+@pytest.mark.slow
 def test_a_pip_in_the_current_folder_is_not_run(
     wheel: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_pip_in_the_current_folder_is_not_run(
 # -- extraction and the cache -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_member_is_never_written_through_a_link_that_leads_away(wheel: WheelSource, tmp_path: Path) -> None:
     member = fetch(wheel)
     shutil.rmtree(member.parent)
@@ -206,6 +212,7 @@ def test_a_member_is_never_written_through_a_link_that_leads_away(wheel: WheelSo
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_extracted(wheel: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "index/longctx_testdata-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -217,6 +224,7 @@ def test_a_bomb_is_not_extracted(wheel: WheelSource, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "cache").rglob("*bomb*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 @pytest.mark.parametrize("piece", ["longctx_testdata/essays.txt", "whole.whl"])
 def test_a_damaged_piece_is_named_and_made_again(
@@ -236,6 +244,7 @@ def test_a_damaged_piece_is_named_and_made_again(
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_damage_that_keeps_size_and_time_is_noticed_by_the_next_process(wheel: WheelSource) -> None:
     member = fetch(wheel)
     before = member.stat()
@@ -249,6 +258,7 @@ def test_damage_that_keeps_size_and_time_is_noticed_by_the_next_process(wheel: W
         file_cache._read.update(read_before)
 
 
+@pytest.mark.slow
 def test_a_wheel_that_is_no_archive_is_one_line(wheel: WheelSource, tmp_path: Path) -> None:
     folder = fetch(wheel).parent.parent
     (folder / "whole.whl").write_bytes(b"no archive")
@@ -275,6 +285,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return protect
 
 
+@pytest.mark.slow
 def test_a_populated_cache_that_cannot_be_written_is_read(
     wheel: WheelSource, tmp_path: Path, read_only: Callable[[Path], None]
 ) -> None:

@@ -37,7 +37,7 @@ def test_shipped_methods(name: str) -> None:
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     if name.endswith(("-retrieval", "-perplexity")):
-        with pytest.raises(UserError, match=f"{name}-smollm-360m: no {name.rpartition('-')[2]} calibration"):
+        with pytest.raises(UserError, match=f"{name}-smollm-360m: .*no {name.rpartition('-')[2]} calibration"):
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     method = REGISTRY.variant(f"{name}-smollm-360m").method

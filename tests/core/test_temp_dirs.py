@@ -26,7 +26,7 @@ from pathlib import Path
 from longctx_bench.core.io import atomic_write
 from longctx_bench.core.temp_dirs import ScratchFolder
 folder = Path(sys.argv[1])
-with replacing(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
+with atomic_write(folder / "ex.jsonl"), ScratchFolder("longctx-bench-"), ScratchFolder(".converting-", folder):
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -63,6 +63,7 @@ def use(folder: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_goes_with_the_next_run(folder: Path) -> None:
     with holding(folder) as process:
         left = {path.name.partition("-")[0] for path in folder.iterdir()}
@@ -73,6 +74,7 @@ def test_what_a_killed_process_left_goes_with_the_next_run(folder: Path) -> None
     assert [path.name for path in folder.iterdir()] == ["ex.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_a_living_process_uses_stays(folder: Path) -> None:
     with holding(folder):
         before = set(folder.iterdir())

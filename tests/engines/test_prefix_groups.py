@@ -90,6 +90,7 @@ def test_what_shares_nothing_is_batched_longest_first() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [False, True])
 @pytest.mark.parametrize("method", [YaRN(), ALiBi(), DynamicNTK()], ids=lambda method: type(method).__name__)
 def test_shared_beginnings_are_read_once_and_change_no_token(

@@ -27,6 +27,8 @@ from longctx_bench.registry import Registry
 from longctx_bench.store.schema import parse_result
 from tests.helpers.fake_ray import Reference, StandInRay
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "apple river stone cloud maple tiger lemon piano candle forest rocket window garden silver marble".split()  # noqa: SIM905
 )

@@ -38,6 +38,8 @@ from longctx_bench.methods.rope_parameters import FULL_UNROTATED
 from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.variant import ModelUnderTest
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
 HEADING = "## Which method runs on which model type\n"
 

@@ -151,6 +151,7 @@ def test_a_missing_package_is_one_line(name: str, module: str, package: str, mon
         METRICS[name].score("text", ["text"])
 
 
+@pytest.mark.slow
 def test_metrics_are_cheap_to_import_and_jieba_is_silent() -> None:
     program = (
         "import sys; from longctx_bench.metrics import METRICS\n"

@@ -78,11 +78,13 @@ def same(folder: Path, texts: int = 300) -> None:
     assert len(light) == len(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_the_tiny_familys(name: str) -> None:
     same(shipped_checkpoint_folder(name))
 
 
+@pytest.mark.slow
 def test_smollm2s(smollm2_folder: Path) -> None:
     same(smollm2_folder)
 
@@ -100,6 +102,7 @@ def changed(folder: Path, **settings: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
 
 
+@pytest.mark.slow
 def test_one_with_bos_and_a_chat_template(tmp_path: Path) -> None:
     same(saved(tmp_path, make_tokenizer(bos=True)))
     light, whole = prompt_tokenizer(tmp_path), load_tokenizer(tmp_path)
@@ -149,6 +152,7 @@ UNUSUAL: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_anything_unusual_is_left_to_transformers(tmp_path: Path, what: str) -> None:
     folder = saved(tmp_path, make_tokenizer())
@@ -179,6 +183,7 @@ def test_a_broken_tokenizer_is_one_line(tmp_path: Path) -> None:
         prompt_tokenizer(folder)
 
 
+@pytest.mark.slow
 def test_a_gguf_as_it_is_converted_is_read_without_transformers(smollm2_folder: Path, tmp_path: Path) -> None:
     """And the copy that it was saved from gives the same, digits split."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
@@ -189,6 +194,7 @@ def test_a_gguf_as_it_is_converted_is_read_without_transformers(smollm2_folder: 
     assert ids.encode("1234") == AutoTokenizer.from_pretrained(smollm2_folder).encode("1234")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", ["torch", "transformers"])
 def test_prompts_are_written_without(heavy: str, tmp_path: Path) -> None:
     out = tmp_path / "examples.jsonl"
@@ -203,6 +209,7 @@ def test_prompts_are_written_without(heavy: str, tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 8
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_a_drope_checkpoint_comes_without_a_warning() -> None:
     # In a process of its own: once any other test has registered the configs, nothing warns any more.
     program = (

@@ -24,6 +24,8 @@ from longctx_bench.models.metadata import eos_token_ids, model_config
 from longctx_bench.registry import Registry
 from longctx_bench.training.quantize_delta import pack
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

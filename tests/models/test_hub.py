@@ -177,6 +177,7 @@ def test_a_branch_that_moved_runs_again_and_keeps_the_old(hub: Path, essays: Pat
     assert len(list((tmp_path / "superseded").rglob("records.jsonl"))) == 1
 
 
+@pytest.mark.slow
 def test_code_in_a_repository_is_never_run_nor_asked_about(hub: Path, tmp_path: Path) -> None:
     """A checkpoint that transformers knows runs on its classes; any other is refused, whatever stands on stdin."""
     folder = make_model(tmp_path / "made")

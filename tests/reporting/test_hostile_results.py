@@ -144,6 +144,7 @@ HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HARM)
 def test_a_harmful_cell_is_one_line_and_the_rest_goes_on(call: Call, folder: Path, how: str, tmp_path: Path) -> None:
     harm, said = HARM[how]
@@ -216,6 +217,7 @@ def test_a_probe_of_another_kind_is_one_line(call: Call, tmp_path: Path, probe: 
     assert "run it again" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -288,6 +290,7 @@ def on_a_terminal(*arguments: str | Path) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", b"".join(parts).decode().replace("\r\n", "\n"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -317,6 +320,7 @@ def test_an_example_is_shown_in_its_lines(call: Call, tmp_path: Path) -> None:
     assert "\nnext line\t\n" in out
 
 
+@pytest.mark.slow
 def test_warnings_logs_and_tracebacks_hold_no_commands() -> None:
     code = (
         "import logging, warnings; from longctx_bench.cli.main import _keep_terminal; _keep_terminal();"
@@ -327,6 +331,7 @@ def test_warnings_logs_and_tracebacks_hold_no_commands() -> None:
     assert not ACTIVE.search(said)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_plain_text_is_one_line_without_commands(text: str) -> None:
     for shown in (single_line(text), escape_control_chars(text)):
@@ -382,6 +387,7 @@ def test_csv_leaves_values_that_are_numbers_alone(value: float) -> None:
 # -- figures --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a$b$c", "$\\frac$", "$", "\\$a$", "a_{b}^$x$", "$\x00\x1b[31m$"])
 def test_names_in_figures_are_no_formulas(tmp_path: Path, name: str, call: Call) -> None:
     folder = tmp_path / "made"
@@ -448,6 +454,7 @@ _lines = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_lines, max_size=4))
 def test_any_records_are_read_or_damaged(tmp_path: Path, content: list[bytes]) -> None:
@@ -464,6 +471,7 @@ def test_any_records_are_read_or_damaged(tmp_path: Path, content: list[bytes]) -
         assert record.scored >= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_change_of_one_value_is_shown_or_named(tmp_path: Path, data: st.DataObject) -> None:
@@ -490,6 +498,7 @@ def test_any_change_of_one_value_is_shown_or_named(tmp_path: Path, data: st.Data
     page_of(folder, examples=1).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=80), _values.map(lambda value: json.dumps(value).encode())))
 def test_any_json_is_a_value_or_unreadable(content: bytes) -> None:

@@ -14,6 +14,8 @@ from longctx_bench.reporting.tables.base import Mark
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.reporting.tables.significance import column_entry, compare_rows
 
+pytestmark = pytest.mark.slow
+
 Counts = tuple[int, int, int, int]
 """Pairs of which both are right, only the first, only the second, neither: all that McNemar's test can see."""
 

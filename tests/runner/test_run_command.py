@@ -147,6 +147,7 @@ run(sys.argv[1], "niah,niah_single_1", length=[512], limit=40, engine="echo", ba
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_twice(tiny_folder: Path, tmp_path: Path, essays: Path) -> None:
     def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", SCRIPT, str(tiny_folder), str(out), str(essays), str(pause)]

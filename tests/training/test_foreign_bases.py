@@ -20,6 +20,8 @@ from longctx_bench.training.checkpoint_export import save_model
 from longctx_bench.training.models import fresh_model, recipe_tokenizer, starting_model
 from longctx_bench.training.recipe import Recipe, Shape, read_recipe
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(hidden_size=32, layers=4, heads=4, kv_heads=2, ffn=64, vocab_size=300, window=8)
 Call = Callable[..., tuple[int, str, str]]
 

@@ -74,6 +74,7 @@ def test_the_learning_rate_warms_up_and_decays(small: Any, schedule: str) -> Non
     assert (rates[50] == max(rates)) == (schedule == "wsd")
 
 
+@pytest.mark.slow
 def test_reading_a_recipe_needs_no_torch() -> None:
     code = "import sys, longctx_bench.training.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -21,6 +21,8 @@ from longctx_bench.training.data.tokenizer_training import END
 from longctx_bench.training.train import train
 from longctx_bench.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of the run goes on."""

@@ -71,6 +71,7 @@ def test_a_plateau_gives_its_middle_and_one_lucky_point_does_not_win() -> None:
     assert best_value([SweepPoint(2.0, 1 + 0.1 * i, score, 5) for i, score in enumerate(scores)]) == pytest.approx(1.7)
 
 
+@pytest.mark.slow
 def test_runs_use_what_calibration_wrote(drope_folder: Path) -> None:
     before = Registry().variant(f"drope:{drope_folder}").method
     assert isinstance(before, DroPE)
@@ -103,6 +104,7 @@ def test_yarn_takes_a_fit_only_when_asked(tiny_folder: Path, tmp_path: Path) -> 
     assert fitted.model_overrides(BASE, 1024)["rope_parameters"]["attention_factor"] == 1.5
 
 
+@pytest.mark.slow
 def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
     engine = HFEngine("cpu", "float32")
     engine.load(tiny_folder)
@@ -131,6 +133,7 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
     assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_whole_logits_are_never_held(tiny_folder: Path) -> None:
     engine = HFEngine("cpu", "float32")
     engine.load(tiny_folder)
@@ -179,6 +182,7 @@ def test_a_plateau_of_the_fine_sweep_is_a_result() -> None:
     assert fit.table[8.0] == pytest.approx(1 + 0.4 * math.log(8), abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_refused_sweep_writes_nothing(
     drope_folder: Path, essays: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_refused_sweep_writes_nothing(
     assert sorted(path.name for path in drope_folder.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["retrieval", "perplexity"])
 def test_the_command(
     objective: str,
@@ -215,6 +220,7 @@ def test_the_command(
     assert objective in json.loads((drope_folder / "calibration.json").read_text())["temperature"]
 
 
+@pytest.mark.slow
 def test_a_fit_lies_beside_a_difference_not_beside_what_it_was_merged_to(
     drope_folder: Path, tiny_folder: Path, essays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ class SameAgain:
         return {"engine": "vllm", "vllm": "0", "device": "cpu", "dtype": self.dtype, "tensor_parallel": 1}
 
 
+@pytest.mark.slow
 def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Path, tmp_path: Path) -> None:
     registry = Registry(local_data={"ruler-essays": essays})
     hf, other = HFEngine("cpu", "float32"), SameAgain()

@@ -62,6 +62,7 @@ def test_rows_equal_transformers_eager_attention(member: str) -> None:
     np.testing.assert_allclose(ours, eager(model, IDS), atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yarn-tiny", "drope-tiny", "pi-tiny"])
 def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     variant = Registry().variant(name)
@@ -82,6 +83,7 @@ def test_heads_that_share_keys_have_rows_of_their_own(tiny_folder: Path) -> None
     assert np.abs(ours[:, 0] - ours[:, 1]).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("member", ["rope", "drope"])
 def test_rows_sum_to_one(member: str, length: int) -> None:
@@ -202,6 +204,7 @@ def test_with_and_without_are_measured_at_every_length() -> None:
     assert last["without"]["positional"]["near"] == pytest.approx(0.1 + 4 * 0.8 / 128)
 
 
+@pytest.mark.slow
 def test_the_probe_of_a_shipped_model_ends_in_a_figure(call: Any, tmp_path: Path, essays: Path) -> None:
     code, shown, error = call(
         "probe", "attention", "drope-tiny", "--scale", "2x", "--limit", "2", "--dtype", "float32", "--device", "cpu",

@@ -141,6 +141,7 @@ def on_tiny() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", on_tiny())
 def test_what_ships_passes(method: str, tmp_path: Path) -> None:
     registry = Registry()
@@ -149,7 +150,7 @@ def test_what_ships_passes(method: str, tmp_path: Path) -> None:
         head_dim = registry.variant("rope-tiny").base(read_config(checkpoint_folder(registry.models["tiny"].source)))
         half = head_dim.head_dim // 2
         registry = Registry(settings={"longrope": {name: values[:half] for name, values in lists.items()}})
-    found = check_method(registry.variant(f"{method}:tiny"), "cpu", prompt_tokens=320)
+    found = check_method(registry.variant(f"{method}:tiny"), "cpu", prompt_tokens=216)
     assert found.passed, found.checks
     assert found.length == 1024
     judged = {check.name: check.result for check in found.checks}
@@ -159,6 +160,7 @@ def test_what_ships_passes(method: str, tmp_path: Path) -> None:
     assert {*judged.values()} == {"passed"}
 
 
+@pytest.mark.slow
 def test_an_attention_that_keeps_to_it_passes(tmp_path: Path, tiny_folder: Path, call: Call) -> None:
     folder = plugin(tmp_path / "plugin", self_extend())
     code, out, err = call(
@@ -172,6 +174,7 @@ def test_an_attention_that_keeps_to_it_passes(tmp_path: Path, tiny_folder: Path,
     assert max(found["prompts"]) > 256
 
 
+@pytest.mark.slow
 def test_an_attention_that_ignores_mask_and_positions_fails_where_rows_are_padded(tmp_path: Path, call: Call) -> None:
     folder = plugin(tmp_path / "plugin", self_extend(**BY_SLOTS))
     code, out, _ = call(
@@ -186,6 +189,7 @@ def test_an_attention_that_ignores_mask_and_positions_fails_where_rows_are_padde
     }
 
 
+@pytest.mark.slow
 def test_an_attention_without_a_mask_is_refused_by_check_and_run(
     tmp_path: Path, tiny_folder: Path, call: Call, essays: Path
 ) -> None:
@@ -225,6 +229,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "wrong"),
     [
@@ -261,6 +266,7 @@ def test_each_thing_that_is_wrong_is_named(tmp_path: Path, tiny_folder: Path, bo
         assert found <= wrong | {"batch tokens", "drafts"}
 
 
+@pytest.mark.slow
 def test_what_changes_at_1x_says_so(tmp_path: Path, tiny_folder: Path) -> None:
     body = "before = layers[0].scaling\n        layers[0].scaling = 1.1 * before\n        try:\n            yield\n"
     body += "        finally:\n            layers[0].scaling = before\n"
@@ -292,6 +298,7 @@ def test_what_cannot_be_checked_is_one_line(call: Call, arguments: tuple[str, ..
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_documented_attention_passes(tmp_path: Path, tiny_folder: Path) -> None:
     blocks = dict(re.findall(r"`(mine/[a-z_-]+\.(?:yaml|py))`:\n\n```\w+\n(.*?)```", DOCUMENTED, re.DOTALL))
     blocks = {name: text for name, text in blocks.items() if "sink" in name}
@@ -304,6 +311,7 @@ def test_the_documented_attention_passes(tmp_path: Path, tiny_folder: Path) -> N
     assert {check.result for check in found.checks} == {"passed"}
 
 
+@pytest.mark.slow
 def test_a_model_of_other_sizes(tmp_path: Path, tiny_folder: Path) -> None:
     found = check_method(Registry().variant(f"yarn:{tiny_folder}"), "cpu", prompt_tokens=300)
     assert found.passed

@@ -30,6 +30,7 @@ def test_the_first_layer_is_exact_and_deeper_ones_are_not() -> None:
     assert 0 <= result.same_token_without <= result.same_token <= 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     words = ["probe", "virtual-length", "drope-tiny", "--factor", "2", "--limit", "1", "--device", "cpu", "--out"]
     result = CliRunner().invoke(cli, [*words, str(tmp_path)], catch_exceptions=False)

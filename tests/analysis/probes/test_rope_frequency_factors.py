@@ -84,6 +84,7 @@ def test_a_method_without_positions_has_no_frequencies() -> None:
         inverse_frequencies(BASE, NoPE(), 1024)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_longrope_out_unless_its_lists_are_given(call: Any, tmp_path: Path) -> None:
     code, shown, error = call("probe", "factors", "tiny", "--scale", "2x,8x", "--out", tmp_path)
     assert code == 0, error

@@ -133,6 +133,7 @@ def test_cutting_is_upstreams(task: str, family: tuple[str, PromptEncoder]) -> N
         assert [[digest(prompt), encoder.count(prompt)] for prompt in cut] == prompts, budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ORACLE["tasks"])
 def test_examples_are_upstreams_where_upstream_keeps_to_its_budget(
     task: str, family: tuple[str, PromptEncoder], tmp_path: Path
@@ -174,6 +175,7 @@ def test_examples_carry_what_their_metric_and_buckets_need(tiny_encoder: PromptE
         assert line["input"] in example.prompt
 
 
+@pytest.mark.slow
 def test_a_chat_template_counts_towards_the_length(plain_tokenizer: Any, tmp_path: Path) -> None:
     encoder = PromptEncoder(plain_tokenizer, chat_template=True)
     write(tmp_path / "qasper.jsonl", [row("prose", 60, 5)])
@@ -194,6 +196,7 @@ def test_a_length_that_leaves_nothing_of_the_prompt_does_not_fit(tiny_encoder: P
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_forms_of_the_files_hold_the_same_rows(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -231,6 +234,7 @@ def test_all_forms_of_the_files_hold_the_same_rows(tmp_path: Path) -> None:
         read_rows(plain, "hotpotqa", ALL_EXAMPLES)
 
 
+@pytest.mark.slow
 def test_parts_of_a_split_are_read_in_their_order(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -282,6 +286,7 @@ def test_a_broken_row_is_named_by_file_and_line(line: str, message: str, tmp_pat
     assert str(raised.value).startswith(f"{tmp_path / 'data.zip'}: data/lcc.jsonl: line 3 {message}")
 
 
+@pytest.mark.slow
 def test_a_broken_row_of_a_parquet_file_is_named_too(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -370,6 +375,7 @@ def test_natural_keeps_the_whole_prompt(tiny_encoder: PromptEncoder, tmp_path: P
     assert [example.n_tokens for example in examples] == [tiny_encoder.count(example.prompt) for example in examples]
 
 
+@pytest.mark.slow
 def test_a_natural_cell_ends_with_its_rows(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     write(data / "multi_news.jsonl", [row("prose", pieces, 5) for pieces in (2, 30, 60, 120, 380)])
@@ -449,6 +455,7 @@ def test_a_cell_names_its_data_and_not_where_it_lies(call: Call, tiny_folder: Pa
     assert (code, (out / "superseded").exists()) == (0, False), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["lcc.jsonl", "data/lcc.jsonl", "lcc.jsonl.gz", "data.zip"])
 def test_changed_data_make_a_cell_run_again(place: str, tiny_folder: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "data" / place, tmp_path / "run"
@@ -483,6 +490,7 @@ def test_changed_data_make_a_cell_run_again(place: str, tiny_folder: Path, tmp_p
     assert len(list((out / "superseded").glob("*/*/*/*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_task_that_is_never_wrapped_ignores_the_chat_template(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "lcc.jsonl", [row("code", 80, 5)])
     write(tmp_path / "multi_news.jsonl", [row("prose", 80, 5)])
@@ -520,6 +528,7 @@ def breaking_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.mark.slow
 def test_samsum_ends_at_the_first_newline_as_upstream_does(breaking_folder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -30,6 +30,7 @@ def examples(task: str, encoder: Any, length: int, n: int = 2, seed: int = 42) -
     return list(REGISTRY.benchmark(spec).examples(encoder, length, spec.max_new_tokens, n, seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [512, 640, 1000, 1024, 2048, 4096, 8192, 16384, 32768])
 @pytest.mark.parametrize("family", ["smollm2", "mistral"])
 @pytest.mark.parametrize("task", TASKS)
@@ -140,6 +141,7 @@ def test_gold_documents_are_there_at_changing_depths(task: str, smollm2_encoder:
         assert all(any(answer in example.prompt for answer in example.references) for example in made)
 
 
+@pytest.mark.slow
 def test_a_task_that_cannot_fit_says_so(smollm2_encoder: Any) -> None:
     with pytest.raises(ContextTooShort, match=r"vt at 128: the shortest prompt takes \d+ tokens, 98 are"):
         examples("vt", smollm2_encoder, 128, 1)

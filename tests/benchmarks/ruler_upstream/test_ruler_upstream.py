@@ -56,6 +56,7 @@ def test_sentences_are_split_as_when_the_oracle_was_made(registry: Registry) -> 
     assert digest("\n".join(pieces)) == ORACLE["sentences"], "haystack.sentences changed: remake the oracle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "length"), CELLS)
 def test_samples_are_upstreams_byte_for_byte(
     task: str, length: str, registry: Registry, smollm2_encoder: PromptEncoder
@@ -75,6 +76,7 @@ def test_samples_are_upstreams_byte_for_byte(
         assert example.n_tokens == smollm2_encoder.count(example.prompt, example.answer_prefix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "length"), [("niah_single_2", 512), ("vt", 512)])
 def test_where_upstream_hangs_the_cell_does_not_fit(
     task: str, length: int, registry: Registry, smollm2_encoder: PromptEncoder
@@ -147,6 +149,7 @@ class CoarseEncoder(PromptEncoder):
         return len(text) // 150
 
 
+@pytest.mark.slow
 def test_more_words_than_wonderwords_come_from_a_file_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ContextTooShort, match=r"english_words\.json \(Git LFS\)"):
         list(UpstreamCommonWords().examples(CoarseEncoder(), 4096, 120, 1, SEED))

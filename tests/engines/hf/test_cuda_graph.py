@@ -18,6 +18,8 @@ from longctx_bench.engines.hf.prefill_scheduler import num_padded_tokens, split_
 from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.request_state import RequestState
 
+pytestmark = pytest.mark.slow
+
 EOS = 54
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 
@@ -48,6 +50,7 @@ def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int
     return whole[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replayed", [True, False], ids=["graph", "drafts"])
 @pytest.mark.parametrize("pool", [None, 1, 140, 300])
 @pytest.mark.parametrize("idle", [0.0, 0.5, 1.0])

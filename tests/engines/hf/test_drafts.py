@@ -82,6 +82,7 @@ def drafts_of(right: list[int], place: int) -> tuple[int, ...]:
     return tuple(kinds[place % len(kinds)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[40, 61, 90, 47, 52, 77, 90], [64] * 7], ids=["ragged", "equal"])
 @pytest.mark.parametrize("method", [YaRN(), NoPE(), ALiBi()], ids=lambda method: type(method).__name__)
 def test_no_draft_changes_a_token(
@@ -104,6 +105,7 @@ def test_no_draft_changes_a_token(
     assert [row[:4] for row in told(together, asked, who)] == expected
 
 
+@pytest.mark.slow
 def test_every_way_to_end_is_the_same_with_drafts(tiny_folder: Path) -> None:
     who = contestant(tiny_folder, YaRN())
     cases = plain(tiny_folder, who, [40, 61, 90, 47, 52, 77, 90])
@@ -138,6 +140,7 @@ def test_every_way_to_end_is_the_same_with_drafts(tiny_folder: Path) -> None:
     assert reasons == {"eos", "stop", "settled", "length"}
 
 
+@pytest.mark.slow
 def test_a_right_draft_costs_one_pass(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     who = contestant(tiny_folder, YaRN())
     cases = plain(tiny_folder, who, [40, 61, 90])
@@ -147,6 +150,7 @@ def test_a_right_draft_costs_one_pass(tiny_folder: Path, monkeypatch: pytest.Mon
     assert sorted(widths) == [size + NEW - 1 for size in (40, 61, 90)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["window", "longrope"])
 def test_models_whose_cache_cannot_be_cut_decode_without_drafts(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -176,6 +180,7 @@ def test_models_whose_cache_cannot_be_cut_decode_without_drafts(
     assert max(widths) == 90
 
 
+@pytest.mark.slow
 def test_records_are_the_same_bytes_with_and_without_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"length": [512], "limit": 6, "dtype": "float32", "device": "cpu"}
     run("drope-tiny", "niah,niah_multikey_2", out=tmp_path / "with", **arguments)
@@ -206,6 +211,7 @@ def test_a_draft_is_the_answer_behind_the_prompt() -> None:
         assert planned.task.name == "vt" or tokenizer.encode(whole) == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[40, 61, 90, 47], [64] * 4], ids=["ragged", "equal"])
 def test_prompt_lookup_changes_no_token(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     who = contestant(tiny_folder, YaRN())
@@ -236,6 +242,7 @@ def test_prompt_lookup_changes_no_token(tiny_folder: Path, monkeypatch: pytest.M
         assert told(made, ended, who) == expected
 
 
+@pytest.mark.slow
 def test_attention_that_counts_slots_gets_no_drafts(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     who = contestant(tiny_folder, ALiBi())
     made = engine(tiny_folder)

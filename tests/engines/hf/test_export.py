@@ -41,6 +41,7 @@ def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:
     return found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rope", "pi", "ntk", "yarn", "llama3", "nope-retrieval", "drope"])
 def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "served"
@@ -62,6 +63,7 @@ def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: 
         Registry(settings={method: {"factor": 2}}).variant(str(folder))
 
 
+@pytest.mark.slow
 def test_no_positions_are_written_for_stock_servers_and_the_temperature_into_the_queries(tmp_path: Path) -> None:
     export(Registry().variant("nope-retrieval-tiny"), tmp_path / "plain", LENGTH)
     config = json.loads((tmp_path / "plain/config.json").read_text())
@@ -81,6 +83,7 @@ def test_no_positions_are_written_for_stock_servers_and_the_temperature_into_the
     assert changed == {f"model.layers.{layer}.self_attn.q_norm.weight" for layer in range(8)}
 
 
+@pytest.mark.slow
 def test_a_drope_checkpoint_without_norms_becomes_a_stock_llama(tmp_path: Path, plain_tokenizer: Any) -> None:
     tokenizer = plain_tokenizer
     torch.manual_seed(0)

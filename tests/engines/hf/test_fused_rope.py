@@ -33,6 +33,7 @@ for one, other in zip(apply_rotary_pos_emb(query, key, cos, sin), apply_rope(que
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -80,6 +81,7 @@ def test_a_model_on_a_gpu_uses_it_and_gives_the_same_bits(dtype: torch.dtype, mo
     assert len(calls) == 2, "afterwards the model rotates as before"
 
 
+@pytest.mark.slow
 def test_on_a_cpu_nothing_changes_unless_it_is_compiled() -> None:
     own = modeling_llama.apply_rotary_pos_emb
     model = _model(torch.float32)

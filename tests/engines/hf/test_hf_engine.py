@@ -48,6 +48,7 @@ def generate(made: HFEngine, asked: list[Request], who: ModelUnderTest) -> dict[
     return {item.example_id: item for batch in batches for item in made.generate(batch, who, never)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [RoPE(), YaRN(), NoPE()], ids=lambda method: type(method).__name__)
 def test_greedy_tokens_equal_generate(tiny_folder: Path, method: Method) -> None:
     asked = requests()
@@ -65,6 +66,7 @@ def test_greedy_tokens_equal_generate(tiny_folder: Path, method: Method) -> None
             assert found[request.example_id].new_tokens == len(whole)
 
 
+@pytest.mark.slow
 def test_batch_size_and_chunks_do_not_change_tokens(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, who = requests(), contestant(tiny_folder, YaRN())
     alone = generate(engine(tiny_folder, batch_tokens=1), asked, who)
@@ -80,6 +82,7 @@ def test_batch_size_and_chunks_do_not_change_tokens(tiny_folder: Path, monkeypat
     assert [alone[r.example_id].text for r in asked] == [chunked[r.example_id].text for r in asked]
 
 
+@pytest.mark.slow
 def test_decoding_stops_when_the_score_is_settled(tiny_folder: Path) -> None:
     who = contestant(tiny_folder, RoPE())
     made = engine(tiny_folder)
@@ -97,6 +100,7 @@ def test_decoding_stops_when_the_score_is_settled(tiny_folder: Path) -> None:
         assert full[item.example_id].text.startswith(item.text)
 
 
+@pytest.mark.slow
 def test_end_token_ends_an_example(tiny_folder: Path) -> None:
     made = engine(tiny_folder)
     who = contestant(tiny_folder, RoPE())
@@ -105,6 +109,7 @@ def test_end_token_ends_an_example(tiny_folder: Path) -> None:
     assert (ended.finish_reason, ended.new_tokens) == ("eos", 1)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, who, asked = engine(tiny_folder), contestant(tiny_folder, RoPE()), requests()
     expected = generate(made, asked, who)
@@ -123,6 +128,7 @@ def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.M
     assert {k: v.text for k, v in halved.items()} == {k: v.text for k, v in expected.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -146,6 +152,7 @@ def test_one_prompt_too_large_for_memory_is_one_line(
         generate(made, requests(1), who)
 
 
+@pytest.mark.slow
 def test_dynamic_ntk_is_pinned_to_each_prompt(tiny_folder: Path) -> None:
     made, who, asked = engine(tiny_folder), contestant(tiny_folder, DynamicNTK(), 2048), requests(4, new=250)
     together = generate(made, asked, who)
@@ -165,6 +172,7 @@ def test_a_truncated_file_is_one_line(tiny_folder: Path, tmp_path: Path) -> None
         load_model(broken, "float32", "cpu")
 
 
+@pytest.mark.slow
 def test_batches_respect_the_budget(tiny_folder: Path) -> None:
     made = engine(tiny_folder, batch_tokens=300)
     for batch in made.batches(requests(9), per_prompt=False):
@@ -172,6 +180,7 @@ def test_batches_respect_the_budget(tiny_folder: Path) -> None:
         assert len(batch) == 1 or longest * len(batch) <= 300
 
 
+@pytest.mark.slow
 def test_on_a_gpu_more_is_batched_than_is_decoded_at_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(tiny_folder)
     monkeypatch.setattr(memory, "batch_tokens", lambda *_: 1000)

@@ -16,6 +16,8 @@ from longctx_bench.engines.hf.fused_rope import use_fused_rope
 from longctx_bench.engines.hf.torch_compile import compile_layers
 from longctx_bench.methods.modeling_drope import LlamaDropeConfig
 
+pytestmark = pytest.mark.slow
+
 
 def _model(seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)

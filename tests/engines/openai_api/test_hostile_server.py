@@ -29,6 +29,8 @@ from longctx_bench.methods.rope_scaling import RoPE
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.variant import ModelUnderTest
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sk-live/3f9a+77e0c1d2"  # noqa: S105 (made up)
 
 
@@ -135,6 +137,7 @@ def test_an_honest_answer_of_the_same_server_is_taken(hostile: Hostile, ask: Any
     assert [item.text for item in ask(3)] == [" 6", " 7", " 8"], "packed as it was asked for"
 
 
+@pytest.mark.slow
 def test_an_answer_is_unpacked_up_to_a_limit(hostile: Hostile, ask: Any) -> None:
     content = bomb(400)
     hostile.send = lambda handler, *_: handler.say(content, Content_Encoding="gzip")
@@ -292,6 +295,7 @@ def test_a_server_whose_ids_are_all_the_same_is_believed(hostile: Hostile, ask: 
 # -- the key --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "sent"),
     [
@@ -329,6 +333,7 @@ def test_what_stays_on_this_machine_reaches_no_proxy(
     assert hostile.headers[-1]["Authorization"] == f"Bearer {SECRET}"
 
 
+@pytest.mark.slow
 def test_a_key_that_the_server_repeats_is_masked_everywhere(
     hostile: Hostile, tiny_folder: Path, essays: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +435,7 @@ _json = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=200)))
 def test_any_bytes_are_an_answer_or_a_value_error(content: bytes) -> None:

@@ -84,6 +84,7 @@ def expected(tiny_folder: Path) -> dict[str, tuple[str, int, str]]:
     return by_hf(tiny_folder)
 
 
+@pytest.mark.slow
 def test_the_tokens_are_those_of_the_transformers_engine(served: Served, tiny_folder: Path, expected: Any) -> None:
     engine = loaded(served, tiny_folder)
     assert written(engine, tiny_folder) == expected
@@ -94,6 +95,7 @@ def test_the_tokens_are_those_of_the_transformers_engine(served: Served, tiny_fo
     assert len(served.asked) == 1 + len(REQUESTS), "one to get to know it, and each request once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extras", [True, False])
 def test_a_server_without_token_ids_gets_text(
     served: Served, tiny_folder: Path, extras: bool, tiny_encoder: Any
@@ -110,6 +112,7 @@ def test_a_server_without_token_ids_gets_text(
         list(engine.loglikelihood(requests, contestant(tiny_folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vllm", "refuses", "passes over"])
 def test_stop_tokens_end_the_text_whether_the_server_knows_them_or_not(
     served: Served, tiny_folder: Path, kind: str, expected: Any
@@ -126,6 +129,7 @@ def test_stop_tokens_end_the_text_whether_the_server_knows_them_or_not(
     assert ("stop_token_ids" in served.asked[-1]) == (kind != "refuses")
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_transformers_engine(served: Served, tiny_folder: Path) -> None:
     requests = [Request(str(place), REQUESTS[place].input_ids, 0, scored=8) for place in (2, 4)]
     hf = HFEngine("cpu", "float32")
@@ -144,6 +148,7 @@ def test_losses_are_those_of_the_transformers_engine(served: Served, tiny_folder
         del served.echo  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429", "500", "503", "garbage", "cut", "hang"])
 def test_what_passes_by_itself_is_asked_again(served: Served, tiny_folder: Path, fault: str, expected: Any) -> None:
     chance = random.Random(1)
@@ -173,6 +178,7 @@ def run_niah(served: Served, model: str | Path, out: Path, essays: Path, **setti
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_nothing_that_was_stored(
     served: Served, tiny_folder: Path, tmp_path: Path, essays: Path
 ) -> None:
@@ -192,6 +198,7 @@ def test_a_server_that_dies_costs_nothing_that_was_stored(
     assert (tmp_path / "died" / records).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_half_of_all_requests_failing_leaves_every_record_once(
     served: Served, tiny_folder: Path, tmp_path: Path, essays: Path
 ) -> None:
@@ -202,6 +209,7 @@ def test_half_of_all_requests_failing_leaves_every_record_once(
     assert Counter(json.loads(line)["id"] for line in lines) == {f"{place:06d}": 1 for place in range(12)}
 
 
+@pytest.mark.slow
 def test_the_key_is_sent_and_never_kept_or_shown(
     served: Served, tiny_folder: Path, tmp_path: Path, essays: Path, monkeypatch: pytest.MonkeyPatch, call: Any
 ) -> None:
@@ -283,6 +291,7 @@ def test_options_that_do_not_go_together_are_refused(served: Served) -> None:
         make_engine("echo", server=server(served))
 
 
+@pytest.mark.slow
 def test_an_exported_method_behind_a_server_gives_its_own_tokens(
     tiny_folder: Path, tmp_path: Path, essays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from helpers import faulty_server
 from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.store.run_store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 
 def records(folder: Path) -> dict[str, bytes]:
     """All records of a run, byte for byte."""
@@ -95,6 +97,7 @@ def killing(server: Process, out: Path, then: Callable[[], None] = lambda: None)
     return last
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_and_started_again_is_waited_for(
     start: Any, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +144,7 @@ def _hasty(init: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_three_in_ten_requests_answered_500_or_never(start: Any, ask: Any, tmp_path: Path) -> None:
     assert ask(start(Process()), tmp_path / "whole")[0] == 0
     ill = start(Process(0.3))

@@ -93,6 +93,7 @@ def on_loopback(
             os.killpg(server.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
 def test_readmes_server_gives_the_scores_of_the_method(on_loopback: Any, call: Any, tmp_path: Path) -> None:
     import longctx_bench

@@ -24,6 +24,7 @@ def sheet(folder: Path) -> Any:
     return heatmap_sheet(read_cells(folder).finished)
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes_in_every_format(tmp_path: Path) -> None:
     first = style.save(sheet(tmp_path / "a"), tmp_path / "out" / "first", style.FORMATS)
     second = style.save(sheet(tmp_path / "b"), tmp_path / "out" / "second", style.FORMATS)
@@ -35,6 +36,7 @@ def test_the_same_data_give_the_same_bytes_in_every_format(tmp_path: Path) -> No
     assert Image.open(first[0]).size[0] == round(sheet(tmp_path / "c").get_figwidth() * style.DPI)
 
 
+@pytest.mark.slow
 def test_a_users_own_style_changes_nothing(tmp_path: Path) -> None:
     [plain] = style.save(sheet(tmp_path / "a"), tmp_path / "plain")
     with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 10, "image.cmap": "jet", "axes.grid": True}):
@@ -48,6 +50,7 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
         style.save(sheet(tmp_path / "a"), tmp_path / "figure", ("gif",))
 
 
+@pytest.mark.slow
 def test_the_command_draws_in_several_formats(call: Any, tmp_path: Path) -> None:
     write_store(tmp_path, SCORES)
     code, shown, error = call("figures", tmp_path, "--kind", "heatmap,bars", "--format", "png,svg")
@@ -57,6 +60,7 @@ def test_the_command_draws_in_several_formats(call: Any, tmp_path: Path) -> None
     assert all((tmp_path / "figures" / name).stat().st_size > 5_000 for name in names)
 
 
+@pytest.mark.slow
 def test_all_draws_what_there_is_and_says_what_it_left_out(call: Any, tmp_path: Path) -> None:
     write_store(tmp_path, SCORES, weights={"embedded": "drope-tiny"})
     code, _, error = call("figures", tmp_path, "--kind", "all", "--out", tmp_path / "figs")
@@ -73,6 +77,7 @@ def test_all_draws_what_there_is_and_says_what_it_left_out(call: Any, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 def test_curves_of_what_ships_are_drawn_where_they_are_asked_for(call: Any, tmp_path: Path) -> None:
     from longctx_bench.core.sources import shipped_checkpoint_folder
 
@@ -84,6 +89,7 @@ def test_curves_of_what_ships_are_drawn_where_they_are_asked_for(call: Any, tmp_
         assert (out / "curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_an_unfinished_cell_is_named_and_the_rest_is_drawn(call: Any, tmp_path: Path) -> None:
     write_store(tmp_path, SCORES)
     cell = tmp_path / "runs/tiny/drope/niah/1024"

@@ -60,6 +60,7 @@ def test_a_heatmap_has_a_panel_per_model_with_its_scores_by_depth_and_length(cel
     assert figure.axes[-1].get_ylabel() == "niah on tiny: score (%)\nn = 2 per cell"
 
 
+@pytest.mark.slow
 def test_many_methods_stay_apart_on_a_heatmap_sheet(cells: Cells) -> None:
     scores = {(name, "niah", length): HALF for name in FIFTEEN for length in (512, 1024, 2048, 4096)}
     figure = heatmap_sheet(cells(scores))
@@ -73,6 +74,7 @@ def test_many_methods_stay_apart_on_a_heatmap_sheet(cells: Cells) -> None:
                for box in (axis.get_tightbbox(renderer) for axis in panels))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_lengths_drop_values_and_labels_that_would_overlap(cells: Cells) -> None:
     lengths = [512 * 2**power for power in range(10)]
     scores = {(name, "niah", length): HIT for name in FIFTEEN[:10] for length in lengths}
@@ -128,6 +130,7 @@ def test_lines_go_through_the_means_and_bands_are_the_intervals(cells: Cells) ->
     assert list(loss.lines[-1].get_ydata()) == [3.0, 5.5]
 
 
+@pytest.mark.slow
 def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) -> None:
     def sizes(names: list[str], lengths: int) -> tuple[float, float]:
         scores = {("rope", name, 256 * 2**place): HIT for name in names for place in range(lengths)}
@@ -140,6 +143,7 @@ def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) 
     assert (narrow[0] < wide[0], narrow[1] < wide[1]) == (True, True)
 
 
+@pytest.mark.slow
 def test_fifteen_lines_are_divided_into_rows_with_the_untouched_model_in_each(cells: Cells) -> None:
     summaries = cells({(name, "niah", length): HALF for name in FIFTEEN for length in (512, 1024)})
     found = assign_plot_styles(summaries)
@@ -186,6 +190,7 @@ def test_bars_stand_at_their_scores_with_intervals(cells: Cells) -> None:
     assert [bar.get_height() for bar in longer.patches] == [100.0]
 
 
+@pytest.mark.slow
 def test_many_models_get_a_panel_per_task_with_their_names(cells: Cells) -> None:
     summaries = cells({(name, task, 1024): HALF for name in FIFTEEN for task in ("niah", "niah_multikey")})
     panels = drawn(bar_sheet(summaries))
@@ -224,6 +229,7 @@ def test_a_heat_table_has_a_row_a_method_and_rulers_order_of_tasks(cells: Cells)
     assert axis.figure.axes[-1].get_ylabel().endswith("\nn = 22 per cell")
 
 
+@pytest.mark.slow
 def test_a_panel_of_bars_says_what_was_not_measured(cells: Cells) -> None:
     scores = {(name, "niah", 1024): MISS for name in FIFTEEN} | {(name, "vt", 1024): HIT for name in FIFTEEN[2:]}
     niah, vt = drawn(bar_sheet(cells(scores)))

@@ -50,6 +50,7 @@ def test_wilson_without_examples_says_nothing() -> None:
     assert mean_interval([]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_wilson_holds_its_level_over_rates_and_sizes() -> None:
     rng = np.random.default_rng(1)
     shares = []
@@ -68,6 +69,7 @@ def test_graded_scores_hold_their_level(draw) -> None:  # type: ignore[no-untype
     assert 0.93 < covered([mean_interval(cell) for cell in cells], truth) < 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 1_500])
 def test_the_bootstrap_is_scipys(n: int) -> None:
     scores, _ = low_graded(np.random.default_rng(3), n)

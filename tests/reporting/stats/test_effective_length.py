@@ -67,6 +67,7 @@ def test_the_interval_is_the_bootstraps_over_the_walk() -> None:
     assert found.low != found.high
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_length() -> None:
     rng = np.random.default_rng(2)
     rates = {512: 0.97, 1024: 0.92, 2048: 0.88, 4096: 0.6}

@@ -161,6 +161,7 @@ def test_the_interval_of_rates_behaves_at_the_ends(gains: int, losses: int, ties
     assert found.low < found.high
 
 
+@pytest.mark.slow
 def test_the_interval_of_rates_holds_its_level() -> None:
     rng = np.random.default_rng(8)
     shares = []
@@ -175,6 +176,7 @@ def test_the_interval_of_rates_holds_its_level() -> None:
     assert min(shares) > 0.92
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 30, 44, 100])
 def test_the_interval_of_graded_differences_holds_its_level(n: int) -> None:
     rng = np.random.default_rng(9)

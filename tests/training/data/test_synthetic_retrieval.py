@@ -172,6 +172,7 @@ def test_worker_processes_generate_the_rows_of_one_process(
     assert np.array_equal(by_workers.haystack, by_one.haystack)
 
 
+@pytest.mark.slow
 def test_a_worker_and_the_command_start_without_torch() -> None:
     modules = ("longctx_bench.training.data.synthetic_retrieval_workers", "longctx_bench.training.__main__")
     code = f"import sys, {', '.join(modules)}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"

@@ -42,6 +42,7 @@ torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "error"),
     [

@@ -21,7 +21,7 @@ from longctx_bench.registry import Registry
 from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerPool
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

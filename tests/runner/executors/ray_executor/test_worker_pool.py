@@ -25,6 +25,8 @@ from longctx_bench.runner.executors.ray_executor.registry_bundle import Registry
 from longctx_bench.runner.executors.ray_executor.worker import Failure, WorkerFacts
 from longctx_bench.runner.executors.ray_executor.worker_pool import WorkerHandle, WorkerPool
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 FACTS = WorkerFacts("node", provenance.package_version(), {}, "echo", "float32", "cpu")
