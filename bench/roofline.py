@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.results import keep
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import Footprint
-from longctx_bench.engines.hf.fused_rope import rotation_at_once
-from longctx_bench.engines.hf.scheduler import Decoder
+from longctx_bench.engines.base import MemoryEstimate
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.fused_rope import use_fused_rope
 from longctx_bench.engines.hf.torch_compile import compile_layers
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -86,34 +86,36 @@ def build(shape: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
         torch.set_default_dtype(before)
 
 
-def decoding(model: LlamaForCausalLM, prompts: int, length: int) -> tuple[Decoder, Footprint, Callable[[int], float]]:
-    """Return a decoder, what its model takes, and what returns the seconds of so many new tokens on random prompts."""
+def decoding(
+    model: LlamaForCausalLM, prompts: int, length: int
+) -> tuple[EngineCore, MemoryEstimate, Callable[[int], float]]:
+    """Return an engine core, its memory estimate, and a function from new tokens to seconds on random prompts."""
     device = str(model.device)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
-    decoder = Decoder.on(model, tokenizer, frozenset())
+    core = EngineCore.for_model(model, tokenizer, frozenset())
     generator = torch.Generator().manual_seed(0)
     vocab_size = model.config.vocab_size
     ids = [tuple(torch.randint(2, vocab_size, (length,), generator=generator).tolist()) for _ in range(prompts)]
-    found = memory.footprint(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
+    found = memory.estimate(model.config.to_dict(), SimpleNamespace(name="model"), _name(model.dtype), device)  # type: ignore[arg-type]
 
     def run(new_tokens: int) -> float:
-        batch = [Request(str(index), prompt, new_tokens) for index, prompt in enumerate(ids)]
-        room = memory.prefill_room(found, prompts * (length + new_tokens), device)
-        return _seconds(lambda: decoder.decode(batch, lambda *_: False, room), device)
+        batch = [Request(str(place), own, new_tokens) for place, own in enumerate(ids)]
+        room = memory.prefill_token_budget(found, prompts * (length + new_tokens), device)
+        return _seconds(lambda: core.generate(batch, lambda *_: False, room), device)
 
-    return decoder, found, run
+    return core, found, run
 
 
 def measure(model: LlamaForCausalLM, prompts: int, length: int, steps: int, bandwidth: float) -> Measured:
     """Prefill and decode random prompts with the engine's scheduler."""
     device = str(model.device)
-    decoder, found, run = decoding(model, prompts, length)
+    core, found, run = decoding(model, prompts, length)
     run(1 + steps)
     memory.peak(device)
     prefill = min(run(1) for _ in range(3))
     step = (min(run(1 + steps) for _ in range(2)) - prefill) / steps
     peak = memory.peak(device)
-    read_at_once = max(length, min(prompts * length, decoder.at_once))
+    read_at_once = max(length, min(prompts * length, core.config.max_prefill_tokens))
     planned = found.weights + prompts * (length + steps) * found.per_token + read_at_once * found.per_prefill_token
     read = found.weights + prompts * length * found.per_token
     return Measured(
@@ -194,13 +196,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     chosen = parser.parse_args()
     dtype = getattr(torch, chosen.dtype)
-    _, bandwidth = memory.speed(dtype, chosen.device)
+    _, bandwidth = memory.measure_speed(dtype, chosen.device)
     for shape in chosen.shapes.split(","):
         model = build(shape, chosen.device, dtype)
         if chosen.compile:
             compile_layers(model)
         how = f"{shape}, {chosen.dtype}{', compiled' if chosen.compile else ''}"
-        with rotation_at_once(model, chosen.compile):
+        with use_fused_rope(model, chosen.compile):
             for length in map(int, chosen.lengths.split(",")):
                 prompts = max(1, chosen.tokens // length)
                 found = measure(model, prompts, length, chosen.new_tokens, bandwidth)

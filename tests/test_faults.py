@@ -18,7 +18,7 @@ from helpers.tiny_models import make_model
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.engines.hf.scheduler import Decoder
+from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.store.run_store import ResultStore
 
 pytestmark = pytest.mark.slow
@@ -174,19 +174,19 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_memory_that_is_full_at_the_first_long_cell(
     tiny_folder: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = Decoder.decode
+    generate = EngineCore.generate
 
-    def small_only(self: Decoder, batch: Any, *rest: Any) -> Any:
+    def small_only(self: EngineCore, batch: Any, *rest: Any) -> Any:
         if max(len(request.input_ids) for request in batch) > 600:
             raise MemoryError
-        return decode(self, batch, *rest)
+        return generate(self, batch, *rest)
 
     command = (
         "run", "--model", f"{tiny_folder},pi:{tiny_folder}", "--tasks", "niah_single_1", "--length", "448,1024,512",
         "--limit", "2", "--device", "cpu", "--dtype", "float32", "--out", tmp_path,
     )  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "decode", small_only)
+        patched.setattr(EngineCore, "generate", small_only)
         code, out, errors = call(*command)
     assert code == 2
     assert "4 cells in" in " ".join(out.split())

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import Generation, Request
-from longctx_bench.engines.base import DeviceOptions, Settled
+from longctx_bench.engines.base import DeviceOptions, StoppingCriterion
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -41,7 +41,9 @@ class RecordedEngine(EchoEngine):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{answers}: not JSON lines with id and text ({error})") from error
 
-    def generate(self, batch: Sequence[Request], model: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], model: ModelUnderTest, settled: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Yield the recorded answers."""
         for request in batch:
             text = self._answers.get(request.example_id)

@@ -25,8 +25,8 @@ from longctx_bench.core.argument_parsing import (
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import NATURAL, length_name
-from longctx_bench.engines import require_server
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines import check_server
+from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.results import CellSummary, read_cells
 from longctx_bench.reporting.tables.formatting import cell_columns
@@ -62,7 +62,7 @@ def run(
     executor: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
-    server: Server | None = None,
+    server: ServerConfig | None = None,
     tensor_parallel: int = 1,
     compiled: bool = False,
     rerun: bool | None = None,
@@ -129,7 +129,7 @@ def run(
     ) as batch_executor:
         cells = plan(spec, batch_executor.engine, store, registry)
         if not all(planned.done for planned in cells):
-            require_server(batch_executor.engine)
+            check_server(batch_executor.engine)
         result = Runner(batch_executor, store, registry, spec).run(cells)
     if result.failed:
         cell, reason = result.failed[0]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
-    from longctx_bench.engines.hf.export import Written
+    from longctx_bench.engines.hf.export import ExportResult
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
         UserError: an unknown name, unavailable weights, or a method that depends on each prompt's length
             (dynamic-ntk) and cannot be applied once for all prompts.
     """
-    from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+    from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 
     variant = (registry or Registry()).variant(join_names(name, "name"))
     if variant.method.per_prompt:
@@ -74,7 +74,7 @@ def load(
         raise UserError(f"length {length}: a model is loaded for one length, in tokens")
     tokens = lengths[0]
     # Entered and never exited. The model holds a reference to the context, because garbage collection would undo it.
-    applied: Any = prepared(model, resolved.at(tokens), tokens)
+    applied: Any = apply_method(model, resolved.at(tokens), tokens)
     applied.__enter__()
     object.__setattr__(model, "_longctx_bench_applied", applied)
     return model, load_tokenizer(resolved.folder)
@@ -87,7 +87,7 @@ def export(
     length: int | str | None = None,
     dtype: str = "auto",
     registry: Registry | None = None,
-) -> Written:
+) -> ExportResult:
     """Write a method at one length as a plain checkpoint, as ``longctx-bench export`` does, and check its logits.
 
     Example:
@@ -108,8 +108,7 @@ def export(
     Raises:
         UserError: the method cannot be exported, or the folder exists.
     """
-    from longctx_bench.engines.hf.export import export as write_checkpoint
-    from longctx_bench.engines.hf.export import refuse
+    from longctx_bench.engines.hf.export import check_exportable, export_checkpoint
 
     variant = (registry or Registry()).variant(join_names(model, "model"))
     original = variant.model.original_length
@@ -118,9 +117,9 @@ def export(
     if len(tokens) > 1 or NATURAL in tokens:
         raise UserError("export: a checkpoint is for one length; give --length TOKENS or --scale 4x, once")
     dtype = dtype_name(dtype)
-    refuse(variant.method, variant.method_name)
+    check_exportable(variant.method, variant.method_name)
     resolved = variant.resolve()
-    return write_checkpoint(
+    return export_checkpoint(
         resolved.at(tokens[0]), variant.method_name, resolved.folder, parse_path(folder, "folder"), dtype
     )
 

@@ -23,7 +23,7 @@ _CHOICE = (
     click.option("--compile", "compiled", is_flag=True,
                  help="Use torch.compile, with --engine hf; pays off on long GPU runs."),
     click.option("--base-url", metavar="URL",
-                 help="Server URL for --engine openai, e.g. http://localhost:8000. The API key is read from "
+                 help="ServerConfig URL for --engine openai, e.g. http://localhost:8000. The API key is read from "
                  "LONGCTX_BENCH_API_KEY or OPENAI_API_KEY and sent over https or to this machine only."),
     click.option("--unencrypted-key", is_flag=True,
                  help="Also send the API key to other machines over plain http, unencrypted."),
@@ -69,7 +69,7 @@ def engine_arguments(
     Raises:
         UserError: the URL is invalid, or an --engine-arg is not KEY=VALUE.
     """
-    from longctx_bench.engines.openai_api.config import Server
+    from longctx_bench.engines.openai_api.config import ServerConfig
 
     arguments = {}
     for text in engine_args:
@@ -80,5 +80,5 @@ def engine_arguments(
     engine |= {"arguments": arguments}
     if base_url is None:
         return {**engine, "server": None}
-    server = Server(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)
+    server = ServerConfig(base_url, model_name, concurrency, request_timeout, unencrypted_key=unencrypted_key)
     return {**engine, "server": server}

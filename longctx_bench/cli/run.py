@@ -100,7 +100,7 @@ def run_command(
         require_writable(out)
 
     from longctx_bench.cli.progress_bar import ProgressBar
-    from longctx_bench.engines import require_server
+    from longctx_bench.engines import check_server
     from longctx_bench.runner.executors import make_executor
     from longctx_bench.runner.plan import RunSpec, plan
     from longctx_bench.runner.run import Runner
@@ -114,7 +114,7 @@ def run_command(
         if dry_run:
             sys.exit(_print_plan(cells, batch_executor.engine))
         if not all(planned.done for planned in cells):
-            require_server(batch_executor.engine)
+            check_server(batch_executor.engine)
         with ProgressBar() as progress:
             result = Runner(batch_executor, store, registry, spec, progress).run(cells)
     _print_summary(result, out, progress.printed)

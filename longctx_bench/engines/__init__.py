@@ -1,4 +1,4 @@
-"""Engines by name; each is imported when it is asked for."""
+"""Engines: from token ids to greedy text and log-likelihoods, by transformers, vLLM or a server."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.plugin_registry import PluginRegistry
 from longctx_bench.core.specs import Spec, validate
-from longctx_bench.engines.base import Engine, EngineFacts
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines.base import Engine, EngineInfo
+from longctx_bench.engines.openai_api.config import ServerConfig
 
 ENGINES: PluginRegistry[type[Engine]] = PluginRegistry(
     "engine",
@@ -20,11 +20,11 @@ ENGINES: PluginRegistry[type[Engine]] = PluginRegistry(
         "echo": "longctx_bench.engines.echo:EchoEngine",
     },
 )
-"""Classes with :attr:`~longctx_bench.engines.base.Engine.Options`, made from them as keyword arguments."""
+"""Engine classes by name, imported when they are used; their options are their keyword arguments."""
 
 _UNSET = {"device": "auto", "dtype": "auto", "batch_tokens": None, "server": None, "tensor_parallel": 1,
           "compiled": False}  # fmt: skip
-"""Values of the shared options that say nothing."""
+"""Defaults of the options that several engines share: they are not passed on."""
 _FLAGS = {"compiled": "--compile", "server": "--base-url"}
 
 
@@ -33,33 +33,34 @@ def make_engine(name: str, arguments: Mapping[str, Any] | None = None, **options
 
     Args:
         name: ``hf``, ``vllm``, ``openai``, ``echo``, or one that was registered.
-        arguments: of this engine's :attr:`~longctx_bench.engines.base.Engine.Options`, as ``--engine-arg`` gives them.
-        options: the same, of the options that several engines share; at their defaults they say nothing.
+        arguments: options of this engine (:attr:`~longctx_bench.engines.base.Engine.Options`), as ``--engine-arg``
+            gives them.
+        options: options that several engines share; ignored at their defaults.
 
     Raises:
         UserError: no such engine or option, or the engine cannot run here.
     """
     if name not in ENGINES:
         raise UserError(f"--engine {name}: choose {', '.join(ENGINES.names())}")
-    kind = ENGINES[name]
+    engine_class = ENGINES[name]
     given = {key: value for key, value in options.items() if value != _UNSET.get(key)}
-    for key in given.keys() - kind.Options.model_fields.keys():
+    for key in given.keys() - engine_class.Options.model_fields.keys():
         owners = [other for other in ENGINES.shipped if key in ENGINES[other].Options.model_fields]
         flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
         raise UserError(f"{flag}: goes with --engine {' or '.join(owners)}, not with {name}")
-    checked: Spec = validate(kind.Options, {**given, **(arguments or {})}, f"--engine {name}: --engine-arg")
-    return kind(**{key: getattr(checked, key) for key in kind.Options.model_fields})
+    validated: Spec = validate(engine_class.Options, {**given, **(arguments or {})}, f"--engine {name}: --engine-arg")
+    return engine_class(**{key: getattr(validated, key) for key in engine_class.Options.model_fields})
 
 
-def require_server(engine: EngineFacts) -> None:
-    """Ask whether the server of an engine that has one is there; to be known before prompts are written for it.
+def check_server(engine: EngineInfo) -> None:
+    """Check that the server of an engine that has one can be reached, before prompts are made for it.
 
     Raises:
         UserError: it cannot be reached, or does not have the model.
     """
-    contact = getattr(engine, "contact", None)
-    if contact is not None:
-        contact()
+    check = getattr(engine, "check_server", None)
+    if check is not None:
+        check()
 
 
-__all__ = ["ENGINES", "Engine", "EngineFacts", "Server", "make_engine", "require_server"]
+__all__ = ["ENGINES", "Engine", "EngineInfo", "ServerConfig", "check_server", "make_engine"]

@@ -1,4 +1,4 @@
-"""What an engine is: token ids in, greedy text out."""
+"""The engine protocol: token ids in, greedy text and log-likelihoods out."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.methods.base import Capability
 from longctx_bench.models.variant import ModelUnderTest
 
-Settled = Callable[[str, str], bool]
-"""(example id, text so far) -> True when decoding on cannot change the score."""
+StoppingCriterion = Callable[[str, str], bool]
+"""(example id, text so far) -> True when further tokens cannot change the score."""
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """What a cell is expected to take, for ``--dry-run`` and for refusing the impossible early."""
+class MemoryEstimate:
+    """Expected memory and work of a cell, for ``--dry-run`` and to refuse early what cannot fit."""
 
     weights: int
     """Bytes of the loaded weights."""
     per_token: int
-    """Bytes that one token of one prompt takes: its keys and values."""
+    """Bytes of keys and values per token of a prompt."""
     per_prefill_token: int
-    """Bytes of activations while a token is being prefilled."""
+    """Bytes of activations per token of a prefill pass."""
     available: int
-    """Bytes of memory free on the device before anything is loaded."""
+    """Bytes free on the device before anything is loaded."""
     flops_per_token: float
-    """Floating-point operations of one token without attention over the context."""
+    """Floating-point operations per token, without attention over the context."""
     flops_per_pair: float
-    """Floating-point operations of attention between two positions."""
+    """Floating-point operations of attention per pair of positions."""
     process: int = 0
-    """Bytes that the process holds already where its own memory is the model's: on a CPU."""
+    """Bytes that the process takes before the model is loaded, where both share the memory: on a CPU."""
 
     def peak(self, tokens: int, chunk: int) -> int:
-        """Return the peak bytes for prompts of ``tokens`` tokens in all, prefilled ``chunk`` at a time."""
+        """Return the peak bytes for prompts of ``tokens`` tokens in total, prefilled ``chunk`` at a time."""
         return self.weights + tokens * self.per_token + min(tokens, chunk) * self.per_prefill_token
 
 
-class EngineFacts(Protocol):
-    """What a plan and a record need to know of an engine, wherever it runs."""
+class EngineInfo(Protocol):
+    """What plans and records need to know of an engine, wherever it runs."""
 
     name: str
     dtype: str
-    """What the numbers were computed in: ``float32``, ``bfloat16``, ``server`` (what it chose) or ``none``."""
+    """Precision of the computation: ``float32``, ``bfloat16``, ``server`` (what the server chose) or ``none``."""
     device: str
 
-    def footprint(self, folder: Any) -> Footprint | None:
-        """Return the memory that a checkpoint needs, without loading it; None when the engine cannot say."""
+    def estimate_memory(self, folder: Any) -> MemoryEstimate | None:
+        """Return the memory that a checkpoint needs, without loading it; None where the engine does not know."""
 
-    def speed(self) -> tuple[float, float]:
-        """Return what this device does in a second: floating-point operations and bytes read, measured briefly."""
+    def measure_speed(self) -> tuple[float, float]:
+        """Return floating-point operations and bytes of memory traffic per second, from a short measurement."""
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""
 
 
 ALL_CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
-"""Of an engine that runs whatever a method is."""
+"""What an engine supports that runs every method."""
 
 
 class DeviceOptions(Spec):
@@ -70,39 +70,46 @@ class DeviceOptions(Spec):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens in a batch; from the free memory when None."""
+    """Tokens per batch; from the free memory when None."""
 
 
-class Engine(EngineFacts, Protocol):
-    """Runs one checkpoint. ``load`` first; then any number of methods on it, at any lengths."""
+class Engine(EngineInfo, Protocol):
+    """Runs one checkpoint: ``load`` first, then any number of methods on it, at any lengths."""
 
     supports: frozenset[Capability]
-    """What methods may ask of it; it refuses all others."""
+    """Capabilities that methods may need; it refuses methods that need others."""
     Options: ClassVar[type[Spec]]
-    """Its options, which are the keyword arguments that it is made with."""
+    """Its options, which are the keyword arguments of its constructor."""
 
     def load(self, folder: Any) -> None:
         """Load a checkpoint folder (Hugging Face format) and its tokenizer, dropping the one before."""
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Group requests into batches; a function of the requests and the batch budget alone."""
+        """Split requests into batches; a function of the requests and the token budget alone.
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+        Args:
+            requests: in any order.
+            per_prompt: whether the method depends on the length of each prompt.
+        """
+
+    def generate(
+        self, batch: Sequence[Request], model: ModelUnderTest, should_stop: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue every request of a batch greedily, in the batch's order.
 
         Raises:
             UserError: one request alone does not fit in memory.
         """
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
-        """Predict the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
+        """Score the last ``scored`` tokens of every request of a batch of one length, in the batch's order.
 
         Raises:
-            UserError: one request alone does not fit in memory, or this engine gives no losses.
+            UserError: one request alone does not fit in memory, or the engine computes no log-likelihoods.
         """
 
     def peak_memory(self) -> int | None:
-        """Return the most bytes of memory held since this was last asked; None when the engine cannot say.
+        """Return the peak memory in bytes since the last call; None where the engine does not know.
 
-        On a GPU what its tensors took. On a CPU what the process held at most since it began: that cannot be reset.
+        On a GPU this counts tensors; on a CPU it is the peak of the process since it began, which cannot be reset.
         """

@@ -1,4 +1,4 @@
-"""How much memory a model takes at a length: to choose batches, to chunk the prefill, and to refuse in time."""
+"""Memory estimates: they set batch sizes and prefill chunks, and refuse what cannot fit."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from typing import Any
 import psutil
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import Footprint
+from longctx_bench.engines.base import MemoryEstimate
 from longctx_bench.methods.rope_parameters import normalize_config
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_SHARE = 0.85
-"""Share of the free memory that is planned with; the allocator and other programs take the rest."""
+_USABLE_SHARE = 0.85
+"""Share of the free memory to plan with; the allocator and other programs take the rest."""
 _CPU_BATCH_TOKENS = 16384
-"""Larger batches do not decode faster on a CPU."""
-_CPU_ALIKE_TOKENS = 65536
-"""Nor do they for prompts that begin alike, but all in a batch share one reading of that beginning."""
+"""Larger batches decode no faster on a CPU."""
+_CPU_SHARED_PREFIX_TOKENS = 65536
+"""The same for prompts with a common prefix, which is prefilled once per batch."""
 _CUDA_BATCH_TOKENS = 1048576
-_LEAST_CHUNK = 256
-"""Prompt tokens of a pass, at least: where they do not fit, nothing does."""
-_COPIED = 2**30
-"""Bytes that are copied to time a GPU's memory: far more than its caches hold."""
-_FULL = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory object")
-"""What torch's allocator and oneDNN say; oneDNN has no other words for it."""
+_MIN_PREFILL_TOKENS = 256
+"""Prompt tokens of a forward pass, at least: where they do not fit, nothing does."""
+_COPY_BYTES = 2**30
+"""Bytes to copy to time a GPU's memory: far more than its caches hold."""
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "could not create a primitive",
+    "could not create a memory object",
+)
+"""Messages of torch's allocator and of oneDNN, which has no error class for it."""
 
 
-def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> Footprint:
-    """Derive a checkpoint's needs from its config and the size of its weight files."""
-    width = _BYTES[dtype]
+def estimate(config: dict[str, Any], folder: Path, dtype: str, device: str) -> MemoryEstimate:
+    """Estimate the memory of a checkpoint from its config.
+
+    Raises:
+        UserError: the config is not that of a Llama- or GPT-like model.
+    """
+    item_size = _BYTES[dtype]
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     if any(config.get(key) is None for key in needed):
-        # Others name them otherwise (GPT-2).
+        # Some models have other names for them (GPT-2).
         config = config | normalize_config(folder.name, config)
     for key in needed:
         if config.get(key) is None:
@@ -50,11 +59,11 @@ def footprint(config: dict[str, Any], folder: Path, dtype: str, device: str) -> 
     inner = int(config.get("intermediate_size") or 4 * hidden)
     parameters = layers * (2 * hidden * head_dim * (heads + kv_heads) + 3 * hidden * inner)
     embedding = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return Footprint(
-        weights=(parameters + embedding) * width,
-        per_token=2 * layers * kv_heads * head_dim * width,
+    return MemoryEstimate(
+        weights=(parameters + embedding) * item_size,
+        per_token=2 * layers * kv_heads * head_dim * item_size,
         # Residual stream, normed input, queries, keys and values with their rotated copies, and the MLP's three.
-        per_prefill_token=(4 * hidden + 3 * (heads + 2 * kv_heads) * head_dim + 3 * inner) * width,
+        per_prefill_token=(4 * hidden + 3 * (heads + 2 * kv_heads) * head_dim + 3 * inner) * item_size,
         available=free_memory(device),
         flops_per_token=2.0 * parameters,
         flops_per_pair=4.0 * layers * heads * head_dim,
@@ -67,30 +76,32 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        # What torch holds in reserve is free for torch.
+        # Memory that torch has reserved is free for torch.
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + reserve)
     return int(psutil.virtual_memory().available)
 
 
-def batch_tokens(footprint: Footprint, device: str, begin_alike: bool = False) -> int:
-    """Return how many tokens (prompts and new ones) to batch: what fits, and no more than pays."""
-    cpu = _CPU_ALIKE_TOKENS if begin_alike else _CPU_BATCH_TOKENS
+def batch_tokens(estimate: MemoryEstimate, device: str, shared_prefixes: bool = False) -> int:
+    """Return how many tokens (prompts and new ones) to batch: as many as fit, and no more than are useful."""
+    cpu = _CPU_SHARED_PREFIX_TOKENS if shared_prefixes else _CPU_BATCH_TOKENS
     cap = _CUDA_BATCH_TOKENS if device.startswith("cuda") else cpu
-    room = footprint.available * _SHARE - footprint.weights
-    return max(1, min(cap, int(room / (footprint.per_token + footprint.per_prefill_token))))
+    usable = estimate.available * _USABLE_SHARE - estimate.weights
+    return max(1, min(cap, int(usable / (estimate.per_token + estimate.per_prefill_token))))
 
 
-def prefill_room(footprint: Footprint, held: int, device: str) -> int:
-    """Return for how many prompt tokens, all rows together, one pass of a prefill has memory beside ``held`` tokens."""
-    room = free_memory(device) * _SHARE - held * footprint.per_token
-    return max(_LEAST_CHUNK, int(room / footprint.per_prefill_token) // _LEAST_CHUNK * _LEAST_CHUNK)
+def prefill_token_budget(estimate: MemoryEstimate, cached_tokens: int, device: str) -> int:
+    """Return how many prompt tokens, of all rows, fit in a prefill pass beside ``cached_tokens`` in the cache."""
+    usable = free_memory(device) * _USABLE_SHARE - cached_tokens * estimate.per_token
+    return max(
+        _MIN_PREFILL_TOKENS, int(usable / estimate.per_prefill_token) // _MIN_PREFILL_TOKENS * _MIN_PREFILL_TOKENS
+    )
 
 
-def speed(dtype: Any, device: str) -> tuple[float, float]:
-    """Return (operations a second of a matrix product, bytes a second of memory) on a device, in about a second.
+def measure_speed(dtype: Any, device: str) -> tuple[float, float]:
+    """Return (FLOP/s of a matrix product, bytes/s of memory) on a device; takes about a second.
 
-    Memory is timed by a sum on a CPU and by copies on a GPU, which count twice: no single sum keeps a large GPU busy.
+    Memory is timed by a sum on a CPU and by copies on a GPU (which read and write): no sum keeps a large GPU busy.
     """
     import torch
 
@@ -110,30 +121,32 @@ def speed(dtype: Any, device: str) -> tuple[float, float]:
 
     operations = 2 * size**3 / seconds(lambda: square @ square)
     if cuda:
-        source, target = torch.zeros(2, _COPIED, dtype=torch.uint8, device=device)
-        return operations, 2 * _COPIED / seconds(lambda: target.copy_(source))
-    big = torch.rand(64, size, size).to(dtype)
-    return operations, big.nbytes / seconds(big.sum)
+        source, target = torch.zeros(2, _COPY_BYTES, dtype=torch.uint8, device=device)
+        return operations, 2 * _COPY_BYTES / seconds(lambda: target.copy_(source))
+    large = torch.rand(64, size, size).to(dtype)
+    return operations, large.nbytes / seconds(large.sum)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a full memory from any other error: CUDA and Python have classes for it, the CPU's libraries sentences."""
+    """Whether an error is an out-of-memory error (CUDA and Python by type, CPU allocators by message)."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _FULL)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        message in str(error) for message in _OUT_OF_MEMORY
+    )
 
 
 def peak(device: str) -> int | None:
-    """Return the most bytes held: on a GPU by tensors since this was last asked, on a CPU by the process in its life.
+    """Return the peak memory in bytes: on a GPU of tensors since the last call, on a CPU of the process since it began.
 
-    None where the system does not say.
+    None on systems that do not tell.
     """
     if device.startswith("cuda"):
         import torch
 
-        most = int(torch.cuda.max_memory_allocated(device))
+        peak_bytes = int(torch.cuda.max_memory_allocated(device))
         torch.cuda.reset_peak_memory_stats(device)
-        return most
+        return peak_bytes
     if sys.platform == "win32":
         return None
     import resource

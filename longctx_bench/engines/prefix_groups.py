@@ -1,4 +1,4 @@
-"""Which requests begin alike: they are put side by side, so that what they share is read once."""
+"""Prefix sharing: groups of requests whose prompts begin with the same tokens."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ import numpy as np
 
 from longctx_bench.core.types import Request
 
-_LEAST_TOKENS = 32
-_LEAST_SHARE = 0.2
-"""Of the longer prompt; below that, a cache and its mask cost more than they save."""
+_MIN_SHARED_TOKENS = 32
+_MIN_SHARED_FRACTION = 0.2
+"""Of the longer prompt; below that, forking a cache costs more than it saves."""
 
 
-def worth_sharing(shared: int, longest: int) -> bool:
-    """Tell whether reading a common beginning of ``shared`` tokens once pays, of prompts up to ``longest`` tokens."""
-    return shared >= max(_LEAST_TOKENS, _LEAST_SHARE * longest)
+def is_sharing_worthwhile(shared: int, longest: int) -> bool:
+    """Whether to prefill a common prefix of ``shared`` tokens once, for prompts of up to ``longest`` tokens."""
+    return shared >= max(_MIN_SHARED_TOKENS, _MIN_SHARED_FRACTION * longest)
 
 
-def alike(requests: Sequence[Request]) -> list[list[int]]:
-    """Group requests by their beginnings.
+def group_by_prefix(requests: Sequence[Request]) -> list[list[int]]:
+    """Group requests by common prefix.
 
     Returns:
-        Places in ``requests``, each once. A group is in the order of its token ids: each prompt shares with the one
-        before it at least as much as with any earlier one, and what the two share is :func:`worth_sharing`.
+        Indices into ``requests``, each once. A group is in lexicographic order of token ids: each prompt shares with
+        its predecessor at least as many tokens as with any earlier one, and :func:`is_sharing_worthwhile` holds for
+        the two.
     """
     ids = [array("i", request.input_ids) for request in requests]
     groups: list[list[int]] = []
-    for place in sorted(range(len(ids)), key=ids.__getitem__):
-        before = ids[groups[-1][-1]] if groups else array("i")
-        if worth_sharing(common(before, ids[place]), max(len(before), len(ids[place]))):
-            groups[-1].append(place)
+    for index in sorted(range(len(ids)), key=ids.__getitem__):
+        previous = ids[groups[-1][-1]] if groups else array("i")
+        longest = max(len(previous), len(ids[index]))
+        if is_sharing_worthwhile(common_prefix_length(previous, ids[index]), longest):
+            groups[-1].append(index)
         else:
-            groups.append([place])
+            groups.append([index])
     return groups
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two prompts have in common at their beginning."""
-    size = min(len(one), len(other))
-    differ = np.asarray(one[:size], dtype=np.int64) != np.asarray(other[:size], dtype=np.int64)
-    return int(differ.argmax()) if differ.any() else size
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the number of leading tokens that two prompts have in common."""
+    size = min(len(a), len(b))
+    differs = np.asarray(a[:size], dtype=np.int64) != np.asarray(b[:size], dtype=np.int64)
+    return int(differs.argmax()) if differs.any() else size

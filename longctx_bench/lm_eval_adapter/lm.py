@@ -18,7 +18,7 @@ from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import LoglikelihoodResult, Request
 from longctx_bench.engines.base import Engine
-from longctx_bench.engines.devices import checked_device
+from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.loglikelihood import SHARED_FROM
 from longctx_bench.models.checkpoint import load_tokenizer
@@ -132,7 +132,7 @@ class LongCtxLM(TemplateLM):  # type: ignore[misc]
         own_requests = [self._request(index, pair) for index, pair in enumerate(requests)]
         with tqdm(total=len(own_requests), disable=disable_tqdm, desc="log-likelihoods") as bar:
             for batch in self._batches(own_requests):
-                for losses in self._engine.losses(batch, self._model_under_test):
+                for losses in self._engine.loglikelihood(batch, self._model_under_test):
                     index = int(losses.example_id)
                     results[index] = _loglikelihood(losses)
                     if requests[index][0] is not None:
@@ -231,7 +231,7 @@ def _device(device: str | None) -> str | None:
 
     Falls back to the CPU without a GPU, like lm-eval's own ``hf`` model; ``device`` in ``--model_args`` does not.
     """
-    if device is not None and device.startswith("cuda") and checked_device("auto") == "cpu":
+    if device is not None and device.startswith("cuda") and resolve_device("auto") == "cpu":
         _log.warning("no CUDA device on this machine: longctx runs on the CPU instead of %s", device)
         return "cpu"
     return device

@@ -51,7 +51,7 @@ def score_loglikelihoods(
     """Score the log-likelihood of the text itself: mean loss per token, in nats."""
     return [
         SampleRecord(_loss_record(examples[losses.example_id], losses, metric.name), losses.seconds)
-        for losses in engine.losses(batch, model)
+        for losses in engine.loglikelihood(batch, model)
     ]
 
 

@@ -10,7 +10,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, Source
 from longctx_bench.core.types import NATURAL
-from longctx_bench.engines.base import EngineFacts, Footprint
+from longctx_bench.engines.base import EngineInfo, MemoryEstimate
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.runner.plan import PlannedCell
 
@@ -35,7 +35,7 @@ class CellEstimate:
     """Why the method cannot run on its base: the error that the run would raise."""
 
 
-def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEstimate]:
+def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstimate]:
     """Estimate each cell from its model's shape and a one-second measurement of this machine.
 
     Raises:
@@ -49,11 +49,11 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineFacts) -> list[CellEsti
         if refusal := _refusal(planned, folder):
             estimates.append(CellEstimate(planned, tokens, None, None, refusal))
             continue
-        footprint = engine.footprint(folder)
+        footprint = engine.estimate_memory(folder)
         if footprint is None or tokens is None:
             estimates.append(CellEstimate(planned, tokens, None, None))
             continue
-        speed = speed or engine.speed()
+        speed = speed or engine.measure_speed()
         seconds = 0.0 if planned.done else _seconds(planned, footprint, speed)
         memory = footprint.process + footprint.peak(planned.cell.length, chunk=planned.cell.length)
         estimates.append(CellEstimate(planned, tokens, seconds, memory))
@@ -82,7 +82,7 @@ def _refusal(planned: PlannedCell, folder: Path) -> UserError | None:
     return None
 
 
-def _seconds(planned: PlannedCell, footprint: Footprint, speed: tuple[float, float]) -> float:
+def _seconds(planned: PlannedCell, footprint: MemoryEstimate, speed: tuple[float, float]) -> float:
     operations, bandwidth = speed
     length, new = planned.cell.length, planned.task.max_new_tokens
     prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair

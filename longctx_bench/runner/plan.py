@@ -14,7 +14,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import content_digest, is_local, resolve_revision
 from longctx_bench.core.specs import Source, TaskSpec
 from longctx_bench.core.types import NATURAL, Cell
-from longctx_bench.engines.base import EngineFacts
+from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import LoadedMetric, Registry
 from longctx_bench.runner.strategies import STRATEGIES, RunSettings, Strategy, run_settings
@@ -86,7 +86,7 @@ class PlannedCell:
         return " or ".join(uses)
 
 
-def plan(spec: RunSpec, engine: EngineFacts, store: ResultStore, registry: Registry) -> list[PlannedCell]:
+def plan(spec: RunSpec, engine: EngineInfo, store: ResultStore, registry: Registry) -> list[PlannedCell]:
     """List a run's cells, grouped by checkpoint so that each is loaded once.
 
     Raises:
@@ -162,7 +162,7 @@ def _cell_spec(
     scoring: LoadedMetric | None,
     plugins: Mapping[str, CodeDigest | None],
     length: int,
-    engine: EngineFacts,
+    engine: EngineInfo,
     digests: Mapping[Source, str | None],
 ) -> CellSpec:
     """Return everything a cell's numbers depend on."""

@@ -16,7 +16,7 @@ from longctx_bench.benchmarks.base import example_id
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import ContextTooShort, DiskFull, UserError
 from longctx_bench.core.types import NATURAL, Cell
-from longctx_bench.engines.batching import total_tokens
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
 from longctx_bench.registry import Registry
@@ -180,13 +180,13 @@ class Runner:
         if not cell.num_examples:
             raise ContextTooShort(f"{planned.task.name}: its data hold no examples")
         if not job.num_missing and not cell.num_running_jobs:
-            self._finish(cell, self.executor.engine.describe(), run_result)
+            self._finish(cell, self.executor.engine.settings(), run_result)
 
     def _request_job(self, cell: OpenCell, builder: RequestBuilder, part: Part) -> CellJob:
         planned, base = cell.planned, cell.model.base
         examples = {example.id: example for example, _ in part.examples}
         requests = builder.requests_of(part.examples, planned, cell.folder, base)
-        longest = max(map(total_tokens, requests))
+        longest = max(map(num_total_tokens, requests))
         self._require_memory(planned, cell.folder, longest)
         cell.max_tokens = max(cell.max_tokens, longest)
         cell.overrides = planned.variant.method.model_overrides(base, planned.cell.length or cell.max_tokens)
@@ -245,7 +245,7 @@ class Runner:
 
     def _require_memory(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
-        footprint = engine.footprint(folder)
+        footprint = engine.estimate_memory(folder)
         if footprint is None:
             return
         needed = footprint.peak(length, chunk=planned.strategy.prefill_chunk(length))

@@ -67,7 +67,7 @@ class BatchResult:
     peak: int | None
     """Peak memory in bytes, where the engine reports it."""
     engine: dict[str, Any]
-    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineFacts.describe` returns them."""
+    """The engine's settings, as :meth:`~longctx_bench.engines.base.EngineInfo.settings` returns them."""
     harness: HarnessSummary | None = None
     """Set when lm-eval ran the whole task: it replaces all earlier records of the cell."""
 
@@ -150,7 +150,7 @@ class GenerationStrategy(Strategy):
         """Generate and score a batch."""
         metric = context.registry.metric(context.task).metric
         finished = score_generations(engine, batch, context.model, metric, examples)
-        return BatchResult(finished, engine.peak_memory(), engine.describe())
+        return BatchResult(finished, engine.peak_memory(), engine.settings())
 
 
 class LossStrategy(Strategy):
@@ -169,7 +169,7 @@ class LossStrategy(Strategy):
         """Score the log-likelihoods of a batch."""
         metric = context.registry.metric(context.task).metric
         finished = score_loglikelihoods(engine, batch, context.model, metric, examples)
-        return BatchResult(finished, engine.peak_memory(), engine.describe())
+        return BatchResult(finished, engine.peak_memory(), engine.settings())
 
 
 class LmEvalStrategy(Strategy):
@@ -227,7 +227,7 @@ class LmEvalStrategy(Strategy):
             settings.chat_template,
         )
         summary = HarnessSummary(result.metric, result.score, result.details, round(perf_counter() - began, 3))
-        return BatchResult(result.finished, engine.peak_memory(), engine.describe(), summary)
+        return BatchResult(result.finished, engine.peak_memory(), engine.settings(), summary)
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from longctx_bench.core.types import Request
-from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
-from longctx_bench.engines.hf.scheduler import Decoder
-from longctx_bench.engines.prefix_groups import alike, common
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.model_runner import DecodeStep, Step
+from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.rope_scaling import DynamicNTK, YaRN
@@ -41,27 +42,29 @@ def asked(stems: int, ends: int, stem: int = 80, equal: bool = False) -> list[Re
 
 def test_groups_are_what_begins_alike() -> None:
     requests = asked(4, 3)
-    groups = alike(requests)
+    groups = group_by_prefix(requests)
     assert sorted(place for group in groups for place in group) == list(range(12))
     assert sorted(map(len, groups)) == [3, 3, 3, 3]
     for group in groups:
         assert len({tuple(requests[place].input_ids[:80]) for place in group}) == 1
-    assert common((1, 2, 3), (1, 2, 4)) == 2
-    assert common((1, 2), (1, 2, 4)) == 2
-    assert common((), (1,)) == 0
+    assert common_prefix_length((1, 2, 3), (1, 2, 4)) == 2
+    assert common_prefix_length((1, 2), (1, 2, 4)) == 2
+    assert common_prefix_length((), (1,)) == 0
 
 
 @pytest.mark.parametrize("equal_lengths", [False, True])
 def test_batches_hold_each_request_once_within_the_budget(equal_lengths: bool) -> None:
     requests = asked(5, 4) + [replace(r, example_id=f"x{r.example_id}") for r in asked(9, 1, stem=50)]
-    batches = by_tokens(requests, 330, equal_lengths)
+    batches = batch_by_tokens(requests, 330, equal_lengths)
     assert sorted(r.example_id for batch in batches for r in batch) == sorted(r.example_id for r in requests)
-    assert all(len(batch) == 1 or len(batch) * max(map(total_tokens, batch)) <= 330 for batch in batches)
-    assert batches == by_tokens(requests, 330, equal_lengths)
+    assert all(len(batch) == 1 or len(batch) * max(map(num_total_tokens, batch)) <= 330 for batch in batches)
+    assert batches == batch_by_tokens(requests, 330, equal_lengths)
     if equal_lengths:
-        assert all(len({total_tokens(r) for r in batch}) == 1 for batch in batches)
+        assert all(len({num_total_tokens(r) for r in batch}) == 1 for batch in batches)
     else:
-        together = sum(common(a.input_ids, b.input_ids) >= 80 for batch in batches for a, b in pairwise(batch))
+        together = sum(
+            common_prefix_length(a.input_ids, b.input_ids) >= 80 for batch in batches for a, b in pairwise(batch)
+        )
         assert together >= 9
 
 
@@ -69,21 +72,21 @@ def test_what_begins_alike_is_not_parted_by_the_budget() -> None:
     alone = [Request(f"x{r.example_id}", r.input_ids[::-1], NEW) for r in asked(3, 1, stem=50)]
     requests = asked(3, 4) + alone
     for budget in (150, 260):
-        batches = by_tokens(requests, budget, alike_budget=500)
+        batches = batch_by_tokens(requests, budget, shared_prefix_budget=500)
         assert sorted(r.example_id for batch in batches for r in batch) == sorted(r.example_id for r in requests)
         stems = [{r.input_ids[:80] for r in batch if len(r.input_ids) > 80} for batch in batches]
         assert sum(map(len, stems)) == 3, "each beginning is in one batch"
         for batch in batches:
-            held = len(batch) * max(map(total_tokens, batch))
+            held = len(batch) * max(map(num_total_tokens, batch))
             assert held <= budget or len(batch) == 1 or (held <= 500 and len({r.input_ids[:80] for r in batch}) == 1)
-    narrow = by_tokens(requests, 150, alike_budget=300)
-    assert all(len(batch) * max(map(total_tokens, batch)) <= 300 for batch in narrow), "nor outgrows its own"
-    assert by_tokens(requests, 260) == by_tokens(requests, 260, alike_budget=260)
+    narrow = batch_by_tokens(requests, 150, shared_prefix_budget=300)
+    assert all(len(batch) * max(map(num_total_tokens, batch)) <= 300 for batch in narrow), "nor outgrows its own"
+    assert batch_by_tokens(requests, 260) == batch_by_tokens(requests, 260, shared_prefix_budget=260)
 
 
 def test_what_shares_nothing_is_batched_longest_first() -> None:
     requests = asked(9, 1, stem=50)
-    sizes = [total_tokens(r) for batch in by_tokens(requests, 150) for r in batch]
+    sizes = [num_total_tokens(r) for batch in batch_by_tokens(requests, 150) for r in batch]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -100,20 +103,20 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     expected, drafts = {}, {}
     for request in requests:
         ids = torch.tensor([request.input_ids])
-        with prepared(model, who, total_tokens(request) if method.per_prompt else 512):
+        with apply_method(model, who, num_total_tokens(request) if method.per_prompt else 512):
             whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW)
         drafts[request.example_id] = tuple(whole[0, len(request.input_ids) :].tolist())
         expected[request.example_id] = tokenizer.decode(drafts[request.example_id], skip_special_tokens=True)
     made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
     made.load(tiny_folder)
     read: list[int] = []
-    feed = made._decoder.reader.feed  # type: ignore[union-attr]
+    forward = made.core.runner.forward
 
     def counted(cache: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         read.append(ids.numel())
-        return feed(cache, ids, *rest, **more)
+        return forward(cache, ids, *rest, **more)
 
-    monkeypatch.setattr(made._decoder.reader, "feed", counted)
+    monkeypatch.setattr(made.core.runner, "forward", counted)
     half = [replace(r, drafts=(drafts[r.example_id][:5],)) if int(r.example_id) % 2 else r for r in requests]
     whole_drafts = [replace(r, drafts=(drafts[r.example_id],)) for r in requests]
     for variant in (requests, half, whole_drafts):
@@ -127,13 +130,13 @@ def test_shared_beginnings_are_read_once_and_change_no_token(
     assert sum(read) == alone * 80 + tails
 
 
-def loaded(folder: Path, at_once: int, idle: float = 0.0) -> tuple[HFEngine, Decoder]:
-    """Return an engine whose decoder goes about its batches as a GPU's does."""
+def loaded(folder: Path, max_prefill_tokens: int, max_finished_share: float = 0.0) -> tuple[HFEngine, EngineCore]:
+    """Return an engine that schedules its batches as on a GPU."""
     made = HFEngine(device="cpu", dtype="float32", batch_tokens=100_000)
     made.load(folder)
-    assert made._decoder is not None
-    made._decoder.at_once, made._decoder.idle = at_once, idle
-    return made, made._decoder
+    config = made.core.config
+    config.max_prefill_tokens, config.max_finished_share = max_prefill_tokens, max_finished_share
+    return made, made.core
 
 
 def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,23 +145,23 @@ def test_ragged_prompts_are_read_together_without_a_mask(tiny_folder: Path, monk
     who = ModelUnderTest(base, YaRN(), 512)
     texts, shapes = [], []
     for at_once in (1, 10_000):
-        made, decoder = loaded(tiny_folder, at_once)
+        made, core = loaded(tiny_folder, at_once)
         seen: list[tuple[int, bool]] = []
-        feed = decoder.reader.feed
+        forward = core.runner.forward
 
         def noted(
             cache: Any,
             ids: torch.Tensor,
-            told: torch.Tensor | None,
-            keep: int,
-            feed: Any = feed,
+            attention_mask: torch.Tensor | None,
+            logits_to_keep: int,
+            forward: Any = forward,
             seen: list[tuple[int, bool]] = seen,
         ) -> torch.Tensor:
-            seen.append((len(ids), told is None))
-            result: torch.Tensor = feed(cache, ids, told, keep)
+            seen.append((len(ids), attention_mask is None))
+            result: torch.Tensor = forward(cache, ids, attention_mask, logits_to_keep)
             return result
 
-        monkeypatch.setattr(decoder.reader, "feed", noted)
+        monkeypatch.setattr(core.runner, "forward", noted)
         [batch] = made.batches(requests, False)
         texts.append([item.text for item in made.generate(batch, who, lambda *_: False)])
         shapes.append(seen)
@@ -173,15 +176,16 @@ def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: 
     who = ModelUnderTest(base, YaRN(), 512)
     texts, rows = [], []
     for idle in (0.0, 0.5):
-        made, decoder = loaded(tiny_folder, 10_000, idle)
+        made, core = loaded(tiny_folder, 10_000, idle)
         held: list[int] = []
-        step = decoder._step
+        execute = core.runner.execute
 
-        def noted(read: Any, settled: Any, step: Any = step, held: list[int] = held) -> None:
-            held.append(len(read.rows))
-            step(read, settled)
+        def noted(step: Step, execute: Any = execute, held: list[int] = held) -> Any:
+            if isinstance(step, DecodeStep):
+                held.append(len(step.batch.states))
+            return execute(step)
 
-        monkeypatch.setattr(decoder, "_step", noted)
+        monkeypatch.setattr(core.runner, "execute", noted)
         [batch] = made.batches(requests, False)
         texts.append([(item.text, item.new_tokens) for item in made.generate(batch, who, lambda *_: False)])
         rows.append(held)

@@ -29,7 +29,7 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.engine = HFEngine("cpu", "float32")
         self.engine.load(folder)
-        self.tokenizer: Any = self.engine._decoder.reader.tokenizer  # type: ignore[union-attr]
+        self.tokenizer: Any = self.engine.core.tokenizer
         self.contestant = ModelUnderTest(BaseModelInfo("served", 256, read_config(folder)), RoPE(), 256)
         self.model = load_model(folder, "float32", "cpu")
         self.lock = threading.Lock()

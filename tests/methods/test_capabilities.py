@@ -12,8 +12,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.engines.base import ALL_CAPABILITIES
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.export import refuse
-from longctx_bench.engines.openai_api.engine import OpenAIEngine, refuse_changes
+from longctx_bench.engines.hf.export import check_exportable
+from longctx_bench.engines.openai_api.engine import OpenAIEngine, require_served_as_is
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.drope import DroPE
@@ -81,16 +81,16 @@ def test_vllm_servers_and_exports_refuse_what_they_cannot_do(kind: type[Method])
     with pytest.raises(UserError, match=kind.__name__):
         vllm_overrides(BASE, kind(), 512, 512)
     with pytest.raises(UserError, match="export: mine"):
-        refuse(kind(), "mine")
+        check_exportable(kind(), "mine")
     with pytest.raises(UserError, match=kind.__name__):
-        refuse_changes(ModelUnderTest(BASE, kind(), 512))
+        require_served_as_is(ModelUnderTest(BASE, kind(), 512))
 
 
 def test_a_cut_prompt_goes_everywhere_but_into_a_checkpoint() -> None:
     vllm_overrides(BASE, CutsPrompts(), 512, 512)
-    refuse_changes(ModelUnderTest(BASE, CutsPrompts(), 512))
+    require_served_as_is(ModelUnderTest(BASE, CutsPrompts(), 512))
     with pytest.raises(UserError, match="prompts"):
-        refuse(CutsPrompts(), "mine")
+        check_exportable(CutsPrompts(), "mine")
 
 
 def test_no_shipped_method_asks_for_what_transformers_cannot_do() -> None:

@@ -30,7 +30,7 @@ from helpers.model_types import (
     types,
 )
 
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
@@ -50,10 +50,10 @@ def checked(engine: HFEngine, base: BaseModelInfo, method: Method) -> None:
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
+        with apply_method(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
             at_context = model(ids).logits
         assert torch.equal(model(ids).logits, plain), "a method must be undone"
-        with prepared(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
+        with apply_method(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
             beyond = model(ids).logits
     positions = NoPE.changes & method.changes
     assert torch.equal(at_context, plain) == (not positions), type(method).__name__
@@ -62,7 +62,7 @@ def checked(engine: HFEngine, base: BaseModelInfo, method: Method) -> None:
     who, asked = ModelUnderTest(base, method, 2 * CONTEXT), prompts()
     alone = answers(engine, who, asked, together=False)
     # A guess that is right, and one that is wrong after two tokens.
-    ids_of = engine._decoder.reader.tokenizer  # type: ignore[union-attr]
+    ids_of = engine.core.tokenizer
     drafts = [tuple(ids_of(text, add_special_tokens=False).input_ids) for text, _ in alone]
     drafted = [replace(each, drafts=(draft, (*draft[:2], 9, 9))) for each, draft in zip(asked, drafts, strict=True)]
     assert answers(engine, who, drafted, together=True) == alone, type(method).__name__
@@ -91,7 +91,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
     ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         plain = model(ids).logits
-        with prepared(model, ModelUnderTest(BaseModelInfo("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
+        with apply_method(model, ModelUnderTest(BaseModelInfo("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):
             rotates = not torch.equal(model(ids).logits, plain)
     assert rotates == (kind not in FULL_UNROTATED)
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import shipped_folder
-from longctx_bench.engines.hf.engine import load_model, prepared
-from longctx_bench.engines.hf.export import export
+from longctx_bench.engines.hf.engine import apply_method, load_model
+from longctx_bench.engines.hf.export import export_checkpoint
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
@@ -267,7 +267,7 @@ def test_an_exported_checkpoint_keeps_the_rotated_part(method: Method, tiny_fold
     config = GPTNeoXConfig(**shape, vocab_size=300, max_position_embeddings=64, initializer_range=0.2)
     base = save(tmp_path / "neox", config, tiny_folder)
     name = type(method).__name__.lower()
-    export(ModelUnderTest(base, method, 128), name, tmp_path / "neox", tmp_path / "out")
+    export_checkpoint(ModelUnderTest(base, method, 128), name, tmp_path / "neox", tmp_path / "out")
     rope = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
     assert rope["partial_rotary_factor"] == 0.25
     assert is_unrotated(rope) == isinstance(method, NoPE)
@@ -293,7 +293,7 @@ def test_a_temperature_reaches_every_layer_or_is_refused(tiny_folder: Path, tmp_
     shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
     base = save(tmp_path / "stablelm", StableLmConfig(**shape, num_key_value_heads=4, vocab_size=300), tiny_folder)
     model = load_model(tmp_path / "stablelm", "float32", "cpu")
-    with pytest.raises(UserError, match="no temperature"), prepared(model, _sharp(base), 128):
+    with pytest.raises(UserError, match="no temperature"), apply_method(model, _sharp(base), 128):
         pass
     assert not is_unrotated(model.config.rope_parameters), "what was begun is undone"
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.hf.engine import load_model, prepared
+from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.nope import NoPE
@@ -64,7 +64,7 @@ def test_frequencies_and_logits_equal_transformers(
     ids = torch.randint(0, 500, (1, 700), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         untouched = model(ids).logits
-        with prepared(model, contestant(tiny_folder, method), LENGTH):
+        with apply_method(model, contestant(tiny_folder, method), LENGTH):
             assert torch.equal(model.model.rotary_emb.inv_freq, expected.model.rotary_emb.inv_freq)
             assert model.model.rotary_emb.attention_scaling == expected.model.rotary_emb.attention_scaling
             changed = model(ids).logits
@@ -77,7 +77,7 @@ def test_up_to_the_training_context_nothing_is_scaled(tiny_folder: Path) -> None
     model = load_model(tiny_folder, "float32", "cpu")
     plain = model.model.rotary_emb.inv_freq
     for method in (PI(), NTK(), YaRN(), Llama3()):
-        with prepared(model, contestant(tiny_folder, method, 256), 256):
+        with apply_method(model, contestant(tiny_folder, method, 256), 256):
             assert torch.allclose(model.model.rotary_emb.inv_freq, plain, rtol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_nope_equals_an_identity_rotation(tiny_folder: Path) -> None:
     model = load_model(tiny_folder, "float32", "cpu")
     ids = torch.randint(0, 500, (2, 300), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        with prepared(model, contestant(tiny_folder, NoPE()), LENGTH):
+        with apply_method(model, contestant(tiny_folder, NoPE()), LENGTH):
             nope = model(ids).logits
         model.model.rotary_emb = Identity()
         assert torch.equal(nope, model(ids).logits)
@@ -115,7 +115,7 @@ def test_drope_scales_the_softmax_and_undoes_it(tiny_folder: Path) -> None:
     layers = [layer.self_attn for layer in model.model.layers]
     before = [layer.scaling for layer in layers]
     method = DroPE(temperature=ScalarSchedule(c=0.412))
-    with prepared(model, contestant(tiny_folder, method), LENGTH):
+    with apply_method(model, contestant(tiny_folder, method), LENGTH):
         beta = 1 + 0.412 * 1.3862943611198906
         assert [layer.scaling for layer in layers] == [pytest.approx(scaling * beta) for scaling in before]
     assert [layer.scaling for layer in layers] == before

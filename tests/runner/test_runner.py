@@ -10,7 +10,7 @@ import pytest
 
 from longctx_bench import run
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import Footprint
+from longctx_bench.engines.base import MemoryEstimate
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
 
@@ -40,7 +40,7 @@ def footprints(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Tokens and chunk that the memory of a prompt is reckoned with; the echo has room for 100,000 bytes."""
     asked: list[tuple[int, int]] = []
 
-    class Noted(Footprint):
+    class Noted(MemoryEstimate):
         def peak(self, tokens: int, chunk: int) -> int:
             asked.append((tokens, chunk))
             return super().peak(tokens, chunk)
@@ -48,7 +48,7 @@ def footprints(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     made = Noted(
         weights=10_000, per_token=10, per_prefill_token=100, available=100_000, flops_per_token=1.0, flops_per_pair=1.0
     )
-    monkeypatch.setattr(EchoEngine, "footprint", lambda self, folder: made)
+    monkeypatch.setattr(EchoEngine, "estimate_memory", lambda self, folder: made)
     return asked
 
 

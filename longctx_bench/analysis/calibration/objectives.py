@@ -101,7 +101,7 @@ class Perplexity:
         losses = [
             item.losses
             for batch in self._engine.batches(requests, per_prompt=True)
-            for item in self._engine.losses(batch, model)
+            for item in self._engine.loglikelihood(batch, model)
         ]
         return -sum(map(sum, losses)) / sum(map(len, losses))
 

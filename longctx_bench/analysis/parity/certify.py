@@ -78,9 +78,9 @@ def certify(
     for cell in cells:
         resolved = cell.variant.resolve()
         vllm.load(resolved.folder)
-        outputs = vllm.answers(requests[cell.cell], resolved.at(cell.cell.length), TOP_LOGPROBS)
+        outputs = vllm.generate_with_logprobs(requests[cell.cell], resolved.at(cell.cell.length), TOP_LOGPROBS)
         generations = [Generation(tokens, steps) for tokens, steps in outputs]
-        rotation = rotation_of(vllm.ask_workers("rotary_table", [1]))
+        rotation = rotation_of(vllm.collective_rpc("rotary_table", [1]))
         reference = references[cell.cell]
         section = compare_outputs((reference.answers, reference.rotation), (generations, rotation), tolerance, hf.dtype)
         if reference.rounding is not None:
@@ -112,7 +112,7 @@ def certify(
                 "equal_share": tolerance.equal_share,
                 "frequency": FREQUENCY[hf.dtype],
             },
-            "engines": {"hf": hf.describe(), "vllm": vllm.describe()},
+            "engines": {"hf": hf.settings(), "vllm": vllm.settings()},
             "environment": provenance.environment(),
         }
         path = out / "parity" / f"{safe_name(name)}-{hf.dtype}.json"

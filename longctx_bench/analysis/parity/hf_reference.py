@@ -40,10 +40,10 @@ def generate_reference(
     """
     import torch
 
-    from longctx_bench.engines.hf.engine import load_model, prepared
+    from longctx_bench.engines.hf.engine import apply_method, load_model
 
     model: Any = load_model(folder, dtype, device)
-    with prepared(model, model_under_test, model_under_test.length), torch.inference_mode():
+    with apply_method(model, model_under_test, model_under_test.length), torch.inference_mode():
         rotary = model.base_model.rotary_emb
         rotation = None
         if not model_under_test.base.config["model_type"].endswith("_drope"):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from longctx_bench.analysis.probes.method_trial import COMPARED_TOKENS, NEW_TOKENS, Check, MethodTrial
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.devices import checked_device
+from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models.variant import ModelVariant
 
@@ -62,7 +62,7 @@ def check_method(variant: ModelVariant, device: str = "auto", prompt_tokens: int
     # An unsupported model is a user error, not a failed check.
     for tokens in (base.original_length, length):
         variant.method.model_overrides(base, tokens)
-    model = load_model(folder, "float32", checked_device(device))
+    model = load_model(folder, "float32", resolve_device(device))
     sizes = tuple(max(COMPARED_TOKENS + 1, round(share * longest)) for share in _RELATIVE_LENGTHS)
     own_weights = variant.source != variant.model.source
     trial = MethodTrial(model, resolved.at(length), _prompts(model, sizes), own_weights)

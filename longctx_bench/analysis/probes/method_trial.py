@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longctx_bench.analysis.probes.model_snapshot import ModelState
 from longctx_bench.core.types import Request
-from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.hf.cache_ops import Piece, can_merge, keys_are_final, merged
-from longctx_bench.engines.hf.engine import prepared
-from longctx_bench.engines.hf.padding import padded
-from longctx_bench.engines.hf.scheduler import Decoder
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
+from longctx_bench.engines.hf.engine import apply_method
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.kv_cache import CacheSlice, KVCache
+from longctx_bench.engines.hf.padding import pad_token_ids
 from longctx_bench.methods.attention_override import MissingMaskError
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -75,8 +75,8 @@ class MethodTrial:
             prompts,
             own_weights,
         )
-        self._decoder = Decoder.on(model, _TokenIdTokenizer(), frozenset())
-        self._reader = self._decoder.reader
+        self._core = EngineCore.for_model(model, _TokenIdTokenizer(), frozenset())
+        self._runner = self._core.runner
         within = prompts[0][: model_under_test.base.original_length]
         # A warm-up pass, so that lazily created state exists before the snapshot.
         self._ends([within])
@@ -112,7 +112,7 @@ class MethodTrial:
 
     def _in_chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prompt, alone in zip(self._prompts, self._alone, strict=True):
-            cache, ids = self._reader.empty_cache(), self._ids([prompt])
+            cache, ids = self._runner.new_cache(), self._ids([prompt])
             chunks = [
                 self._feed(cache, ids[:, start : start + _CHUNK], None, keep=COMPARED_TOKENS)
                 for start in range(0, ids.shape[1], _CHUNK)
@@ -121,7 +121,7 @@ class MethodTrial:
 
     def _from_cache(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prompt, alone in zip(self._prompts, self._alone, strict=True):
-            cache, ids = self._reader.empty_cache(), self._ids([prompt])
+            cache, ids = self._runner.new_cache(), self._ids([prompt])
             self._feed(cache, ids[:, :-COMPARED_TOKENS], None, keep=1)
             last = range(len(prompt) - COMPARED_TOKENS, len(prompt))
             steps = [self._feed(cache, ids[:, index : index + 1], None, keep=1)[0] for index in last]
@@ -134,11 +134,11 @@ class MethodTrial:
         pads = [longest - len(prompt) for prompt in prefixes]
         attention_mask = torch.arange(longest) >= torch.tensor(pads)[:, None]
         attention_mask = attention_mask.to(self._model.device)
-        cache = self._reader.empty_cache()
-        if can_merge(cache) and keys_are_final(self._model):
+        cache = self._runner.new_cache()
+        if cache.supports_concat and self._runner.has_stable_keys:
             self._feed(cache, self._ids(prefixes), None, keep=1)
-            pieces = [Piece(cache, row, 0, len(prompt)) for row, prompt in enumerate(prefixes)]
-            cache = merged(pieces, self._reader.empty_cache())
+            slices = [CacheSlice(cache, row, 0, len(prompt)) for row, prompt in enumerate(prefixes)]
+            cache = KVCache.concat(slices, capacity=longest + COMPARED_TOKENS)
         else:
             self._feed(cache, self._ids(prefixes, pads), attention_mask, keep=1)
         steps = []
@@ -161,7 +161,7 @@ class MethodTrial:
         ]
         positions = sorted({position for row in compared for position in row})
         keep = torch.tensor(positions, device=self._model.device)
-        logits = self._feed(self._reader.empty_cache(), self._ids(prompts, pads), attention_mask, keep=keep)
+        logits = self._feed(self._runner.new_cache(), self._ids(prompts, pads), attention_mask, keep=keep)
         return [
             row[[positions.index(position) for position in kept]] for row, kept in zip(logits, compared, strict=True)
         ]
@@ -220,13 +220,13 @@ class MethodTrial:
             )
             for index, prompt in enumerate(self._prompts)
         ]
-        self._decoder.at_once = at_once
+        self._core.config.max_prefill_tokens = at_once
         generated: dict[str, list[int]] = {}
-        for batch in by_tokens(requests, budget, method.per_prompt, budget):
-            with self._applied(total_tokens(batch[0]) if method.per_prompt else self._model_under_test.length):
-                decoded = self._decoder.decode(batch, lambda *_: False, _ALL, budget)
-            for request, (text, _, _) in zip(batch, decoded, strict=True):
-                generated[request.example_id] = [int(token) for token in text.split()]
+        for batch in batch_by_tokens(requests, budget, method.per_prompt, budget):
+            with self._applied(num_total_tokens(batch[0]) if method.per_prompt else self._model_under_test.length):
+                states = self._core.generate(batch, lambda *_: False, _ALL, budget)
+            for state in states:
+                generated[state.request.example_id] = state.tokens
         return [generated[str(index)] for index in range(len(self._prompts))]
 
     def _gap(self, prompt: list[int], one: list[int], other: list[int]) -> float:
@@ -288,18 +288,18 @@ class MethodTrial:
 
     @contextmanager
     def _applied(self, length: int | None = None) -> Iterator[None]:
-        with prepared(self._model, self._model_under_test, length or self._model_under_test.length):
+        with apply_method(self._model, self._model_under_test, length or self._model_under_test.length):
             yield
 
     @torch.inference_mode()
     def _feed(
-        self, cache: DynamicCache, ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int | torch.Tensor
+        self, cache: KVCache, ids: torch.Tensor, attention_mask: torch.Tensor | None, keep: int | torch.Tensor
     ) -> torch.Tensor:
         # inference_mode only around the pass, as in a run: a method is applied with gradients enabled.
-        return self._reader.feed(cache, ids, attention_mask, keep)
+        return self._runner.forward(cache, ids, attention_mask, keep)
 
     def _ids(self, rows: Sequence[Sequence[int]], pads: Sequence[int] = ()) -> torch.Tensor:
-        return padded(rows, pads).to(self._model.device)
+        return pad_token_ids(rows, pads).to(self._model.device)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.attention_capture import last_token_attention
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import Method
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest, ModelVariant
@@ -63,7 +63,7 @@ def probe_attention(
 
     def attention(method: Method, length: int, ids: Sequence[int]) -> NDArray[np.float32]:
         target = len(ids) + 32 if method.per_prompt else length
-        with prepared(model, ModelUnderTest(base, method, target), target):
+        with apply_method(model, ModelUnderTest(base, method, target), target):
             return last_token_attention(model, ids)
 
     result = attention_by_length(attention, base, variant.method, prompts)

@@ -21,7 +21,7 @@ from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import safe_name, write_json
-from longctx_bench.engines.devices import checked_device
+from longctx_bench.engines.devices import resolve_device
 from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.models.checkpoint import load_tokenizer
@@ -116,7 +116,7 @@ def probe_virtual_length(
     assert isinstance(benchmark, IndexedBenchmark)
     examples = [benchmark.example(encoder, base.training_context, 32, seed, index) for index in range(n)]
     prompts = [encoder.encode(example.prompt, example.answer_prefix) for example in examples]
-    model = load_model(folder, "float32", checked_device(device))
+    model = load_model(folder, "float32", resolve_device(device))
     results = [agreement(model, prompts, factor) for factor in factors]
     path = out / "probes" / "virtual-length" / f"{safe_name(variant.name)}.json"
     provenance_entry = {"at": provenance.now(), **provenance.environment()}

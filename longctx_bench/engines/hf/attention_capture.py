@@ -1,4 +1,4 @@
-"""What the last token of a prompt attends to, in every head, without ever holding a [tokens x tokens] matrix."""
+"""Attention weights of a prompt's last token, in every head, without ever holding a [tokens x tokens] matrix."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from longctx_bench.methods.attention_override import override_attention
 
 IMPLEMENTATION = "longctx_bench_last_token"
 _CHANGES_WEIGHTS = ("softcap", "s_aux", "position_bias")
-"""What some models give their attention besides queries and keys; a plain softmax would not be theirs."""
+"""Arguments of attention functions with which the weights are no plain softmax."""
 
 
 @torch.inference_mode()
 def last_token_attention(model: PreTrainedModel, ids: Sequence[int]) -> NDArray[np.float32]:
     """Return the attention weights of a prompt's last token.
 
-    The prompt goes through the model with sdpa attention, whose memory grows with its length alone; beside it, each
-    layer's last query is multiplied with all keys as the model itself scales and rotates them.
+    The prompt goes through the model with sdpa, whose memory is linear in its length; in addition, the last query of
+    each layer is multiplied with all keys, scaled and rotated as in the model.
 
     Args:
         model: a causal language model with a method applied.
@@ -38,28 +38,28 @@ def last_token_attention(model: PreTrainedModel, ids: Sequence[int]) -> NDArray[
         UserError: the model's attention is not a plain softmax over all tokens (ALiBi, sliding windows, soft caps).
     """
     rows: list[torch.Tensor] = []
-    with _recorded(model, rows):
+    with _record(model, rows):
         model.base_model(torch.tensor([list(ids)], device=model.device), use_cache=False)
     if len(rows) != model.config.num_hidden_layers:
-        raise _refused(model, "does not let its attention be recorded")
+        raise _unsupported(model, "does not let its attention be recorded")
     return torch.stack(rows).cpu().numpy()
 
 
 @contextmanager
-def _recorded(model: PreTrainedModel, rows: list[torch.Tensor]) -> Iterator[None]:
+def _record(model: PreTrainedModel, rows: list[torch.Tensor]) -> Iterator[None]:
     config = model.config
-    before = config._attn_implementation
-    if before != "sdpa":
-        raise _refused(model, f"attends by '{before}', which its method brought")
+    implementation = config._attn_implementation
+    if implementation != "sdpa":
+        raise _unsupported(model, f"attends by '{implementation}', which its method brought")
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        raise _refused(model, "has layers that attend to a window only")
+        raise _unsupported(model, "has layers that attend to a window only")
 
     def recording(
         module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         if attention_mask is not None or any(kwargs.get(name) is not None for name in _CHANGES_WEIGHTS):
-            raise _refused(model, "masks or bends its attention")
+            raise _unsupported(model, "masks or bends its attention")
         rows.append(_row(query, key, scaling))
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
 
@@ -71,13 +71,13 @@ def _row(query: torch.Tensor, key: torch.Tensor, scaling: float | None) -> torch
     """Return ``[heads, tokens]`` for queries ``[1, heads, tokens, d]`` and keys ``[1, key heads, tokens, d]``."""
     last = query[0, :, -1].float()
     groups = last.shape[0] // key.shape[1]
-    # Heads of one group share their keys: copying the keys for each of them would cost as much as the model.
+    # Heads of a group share their keys: repeating the keys for each of them would cost as much as the model.
     grouped = last.view(key.shape[1], groups, -1)
     scores = torch.einsum("kgd,ktd->kgt", grouped, key[0].float()).flatten(0, 1)
     return torch.softmax(scores * (last.shape[-1] ** -0.5 if scaling is None else scaling), dim=-1)
 
 
-def _refused(model: PreTrainedModel, why: str) -> UserError:
+def _unsupported(model: PreTrainedModel, why: str) -> UserError:
     return UserError(
         f"{model.config.model_type}: {why}; the attention probe takes models whose layers all attend to the whole "
         f"prompt by a plain softmax (rope, pi, ntk, yarn, llama3, longrope, nope, drope)"

@@ -1,4 +1,4 @@
-"""Config entries put into a loaded model, and the models that the engine cannot take."""
+"""Config overrides for a loaded model, and checks for models that the engine cannot run."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from longctx_bench.core.errors import ContextTooShort, UserError
 
 
-def refuse_state(folder: Path, config: Any) -> None:
-    """Refuse models that remember anything but keys and values.
+def check_attention_only(folder: Path, config: Any) -> None:
+    """Refuse models with a state besides keys and values.
 
     Raises:
-        UserError: this is one.
+        UserError: the model is recurrent, at least in part.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     state = getattr(kind, "_is_stateful", False)
     if state or not all(map(_attends, getattr(config, "layer_types", None) or ())):
         raise UserError(
-            f"{folder.name}: a {config.model_type} keeps a state that cannot be cut back to an earlier token, as is "
-            f"done here with keys and values; only models of attention alone can be run"
+            f"{folder.name}: a {config.model_type} keeps a state that cannot be cut back to an earlier token "
+            f"as keys and values can; only models with attention alone can be run"
         )
 
 
-def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
-    """Refuse prompts that a model without rotary positions has no positions for.
+def check_position_table(model: PreTrainedModel, tokens: int) -> None:
+    """Refuse prompts longer than a model's table of learned positions.
 
     Raises:
-        ContextTooShort: it has a table of positions, and that ends before.
+        ContextTooShort: the model has such a table, and it is too short.
     """
     config = model.config
     limit = getattr(config, "max_position_embeddings", None)
@@ -43,13 +43,13 @@ def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
 
 
 def _attends(layer_type: str) -> bool:
-    """Tell whether all that a layer of this type remembers are keys and values."""
+    """Whether a layer of this type keeps nothing but keys and values."""
     return layer_type.endswith("_attention") and not layer_type.startswith("linear")
 
 
 @contextmanager
-def overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
-    """Put config values into a loaded model: its config's entries and a rotary module made from them."""
+def override_config(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
+    """Override config entries of a loaded model, and replace its rotary module accordingly, inside a block."""
     if not overrides:
         yield
         return
@@ -61,32 +61,32 @@ def overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[No
             f"without a method"
         )
     config = model.config
-    before = {key: getattr(config, key, None) for key in overrides}
+    originals = {key: getattr(config, key, None) for key in overrides}
     changed = copy.deepcopy(config)
     for key, value in overrides.items():
         setattr(changed, key, value)
     if rotary is not None:
-        other = _rotary_of(changed, rotary).to(model.device)
+        replacement = _make_rotary(changed, rotary).to(model.device)
     try:
         for key, value in overrides.items():
             setattr(config, key, value)
         if rotary is not None:
-            decoder.rotary_emb = other
+            decoder.rotary_emb = replacement
         yield
     finally:
-        for key, value in before.items():
+        for key, value in originals.items():
             setattr(config, key, value)
         if rotary is not None:
             decoder.rotary_emb = rotary
 
 
-def _rotary_of(config: Any, rotary: Any) -> Any:
-    """Make a rotary module like another from a changed config; it must turn as many dimensions.
+def _make_rotary(config: Any, rotary: Any) -> Any:
+    """Return a rotary module of the same class for a changed config.
 
     Raises:
-        UserError: it would not.
+        UserError: it would rotate another number of dimensions, or does not take the config.
     """
-    # transformers divides it out of other entries when it is missing, and not when it is None.
+    # transformers derives it from other entries when it is missing, but not when it is None.
     if getattr(config, "head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
     try:

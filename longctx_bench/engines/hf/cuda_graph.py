@@ -1,14 +1,14 @@
-"""Decoding on a GPU by a step that is recorded once and replayed: calling small kernels takes longer than they do."""
+"""CUDA-graph decoding: replays one captured decode step, whose kernels take less time than launching them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from longctx_bench.engines.hf.kv_cache import RoomyLayer
+from longctx_bench.engines.hf.padding import AsyncTokens
 from longctx_bench.methods.attention_override import override_attention
 
 try:
@@ -17,135 +17,123 @@ except ImportError:  # Triton comes with torch where there is one for the GPU.
     flash_decoding = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import PreTrainedModel
 
-_AHEAD = 2
-"""Steps that may run beyond the last that is wanted."""
+    from longctx_bench.engines.hf.kv_cache import KVCache
+
+_MAX_OVERRUN_STEPS = 2
+"""Steps that may run after the last one whose tokens are taken."""
 
 
-def can_replay(model: PreTrainedModel) -> bool:
-    """Tell whether a model's step is the same kernels each time: on a GPU, by sdpa, without a look at its numbers."""
-    same = getattr(model, "_can_compile_fullgraph", False) and getattr(model, "_supports_attention_backend", False)
-    return bool(same) and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
+def supports_cuda_graph(model: PreTrainedModel) -> bool:
+    """Whether the decode step can be captured as a CUDA graph (CUDA, sdpa, no data-dependent control flow)."""
+    static = getattr(model, "_can_compile_fullgraph", False) and getattr(model, "_supports_attention_backend", False)
+    return bool(static) and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
 
 
 @contextmanager
-def one_query_apart(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model on a GPU attend from one token a row by a kernel made for that inside; elsewhere nothing changes."""
-    # Models that do not ask transformers for their attention read the name themselves, and would not know this one.
-    asks = getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == "sdpa"
-    if flash_decoding is None or model.device.type != "cuda" or not asks:
+def decode_attention_kernel(model: PreTrainedModel) -> Iterator[None]:
+    """Use the flash-decoding kernel for passes of one token per row on a GPU; elsewhere nothing changes."""
+    # Models that do not ask transformers for their attention read its name themselves, and do not know this one.
+    replaceable = getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == "sdpa"
+    if flash_decoding is None or model.device.type != "cuda" or not replaceable:
         yield
         return
     with override_attention(model, flash_decoding.IMPLEMENTATION, flash_decoding.one_query_attention):
         yield
 
 
-class Replay:
-    """Greedy decoding of a batch whose prompts a cache holds, a token a row and step.
+class CudaGraphDecoder:
+    """Greedy decoding of a batch, one token per row and step, by a captured step.
 
-    The step after the one that is looked at runs already: tokens stay on the GPU, and only copies of them come back.
-    Nothing may touch the cache before :meth:`close`.
+    The next step can be launched before the tokens of the last one are read: they stay on the GPU, where the next step
+    takes them from, and copies of them come back. On a CPU the step runs each time and is not captured. Nothing else
+    may touch the cache before :meth:`close`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: DynamicCache, seen: torch.Tensor, last: list[int], most: int
+        self,
+        model: PreTrainedModel,
+        cache: KVCache,
+        kv_mask: torch.Tensor,
+        last_tokens: list[int],
+        max_steps: int,
+        kernels: bool = True,
     ) -> None:
-        """Make room in a cache.
+        """Freeze the cache.
 
         Args:
-            model: one that :func:`can_replay`, or any that takes a mask, whose step is then not recorded.
-            cache: of :class:`RoomyLayer`; what it holds stands at the right end of each row.
-            seen: ``[rows, positions]``, False where the cache holds nothing to attend to.
-            last: each row's latest token, which is not in the cache.
-            most: steps that will be wanted, at most.
+            model: for which :func:`supports_cuda_graph` holds, or any on a CPU that takes a mask.
+            cache: its tokens are aligned at the right end of each row.
+            kv_mask: ``[rows, tokens]``, False where the cache holds nothing to attend to.
+            last_tokens: each row's latest token, which is not in the cache yet.
+            max_steps: steps whose tokens may be taken.
+            kernels: use the flash-decoding kernel.
         """
-        rows, past = seen.shape
-        device = seen.device
-        self._model, self._cache, self._past, self._steps = model, cache, past, 0
-        self._told = torch.zeros(rows, 1, 1, past + most + _AHEAD, dtype=torch.bool, device=device)
-        self._told[:, 0, 0, :past] = seen
-        self._place = torch.tensor([past], device=device)
-        self._position = seen.sum(dim=1, keepdim=True)
-        self._ids = torch.tensor(last, device=device)[:, None]
+        rows, past = kv_mask.shape
+        device = kv_mask.device
+        capacity = past + max_steps + _MAX_OVERRUN_STEPS
+        self._model, self._cache, self._past, self._num_steps = model, cache, past, 0
+        self._kernels = kernels
+        self._attention_mask = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
+        self._attention_mask[:, 0, 0, :past] = kv_mask
+        self._slot = torch.tensor([past], device=device)
+        self._position_ids = kv_mask.sum(dim=1, keepdim=True)
+        self._input_ids = torch.tensor(last_tokens, device=device)[:, None]
         self._graph: torch.cuda.CUDAGraph | None = None
-        for layer in cache.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.fix(past + most + _AHEAD, self._place)
+        cache.freeze(capacity, self._slot)
 
-    def tokens(self) -> Iterator[list[int]]:
-        """Return each step's token of every row, for as long as it is asked."""
-        waiting: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
-        while True:
-            coming = self._next()
-            if waiting is not None:
-                yield _arrived(*waiting)
-            waiting = coming
-
-    def close(self) -> torch.Tensor:
-        """Give the cache back as an ordinary one; return what of it may be attended to, as ``seen`` was."""
-        # The last step was not looked at: what it wrote was never asked for.
-        end = self._past + max(0, self._steps - 1)
-        self._graph = None
-        for layer in self._cache.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.loose(end)
-        return self._told[:, 0, 0, :end]
-
-    def _next(self) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Begin one more step; return where its tokens will be, and when."""
-        self._steps += 1
-        if not self._ids.is_cuda:
-            self._step()
-            return self._ids[:, 0].clone(), None
-        with torch.cuda.device(self._ids.device):
-            # The first is made kernel by kernel: libraries prepare themselves in it, which cannot be recorded.
-            if self._steps == 1:
-                self._step()
+    def step(self) -> AsyncTokens:
+        """Launch one more step; return its tokens ``[rows, 1]``."""
+        self._num_steps += 1
+        if not self._input_ids.is_cuda:
+            self._decode()
+            return AsyncTokens(self._input_ids)
+        with torch.cuda.device(self._input_ids.device):
+            # The first step runs kernel by kernel: libraries initialise themselves in it, which cannot be captured.
+            if self._num_steps == 1:
+                self._decode()
             else:
-                self._graph = self._graph or self._recorded()
+                self._graph = self._graph or self._capture()
                 self._graph.replay()
-            here = torch.empty(len(self._ids), dtype=torch.long, pin_memory=True)
-            here.copy_(self._ids[:, 0], non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return here, arrived
+            return AsyncTokens(self._input_ids)
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
-        """Record a step without making it."""
-        graph, before, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(before)
-        # torch.cuda.graph would give all free memory back first, and collect garbage: a batch is too short for that.
-        with torch.cuda.stream(aside):
+    def close(self, num_steps: int) -> torch.Tensor:
+        """Unfreeze the cache with the tokens of the first ``num_steps`` steps; return its mask, as ``kv_mask`` was."""
+        end = self._past + num_steps
+        self._graph = None
+        self._cache.unfreeze(end)
+        return self._attention_mask[:, 0, 0, :end]
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Capture a step, which does not run it."""
+        graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        # torch.cuda.graph would empty the allocator's cache first, and collect garbage: a batch is too short for that.
+        with torch.cuda.stream(side):
             graph.capture_begin()
             try:
-                self._step()
+                self._decode()
             except BaseException:
-                # What went wrong is said, a full memory above all, and not that the recording was cut short.
+                # The error that is raised is the first one, out of memory above all, and not the broken capture.
                 with suppress(RuntimeError):
                     graph.capture_end()
                 raise
             graph.capture_end()
-        before.wait_stream(aside)
+        current.wait_stream(side)
         return graph
 
-    def _step(self) -> None:
-        self._told.index_fill_(3, self._place, True)
-        with one_query_apart(self._model):
+    def _decode(self) -> None:
+        self._attention_mask.index_fill_(3, self._slot, True)
+        with decode_attention_kernel(self._model) if self._kernels else nullcontext():
             output = self._model(
-                input_ids=self._ids,
-                attention_mask=self._told,
-                position_ids=self._position,
+                input_ids=self._input_ids,
+                attention_mask=self._attention_mask,
+                position_ids=self._position_ids,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self._ids.copy_(output.logits[:, -1].argmax(dim=-1, keepdim=True))
-        self._position += 1
-        self._place += 1
-
-
-def _arrived(tokens: torch.Tensor, event: torch.cuda.Event | None) -> list[int]:
-    if event is not None:
-        event.synchronize()
-    return tokens.tolist()
+        self._input_ids.copy_(output.logits[:, -1].argmax(dim=-1, keepdim=True))
+        self._position_ids += 1
+        self._slot += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -20,25 +20,28 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.devices import DTYPES, checked_device, checked_dtype
-from longctx_bench.engines.hf.config_overrides import overridden, refuse_beyond, refuse_state
-from longctx_bench.engines.hf.fused_rope import rotation_at_once
-from longctx_bench.engines.hf.loglikelihood import Tail, refuse_scaled_logits, request_tails
-from longctx_bench.engines.hf.model_runner import eos_ids
-from longctx_bench.engines.hf.scheduler import Decoder
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
+from longctx_bench.engines.devices import DTYPES, resolve_device, resolve_dtype
+from longctx_bench.engines.hf.config_overrides import check_attention_only, check_position_table, override_config
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.exact import generate_exact
+from longctx_bench.engines.hf.fused_rope import use_fused_rope
+from longctx_bench.engines.hf.loglikelihood import SuffixScore, require_unscaled_logits, score_requests
+from longctx_bench.engines.hf.model_runner import model_eos_token_ids
+from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.hf.torch_compile import compile_layers
+from longctx_bench.engines.request_state import RequestState
 from longctx_bench.methods.attention_override import require_attention_mask
 from longctx_bench.methods.rope_parameters import fix_to_length
 from longctx_bench.models.checkpoint import error_summary, load_tokenizer, read_config, require_known_quantization
 from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
-_POOLS = {"cpu": 1, "cuda": 4}
-"""Batches are so many times the tokens that are decoded beside each other, unless a user chose their size.
+_BATCHES_PER_POOL = {"cpu": 1, "cuda": 4}
+"""Size of a batch in multiples of the tokens that are decoded at a time, unless a user chose it.
 
-On a CPU decoding more examples at once gains nothing, and a smaller batch is sooner kept and shown.
+On a CPU larger batches gain nothing, and a smaller batch is stored and shown sooner.
 """
 
 
@@ -46,7 +49,19 @@ class HFOptions(DeviceOptions):
     """Options of :class:`HFEngine`."""
 
     compiled: bool = False
-    """Fuse what a model does between its matrix products."""
+    """Compile the layers with ``torch.compile``."""
+    exact: bool = False
+    """Plain ``generate``, one prompt at a time; all switches below are off."""
+    reference_drafts: bool = True
+    """Speculative decoding with the reference answer as draft; the draft changes no token."""
+    prompt_lookup: bool = True
+    """Speculative decoding with n-grams of the prompt as draft."""
+    prefix_sharing: bool = True
+    """Prefill a common prefix of prompts once."""
+    cuda_graph: bool = True
+    """Decode by a captured step on a GPU."""
+    kernels: bool = True
+    """This project's attention and rotary kernels; off: transformers' own."""
 
 
 class HFEngine:
@@ -57,27 +72,69 @@ class HFEngine:
     Options: ClassVar[type[Spec]] = HFOptions
 
     def __init__(
-        self, device: str = "auto", dtype: str = "auto", batch_tokens: int | None = None, compiled: bool = False
+        self,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        compiled: bool = False,
+        *,
+        exact: bool = False,
+        reference_drafts: bool = True,
+        prompt_lookup: bool = True,
+        prefix_sharing: bool = True,
+        cuda_graph: bool = True,
+        kernels: bool = True,
     ) -> None:
-        """Choose device and precision.
+        """Choose device and precision; nothing is loaded yet.
 
         Args:
-            device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-            dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device computes in it.
-            batch_tokens: prompt and new tokens a batch; chosen from the free memory when None.
-            compiled: fuse what a model does between its matrix products, which takes some seconds at first.
+            device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 if the device computes in it.
+            batch_tokens: prompt and new tokens per batch; from the free memory when None.
+            compiled: compile the layers with ``torch.compile``, which takes some seconds at first.
+            exact: plain ``generate``, one prompt at a time, without any of the following.
+            reference_drafts: see :class:`HFOptions`, as for the others.
+            prompt_lookup: drafts from the prompt.
+            prefix_sharing: prefill common prefixes once.
+            cuda_graph: decode by a captured step on a GPU.
+            kernels: this project's kernels.
 
         Raises:
-            UserError: the device or dtype is not to be had.
+            UserError: the device or dtype is not available, or ``exact`` and ``compiled`` are both asked for.
         """
-        self.device = checked_device(device)
-        self.dtype = checked_dtype(dtype, self.device)
+        if exact and compiled:
+            raise UserError("--engine-arg exact=true is plain generate; run it without --compile")
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
         self._batch_tokens = batch_tokens
-        self._compiled = compiled
+        self._compiled, self._exact, self._kernels = compiled, exact, kernels and not exact
+        self._switches = SchedulerConfig(
+            reference_drafts=reference_drafts,
+            prompt_lookup=prompt_lookup,
+            prefix_sharing=prefix_sharing,
+            cuda_graph=None if cuda_graph else False,
+        )
+        switches = {
+            "reference_drafts": reference_drafts, "prompt_lookup": prompt_lookup, "prefix_sharing": prefix_sharing,
+            "cuda_graph": cuda_graph, "kernels": kernels,
+        }  # fmt: skip
+        self._switched_off = sorted(name for name, is_on in switches.items() if not is_on)
         self._model: PreTrainedModel | None = None
         self._folder: Path | None = None
-        self._footprint: Footprint | None = None
-        self._decoder: Decoder | None = None
+        self._memory_estimate: MemoryEstimate | None = None
+        self._core: EngineCore | None = None
+
+    @property
+    def core(self) -> EngineCore:
+        """Return what decodes with the loaded model; :meth:`load` comes first."""
+        assert self._core is not None
+        return self._core
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Return the loaded model; :meth:`load` comes first."""
+        assert self._model is not None
+        return self._model
 
     def load(self, folder: Path) -> None:
         """Load a checkpoint folder, dropping the one before; loading the same folder again is free.
@@ -87,147 +144,168 @@ class HFEngine:
         """
         if folder == self._folder:
             return
-        self._model = self._decoder = self._folder = None
-        self._release()
-        self._footprint = self.footprint(folder)
+        self._model = self._core = self._folder = None
+        self._free_memory()
+        self._memory_estimate = self.estimate_memory(folder)
         self._model = load_model(folder, self.dtype, self.device)
         if self._compiled:
             compile_layers(self._model)
         self._folder = folder
-        self._decoder = Decoder.on(self._model, load_tokenizer(folder), eos_ids(self._model))
+        self._core = EngineCore.for_model(
+            self._model, load_tokenizer(folder), model_eos_token_ids(self._model), self._kernels, self._switches
+        )
 
-    def footprint(self, folder: Path) -> Footprint:
-        """Return what the checkpoint takes on this device."""
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
+    def estimate_memory(self, folder: Path) -> MemoryEstimate:
+        """Return what the checkpoint needs on this device."""
+        estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)
         loaded = sum(weight.nbytes for weight in self._model.parameters()) if self._model is not None else 0
-        # Weights that are loaded are no longer among the free memory; another checkpoint's make room for this one.
+        # Loaded weights are no longer part of the free memory; another checkpoint's are freed for this one.
         if folder == self._folder:
-            return replace(found, weights=0)
-        return replace(found, available=found.available + loaded)
+            return replace(estimate, weights=0)
+        return replace(estimate, available=estimate.available + loaded)
 
-    def speed(self) -> tuple[float, float]:
-        """Return floating-point operations and bytes a second, from one matrix product and one copy."""
-        return memory.speed(DTYPES[self.dtype], self.device)
+    def measure_speed(self) -> tuple[float, float]:
+        """Return floating-point operations and bytes per second, from one matrix product and one copy."""
+        return memory.measure_speed(DTYPES[self.dtype], self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Group by token budget; prompts of different lengths apart when the method depends on each one's length."""
-        # A loss is of all of a batch at once.
-        decoded = self._batch_tokens is None and not any(request.scored for request in requests)
-        times = _POOLS.get(self.device.partition(":")[0], 1) if decoded else 1
-        return by_tokens(requests, times * self._budget(), per_prompt, times * self._budget(begin_alike=True))
+        """Batch by token budget; only equal lengths when the method depends on each prompt's length."""
+        if self._exact:
+            return [[request] for request in sorted(requests, key=num_total_tokens, reverse=True)]
+        # Log-likelihoods take all of a batch at once.
+        is_decoded = self._batch_tokens is None and not any(request.scored for request in requests)
+        times = _BATCHES_PER_POOL.get(self.device.partition(":")[0], 1) if is_decoded else 1
+        shared_prefix_budget = times * self._max_batch_tokens(shared_prefixes=True)
+        return batch_by_tokens(requests, times * self._max_batch_tokens(), per_prompt, shared_prefix_budget)
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
+    def generate(
+        self, batch: Sequence[Request], model: ModelUnderTest, should_stop: StoppingCriterion
+    ) -> Iterator[Generation]:
         """Continue each request greedily; out of memory, the batch is halved until it fits.
 
         Raises:
             UserError: a single request does not fit in memory.
         """
-        assert self._model is not None
-        assert self._decoder is not None
-        assert self._footprint is not None
-        length = contestant.length
-        if contestant.method.per_prompt or length == NATURAL:
+        length = model.length
+        if model.method.per_prompt or length == NATURAL:
             length = len(batch[0].input_ids) + batch[0].max_new_tokens
-        refuse_beyond(self._model, max(map(total_tokens, batch)))
-        with self._ready(contestant, length):
-            yield from self._halving(list(batch), settled, self._budget())
+        check_position_table(self.model, max(map(num_total_tokens, batch)))
+        with self._applied(model, length):
+            yield from self._generate_or_halve(list(batch), should_stop, self._max_batch_tokens())
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
-        """Predict each request's end; continuations of one prompt share its reading, row by row if memory runs out.
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
+        """Score the end of each request; continuations of one prompt share its prefill, unless memory runs out.
 
         Raises:
             UserError: a single request does not fit in memory.
         """
-        assert self._model is not None
-        refuse_scaled_logits(self._model)
-        refuse_beyond(self._model, max(len(request.input_ids) for request in batch))
+        require_unscaled_logits(self.model)
+        check_position_table(self.model, max(len(request.input_ids) for request in batch))
         started = perf_counter()
-        found: list[Tail] | None = None
-        length = len(batch[0].input_ids) if contestant.method.per_prompt else contestant.length
+        scores: list[SuffixScore] | None = None
+        length = len(batch[0].input_ids) if model.method.per_prompt else model.length
         try:
-            with self._ready(contestant, length):
-                found = request_tails(self._model, batch)
+            with self._applied(model, length):
+                scores = score_requests(self.model, batch, self._kernels)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-        if found is not None:
+        if scores is not None:
             seconds = (perf_counter() - started) / len(batch)
-            for request, tail in zip(batch, found, strict=True):
-                yield LoglikelihoodResult(request.example_id, tail.losses.tolist(), seconds, tail.greedy)
+            for request, score in zip(batch, scores, strict=True):
+                yield LoglikelihoodResult(request.example_id, score.losses.tolist(), seconds, score.greedy)
             return
-        self._release()
+        self._free_memory()
         if len(batch) == 1:
             tokens = len(batch[0].input_ids)
             raise UserError(f"{tokens} tokens do not fit in the memory of {self.device}; choose a smaller --length")
         for request in batch:
-            yield from self.losses([request], contestant)
+            yield from self.loglikelihood([request], model)
 
-    def describe(self) -> dict[str, Any]:
-        """Return device name, dtype, attention, threads and batch tokens, of requests that begin alike too."""
+    def settings(self) -> dict[str, Any]:
+        """Return device name, dtype, attention, threads, batch sizes, and the switches that are off."""
         name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu"
         attention = self._model.config._attn_implementation if self._model is not None else "sdpa"
-        if attention == "sdpa":
+        if attention == "sdpa" and self._kernels:
             attention += ", one query apart" if self.device.startswith("cuda") else ", cache apart"
-        return {
+        known = self._memory_estimate is not None
+        settings = {
             "engine": self.name,
             "device": name,
             "dtype": self.dtype,
             "attention": attention,
             "compiled": self._compiled,
             "threads": torch.get_num_threads(),
-            "batch_tokens": self._budget() if self._footprint is not None else self._batch_tokens,
-            "alike_tokens": self._budget(begin_alike=True) if self._footprint is not None else self._batch_tokens,
+            "batch_tokens": self._max_batch_tokens() if known else self._batch_tokens,
+            "alike_tokens": self._max_batch_tokens(shared_prefixes=True) if known else self._batch_tokens,
         }
+        if self._exact:
+            return settings | {"exact": True}
+        return settings | ({"switched_off": self._switched_off} if self._switched_off else {})
 
     def peak_memory(self) -> int | None:
-        """Return the most bytes held since this was last asked; on a CPU since the process began."""
+        """Return the peak memory in bytes since the last call; on a CPU since the process began."""
         return memory.peak(self.device)
 
     @contextmanager
-    def _ready(self, contestant: ModelUnderTest, length: int) -> Iterator[None]:
-        """Have the model with a method applied, its kernels as they were asked for."""
-        assert self._model is not None
-        with prepared(self._model, contestant, length), rotation_at_once(self._model, self._compiled):
+    def _applied(self, model: ModelUnderTest, length: int) -> Iterator[None]:
+        """Apply a method to the loaded model, and the kernels that are switched on."""
+        rope = use_fused_rope(self.model, self._compiled) if self._kernels else nullcontext()
+        with apply_method(self.model, model, length), rope:
             yield
 
-    def _budget(self, begin_alike: bool = False) -> int:
+    def _max_batch_tokens(self, shared_prefixes: bool = False) -> int:
         if self._batch_tokens is not None:
             return self._batch_tokens
-        assert self._footprint is not None
-        return memory.batch_tokens(self._footprint, self.device, begin_alike)
+        assert self._memory_estimate is not None
+        return memory.batch_tokens(self._memory_estimate, self.device, shared_prefixes)
 
-    def _release(self) -> None:
+    def _free_memory(self) -> None:
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _halving(self, batch: list[Request], settled: Settled, pool: int) -> Iterator[Generation]:
-        assert self._decoder is not None
-        assert self._footprint is not None
+    def _generate(
+        self, batch: list[Request], should_stop: StoppingCriterion, max_batch_tokens: int
+    ) -> list[RequestState]:
+        if self._exact:
+            core = self.core
+            ends = core.runner.eos_token_ids
+            return [generate_exact(self.model, core.tokenizer, ends, request, should_stop) for request in batch]
+        assert self._memory_estimate is not None
+        cached = min(max_batch_tokens, sum(map(num_total_tokens, batch)))
+        budget = memory.prefill_token_budget(self._memory_estimate, cached, self.device)
+        return self.core.generate(batch, should_stop, budget, max_batch_tokens)
+
+    def _generate_or_halve(
+        self, batch: list[Request], should_stop: StoppingCriterion, max_batch_tokens: int
+    ) -> Iterator[Generation]:
         started = perf_counter()
         try:
-            held = min(pool, sum(map(total_tokens, batch)))
-            room = memory.prefill_room(self._footprint, held, self.device)
-            decoded = self._decoder.decode(batch, settled, room, pool)
+            states = self._generate(batch, should_stop, max_batch_tokens)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            decoded = None
-        if decoded is not None:
+            states = None
+        if states is not None:
             seconds = (perf_counter() - started) / len(batch)
-            for request, (text, new_tokens, finish_reason) in zip(batch, decoded, strict=True):
-                yield Generation(request.example_id, text, len(request.input_ids), new_tokens, finish_reason, seconds)
+            for state in states:
+                request = state.request
+                yield Generation(
+                    request.example_id, state.text, len(request.input_ids), len(state.tokens), state.finish_reason,
+                    seconds,
+                )  # fmt: skip
             return
-        # Outside the except block, where the traceback no longer holds the tensors that filled the memory.
-        self._release()
+        # Outside the except block, whose traceback holds the tensors that filled the memory.
+        self._free_memory()
         if len(batch) == 1:
             raise UserError(
                 f"a prompt of {len(batch[0].input_ids)} tokens does not fit in the memory of {self.device}; "
                 f"choose a smaller --length, --dtype bfloat16 or another --device"
             )
         middle = len(batch) // 2
-        yield from self._halving(batch[:middle], settled, pool // 2)
-        yield from self._halving(batch[middle:], settled, pool // 2)
+        yield from self._generate_or_halve(batch[:middle], should_stop, max_batch_tokens // 2)
+        yield from self._generate_or_halve(batch[middle:], should_stop, max_batch_tokens // 2)
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -257,7 +335,7 @@ def load_model(folder: Path, dtype: str, device: str, config: PreTrainedConfig |
     """
     config = load_config(folder) if config is None else config
     with _transformers_errors(folder):
-        refuse_state(folder, config)
+        check_attention_only(folder, config)
         # sdpa leaves the cap on the logits out, without a word (Gemma 2).
         capped = getattr(config, "attn_logit_softcapping", None)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -285,7 +363,7 @@ def load_model(folder: Path, dtype: str, device: str, config: PreTrainedConfig |
 
 @contextmanager
 def _transformers_errors(folder: Path) -> Iterator[None]:
-    """Have transformers load something of a folder without a word, and say on one line why it could not."""
+    """Silence transformers while it loads a folder, and turn its errors into one line."""
     from safetensors import SafetensorError
 
     logging.disable_progress_bar()
@@ -307,16 +385,16 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) -> Iterator[None]:
+def apply_method(model: PreTrainedModel, under_test: ModelUnderTest, length: int) -> Iterator[None]:
     """Apply a method to a loaded model for the duration of a block; the model is as before afterwards.
 
-    Frequencies that transformers would let follow the longest prompt of a pass (``longrope``, ``dynamic``) are those
-    of ``length`` throughout: a prompt's numbers do not depend on what is read beside it.
+    Rotary frequencies that transformers derives from the longest prompt of a pass (``longrope``, ``dynamic``) are those
+    of ``length`` throughout: a prompt's logits do not depend on the batch that it is in.
 
     Raises:
         UserError: the method cannot be applied to this model.
     """
-    overrides = copy.deepcopy(contestant.method.model_overrides(contestant.base, length))
+    overrides = copy.deepcopy(under_test.method.model_overrides(under_test.base, length))
     rope = overrides.get("rope_parameters") or getattr(model.config, "rope_parameters", None) or {}
     fixed = fix_to_length(rope, length, model.config)
     if fixed != rope:
@@ -324,6 +402,6 @@ def prepared(model: PreTrainedModel, contestant: ModelUnderTest, length: int) ->
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    with overridden(model, overrides), contestant.method.patch(model, contestant.base, length):
+    with override_config(model, overrides), under_test.method.patch(model, under_test.base, length):
         require_attention_mask(model)
         yield

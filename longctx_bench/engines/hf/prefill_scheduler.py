@@ -1,78 +1,85 @@
-"""Which prompts of a batch are prefilled together: as many as keep the device busy, or each behind the likest."""
+"""Prefill scheduling: which prompts share a forward pass, or follow a prompt with the same prefix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.prefix_groups import alike, common
-from longctx_bench.engines.request_state import Row
+from longctx_bench.engines.batching import num_total_tokens
+from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
+from longctx_bench.engines.request_state import RequestState
 
-MOST_LOGITS = 2**27
-"""Logits that a pass may give for guesses: half a GiB in fp32."""
-_SAVED = 0.25
-"""Share of a batch's prompt tokens from which not reading them again pays for reading prompts one by one."""
+MAX_LOGITS_PER_PASS = 2**27
+"""Logits that a forward pass may return to verify drafts: half a GiB in fp32."""
+_MIN_SAVED_FRACTION = 0.25
+"""Of all prompt tokens, that prefix sharing must save for prompts to be prefilled one by one."""
 
 
-def together(rows: list[Row], at_once: int, room: int, words: int, free: bool) -> list[list[Row]]:
-    """Group the rows of a batch for its prefill.
+def schedule_prefills(
+    states: list[RequestState],
+    max_prefill_tokens: int,
+    prefill_token_budget: int,
+    vocab_size: int,
+    ragged: bool = True,
+    share_prefixes: bool = True,
+) -> list[list[RequestState]]:
+    """Group requests by the forward pass that prefills them.
 
     Args:
-        rows: in any order.
-        at_once: prompt tokens that keep the device busy.
-        room: prompt tokens for which a pass has memory.
-        words: size of the vocabulary.
-        free: whether a row's cache may be cut and used again: without that nothing is shared, and only prompts of one
-            length are read together.
+        states: in any order.
+        max_prefill_tokens: prompt tokens that keep the device busy; more of them in one pass are not faster.
+        prefill_token_budget: prompt tokens that a pass has memory for.
+        vocab_size: of the model.
+        ragged: whether prompts of different lengths may be padded on the right in one pass.
+        share_prefixes: whether a prompt may be prefilled behind the prefix that it shares with the one before it.
 
     Returns:
-        Each row once. Where a group is one row, the one before it may have read its beginning.
+        Each request once. A group of one request may share a prefix with the group before it.
     """
-    ids = [row.request.input_ids for row in rows]
-    if free:
-        groups = alike([row.request for row in rows])
-        saved = sum(common(ids[one], ids[other]) for group in groups for one, other in pairwise(group))
-        # Short prompts keep a GPU busy together alone: there sharing has to save more than that.
-        short = max(map(len, ids)) < at_once
-        if saved > (2 * _SAVED if short else _SAVED) * sum(map(len, ids)):
-            return [[rows[place]] for group in groups for place in group]
-    found: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.request.input_ids), reverse=True):
-        group = [*found[-1], row] if found else [row]
-        even = len(group[0].request.input_ids) == len(row.request.input_ids)
-        if len(group) > 1 and (free or even) and _fit(group, min(at_once, room), words):
-            found[-1] = group
+    ids = [state.request.input_ids for state in states]
+    if share_prefixes:
+        groups = group_by_prefix([state.request for state in states])
+        saved = sum(common_prefix_length(ids[a], ids[b]) for group in groups for a, b in pairwise(group))
+        # Short prompts keep a GPU busy in one pass only: there, sharing has to save more than that.
+        threshold = 2 * _MIN_SAVED_FRACTION if max(map(len, ids)) < max_prefill_tokens else _MIN_SAVED_FRACTION
+        if saved > threshold * sum(map(len, ids)):
+            return [[states[index]] for group in groups for index in group]
+    result: list[list[RequestState]] = []
+    for state in sorted(states, key=lambda state: len(state.request.input_ids), reverse=True):
+        group = [*result[-1], state] if result else [state]
+        allowed = ragged or len(group[0].request.input_ids) == len(state.request.input_ids)
+        if len(group) > 1 and allowed and _fits(group, min(max_prefill_tokens, prefill_token_budget), vocab_size):
+            result[-1] = group
         else:
-            found.append([row])
-    return found
+            result.append([state])
+    return result
 
 
-def held(rows: Sequence[Row]) -> int:
-    """Return the positions that rows take beside each other, to the end of their answers."""
-    return len(rows) * max((total_tokens(row.request) for row in rows), default=0)
+def num_padded_tokens(states: Sequence[RequestState]) -> int:
+    """Return the cache slots of a batch: rows x the longest prompt with its longest possible completion."""
+    return len(states) * max((num_total_tokens(state.request) for state in states), default=0)
 
 
-def parts(rows: list[Row], tokens: int) -> list[list[Row]]:
-    """Part rows so that those of a part, padded, hold so many prompt and new tokens at most, or are one; in order."""
-    found: list[list[Row]] = []
-    for row in rows:
-        beside = [*found[-1], row] if found else [row]
-        if len(beside) > 1 and held(beside) <= tokens:
-            found[-1] = beside
+def split_by_token_budget(states: list[RequestState], max_tokens: int) -> list[list[RequestState]]:
+    """Split requests, in order, into batches of at most ``max_tokens`` padded tokens, or of one request."""
+    result: list[list[RequestState]] = []
+    for state in states:
+        extended = [*result[-1], state] if result else [state]
+        if len(extended) > 1 and num_padded_tokens(extended) <= max_tokens:
+            result[-1] = extended
         else:
-            found.append([row])
-    return found
+            result.append([state])
+    return result
 
 
-def first_draft(row: Row, rows: int, words: int) -> list[int]:
-    """Return as much of a row's first draft as its budget has room for behind one more token, read beside others."""
-    most = min(row.left - 1, MOST_LOGITS // (rows * words))
-    return list(row.request.drafts[0][: max(0, most)]) if row.request.drafts else []
+def clip_draft(state: RequestState, num_rows: int, vocab_size: int) -> list[int]:
+    """Return a request's first draft, clipped to its token budget and to the logits of a pass of ``num_rows`` rows."""
+    max_tokens = min(state.remaining_tokens - 1, MAX_LOGITS_PER_PASS // (num_rows * vocab_size))
+    return list(state.request.drafts[0][: max(0, max_tokens)]) if state.request.drafts else []
 
 
-def _fit(rows: list[Row], tokens: int, words: int) -> bool:
-    """Tell whether prompts, the longest first, may be read together: their tokens, and the logits at their ends."""
-    longest, shortest = (len(row.request.input_ids) for row in (rows[0], rows[-1]))
-    ends = longest - shortest + 1 + max(len(first_draft(row, len(rows), words)) for row in rows)
-    return len(rows) * longest <= tokens and len(rows) * ends * words <= MOST_LOGITS
+def _fits(states: list[RequestState], max_tokens: int, vocab_size: int) -> bool:
+    """Whether prompts, the longest first, fit in one pass: their tokens, and the logits at their ends."""
+    longest, shortest = (len(state.request.input_ids) for state in (states[0], states[-1]))
+    num_logits = longest - shortest + 1 + max(len(clip_draft(state, len(states), vocab_size)) for state in states)
+    return len(states) * longest <= max_tokens and len(states) * num_logits * vocab_size <= MAX_LOGITS_PER_PASS

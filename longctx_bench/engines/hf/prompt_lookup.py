@@ -1,41 +1,48 @@
-"""What probably comes next: what followed the last two tokens when they stood together before."""
+"""Prompt lookup decoding: draft tokens are what followed the last bigram where it stood before (Saxena 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_FIRST = 4
-_MOST = 16
-"""Tokens of a guess: as many at first, and at most. A pass that reads so few costs little more than one for a token."""
+_INITIAL_DRAFT_TOKENS = 4
+_MAX_DRAFT_TOKENS = 16
+"""A forward pass that verifies so few tokens costs little more than one that decodes a token."""
 
 
-class Lookup:
-    """Guesses the continuation of a text from the text itself (prompt lookup, Saxena 2023).
+class PromptLookupDrafter:
+    """Drafts the continuation of a text from the text itself.
 
-    A guess changes no token, it only saves passes. Its length follows how good the guesses were.
+    Drafts are verified, so that they change no token and only save forward passes. The length of a draft follows the
+    acceptance of those before it.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
-        """Remember where each pair of a prompt's neighbouring tokens stood last."""
+        """Index the bigrams of a prompt by their latest position."""
         self._ids = list(ids)
-        self._behind = {pair: place + 2 for place, pair in enumerate(zip(self._ids, self._ids[1:-1], strict=False))}
-        self._width = _FIRST
+        self._next_index = {pair: index + 2 for index, pair in enumerate(zip(self._ids, self._ids[1:-1], strict=False))}
+        self._draft_tokens = _INITIAL_DRAFT_TOKENS
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """Go on with tokens that are certain."""
+    @property
+    def ids(self) -> Sequence[int]:
+        """Return the text so far: prompt and generated tokens."""
+        return self._ids
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append generated tokens to the text."""
         for token in tokens:
             if len(self._ids) >= 2:
-                self._behind[self._ids[-2], self._ids[-1]] = len(self._ids)
+                self._next_index[self._ids[-2], self._ids[-1]] = len(self._ids)
             self._ids.append(token)
 
-    def guess(self, most: int) -> list[int]:
-        """Return what followed the last two tokens before, at most ``most`` tokens; empty where they are new."""
-        place = self._behind.get((self._ids[-2], self._ids[-1])) if len(self._ids) >= 2 else None
-        if place is None:
+    def propose(self, max_tokens: int) -> list[int]:
+        """Return up to ``max_tokens`` draft tokens; none where the last bigram is new."""
+        index = self._next_index.get((self._ids[-2], self._ids[-1])) if len(self._ids) >= 2 else None
+        if index is None:
             return []
-        return self._ids[place : place + max(0, min(most, self._width))]
+        return self._ids[index : index + max(0, min(max_tokens, self._draft_tokens))]
 
-    def judge(self, guessed: int, right: int) -> None:
-        """Learn how many tokens of a guess were right."""
-        if guessed:
-            self._width = min(_MOST, 2 * self._width) if right == guessed else max(1, right)
+    def update_acceptance(self, proposed: int, accepted: int) -> None:
+        """Adapt the draft length to how many of the proposed tokens were accepted."""
+        if proposed:
+            doubled = min(_MAX_DRAFT_TOKENS, 2 * self._draft_tokens)
+            self._draft_tokens = doubled if accepted == proposed else max(1, accepted)

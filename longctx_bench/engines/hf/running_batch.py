@@ -1,103 +1,89 @@
-"""Examples that are decoded beside each other: their rows, the cache that holds what was read, and what it is worth."""
+"""The running batch: the requests being decoded, their KV cache and its attention mask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
 
-from longctx_bench.engines.batching import total_tokens
-from longctx_bench.engines.hf.cache_ops import Piece, can_merge, is_whole, keys_are_final, squeeze
-from longctx_bench.engines.hf.cuda_graph import can_replay
-from longctx_bench.engines.hf.model_runner import MOST_WRONG
-from longctx_bench.engines.hf.prefill_scheduler import MOST_LOGITS
-from longctx_bench.engines.hf.prompt_lookup import Lookup
-from longctx_bench.engines.request_state import Row
+from longctx_bench.engines.batching import num_total_tokens
+from longctx_bench.engines.hf.cuda_graph import CudaGraphDecoder
+from longctx_bench.engines.hf.kv_cache import CacheSlice, KVCache, is_contiguous
+from longctx_bench.engines.request_state import RequestState
+
+MAX_REJECTED_SLOTS = 64
+"""Cache slots that rejected draft tokens may take until the cache is compacted: they are masked, but still read."""
 
 
-@dataclass
-class Beside:
-    """Examples and what of them the cache holds, all at its right end."""
+@dataclass(eq=False)
+class RunningBatch:
+    """Requests, a row of the cache each; their tokens are aligned at its right end."""
 
-    rows: list[Row]
-    cache: DynamicCache
-    seen: torch.Tensor
-    """``[rows, positions]``: False where the cache holds padding, or a guess that was wrong."""
-    lookups: list[Lookup | None]
-    """What guesses each row's continuation; None where a wrong guess could not be taken back."""
-    replayed: bool
-    """Whether they are decoded token by token, by a step that is recorded once."""
+    states: list[RequestState]
+    cache: KVCache
+    kv_mask: torch.Tensor
+    """``[rows, tokens]``: False at padding and at rejected draft tokens."""
+    graph: CudaGraphDecoder | None = None
+    """Decodes this batch while it is open; the cache is frozen meanwhile."""
+    num_graph_steps: int = 0
+    """Steps of the open graph whose tokens were taken."""
 
     @classmethod
-    def of(
-        cls,
-        model: PreTrainedModel,
-        rows: list[Row],
-        cache: DynamicCache,
-        pads: list[int],
-        known: Mapping[int, Lookup | None],
-    ) -> Self:
-        """Put together what was read.
+    def from_cache(cls, states: list[RequestState], cache: KVCache, left_pads: list[int], device: torch.device) -> Self:
+        """Make a batch of prefilled requests; ``left_pads`` is the padding on the left of each row."""
+        slots = torch.arange(cache.num_tokens, device=device)
+        return cls(states, cache, slots >= torch.tensor(left_pads, device=device)[:, None])
 
-        Args:
-            model: that read it.
-            rows: may be finished already.
-            cache: a row for each.
-            pads: how much of each row, on its left, is padding.
-            known: what guessed before, by the row's identity.
-        """
-        places = torch.arange(cache.get_seq_length(), device=model.device)
-        seen = places >= torch.tensor(pads, device=model.device)[:, None]
-        # Wrong guesses are cut off again, and a recorded step knows no lengths: both want keys that stay as they are.
-        free = can_merge(cache) and keys_are_final(model)
-        replayed = free and can_replay(model)
-        # Another attention than torch's may count distances in slots of the cache, of which wrong guesses take some.
-        holes = free and not replayed and model.config._attn_implementation == "sdpa"
-        lookups = [
-            (known.get(id(row)) or Lookup([*row.request.input_ids, *row.tokens])) if holes else None for row in rows
-        ]
-        return cls(rows, cache, seen, lookups, replayed)
+    def unfinished(self) -> list[RequestState]:
+        """Return the requests that are still decoded."""
+        return [state for state in self.states if not state.is_finished]
 
-    def known(self) -> dict[int, Lookup | None]:
-        """Return what guesses, by the row's identity."""
-        return {id(row): lookup for row, lookup in zip(self.rows, self.lookups, strict=True)}
+    def take_slices(self) -> list[tuple[RequestState, CacheSlice]]:
+        """Return the unfinished requests with their parts of the cache, to be joined with others."""
+        if not is_contiguous(self.kv_mask):
+            self.compact()
+        past = self.kv_mask.shape[1]
+        starts = (past - self.kv_mask.sum(dim=1)).tolist()
+        slices = [CacheSlice(self.cache, row, start, past) for row, start in enumerate(starts)]
+        return [pair for pair in zip(self.states, slices, strict=True) if not pair[0].is_finished]
 
-    def taken(self) -> list[tuple[Row, Piece]]:
-        """Take unfinished examples apart, to be joined with others."""
-        if not is_whole(self.seen):
-            self.seen = squeeze(self.cache, self.seen)
-        past = self.seen.shape[1]
-        starts = (past - self.seen.sum(dim=1)).tolist()
-        pieces = [Piece(self.cache, place, start, past) for place, start in enumerate(starts)]
-        return [(row, piece) for row, piece in zip(self.rows, pieces, strict=True) if not row.reason]
+    def has_idle_rows(self, max_finished_share: float) -> bool:
+        """Whether all requests are finished, or more than a share of them."""
+        finished = sum(state.is_finished for state in self.states)
+        return finished == len(self.states) or finished > max_finished_share * len(self.states)
 
-    def unfinished(self, idle: float) -> Self | None:
-        """Drop examples that are finished, when they are more than a share: their keys need not be read again."""
-        keep = [place for place, row in enumerate(self.rows) if not row.reason]
-        if not keep:
-            return None
-        if len(self.rows) - len(keep) <= idle * len(self.rows):
-            return self
-        self.cache.batch_select_indices(torch.tensor(keep, device=self.seen.device))
-        rows, lookups = [self.rows[place] for place in keep], [self.lookups[place] for place in keep]
-        return type(self)(rows, self.cache, self.seen[keep], lookups, self.replayed)
+    def drop_finished(self) -> bool:
+        """Drop the rows of finished requests; return whether any row is left."""
+        rows = [row for row, state in enumerate(self.states) if not state.is_finished]
+        if rows:
+            self.cache.batch_select_indices(torch.tensor(rows, device=self.kv_mask.device))
+        self.states, self.kv_mask = [self.states[row] for row in rows], self.kv_mask[rows]
+        return bool(rows)
 
-    def guesses(self, words: int) -> list[list[int]]:
-        """Guess what follows in each row, as far as the cache has room for guesses, of a vocabulary of ``words``."""
-        if not any(self.lookups):
-            return [[]] * len(self.rows)
-        wrong = self.seen.shape[1] - int(self.seen.sum(dim=1).max())
-        if self._room() < MOST_WRONG // 2 and wrong >= MOST_WRONG // 2:
-            self.seen = squeeze(self.cache, self.seen)
-        most = min(self._room(), MOST_LOGITS // (len(self.rows) * words) - 1)
-        return [
-            [] if lookup is None or row.reason else lookup.guess(min(most, row.left - 1))
-            for row, lookup in zip(self.rows, self.lookups, strict=True)
-        ]
+    def extend_mask(self, width: int, accepted: list[int]) -> None:
+        """Account for a pass of ``width`` tokens per row: one token and a draft of which ``accepted`` were right."""
+        mask = torch.arange(width) <= torch.tensor(accepted)[:, None]
+        self.kv_mask = torch.cat([self.kv_mask, mask.to(self.kv_mask.device)], dim=1)
 
-    def _room(self) -> int:
-        """Return for how many tokens there is room behind the one that is read next."""
-        return max(total_tokens(row.request) for row in self.rows) + MOST_WRONG - self.seen.shape[1] - 1
+    def compact(self) -> None:
+        """Drop the slots of rejected draft tokens and needless padding."""
+        self.kv_mask = self.cache.compact(self.kv_mask)
+
+    def make_room_for_drafts(self) -> int:
+        """Compact the cache if rejected drafts have used up its spare slots; return the draft tokens that fit."""
+        rejected = self.kv_mask.shape[1] - int(self.kv_mask.sum(dim=1).max())
+        if self._num_free_slots() < MAX_REJECTED_SLOTS // 2 and rejected >= MAX_REJECTED_SLOTS // 2:
+            self.compact()
+        return self._num_free_slots()
+
+    def close_graph(self) -> None:
+        """End CUDA-graph decoding: the cache is an ordinary one again, with the tokens that were taken."""
+        if self.graph is not None:
+            self.kv_mask = self.graph.close(self.num_graph_steps)
+            self.graph, self.num_graph_steps = None, 0
+
+    def _num_free_slots(self) -> int:
+        """Return the slots behind the next token."""
+        longest = max(num_total_tokens(state.request) for state in self.states)
+        return longest + MAX_REJECTED_SLOTS - self.kv_mask.shape[1] - 1

@@ -1,231 +1,303 @@
-"""Greedy decoding of a batch: each pass reads what is certain and a guess behind it, and keeps what of it was right."""
+"""The scheduler: continuous batching with greedy speculative decoding.
+
+Each forward pass verifies draft tokens and keeps the accepted prefix of them, so that a right draft saves passes and a
+wrong one changes nothing. Requests that are finished leave the running batch, and waiting ones are prefilled and join
+it (continuous batching, Yu et al. 2022). ``docs/engine.md`` has the whole picture.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple
 
-import torch
-from transformers import DynamicCache, PreTrainedModel
+from longctx_bench.engines.base import StoppingCriterion
+from longctx_bench.engines.hf.kv_cache import CacheSlice, KVCache
+from longctx_bench.engines.hf.model_runner import DecodeStep, ModelRunner, PrefillStep, Step
+from longctx_bench.engines.hf.padding import AsyncTokens
+from longctx_bench.engines.hf.prefill_scheduler import (
+    MAX_LOGITS_PER_PASS,
+    clip_draft,
+    num_padded_tokens,
+    schedule_prefills,
+    split_by_token_budget,
+)
+from longctx_bench.engines.hf.prompt_lookup import PromptLookupDrafter
+from longctx_bench.engines.hf.running_batch import RunningBatch
+from longctx_bench.engines.prefix_groups import common_prefix_length, is_sharing_worthwhile
+from longctx_bench.engines.request_state import RequestState, RequestStatus
 
-from longctx_bench.core.types import Request
-from longctx_bench.engines.base import Settled
-from longctx_bench.engines.hf.cache_ops import Piece, branch, can_merge, keys_are_final, merged
-from longctx_bench.engines.hf.cuda_graph import Replay, one_query_apart
-from longctx_bench.engines.hf.model_runner import Reader
-from longctx_bench.engines.hf.padding import padded
-from longctx_bench.engines.hf.prefill_scheduler import first_draft, held, parts, together
-from longctx_bench.engines.hf.running_batch import Beside
-from longctx_bench.engines.prefix_groups import common, worth_sharing
-from longctx_bench.engines.request_state import Row
-
-_CPU_AT_ONCE, _CUDA_AT_ONCE = 1, 65_536
-"""Prompt tokens that keep a device busy: more of them in one pass are not read faster."""
-_CUDA_IDLE = 0.5
-"""Share of a batch's rows that may be finished on a GPU, where a row more costs less than copying the others' cache."""
-_JOIN = 0.5
-"""Share of the positions that may be taken when the next prompts are read."""
-
-_Before = tuple[Sequence[int], DynamicCache | None]
-"""The prompt that was read last, alone, and what a cache holds of it; None where the next one does not want it."""
+_ADMIT_BELOW = 0.5
+"""Share of the batch's token budget below which waiting requests are admitted: joining copies the keys of all."""
 
 
 @dataclass
-class _Begun:
-    """Prompts that are being read with their drafts, whose answers were not looked at yet."""
+class SchedulerConfig:
+    """How requests are scheduled, and which optimisations are on; none of them changes a token."""
 
-    rows: list[Row]
-    drafts: list[list[int]]
-    cache: DynamicCache
-    logits: torch.Tensor
-    """Of the ends: ``[rows, longest draft + 1, vocabulary]``."""
+    max_prefill_tokens: int = 1
+    """Prompt tokens up to which prompts share a forward pass: more of them keep a device no busier."""
+    max_finished_share: float = 0.0
+    """Share of finished rows that the running batch may have: on a GPU a row costs less than copying the cache."""
+    async_scheduling: bool = False
+    """Launch the next pass before the output of the last one is looked at, so that a GPU does not wait."""
+    reference_drafts: bool = True
+    """Verify the drafts that requests come with, behind their prompts."""
+    prompt_lookup: bool = True
+    """Draft by prompt lookup while decoding."""
+    prefix_sharing: bool = True
+    """Prefill a common prefix of prompts once."""
+    cuda_graph: bool | None = None
+    """Decode by a captured step; where the model supports it when None."""
 
 
-@dataclass
-class Decoder:
-    """Decodes batches with one model and tokenizer."""
+class _CachedPrompt(NamedTuple):
+    """The prompt that was prefilled last, by itself, and its cache; the next prompt may fork it."""
 
-    reader: Reader
-    at_once: int
-    """Prompt tokens up to which prompts are prefilled together."""
-    idle: float
-    """Share of the rows that may be finished before the cache is copied without them, and others are read."""
-    ahead: bool = False
-    """Whether the next prompts are begun before the answers to those before are looked at: a GPU reads meanwhile."""
+    ids: Sequence[int] = ()
+    cache: KVCache | None = None
 
-    @classmethod
-    def on(cls, model: PreTrainedModel, tokenizer: Any, eos: frozenset[int]) -> Self:
-        """Return a decoder as the model's device likes it best."""
-        cuda = model.device.type == "cuda"
-        reader = Reader(model, tokenizer, eos)
-        return cls(reader, _CUDA_AT_ONCE if cuda else _CPU_AT_ONCE, _CUDA_IDLE if cuda else 0.0, cuda)
 
-    @torch.inference_mode()
-    def decode(
-        self, batch: Sequence[Request], settled: Settled, room: int, pool: int | None = None
-    ) -> list[tuple[str, int, str]]:
-        """Continue every request until its end token, its budget, or until its score is settled.
+class Scheduler:
+    """Decides what the model runs next, and what its output means for each request."""
 
-        A request's draft is read together with its prompt. Each position's likeliest token is the one that decoding
-        token by token would have chosen for as long as all before it were right, so that a right draft costs one
-        pass and a wrong one changes nothing. What a draft does not finish is decoded beside others, and where some of
-        them are finished, the next prompts are read and join them (continuous batching, Yu et al. 2022).
+    def __init__(
+        self,
+        states: list[RequestState],
+        runner: ModelRunner,
+        tokenizer: Any,
+        config: SchedulerConfig,
+        should_stop: StoppingCriterion,
+        prefill_token_budget: int,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        """Take requests.
 
         Args:
-            batch: requests; shorter prompts are padded.
-            settled: asked after every token of every unfinished example.
-            room: prompt tokens of all examples together for which a forward pass of the prefill has memory.
-            pool: prompt and new tokens of the examples that are decoded at a time; of all when None.
+            states: of the requests, all waiting.
+            runner: whose model decodes them.
+            tokenizer: of the model.
+            config: see there.
+            should_stop: called after each token of each request.
+            prefill_token_budget: prompt tokens, of all rows, that a forward pass has memory for.
+            max_batch_tokens: padded tokens (prompts and completions) of the running batch; no limit when None.
+        """
+        self._runner, self._tokenizer, self._config, self._should_stop = runner, tokenizer, config, should_stop
+        self._prefill_token_budget = prefill_token_budget
+        self._max_batch_tokens = num_padded_tokens(states) if max_batch_tokens is None else max_batch_tokens
+        self._supports_concat = runner.new_cache().supports_concat
+        # Joining a running batch, forking a cache and cutting drafts off it want keys that stay as they are.
+        self._is_continuous = self._supports_concat and runner.has_stable_keys
+        graph = runner.supports_cuda_graph if config.cuda_graph is None else config.cuda_graph
+        self._use_graph = self._is_continuous and graph
+        # Rejected drafts leave holes in the cache: a captured step has no room for them, and attention other than sdpa
+        # may count distances in slots.
+        self._use_lookup = self._is_continuous and not graph and config.prompt_lookup and runner.uses_sdpa
+        self._drafters: dict[RequestState, PromptLookupDrafter] = {}
+        self._pending = deque(
+            [states] if self._is_continuous else split_by_token_budget(states, self._max_batch_tokens)
+        )
+        """Requests that may share the running batch; a part begins when the one before it is finished."""
+        self._waiting: deque[list[RequestState]] = deque()
+        """By the forward pass that prefills them."""
+        self._prefilled: list[tuple[RequestState, CacheSlice]] = []
+        """To be admitted to the running batch, all at once."""
+        self._running: RunningBatch | None = None
+        self._cached_prompt = _CachedPrompt()
+        self._is_admitting: bool | None = None
+        """Whether waiting requests are admitted before the next decode step; None: not decided yet."""
+        self._in_flight: list[Step] = []
+
+    def has_unfinished(self) -> bool:
+        """Whether any request is not finished, or any step not updated."""
+        return bool(self._pending or self._waiting or self._prefilled or self._running or self._in_flight)
+
+    def schedule(self) -> Step | None:
+        """Return the next step to execute; None where it depends on the output of one in flight (call update)."""
+        if self._running is not None and self._running.graph is not None:
+            # The captured step takes its tokens from the one before it.
+            return self._launch(DecodeStep(self._running, [], use_graph=True))
+        if any(isinstance(step, DecodeStep) for step in self._in_flight):
+            return None
+        if not (self._waiting or self._prefilled or self._running or self._in_flight) and self._pending:
+            self._waiting.extend(self._group(self._pending.popleft()))
+        if self._is_admitting is None:
+            used = num_padded_tokens(self._running.unfinished() if self._running else [])
+            self._is_admitting = used <= _ADMIT_BELOW * self._max_batch_tokens
+        if self._is_admitting and self._waiting and self._fits(self._waiting[0]):
+            if self._config.async_scheduling or not self._in_flight:
+                return self._launch(self._prefill_step(self._waiting.popleft()))
+            return None
+        if self._in_flight:
+            return None
+        self._admit()
+        self._is_admitting = None
+        return self._launch(self._decode_step(self._running)) if self._running is not None else None
+
+    def update(self, step: Step, tokens: AsyncTokens) -> None:
+        """Take the output of a step, in the order in which steps were scheduled: tokens, drafts, finished requests."""
+        self._in_flight.remove(step)
+        if isinstance(step, PrefillStep):
+            self._update_prefill(step, tokens.tolist())
+        elif not step.use_graph:
+            self._update_decode(step, tokens.tolist())
+        # A graph that was closed had run one step too many.
+        elif step.batch.graph is not None:
+            self._update_graph(step.batch, tokens.tolist())
+
+    # -- scheduling -----------------------------------------------------------------------------------------------
+
+    def _group(self, states: list[RequestState]) -> list[list[RequestState]]:
+        if not self._supports_concat:
+            # Sliding windows cannot be joined: all prompts are prefilled in one pass.
+            return [states]
+        return schedule_prefills(
+            states,
+            min(self._config.max_prefill_tokens, self._max_batch_tokens),
+            self._prefill_token_budget,
+            self._runner.vocab_size,
+            ragged=self._is_continuous,
+            share_prefixes=self._is_continuous and self._config.prefix_sharing,
+        )
+
+    def _fits(self, group: list[RequestState]) -> bool:
+        """Whether requests fit in the running batch; those in flight may all have to be decoded."""
+        admitted = [] if self._running is None else self._running.unfinished()
+        admitted = [*admitted, *(state for state, _ in self._prefilled)]
+        for step in self._in_flight:
+            admitted += step.states if isinstance(step, PrefillStep) else []
+        return not admitted or num_padded_tokens([*admitted, *group]) <= self._max_batch_tokens
+
+    def _prefill_step(self, group: list[RequestState]) -> PrefillStep:
+        for state in group:
+            state.status = RequestStatus.PREFILLING
+        drafts: list[list[int]] = [[] for _ in group]
+        if self._is_continuous and self._config.reference_drafts:
+            drafts = [clip_draft(state, len(group), self._runner.vocab_size) for state in group]
+        ids = group[0].request.input_ids
+        self._keep_cached_prompt(group)
+        if self._cached_prompt.cache is not None:
+            # The last token is computed in any case: its logits are in no cache.
+            shared = min(common_prefix_length(self._cached_prompt.ids, ids), len(ids) - 1)
+            cache = self._cached_prompt.cache.fork(shared, self._runner.cache_capacity(group))
+        else:
+            cache = self._runner.new_cache(group)
+        shareable = self._is_continuous and self._config.prefix_sharing and len(group) == 1
+        self._cached_prompt = _CachedPrompt(ids, cache) if shareable else _CachedPrompt()
+        pads = []
+        if not self._supports_concat:
+            longest = max(len(state.request.input_ids) for state in group)
+            pads = [longest - len(state.request.input_ids) for state in group]
+        return PrefillStep(group, drafts, cache, self._prefill_token_budget, pads)
+
+    def _decode_step(self, batch: RunningBatch) -> DecodeStep:
+        if self._use_graph and all(state.remaining_min_tokens <= 0 for state in batch.states):
+            return DecodeStep(batch, [], use_graph=True)
+        return DecodeStep(batch, self._propose_drafts(batch))
+
+    def _propose_drafts(self, batch: RunningBatch) -> list[list[int]]:
+        drafts: list[list[int]] = [[] for _ in batch.states]
+        if not self._use_lookup:
+            return drafts
+        logits_per_row = MAX_LOGITS_PER_PASS // (len(batch.states) * self._runner.vocab_size)
+        max_tokens = min(batch.make_room_for_drafts(), logits_per_row - 1)
+        for row, state in enumerate(batch.states):
+            if not state.is_finished:
+                drafts[row] = self._drafter(state).propose(min(max_tokens, state.remaining_tokens - 1))
+        return drafts
+
+    def _drafter(self, state: RequestState) -> PromptLookupDrafter:
+        if state not in self._drafters:
+            self._drafters[state] = PromptLookupDrafter([*state.request.input_ids, *state.tokens])
+        return self._drafters[state]
+
+    def _keep_cached_prompt(self, group: list[RequestState]) -> None:
+        """Keep the cache of the prompt that was prefilled last only if the next one forks it: it takes memory."""
+        if self._cached_prompt.cache is None:
+            return
+        ids = group[0].request.input_ids if len(group) == 1 else ()
+        shared = min(common_prefix_length(self._cached_prompt.ids, ids), len(ids) - 1)
+        if not ids or not is_sharing_worthwhile(shared, len(ids)):
+            self._cached_prompt = _CachedPrompt()
+
+    def _admit(self) -> None:
+        """Join the requests that were prefilled with the running batch."""
+        if not self._prefilled:
+            return
+        self._keep_cached_prompt(self._waiting[0] if self._waiting else [])
+        joined = [*(self._running.take_slices() if self._running else []), *self._prefilled]
+        self._prefilled = []
+        self._running = self._join(joined, self._cached_prompt.cache)
+
+    def _join(self, parts: list[tuple[RequestState, CacheSlice]], keep: KVCache | None) -> RunningBatch:
+        states, slices = [state for state, _ in parts], [part for _, part in parts]
+        longest = max(part.num_tokens for part in slices)
+        cache = KVCache.concat(slices, self._runner.cache_capacity(states), keep)
+        return RunningBatch.from_cache(
+            states, cache, [longest - part.num_tokens for part in slices], self._runner.device
+        )
+
+    def _launch(self, step: Step) -> Step:
+        self._in_flight.append(step)
+        return step
+
+    # -- updating -------------------------------------------------------------------------------------------------
+
+    def _update_prefill(self, step: PrefillStep, tokens: list[list[int]]) -> None:
+        accepted = self._accept(step.states, tokens, step.drafts)
+        for state in step.states:
+            if not state.is_finished:
+                state.status = RequestStatus.RUNNING
+        if not self._supports_concat:
+            self._running = RunningBatch.from_cache(step.states, step.cache, step.left_pads, self._runner.device)
+            self._drop_finished()
+            return
+        ends = [len(state.request.input_ids) + right for state, right in zip(step.states, accepted, strict=True)]
+        parts = [(state, CacheSlice(step.cache, row, 0, ends[row])) for row, state in enumerate(step.states)]
+        unfinished = [part for part in parts if not part[0].is_finished]
+        if 0 < len(unfinished) < len(parts):
+            # The cache of the finished ones is freed before others are prefilled.
+            unfinished = self._join(unfinished, None).take_slices()
+        self._prefilled += unfinished
+
+    def _update_decode(self, step: DecodeStep, tokens: list[list[int]]) -> None:
+        batch = step.batch
+        before = [len(state.tokens) for state in batch.states]
+        accepted = self._accept(batch.states, tokens, step.drafts)
+        batch.extend_mask(1 + max(map(len, step.drafts)), accepted)
+        if self._use_lookup:
+            for state, draft, right, start in zip(batch.states, step.drafts, accepted, before, strict=True):
+                drafter = self._drafter(state)
+                drafter.append(state.tokens[start:])
+                drafter.update_acceptance(len(draft), right)
+        self._drop_finished()
+
+    def _update_graph(self, batch: RunningBatch, tokens: list[list[int]]) -> None:
+        self._accept(batch.states, tokens, [[]] * len(batch.states))
+        batch.num_graph_steps += 1
+        if batch.has_idle_rows(self._config.max_finished_share):
+            batch.close_graph()
+            self._drop_finished()
+
+    def _accept(self, states: list[RequestState], tokens: list[list[int]], drafts: list[list[int]]) -> list[int]:
+        """Append to each request its greedy tokens for as long as the draft agrees with them, and the one after.
 
         Returns:
-            Text without special tokens, number of new tokens (the end token counts) and finish reason, in order.
+            How many tokens of each draft were right, and stay in the cache.
         """
-        rows = [Row(request) for request in batch]
-        pool = held(rows) if pool is None else pool
-        mergeable = can_merge(self.reader.empty_cache())
-        if mergeable and keys_are_final(self.reader.model):
-            self._decode_joining(rows, settled, room, pool)
-        else:
-            for part in parts(rows, pool):
-                self._decode_in_step(part, settled, room, mergeable)
-        return [(row.text, len(row.tokens), row.reason) for row in rows]
+        accepted = []
+        for state, greedy, draft in zip(states, tokens, drafts, strict=True):
+            right = 0
+            while not self._append(state, greedy[right]) and draft[right : right + 1] == [greedy[right]]:
+                right += 1
+            accepted.append(right)
+        return accepted
 
-    def _decode_joining(self, rows: list[Row], settled: Settled, room: int, pool: int) -> None:
-        """Decode rows that may be read while others are being decoded."""
-        waiting = deque(together(rows, min(self.at_once, pool), room, self.reader.words, True))
-        before: _Before = ((), None)
-        read: Beside | None = None
-        while waiting or read is not None:
-            ready: list[tuple[Row, Piece]] = []
-            beside = [row for row in read.rows if not row.reason] if read else []
-            # Whenever others join, the keys of all are copied: seldom, then, and many at a time.
-            joins = held(beside) <= _JOIN * pool
-            begun: _Begun | None = None
-            while begun or (waiting and joins):
-                following = None
-                # Until its answers are looked at, all of a group may have to be decoded.
-                taken = [*beside, *(begun.rows if begun else [])]
-                fits = waiting and joins and (not taken or held([*taken, *waiting[0]]) <= pool)
-                if fits and (self.ahead or not begun):
-                    before = _kept(before, waiting[0])
-                    following, before = self._begin(waiting.popleft(), before, room)
-                elif not begun:
-                    break
-                if begun:
-                    found = self._finish(begun, settled)
-                    ready += found
-                    beside += [row for row, _ in found]
-                begun = following
-            before = _kept(before, waiting[0] if waiting else [])
-            read = self._joined(read, ready, before[1])
-            if read is not None:
-                self._go_on(read, settled)
-                read = read.unfinished(self.idle)
+    def _append(self, state: RequestState, token: int) -> bool:
+        return state.append_token(token, self._tokenizer, self._runner.eos_token_ids, self._should_stop)
 
-    def _decode_in_step(self, rows: list[Row], settled: Settled, room: int, mergeable: bool) -> None:
-        """Decode rows all of which have to be read before the first is decoded."""
-        groups = together(rows, self.at_once, room, self.reader.words, False) if mergeable else [rows]
-        ready: list[tuple[Row, Piece]] = []
-        read: Beside | None = None
-        for group in groups:
-            sizes = [len(row.request.input_ids) for row in group]
-            pads, cache = [max(sizes) - size for size in sizes], self.reader.empty_cache(group)
-            logits = self.reader.prefill(group, [[]] * len(group), pads, cache, max(1, room // len(group)))
-            self.reader.chosen(group, logits, [[]] * len(group), settled)
-            ends = enumerate(zip(group, pads, strict=True))
-            ready += [(row, Piece(cache, place, pad, max(sizes))) for place, (row, pad) in ends if not row.reason]
-            # Sliding windows have no common length that pieces could be joined to.
-            read = None if mergeable else Beside.of(self.reader.model, group, cache, pads, {}).unfinished(self.idle)
-        if mergeable:
-            read = self._joined(None, ready, None)
-        while read is not None:
-            self._go_on(read, settled)
-            read = read.unfinished(self.idle)
-
-    def _begin(self, group: list[Row], before: _Before, room: int) -> tuple[_Begun, _Before]:
-        """Read prompts with their drafts in one pass, or one behind what it shares with the one before."""
-        drafts = [first_draft(row, len(group), self.reader.words) for row in group]
-        ids, cache = group[0].request.input_ids, self.reader.empty_cache(group)
-        if before[1] is not None:
-            # The last token is read in any case: its logits are not in a cache.
-            cache = branch(before[1], min(common(before[0], ids), len(ids) - 1), cache)
-        # Behind a prompt, nothing looks at padding, and no mask is needed; what is behind its keys is cut off.
-        logits = self.reader.prefill(group, drafts, [0] * len(group), cache, max(1, room // len(group)))
-        return _Begun(group, drafts, cache, logits), (ids, cache) if len(group) == 1 else ((), None)
-
-    def _finish(self, begun: _Begun, settled: Settled) -> list[tuple[Row, Piece]]:
-        """Look at what follows prompts; return those that are not answered yet, and what was read of them."""
-        rows = begun.rows
-        accepted = self.reader.chosen(rows, begun.logits, begun.drafts, settled)
-        ends = [len(row.request.input_ids) + right for row, right in zip(rows, accepted, strict=True)]
-        pieces = [
-            (row, Piece(begun.cache, place, 0, end)) for place, (row, end) in enumerate(zip(rows, ends, strict=True))
-        ]
-        found = [pair for pair in pieces if not pair[0].reason]
-        if 0 < len(found) < len(rows):
-            # What is finished need not be kept until the others are joined.
-            apart = self._joined(None, found, None)
-            found = apart.taken() if apart else []
-        return found
-
-    def _joined(self, read: Beside | None, ready: list[tuple[Row, Piece]], kept: DynamicCache | None) -> Beside | None:
-        """Put what was read beside what is being decoded; ``kept`` is a cache that is needed once more."""
-        if not ready:
-            return read
-        known = read.known() if read else {}
-        ready = [*(read.taken() if read else []), *ready]
-        rows, pieces = [row for row, _ in ready], [piece for _, piece in ready]
-        widest = max(piece.length for piece in pieces)
-        cache = merged(pieces, self.reader.empty_cache(rows), kept)
-        return Beside.of(self.reader.model, rows, cache, [widest - piece.length for piece in pieces], known)
-
-    def _go_on(self, read: Beside, settled: Settled) -> None:
-        """Decode a token of every row, or as many as are decoded without a look at anything else."""
-        if read.replayed and all(row.request.min_new_tokens <= len(row.tokens) for row in read.rows):
-            self._replay(read, settled)
-        else:
-            self._step(read, settled)
-
-    def _replay(self, read: Beside, settled: Settled) -> None:
-        """Decode token by token until so many rows are finished that the others' cache is worth copying."""
-        rows, reader = read.rows, self.reader
-        last = [row.tokens[-1] for row in rows]
-        replay = Replay(reader.model, read.cache, read.seen, last, max(row.left for row in rows))
-        for tokens in replay.tokens():
-            chosen = zip(rows, tokens, strict=True)
-            done = [row.advance(token, reader.tokenizer, reader.eos, settled) for row, token in chosen]
-            if all(done) or sum(done) > self.idle * len(rows):
-                break
-        read.seen = replay.close()
-
-    def _step(self, read: Beside, settled: Settled) -> None:
-        """Read each example's latest token and a guess behind it, and mark what of the guess was wrong."""
-        guesses = read.guesses(self.reader.words)
-        ids = padded([[row.tokens[-1], *guess] for row, guess in zip(read.rows, guesses, strict=True)])
-        width = ids.shape[1]
-        told = torch.arange(width) <= torch.tensor([len(guess) for guess in guesses])[:, None]
-        model = self.reader.model
-        seen = torch.cat([read.seen, told.to(model.device)], dim=1)
-        with one_query_apart(model) if width == 1 else nullcontext():
-            own = None if bool(seen.all()) else seen
-            logits = self.reader.feed(read.cache, ids.to(model.device), own, keep=width)
-        before = [len(row.tokens) for row in read.rows]
-        accepted = self.reader.chosen(read.rows, logits, guesses, settled)
-        for place, (lookup, guess, right) in enumerate(zip(read.lookups, guesses, accepted, strict=True)):
-            told[place, 1 + right :] = False
-            if lookup is not None:
-                lookup.add(read.rows[place].tokens[before[place] :])
-                lookup.judge(len(guess), right)
-        read.seen = torch.cat([read.seen, told.to(model.device)], dim=1)
-
-
-def _kept(before: _Before, group: list[Row]) -> _Before:
-    """Return the prompt that was read last if the one to be read next begins alike: its cache takes memory."""
-    if before[1] is None or len(group) != 1:
-        return (), None
-    ids = group[0].request.input_ids
-    shared = min(common(before[0], ids), len(ids) - 1)
-    return before if worth_sharing(shared, len(ids)) else ((), None)
+    def _drop_finished(self) -> None:
+        batch = self._running
+        if batch is not None and batch.has_idle_rows(self._config.max_finished_share) and not batch.drop_finished():
+            self._running = None

@@ -1,4 +1,4 @@
-"""What a user says about a server: where it is, which of its models is meant, how hard it may be asked."""
+"""Server settings: URL, model name, concurrency, timeout, API key."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from urllib.parse import urlsplit
 from longctx_bench.core.errors import UserError
 
 KEY_VARIABLES = ("LONGCTX_BENCH_API_KEY", "OPENAI_API_KEY")
-"""Where a key is looked for, in this order."""
+"""Environment variables with the API key; the first that is set counts."""
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerConfig:
     """A server with an OpenAI-compatible completions endpoint.
 
     Raises:
-        UserError: the URL is none, or holds a name, password or query, where keys would end up in results.
+        UserError: the URL is invalid, or has a user name, password or query, so that keys would end up in results.
     """
 
     base_url: str
     """``http://host:port`` or ``https://host/v1``; ``/v1`` is added where there is no path."""
     model_name: str | None = None
-    """The server's name for the model; the only one that it lists when None."""
+    """The server's name for the model; the only model that it lists when None."""
     concurrency: int = 16
-    """Requests under way at once."""
+    """Requests in flight at a time."""
     timeout: float = 600.0
-    """Seconds without an answer after which a request is sent again; a whole answer may take twice as long."""
+    """Read timeout in seconds, after which a request is retried; a whole response may take twice as long."""
     attempts: int = 8
-    """How often a request is sent before the run gives up."""
+    """How often a request is sent before the run fails."""
     backoff: float = 0.5
-    """Seconds before the second attempt, about; they double with each, up to 30."""
+    """Seconds before the second attempt, roughly; doubled with each attempt, up to 30."""
     unencrypted_key: bool = False
-    """Whether the key may be sent over plain http to another machine, too."""
+    """Whether the key may also be sent over plain http to another machine."""
 
     def __post_init__(self) -> None:
         try:
-            parts = urlsplit(self.base_url)
-            named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            url = urlsplit(self.base_url)
+            is_valid = bool(url.hostname) and (url.port is None or url.port > 0)
         except ValueError:
-            named = False
-        if not named or parts.scheme not in {"http", "https"} or not self.base_url.isprintable():
+            is_valid = False
+        if not is_valid or url.scheme not in {"http", "https"} or not self.base_url.isprintable():
             raise UserError(f"--base-url {self.base_url!a:.80}: expected http://HOST:PORT or https://HOST/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if url.username or url.password or url.query or url.fragment:
             raise UserError(
-                f"--base-url: give the address of {parts.hostname} alone; a key belongs into {KEY_VARIABLES[0]}"
+                f"--base-url: give only the address of {url.hostname}; set the API key in {KEY_VARIABLES[0]}"
             )
 
     @property
     def root(self) -> str:
-        """Return the URL that endpoints are added to, without a slash at its end."""
+        """Return the base URL of the endpoints, without a trailing slash."""
         path = urlsplit(self.base_url).path.rstrip("/")
         return self.base_url.rstrip("/") + ("" if path else "/v1")
 
     @property
     def host(self) -> str:
-        """Return the name or address of the machine."""
+        """Return the host name or address."""
         return urlsplit(self.base_url).hostname or ""
 
     @property
@@ -70,20 +70,20 @@ class Server:
 
     @property
     def takes_key(self) -> bool:
-        """Whether a key may be sent: nobody on the way can read it, or the user allows that."""
+        """Whether the key may be sent: nobody can read it on the way, or the user allows that."""
         return self.unencrypted_key or self.is_loopback or urlsplit(self.base_url).scheme == "https"
 
 
 def key_from_environment() -> str | None:
-    """Return the user's key; it goes into a header and nowhere else.
+    """Return the user's API key; it goes into a header and nowhere else.
 
     Raises:
-        UserError: it holds what no header can carry.
+        UserError: it has characters that no header can carry.
     """
     for name in KEY_VARIABLES:
         key = os.environ.get(name, "").strip()
         if key:
             if not (key.isascii() and key.isprintable()):
-                raise UserError(f"{name}: holds characters that no key has; set it again")
+                raise UserError(f"{name}: has characters that no API key has; set it again")
             return key
     return None

@@ -1,4 +1,4 @@
-"""OpenAI-compatible completions as data: what a server answers, checked, and what is asked of it."""
+"""Request payloads and validated responses of the OpenAI completions API."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 
 from longctx_bench.core.types import Request
 
-_ROUNDED = 1e-3
-"""Above 0, how far rounding may lift the logarithm of a probability."""
+_ROUNDING = 1e-3
+"""How far above 0 rounding may lift a log-probability."""
 
 
 class Model(BaseModel):
@@ -21,24 +21,24 @@ class Model(BaseModel):
 
     id: str = Field(max_length=500)
     max_model_len: int | None = Field(default=None, ge=1)
-    """Tokens of prompt and answer that it takes, where the server says so (vLLM)."""
+    """Tokens of prompt and completion that it takes, where the server says so (vLLM)."""
 
 
 class Models(BaseModel):
-    """The answer of ``/models``."""
+    """The response of ``/models``."""
 
     data: list[Model]
 
 
 class LogProbs(BaseModel):
-    """Log-probabilities by token, in nats."""
+    """Log-probabilities per token, in nats."""
 
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
 class Choice(BaseModel):
-    """One continuation."""
+    """One completion."""
 
     text: str
     finish_reason: str
@@ -48,14 +48,14 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens as the server counted them."""
+    """Token counts of the server."""
 
     prompt_tokens: int | None = Field(default=None, ge=0)
     completion_tokens: int | None = Field(default=None, ge=0)
 
 
 class Completion(BaseModel):
-    """The answer of ``/completions``."""
+    """The response of ``/completions``."""
 
     id: str = ""
     choices: list[Choice]
@@ -63,79 +63,86 @@ class Completion(BaseModel):
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Tokens of the prompt as the server read it; None where it does not say."""
+        """Prompt tokens as the server counts them; None where it does not say."""
         return self.usage.prompt_tokens if self.usage is not None else None
 
     @property
     def completion_tokens(self) -> int | None:
-        """Tokens that were generated; None where the server does not say."""
+        """Generated tokens; None where the server does not say."""
         return self.usage.completion_tokens if self.usage is not None else None
 
 
-def read_models(content: bytes) -> Models:
-    """Parse the answer of ``/models``; ValueError where it is none."""
+def parse_models(content: bytes) -> Models:
+    """Parse the response of ``/models``.
+
+    Raises:
+        ValueError: it is not valid.
+    """
     return Models.model_validate_json(content)
 
 
-def read_completion(content: bytes) -> Completion:
-    """Parse the answer of ``/completions``; ValueError where it is none or holds no finished choice."""
-    found = Completion.model_validate_json(content)
-    if len(found.choices) != 1 or found.choices[0].finish_reason not in {"stop", "length"}:
+def parse_completion(content: bytes) -> Completion:
+    """Parse the response of ``/completions``.
+
+    Raises:
+        ValueError: it is not valid, or has no finished choice.
+    """
+    completion = Completion.model_validate_json(content)
+    if len(completion.choices) != 1 or completion.choices[0].finish_reason not in {"stop", "length"}:
         raise ValueError("no finished choice")
-    return found
+    return completion
 
 
-class Answers:
-    """Reads the answers of one server, and notices what it answers to another request or twice.
+class ResponseParser:
+    """Parses the responses of one server and detects those that belong to another request.
 
-    vLLM takes the name of a request over into the ``id`` of its answer; from a server that does so once, every answer
-    must have it. Of others the same bytes for two different requests are refused, unless all ids of the server are the
-    same.
+    vLLM copies the id of a request into the ``id`` of its response; once a server did so, every response must have it.
+    From other servers the same bytes for two different requests are refused, unless all ids of the server are equal.
     """
 
     def __init__(self) -> None:
-        self._repeats_names = False
+        self._echoes_request_ids = False
         self._ids = set[str]()
         self._requests = dict[bytes, bytes]()
 
-    def read(self, content: bytes, name: str, body: Mapping[str, Any]) -> Completion:
-        """Parse an answer as :func:`read_completion`.
+    def parse(self, content: bytes, request_id: str, body: Mapping[str, Any]) -> Completion:
+        """Parse a response as :func:`parse_completion` does.
 
         Args:
-            content: the answer.
-            name: of the request.
+            content: of the response.
+            request_id: of the request (``X-Request-Id``).
             body: of the request.
 
         Raises:
-            ValueError: as there, or it answers another request.
+            ValueError: it is not valid, or belongs to another request.
         """
-        found = read_completion(content)
-        self._repeats_names |= name in found.id
-        if self._repeats_names:
-            if name not in found.id:
+        completion = parse_completion(content)
+        self._echoes_request_ids |= request_id in completion.id
+        if self._echoes_request_ids:
+            if request_id not in completion.id:
                 raise ValueError("the answer to another request")
-            return found
+            return completion
         if len(self._ids) < 2:
-            self._ids.add(found.id)
-        asked = _digest(json.dumps(body).encode())
-        if self._requests.setdefault(_digest(content), asked) != asked and len(self._ids) == 2:
+            self._ids.add(completion.id)
+        request = _digest(json.dumps(body).encode())
+        if self._requests.setdefault(_digest(content), request) != request and len(self._ids) == 2:
             raise ValueError("the answer to another request")
-        return found
+        return completion
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def greedy(model: str, prompt: list[int] | str, request: Request, extras: bool) -> dict[str, Any]:
-    """Return the body that asks for a greedy continuation.
+def generation_payload(model: str, prompt: list[int] | str, request: Request, extras: bool) -> dict[str, Any]:
+    """Return the payload for a greedy completion.
 
     Args:
         model: the server's name for it.
         prompt: token ids or text.
         request: its budget and its stop tokens.
-        extras: whether the server knows vLLM's additions. They say which tokens stop, and switch off the penalties
-            that a model's own generation_config may bring.
+        extras: whether the server knows vLLM's extra fields. They set stop tokens, and switch off the penalties of a
+            checkpoint's generation_config.
     """
     body: dict[str, Any] = {
         "model": model, "prompt": prompt, "max_tokens": request.max_new_tokens, "temperature": 0, "n": 1,
@@ -149,41 +156,44 @@ def greedy(model: str, prompt: list[int] | str, request: Request, extras: bool) 
     return body
 
 
-def size(tokens: int) -> int:
-    """Return the bytes that an answer about so many tokens may take: of each its text, its number and the likeliest."""
+def max_response_bytes(tokens: int) -> int:
+    """Return the bytes that a response on so many tokens may have: texts, log-probabilities and alternatives."""
     return 1024 * tokens
 
 
-def echoed(model: str, prompt: list[int]) -> dict[str, Any]:
-    """Return the body that asks for the log-probabilities of a prompt's own tokens."""
+def logprobs_payload(model: str, prompt: list[int]) -> dict[str, Any]:
+    """Return the payload for the log-probabilities of a prompt's tokens."""
     return {
         "model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1,
         "stream": False,
     }  # fmt: skip
 
 
-def tail(found: Completion, tokens: int, scored: int) -> tuple[list[float], bool] | None:
-    """Return the losses (nats) of a prompt's last tokens and whether each was the likeliest.
+def parse_prompt_logprobs(
+    completion: Completion, num_prompt_tokens: int, num_scored: int
+) -> tuple[list[float], bool] | None:
+    """Return the losses (nats) of a prompt's last tokens, and whether each was the most likely token.
 
     Args:
-        found: the answer to :func:`echoed`.
-        tokens: of the prompt.
-        scored: how many at its end are wanted.
+        completion: the response to :func:`logprobs_payload`.
+        num_prompt_tokens: tokens of the prompt.
+        num_scored: tokens at its end to score.
 
     Returns:
-        None where the server does not give them for every token.
+        None where the server does not give log-probabilities for every token.
     """
-    given = found.choices[0].logprobs
-    # One token more than the prompt's own is generated; some servers leave it out.
-    if given is None or len(given.token_logprobs) not in {tokens, tokens + 1}:
+    logprobs = completion.choices[0].logprobs
+    # One token is generated behind the prompt; some servers leave it out.
+    tokens, scored = num_prompt_tokens, num_scored
+    if logprobs is None or len(logprobs.token_logprobs) not in {tokens, tokens + 1}:
         return None
-    own = given.token_logprobs[tokens - scored : tokens]
-    values = [value for value in own if value is not None and math.isfinite(value) and value < _ROUNDED]
+    suffix = logprobs.token_logprobs[tokens - scored : tokens]
+    values = [value for value in suffix if value is not None and math.isfinite(value) and value < _ROUNDING]
     if len(values) != scored:
         return None
-    tops = (given.top_logprobs or [])[tokens - scored : tokens]
-    likeliest = len(tops) == scored and all(
+    tops = (logprobs.top_logprobs or [])[tokens - scored : tokens]
+    is_greedy = len(tops) == scored and all(
         value >= max((best for best in (top or {}).values() if best is not None), default=math.inf)
         for value, top in zip(values, tops, strict=True)
     )
-    return [-value for value in values], likeliest
+    return [-value for value in values], is_greedy

@@ -1,4 +1,4 @@
-"""Asking ahead: while one answer is waited for and stored, the next requests are already under way."""
+"""Prefetch: send the next requests while the current response is processed."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from longctx_bench.core.types import Request
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
-    """Keeps ``width`` requests of a known order under way, though answers are taken one at a time.
+class RequestPrefetcher(Generic[T]):
+    """Keeps ``width`` requests of a known order in flight, while responses are taken one at a time.
 
-    So every answer is stored as soon as its turn comes, and a server that dies costs no answer that was stored.
+    Every response is stored as soon as its turn comes, so that a server that dies loses none that was stored.
     """
 
     def __init__(self, order: Sequence[Request] = (), width: int = 1) -> None:
         self._order = list(order)
-        self._places = {id(request): place for place, request in enumerate(self._order)}
+        self._index_of = {id(request): index for index, request in enumerate(self._order)}
         self._width = width
-        self._waiting: dict[int, Future[T]] = {}
+        self._in_flight: dict[int, Future[T]] = {}
 
-    def results(self, batch: Sequence[Request], ask: Callable[[Request], Future[T]]) -> Iterator[T]:
-        """Yield the answers to a batch in its order; whatever an answer raises ends all that is under way."""
-        place = self._places.get(id(batch[-1]))
-        following = [] if place is None else self._order[place + 1 : place + self._width]
+    def results(self, batch: Sequence[Request], send: Callable[[Request], Future[T]]) -> Iterator[T]:
+        """Yield the responses to a batch in its order; an exception of any of them cancels all requests in flight."""
+        index = self._index_of.get(id(batch[-1]))
+        following = [] if index is None else self._order[index + 1 : index + self._width]
         try:
             for request in (*batch, *following):
-                if id(request) not in self._waiting:
-                    self._waiting[id(request)] = ask(request)
+                if id(request) not in self._in_flight:
+                    self._in_flight[id(request)] = send(request)
             for request in batch:
-                yield self._waiting.pop(id(request)).result()
+                yield self._in_flight.pop(id(request)).result()
         except BaseException:
-            self.drop()
+            self.cancel()
             raise
 
-    def drop(self) -> None:
-        """Forget what is under way."""
-        for future in self._waiting.values():
+    def cancel(self) -> None:
+        """Cancel the requests in flight."""
+        for future in self._in_flight.values():
             future.cancel()
-        self._waiting.clear()
+        self._in_flight.clear()

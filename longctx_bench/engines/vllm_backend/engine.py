@@ -1,6 +1,7 @@
-"""The vLLM engine: greedy decoding by vLLM's scheduler, one vLLM engine a cell because its positions are fixed.
+"""The vLLM engine: greedy decoding by vLLM, one ``LLM`` per cell because its positions are fixed.
 
-Token ids go in and come out; end tokens, stop tokens and text are judged here, as the transformers engine does.
+Token ids go in and come out; end tokens, stop tokens and the stopping criterion are applied here, by the same
+:class:`~longctx_bench.engines.request_state.RequestState` as in the transformers engine.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import DeviceOptions, Footprint, Settled
-from longctx_bench.engines.batching import by_tokens, total_tokens
-from longctx_bench.engines.request_state import Row
+from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
+from longctx_bench.engines.request_state import RequestState
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
 _BATCH_TOKENS = {"cpu": 65536, "cuda": 4194304}
-"""Tokens a batch, the unit of resuming; vLLM itself schedules as many of them at a time as its memory holds."""
+"""Tokens per batch, the unit of resuming; vLLM itself schedules as many of them at a time as fit in its memory."""
 _CPU_CACHE_TOKENS = 65536
-"""Tokens whose keys and values are kept on a CPU, where vLLM cannot find out what is free; more if one prompt is."""
+"""Tokens in the KV cache on a CPU, where vLLM cannot measure the free memory; more if one prompt is longer."""
 _CPU_CACHE_SHARE = 0.4
-"""Of the free memory, that they may take beyond what one prompt needs."""
+"""Share of the free memory that the KV cache may take beyond what one prompt needs."""
 _BLOCK = 128
-"""Tokens that vLLM's CPU cache gives out at a time."""
+"""Tokens per block of vLLM's KV cache on a CPU."""
 
 
 class VLLMOptions(DeviceOptions):
     """Options of :class:`VLLMEngine`."""
 
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that share each layer."""
+    """Devices over which each layer is split."""
 
 
 class VLLMEngine:
-    """Runs Llama-like models by vLLM, every method that it runs as transformers does and no other."""
+    """Runs Llama-like models with every method that vLLM computes exactly as transformers does, and no other."""
 
     name = "vllm"
     supports = SUPPORTED
@@ -61,8 +62,8 @@ class VLLMEngine:
         Args:
             device: ``auto``, or the one that the installed vLLM was built for: ``cpu`` or ``cuda``.
             dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device computes in it.
-            batch_tokens: prompt and new tokens a batch.
-            tensor_parallel: devices that share each layer.
+            batch_tokens: prompt and new tokens per batch.
+            tensor_parallel: devices over which each layer is split.
 
         Raises:
             UserError: vLLM is not installed, or was built for another device.
@@ -77,72 +78,76 @@ class VLLMEngine:
             hint = "; choose GPUs with CUDA_VISIBLE_DEVICES" if device.startswith("cuda:") else ""
             raise UserError(f"--device {device}: the vLLM that is installed runs on {self.device}{hint}")
         if self.device == "cpu" and tensor_parallel == 1:
-            # A process of its own costs a minute a cell and gives nothing back: a CPU's memory is freed here too.
+            # A separate process costs a minute per cell and gains nothing: a CPU frees memory in this one too.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        self.dtype = _dtype(dtype, self.device)
+        self.dtype = _resolve_dtype(dtype, self.device)
         self._batch_tokens = batch_tokens or _BATCH_TOKENS[self.device]
         self._tensor_parallel = tensor_parallel
-        # Before vLLM takes its share, which it keeps between cells.
+        # Measured before vLLM takes its share, which it keeps between cells.
         self._free = memory.free_memory(self.device)
         self._folder: Path | None = None
         self._tokenizer: Any = None
-        self._eos: frozenset[int] = frozenset()
+        self.eos_token_ids: frozenset[int] = frozenset()
         self._longest = 0
         self._built: tuple[Path, str] | None = None
-        self._llm: Any = None
+        self.llm: Any = None
 
     def load(self, folder: Path) -> None:
-        """Load a checkpoint's tokenizer; its weights are loaded with the first cell's positions."""
+        """Load a checkpoint's tokenizer; the weights are loaded with the positions of the first cell."""
         if folder != self._folder:
-            self._folder, self._tokenizer, self._eos = folder, load_tokenizer(folder), eos_token_ids(folder)
+            self._folder, self._tokenizer, self.eos_token_ids = folder, load_tokenizer(folder), eos_token_ids(folder)
 
-    def footprint(self, folder: Path) -> Footprint:
-        """Return what the checkpoint takes, on all its devices together."""
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
-        return replace(found, available=self._free * self._tensor_parallel)
+    def estimate_memory(self, folder: Path) -> MemoryEstimate:
+        """Return what the checkpoint needs, on all its devices together."""
+        estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)
+        return replace(estimate, available=self._free * self._tensor_parallel)
 
-    def speed(self) -> tuple[float, float]:
-        """Return floating-point operations and bytes a second, from one matrix product and one copy."""
+    def measure_speed(self) -> tuple[float, float]:
+        """Return floating-point operations and bytes per second, from one matrix product and one copy."""
         import torch
 
-        return memory.speed(getattr(torch, self.dtype), self.device)
+        return memory.measure_speed(getattr(torch, self.dtype), self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Group by token budget; what differs between prompts vLLM does not run anyway."""
-        self._longest = max(map(total_tokens, requests), default=0)
-        return by_tokens(requests, self._batch_tokens)
+        """Batch by token budget; methods whose positions differ between prompts are refused anyway."""
+        self._longest = max(map(num_total_tokens, requests), default=0)
+        return batch_by_tokens(requests, self._batch_tokens)
 
-    def generate(self, batch: Sequence[Request], contestant: ModelUnderTest, settled: Settled) -> Iterator[Generation]:
-        """Continue every request greedily; each leaves vLLM as soon as its score is settled.
+    def generate(
+        self, batch: Sequence[Request], model: ModelUnderTest, should_stop: StoppingCriterion
+    ) -> Iterator[Generation]:
+        """Continue every request greedily; each is aborted in vLLM as soon as its score is final.
 
         Raises:
-            UserError: vLLM runs the method differently or not at all, or cannot load the model.
+            UserError: vLLM computes the method differently or not at all, or cannot load the model.
         """
-        self.prepare(batch, contestant)
+        self.prepare(batch, model)
         started = perf_counter()
-        rows = {str(place): Row(request) for place, request in enumerate(batch)}
-        engine = self._llm.llm_engine
-        for name, row in rows.items():
-            engine.add_request(name, {"prompt_token_ids": list(row.request.input_ids)}, self._sampling(row.request))
+        states = {str(index): RequestState(request) for index, request in enumerate(batch)}
+        engine = self.llm.llm_engine
+        for request_id, state in states.items():
+            request = state.request
+            engine.add_request(request_id, {"prompt_token_ids": list(request.input_ids)}, self._sampling(request))
         while engine.has_unfinished_requests():
             for output in engine.step():
-                row = rows[output.request_id]
-                done = any(
-                    row.advance(token, self._tokenizer, self._eos, settled) for token in output.outputs[0].token_ids
+                state = states[output.request_id]
+                finished = any(
+                    state.append_token(token, self._tokenizer, self.eos_token_ids, should_stop)
+                    for token in output.outputs[0].token_ids
                 )
-                if done and not output.finished:
+                if finished and not output.finished:
                     engine.abort_request([output.request_id])
         seconds = (perf_counter() - started) / len(batch)
-        for row in rows.values():
-            request, reason = row.request, row.reason or "length"
-            yield Generation(request.example_id, row.text, len(request.input_ids), len(row.tokens), reason, seconds)
+        for state in states.values():
+            request, reason = state.request, state.finish_reason or "length"
+            yield Generation(request.example_id, state.text, len(request.input_ids), len(state.tokens), reason, seconds)
 
-    def losses(self, batch: Sequence[Request], contestant: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
-        """Refuse: losses are the transformers engine's."""
+    def loglikelihood(self, batch: Sequence[Request], model: ModelUnderTest) -> Iterator[LoglikelihoodResult]:
+        """Raise: only the transformers engine computes log-likelihoods."""
         raise UserError("--engine vllm gives no losses; use --engine hf for this task")
 
-    def describe(self) -> dict[str, Any]:
-        """Return vLLM's version, device name, dtype and what else could change a number."""
+    def settings(self) -> dict[str, Any]:
+        """Return vLLM's version, device name, dtype and what else can change results."""
         from vllm import __version__
         from vllm.platforms import current_platform
 
@@ -160,85 +165,88 @@ class VLLMEngine:
         """Return None: vLLM takes a fixed share of the memory, whatever a cell needs."""
         return None
 
-    def ask_workers(self, question: str, *arguments: Any) -> Any:
-        """Ask the model that is loaded a question of ``vllm_plugin.WorkerQuestions``; the first worker's answer."""
-        return self._llm.collective_rpc(question, args=arguments)[0]
+    def collective_rpc(self, method: str, *arguments: Any) -> Any:
+        """Call a method of ``plugin.WorkerExtension`` on all workers; return the first worker's result."""
+        return self.llm.collective_rpc(method, args=arguments)[0]
 
-    def answers(
-        self, batch: Sequence[Request], contestant: ModelUnderTest, top: int
+    def generate_with_logprobs(
+        self, batch: Sequence[Request], model: ModelUnderTest, num_logprobs: int
     ) -> list[tuple[list[int], list[dict[int, float]]]]:
-        """Return each request's greedy tokens, and at each of them the ``top`` largest log-probabilities, in order.
+        """Return each request's greedy tokens, and the ``num_logprobs`` largest log-probabilities at each, in order.
 
         Raises:
             UserError: as :meth:`generate`.
         """
-        self._longest = max(map(total_tokens, batch), default=0)
-        self.prepare(batch, contestant)
-        asked = [{"prompt_token_ids": list(request.input_ids)} for request in batch]
-        params = [self._sampling(request, logprobs=top) for request in batch]
-        found = [answer.outputs[0] for answer in self._llm.generate(asked, params, use_tqdm=False)]
+        self._longest = max(map(num_total_tokens, batch), default=0)
+        self.prepare(batch, model)
+        prompts = [{"prompt_token_ids": list(request.input_ids)} for request in batch]
+        params = [self._sampling(request, logprobs=num_logprobs) for request in batch]
+        outputs = [output.outputs[0] for output in self.llm.generate(prompts, params, use_tqdm=False)]
         return [
-            (list(best.token_ids), [{token: item.logprob for token, item in step.items()} for step in best.logprobs])
-            for best in found
+            (
+                list(output.token_ids),
+                [{token: item.logprob for token, item in step.items()} for step in output.logprobs],
+            )
+            for output in outputs
         ]
 
-    def prepare(self, batch: Sequence[Request], contestant: ModelUnderTest) -> None:
-        """Have a vLLM engine with the contestant's positions, the one there is if it has them.
+    def prepare(self, batch: Sequence[Request], model: ModelUnderTest) -> None:
+        """Build a vLLM engine with the method's positions, unless the present one has them.
 
         Raises:
             UserError: as :meth:`generate`.
         """
         assert self._folder is not None
-        longest = max(self._longest, *map(total_tokens, batch))
-        room = max(contestant.length, longest)
-        lengths = {total_tokens(request) for request in batch} if contestant.length == NATURAL else {contestant.length}
-        found = [vllm_overrides(contestant.base, contestant.method, length, room) for length in sorted(lengths)]
-        if any(other != found[0] for other in found):
+        longest = max(self._longest, *map(num_total_tokens, batch))
+        max_model_len = max(model.length, longest)
+        lengths = {num_total_tokens(request) for request in batch} if model.length == NATURAL else {model.length}
+        overrides = [vllm_overrides(model.base, model.method, length, max_model_len) for length in sorted(lengths)]
+        if any(other != overrides[0] for other in overrides):
             raise UserError(
-                f"--engine vllm cannot run {type(contestant.method).__name__} at --length natural: its factor is each "
-                f"prompt's own, and vLLM's positions are fixed for all of them; use --engine hf"
+                f"--engine vllm cannot run {type(model.method).__name__} at --length natural: its factor follows each "
+                f"prompt, and vLLM's positions are fixed for all prompts; use --engine hf"
             )
-        key = (self._folder, repr((found[0], room)))
+        key = (self._folder, repr((overrides[0], max_model_len)))
         if key != self._built:
             self._drop()
-            self._llm = self._build(self._folder, found[0], room)
+            self.llm = self._build(self._folder, overrides[0], max_model_len)
             self._built = key
 
-    def _build(self, folder: Path, overrides: dict[str, Any], room: int) -> Any:
+    def _build(self, folder: Path, overrides: dict[str, Any], max_model_len: int) -> Any:
         from vllm import LLM
 
-        more: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.device == "cpu":
-            more = {"enforce_eager": True, "kv_cache_memory_bytes": self._cache_bytes(folder, room)}
+            options = {"enforce_eager": True, "kv_cache_memory_bytes": self._cache_bytes(folder, max_model_len)}
         try:
             return LLM(
                 model=str(folder),
                 skip_tokenizer_init=True,
                 dtype=self.dtype,
-                max_model_len=room,
+                max_model_len=max_model_len,
                 hf_overrides=overrides,
                 generation_config="vllm",
                 enable_prefix_caching=True,
                 tensor_parallel_size=self._tensor_parallel,
                 seed=0,
                 use_tqdm_on_load=False,
-                worker_extension_cls="longctx_bench.engines.vllm_backend.plugin.WorkerQuestions",
-                **more,
+                worker_extension_cls="longctx_bench.engines.vllm_backend.plugin.WorkerExtension",
+                **options,
             )
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
             raise UserError(f"{folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
 
-    def _cache_bytes(self, folder: Path, room: int) -> int:
-        found = memory.footprint(read_config(folder), folder, self.dtype, self.device)
-        pays = min(_CPU_CACHE_TOKENS, int(_CPU_CACHE_SHARE * found.available / found.per_token))
-        # One prompt always fits, its last block begun and a spare one; whether the machine has that was asked before.
-        return found.per_token * (max(room, pays) + 2 * _BLOCK)
+    def _cache_bytes(self, folder: Path, max_model_len: int) -> int:
+        estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)
+        useful = min(_CPU_CACHE_TOKENS, int(_CPU_CACHE_SHARE * estimate.available / estimate.per_token))
+        # One prompt always fits, with its last block and a spare one; whether memory suffices was checked before.
+        return estimate.per_token * (max(max_model_len, useful) + 2 * _BLOCK)
 
     def _drop(self) -> None:
-        if self._llm is None:
+        if self.llm is None:
             return
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = self._built = None
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = self._built = None
         gc.collect()
 
     def _sampling(self, request: Request, logprobs: int | None = None) -> Any:
@@ -249,8 +257,8 @@ class VLLMEngine:
             temperature=0.0,
             max_tokens=request.max_new_tokens,
             min_tokens=request.min_new_tokens,
-            stop_token_ids=sorted(self._eos | request.stop_ids),
-            # The end tokens are among the stop tokens, by our reading of the checkpoint and not by vLLM's.
+            stop_token_ids=sorted(self.eos_token_ids | request.stop_ids),
+            # End tokens are among the stop tokens, as this project reads them from the checkpoint, not vLLM.
             ignore_eos=True,
             detokenize=False,
             logprobs=logprobs,
@@ -259,7 +267,7 @@ class VLLMEngine:
 
 
 def _prepare_environment(tensor_parallel: int) -> None:
-    """Choose what vLLM reads from the environment when it is imported; what a user has set stays."""
+    """Set the environment variables that vLLM reads on import; those that a user has set stay."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -273,11 +281,11 @@ def _prepare_environment(tensor_parallel: int) -> None:
         )
 
 
-def _dtype(wanted: str, device: str) -> str:
+def _resolve_dtype(dtype: str, device: str) -> str:
     import torch
 
-    if wanted != "auto":
-        return wanted
+    if dtype != "auto":
+        return dtype
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     capabilities = torch.cpu.get_capabilities()

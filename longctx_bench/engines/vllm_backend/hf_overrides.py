@@ -1,6 +1,6 @@
-"""What vLLM must be told so that it runs a method exactly; a refusal where it would run it differently.
+"""Maps a method to vLLM's ``hf_overrides``; raises if vLLM cannot reproduce it.
 
-Read in vLLM 0.32 and checked against transformers by ``longctx-bench parity``. Needs no vLLM itself.
+Follows vLLM 0.32; ``longctx-bench parity`` checks it against transformers. Does not import vLLM.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ ARCHITECTURES = {
     "qwen2": "Qwen2DropeForCausalLM",
     "qwen2_drope": "Qwen2DropeForCausalLM",
 }
-"""model_type -> the plug-in's class for it, which has no positions and any softmax scale."""
+"""model_type -> the plug-in's class for it, without positions and with any softmax scale."""
 
 SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature"})
-"""The plug-in's classes have any softmax scale."""
+"""What methods may need of vLLM, with the plug-in's classes."""
 _WHY_NOT: dict[Capability, str] = {
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
     "model_patch": "this method changes a loaded model of transformers, beyond its config",
 }
 
 _FROM_CONFIG = frozenset(("rope_parameters", "max_position_embeddings"))
-"""The config entries whose meaning in vLLM is known to be that in transformers."""
+"""Config entries that mean the same in vLLM as in transformers."""
 
 
-def vllm_overrides(base: BaseModelInfo, method: Method, length: int, room: int) -> dict[str, Any]:
-    """Return the ``hf_overrides`` under which vLLM runs a method as transformers does.
+def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
+    """Return the ``hf_overrides`` with which vLLM computes a method as transformers does.
 
     Args:
-        base: the checkpoint's facts.
-        method: what is done to it.
-        length: tokens, which the method derives its factor from.
-        room: tokens that the longest prompt and its answer take; vLLM's ``max_model_len``.
+        base: the checkpoint's config and training context.
+        method: to apply.
+        length: tokens, from which the method derives its factor.
+        max_model_len: tokens of the longest prompt and its completion.
 
     Returns:
         ``max_position_embeddings`` and, complete, ``rope_parameters``; for models without positions whose softmax is
         scaled or whose queries are normalised also ``architectures``, the plug-in's class, and ``softmax_scale``.
 
     Raises:
-        UserError: vLLM would not run this method, or this base, as transformers does.
+        UserError: vLLM would not compute this method, or this base, as transformers does.
     """
-    _refuse_base(base)
+    _check_base(base)
     entries = method.model_overrides(base, length)
-    _refuse_method(base, method, entries)
+    _check_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
     if is_unrotated(rope) or base.config["model_type"].endswith("_drope"):
-        return _without_positions(base, method, length, room)
-    return _rotated(base, method, rope, room)
+        return _without_positions(base, method, length, max_model_len)
+    return _rotated(base, method, rope, max_model_len)
 
 
-def _without_positions(base: BaseModelInfo, method: Method, length: int, room: int) -> dict[str, Any]:
-    # Every frequency divided by 1e30: no position below 2^64 turns anything by as much as one unit of fp32.
+def _without_positions(base: BaseModelInfo, method: Method, length: int, max_model_len: int) -> dict[str, Any]:
+    # Every frequency divided by 1e30: no position below 2^64 rotates by as much as one unit of fp32.
     rope = identity_llama3_rope_parameters(10000.0)
-    overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": room}
+    overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": max_model_len}
     beta = method.attention_temperature(base, length)
     kind = base.config["model_type"]
     if beta != 1.0 or kind.endswith("_drope"):
@@ -69,29 +69,29 @@ def _without_positions(base: BaseModelInfo, method: Method, length: int, room: i
     return overrides
 
 
-def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], room: int) -> dict[str, Any]:
+def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_model_len: int) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "dynamic":
-        raise _refused(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
+        raise _unsupported(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
     if kind == "longrope":
-        raise _refused(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
+        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
     if kind not in ("default", "linear", "llama3", "yarn") or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _refused(base, method, f"its positions of type '{kind}' are not known to be the same")
-    positions = room
+        raise _unsupported(base, method, f"its positions of type '{kind}' are not known to be the same")
+    positions = max_model_len
     if kind == "linear":
-        # Its table of angles has factor times as many rows as this: with all of `room` it would be quadratic in it.
-        positions = math.ceil(room / rope["factor"])
-        positions += positions * rope["factor"] < room
+        # vLLM's table of angles has `factor` times as many rows: with all of `max_model_len` it would be quadratic.
+        positions = math.ceil(max_model_len / rope["factor"])
+        positions += positions * rope["factor"] < max_model_len
     if kind == "yarn":
         rows = math.ceil(rope["original_max_position_embeddings"] * rope["factor"])
-        if rows < room:
-            raise _refused(base, method, f"its table of YaRN's angles ends at {rows} tokens and {room} are needed")
-    # `type` is what configs said before `rope_type`; both at once are an error in vLLM.
-    said = {"rope_type": kind} | {key: value for key, value in rope.items() if key != "type"}
-    return {"rope_parameters": said, "max_position_embeddings": positions}
+        if rows < max_model_len:
+            raise _unsupported(base, method, f"its table of YaRN's angles ends at {rows} tokens, not {max_model_len}")
+    # `type` is the former name of `rope_type`; both at once are an error in vLLM.
+    rope_parameters = {"rope_type": kind} | {key: value for key, value in rope.items() if key != "type"}
+    return {"rope_parameters": rope_parameters, "max_position_embeddings": positions}
 
 
-def _refuse_base(base: BaseModelInfo) -> None:
+def _check_base(base: BaseModelInfo) -> None:
     kind = base.config.get("model_type")
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -107,18 +107,18 @@ def _refuse_base(base: BaseModelInfo) -> None:
         raise UserError(f"--engine vllm: {base.name} is a Qwen2 with its own head_dim, which vLLM does not read")
 
 
-def _refuse_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
+def _check_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
     for capability in sorted(method.capabilities - SUPPORTED):
-        raise _refused(base, method, _WHY_NOT[capability])
+        raise _unsupported(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
     if unknown:
-        raise _refused(base, method, f"what it makes of the method's '{unknown[0]}' is not known")
+        raise _unsupported(base, method, f"what it makes of the method's '{unknown[0]}' is not known")
 
 
 def _own_rope(base: BaseModelInfo) -> dict[str, Any]:
-    """Return a base's own rope_parameters, as transformers reads them from its config."""
+    """Return the rope_parameters of a base, as transformers reads them from its config."""
     return base.positions.nested or base.positions.rope
 
 
-def _refused(base: BaseModelInfo, method: Method, why: str) -> UserError:
+def _unsupported(base: BaseModelInfo, method: Method, why: str) -> UserError:
     return UserError(f"--engine vllm cannot run {type(method).__name__} on {base.name}: {why}; use --engine hf")

@@ -1,4 +1,4 @@
-"""vLLM's way to our models: the entry point ``vllm.general_plugins``, and what a worker is asked for.
+"""The vLLM plug-in: the entry point ``vllm.general_plugins``, and an extension of vLLM's workers.
 
 vLLM calls :func:`register` in each of its processes.
 """
@@ -9,23 +9,23 @@ from typing import Any
 
 
 def register() -> None:
-    """Make ``llama_drope`` and ``qwen2_drope`` known: their configs to transformers, their classes to vLLM."""
+    """Register ``llama_drope`` and ``qwen2_drope``: their configs with transformers, their classes with vLLM."""
     from vllm import ModelRegistry
 
     import longctx_bench.methods.modeling_drope  # noqa: F401  (registers the configs)
 
     for name in ("LlamaDropeForCausalLM", "Qwen2DropeForCausalLM"):
-        # By name, so that vLLM may look at the class in a process of its own before it uses any device.
+        # By name, so that vLLM can inspect the class in a subprocess before it uses any device.
         ModelRegistry.register_model(name, f"longctx_bench.engines.vllm_backend.modeling_drope:{name}")
 
 
-class WorkerQuestions:
-    """What a worker of vLLM can be asked besides its own methods (vLLM's ``worker_extension_cls``)."""
+class WorkerExtension:
+    """Methods that are added to vLLM's workers (``worker_extension_cls``)."""
 
     model_runner: Any
 
     def rotary_table(self, positions: list[int]) -> list[list[float]] | None:
-        """Return cos and sin side by side at some positions, as the first layer reads them; None without positions."""
+        """Return ``[cos, sin]`` at positions, as the first layer reads them; None for models without positions."""
         layer = self.model_runner.get_model().model.layers[0].self_attn
         rotary = getattr(layer, "rotary_emb", None)
         if rotary is None:
@@ -34,5 +34,5 @@ class WorkerQuestions:
         return rows
 
     def architecture(self) -> str:
-        """Return the name of the class that runs."""
+        """Return the class name of the loaded model."""
         return type(self.model_runner.get_model()).__name__

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from longctx_bench.core.types import NATURAL, Example, Request
-from longctx_bench.engines.base import EngineFacts
+from longctx_bench.engines.base import EngineInfo
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
 from longctx_bench.runner.strategies import BatchResult
@@ -122,7 +122,7 @@ class Executor(Protocol):
     name: str
 
     @property
-    def engine(self) -> EngineFacts:
+    def engine(self) -> EngineInfo:
         """The engine, or the common facts of all engines."""
 
     def results(self, jobs: Iterator[CellJob], note: Note) -> Iterator[JobResult]:

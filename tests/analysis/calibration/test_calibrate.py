@@ -16,7 +16,7 @@ from longctx_bench.cli import main
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.loglikelihood import branches, tails
+from longctx_bench.engines.hf.loglikelihood import score_continuations, score_suffixes
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.drope import DroPE
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
@@ -114,19 +114,21 @@ def test_losses_equal_a_plain_forward_pass(tiny_folder: Path) -> None:
     with torch.inference_mode():
         logits = model(ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    found_tails = tails(model, [ids[0].tolist(), ids[1, :900].tolist()], [1499, 100])
+    found_tails = score_suffixes(model, [ids[0].tolist(), ids[1, :900].tolist()], [1499, 100])
     assert torch.allclose(found_tails[0].losses, expected[0], atol=1e-5)
     assert torch.allclose(found_tails[1].losses, expected[1, 799:899], atol=1e-5)
-    forked = branches(model, ids[0, :900].tolist(), [ids[0, 900:950].tolist(), ids[0, 900:901].tolist()])
+    forked = score_continuations(model, ids[0, :900].tolist(), [ids[0, 900:950].tolist(), ids[0, 900:901].tolist()])
     assert torch.allclose(forked[0].losses, expected[0, 899:949], atol=1e-5)
     assert torch.allclose(forked[1].losses, expected[0, 899:900], atol=1e-5)
     likeliest = logits[0, 899].argmax().item()
-    assert [tail.greedy for tail in branches(model, ids[0, :900].tolist(), [[likeliest], [likeliest + 1]])] == [
+    assert [
+        tail.greedy for tail in score_continuations(model, ids[0, :900].tolist(), [[likeliest], [likeliest + 1]])
+    ] == [
         True,
         False,
     ]
     requests = [Request(str(row), ids[row].tolist(), 0, scored=1499) for row in range(len(ids))]
-    found = [item.losses for item in engine.losses(requests, ModelUnderTest(BASE, RoPE(), 1500))]
+    found = [item.losses for item in engine.loglikelihood(requests, ModelUnderTest(BASE, RoPE(), 1500))]
     mean = sum(map(sum, found)) / sum(map(len, found))
     assert mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
@@ -139,7 +141,7 @@ def test_whole_logits_are_never_held(tiny_folder: Path) -> None:
     assert model is not None
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[0]))
-    tails(model, [torch.randint(0, 500, (5000,)).tolist()], [4999])
+    score_suffixes(model, [torch.randint(0, 500, (5000,)).tolist()], [4999])
     hook.remove()
     assert sum(rows) == 4999
     assert max(rows) == 1024

@@ -134,17 +134,19 @@ class SameAgain:
     def load(self, folder: Path) -> None:
         self.folder = folder
 
-    def answers(self, batch: Any, contestant: Any, top: int) -> list[tuple[list[int], list[dict[int, float]]]]:
-        found = generate_reference(self.folder, contestant, batch, "float32", "cpu", 0)
+    def generate_with_logprobs(
+        self, batch: Any, model: Any, top: int
+    ) -> list[tuple[list[int], list[dict[int, float]]]]:
+        found = generate_reference(self.folder, model, batch, "float32", "cpu", 0)
         assert found.rotation is not None
         angles, factor = found.rotation.frequencies, found.rotation.factor
         self.row = [factor * math.cos(angle) for angle in angles] + [factor * math.sin(angle) for angle in angles]
         return [(answer.tokens, answer.steps) for answer in found.answers]
 
-    def ask_workers(self, question: str, positions: list[int]) -> list[list[float]]:
+    def collective_rpc(self, question: str, positions: list[int]) -> list[list[float]]:
         return [self.row]
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"engine": "vllm", "vllm": "0", "device": "cpu", "dtype": self.dtype, "tensor_parallel": 1}
 
 
@@ -172,7 +174,7 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
 
     planned: Any = other
     for cell in plan(spec(512, 768), planned, ResultStore(tmp_path), registry):
-        result = result_of(cell.cell, cell.spec, engine=other.describe(), environment=provenance.environment())
+        result = result_of(cell.cell, cell.spec, engine=other.settings(), environment=provenance.environment())
         found = parity_status(result, read_certificates(tmp_path))
         assert found is not None
         assert found.certified is (cell.cell.length == 512), found

@@ -25,7 +25,7 @@ from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.engines.hf.attention_capture import last_token_attention
-from longctx_bench.engines.hf.engine import load_model, prepared
+from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
@@ -69,7 +69,7 @@ def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     folder = shipped_checkpoint_folder("drope-tiny" if name == "drope-tiny" else "rope-tiny")
     base = variant.base(read_config(folder))
     model = load_model(folder, "float32", "cpu")
-    with prepared(model, ModelUnderTest(base, variant.method, 2048), 2048):
+    with apply_method(model, ModelUnderTest(base, variant.method, 2048), 2048):
         changed = last_token_attention(model, IDS)
         np.testing.assert_allclose(changed, eager(model, IDS), atol=ROUNDING)
     assert np.abs(changed - last_token_attention(model, IDS)).max() > 0.01

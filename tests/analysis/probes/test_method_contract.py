@@ -13,7 +13,7 @@ import torch
 
 from longctx_bench.analysis.probes.method_contract import check_method
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.hf.engine import load_model, prepared
+from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.attention_override import MissingMaskError
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.models.variant import ModelUnderTest
@@ -225,7 +225,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
     contestant = ModelUnderTest(variant.base(read_config(folder)), variant.method, 512)
     model = load_model(folder, "float32", "cpu")
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", lambda *_, **__: None)
-    with pytest.raises(MissingMaskError, match="replaced 'sdpa'"), prepared(model, contestant, 512):
+    with pytest.raises(MissingMaskError, match="replaced 'sdpa'"), apply_method(model, contestant, 512):
         pass
 
 

@@ -13,7 +13,7 @@ import torch
 
 from longctx_bench.analysis.probes.rope_frequency_factors import scaling_factors
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.hf.engine import load_model, prepared
+from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_frequencies import inverse_frequencies
@@ -72,7 +72,7 @@ def test_longrope_divides_by_the_users_list() -> None:
 def test_frequencies_are_those_of_a_loaded_model(tiny_folder: Path, method: Any) -> None:
     base = BaseModelInfo("tiny", 256, json.loads((tiny_folder / "config.json").read_text()))
     model = load_model(tiny_folder, "float32", "cpu")
-    with prepared(model, ModelUnderTest(base, method, 1024), 1024):
+    with apply_method(model, ModelUnderTest(base, method, 1024), 1024):
         rotary = model.model.rotary_emb
         found, attention = inverse_frequencies(base, method, 1024)
         assert torch.equal(torch.tensor(found), rotary.inv_freq)

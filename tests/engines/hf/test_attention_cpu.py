@@ -13,13 +13,13 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from longctx_bench.engines.hf import attention_cpu as module_under_test
 from longctx_bench.engines.hf.attention_cpu import (
-    FEW,
     IMPLEMENTATION,
+    MAX_GROUPED_TOKENS,
     cached_attention,
     cpu_attention,
-    no_mask_behind,
+    skip_causal_mask,
 )
-from longctx_bench.engines.hf.loglikelihood import branches, tails
+from longctx_bench.engines.hf.loglikelihood import score_continuations, score_suffixes
 from longctx_bench.methods.alibi import ALiBi
 
 ROWS, HEADS, THERE, SIZE = 3, 6, 77, 8
@@ -41,7 +41,7 @@ def _ordered(width: int, there: int = THERE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("width", [1, 2, FEW, FEW + 9, THERE])
+@pytest.mark.parametrize("width", [1, 2, MAX_GROUPED_TOKENS, MAX_GROUPED_TOKENS + 9, THERE])
 def test_without_a_mask_tokens_see_what_stands_before_them(width: int, groups: int) -> None:
     query, key, value = _tensors(width, groups)
     expected, _ = sdpa_attention_forward(_module(groups), query, key, value, _ordered(width), scaling=0.3)
@@ -52,7 +52,7 @@ def test_without_a_mask_tokens_see_what_stands_before_them(width: int, groups: i
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("kind", ["holes", "added", "by head"])
-@pytest.mark.parametrize("width", [1, 5, FEW + 9])
+@pytest.mark.parametrize("width", [1, 5, MAX_GROUPED_TOKENS + 9])
 def test_a_mask_says_what_it_says_to_sdpa(width: int, kind: str, groups: int) -> None:
     query, key, value = _tensors(width, groups)
     mask = torch.rand(ROWS, HEADS if kind == "by head" else 1, width, THERE) < 0.7
@@ -90,8 +90,8 @@ def test_only_a_mask_that_says_no_more_than_the_order_is_left_out() -> None:
         "batch_size": 1, "q_length": 3, "kv_length": 8, "q_offset": 5, "mask_function": causal_mask_function,
         "attention_mask": None, "allow_is_causal_skip": True,
     }  # fmt: skip
-    assert no_mask_behind(**plain) is None
-    assert no_mask_behind(**plain | {"attention_mask": torch.ones(1, 8, dtype=torch.bool)}) is None
+    assert skip_causal_mask(**plain) is None
+    assert skip_causal_mask(**plain | {"attention_mask": torch.ones(1, 8, dtype=torch.bool)}) is None
     told = torch.ones(1, 8, dtype=torch.bool)
     told[0, 2] = False
     for change in (
@@ -101,7 +101,7 @@ def test_only_a_mask_that_says_no_more_than_the_order_is_left_out() -> None:
         {"allow_is_causal_skip": False},
         {"q_offset": 4},
     ):
-        mask = no_mask_behind(**plain | change)
+        mask = skip_causal_mask(**plain | change)
         assert mask is not None
         assert mask.shape == (1, 1, 3, 8)
 
@@ -158,8 +158,8 @@ def test_likelihoods_of_branches_are_those_of_whole_rows() -> None:
     model = _model(LlamaConfig(**SHAPE))
     prefix = torch.randint(0, 60, (70,)).tolist()
     continuations = [torch.randint(0, 60, (size,)).tolist() for size in (3, 1, 9)]
-    whole = tails(model, [prefix + own for own in continuations], [len(own) for own in continuations])
-    for one, other in zip(branches(model, prefix, continuations), whole, strict=True):
+    whole = score_suffixes(model, [prefix + own for own in continuations], [len(own) for own in continuations])
+    for one, other in zip(score_continuations(model, prefix, continuations), whole, strict=True):
         torch.testing.assert_close(one.losses, other.losses)
 
 

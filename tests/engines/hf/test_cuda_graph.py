@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from longctx_bench.core.types import Request
-from longctx_bench.engines.hf import cuda_graph, running_batch
-from longctx_bench.engines.hf.cuda_graph import Replay, can_replay, one_query_apart
-from longctx_bench.engines.hf.kv_cache import roomy_cache
-from longctx_bench.engines.hf.model_runner import Reader
-from longctx_bench.engines.hf.prefill_scheduler import held, parts
-from longctx_bench.engines.hf.scheduler import Decoder
-from longctx_bench.engines.request_state import Row
+from longctx_bench.engines.hf import cuda_graph
+from longctx_bench.engines.hf.cuda_graph import CudaGraphDecoder, decode_attention_kernel, supports_cuda_graph
+from longctx_bench.engines.hf.engine_core import EngineCore
+from longctx_bench.engines.hf.kv_cache import KVCache
+from longctx_bench.engines.hf.model_runner import DecodeStep, ModelRunner, Step
+from longctx_bench.engines.hf.prefill_scheduler import num_padded_tokens, split_by_token_budget
+from longctx_bench.engines.hf.scheduler import SchedulerConfig
+from longctx_bench.engines.request_state import RequestState
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,10 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return made.to(request.param)
 
 
+def never(example_id: str, text: str) -> bool:
+    return False
+
+
 def _ids(*lengths: int) -> list[tuple[int, ...]]:
     generator = torch.Generator().manual_seed(1)
     return [tuple(torch.randint(6, 60, (length,), generator=generator).tolist()) for length in lengths]
@@ -46,15 +51,14 @@ def _generated(model: PreTrainedModel, ids: Sequence[int], new: int) -> list[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replayed", [True, False], ids=["replayed", "guessed"])
+@pytest.mark.parametrize("replayed", [True, False], ids=["graph", "drafts"])
 @pytest.mark.parametrize("pool", [None, 1, 140, 300])
 @pytest.mark.parametrize("idle", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("least", [0, 7])
 def test_tokens_are_those_of_generate(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, idle: float, least: int, pool: int | None, replayed: bool
 ) -> None:
-    """On a CPU the step is made each time and not recorded; where there is a GPU, it is recorded there."""
-    monkeypatch.setattr(running_batch, "can_replay", lambda model: replayed)
+    """On a CPU the step runs each time; where there is a GPU, it is captured there."""
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     prompts = _ids(30, 25, 30, 41, 3, 12)
     prompts.append((*prompts[3][:35], *_ids(6)[0]))
@@ -64,44 +68,50 @@ def test_tokens_are_those_of_generate(
         # Right drafts, wrong ones, and none.
         draft = [(tuple(expected[:9]),), ((*expected[:2], 7, 7),), ()][place % 3]
         requests.append(Request(str(place), ids, 40 - 5 * place, min_new_tokens=least, drafts=draft))
-    decoder = Decoder(Reader(model, tokenizer, frozenset([EOS])), 64, idle, ahead=replayed)
-    most: list[int] = []
-    step = decoder._go_on
+    config = SchedulerConfig(64, idle, async_scheduling=replayed, cuda_graph=replayed)
+    core = EngineCore(ModelRunner(model, frozenset([EOS])), tokenizer, config)
+    batch_tokens: list[int] = []
+    execute = core.runner.execute
 
-    def watched(read: Any, settled: Any) -> None:
-        most.append(held([row for row in read.rows if not row.reason]) * (len(read.rows) > 1))
-        step(read, settled)
+    def watched(step: Step) -> Any:
+        if isinstance(step, DecodeStep) and step.batch.graph is None:
+            several = len(step.batch.states) > 1
+            batch_tokens.append(num_padded_tokens(step.batch.unfinished()) * several)
+        return execute(step)
 
-    monkeypatch.setattr(decoder, "_go_on", watched)
-    found = decoder.decode(requests, lambda *_: False, 10**6, pool)
+    monkeypatch.setattr(core.runner, "execute", watched)
+    found = [(each.text, len(each.tokens), each.finish_reason) for each in core.generate(requests, never, 10**6, pool)]
     for expected, (text, count, why) in zip(answers, found, strict=True):
         if least and EOS in expected[:least]:
             continue
         assert text == " ".join(map(str, expected))
         assert (count, why) == (len(expected), "eos" if expected[-1] == EOS else "length")
     assert {why for _, _, why in found} == {"eos", "length"}, "both ends are tried"
-    assert pool is None or max(most) <= pool, "no more than was allowed is held"
+    assert pool is None or max(batch_tokens) <= pool, "no more than was allowed is held"
 
 
 @pytest.mark.parametrize("lengths", [(30,), (30, 25, 41)], ids=["one", "several"])
 def test_while_it_is_decoded_a_prompt_is_held_once(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(running_batch, "can_replay", lambda model: True)
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
-    decoder = Decoder(Reader(model, tokenizer, frozenset()), 1, 0.5, ahead=True)
-    made: list[DynamicCache] = []
-    empty, step = decoder.reader.empty_cache, decoder._go_on
-    monkeypatch.setattr(decoder.reader, "empty_cache", lambda *rows: made.append(empty(*rows)) or made[-1])
-    held: list[int] = []
+    config = SchedulerConfig(1, 0.5, async_scheduling=True, cuda_graph=True)
+    core = EngineCore(ModelRunner(model, frozenset()), tokenizer, config)
+    caches: list[KVCache] = []
+    allocated: list[int] = []
+    execute = core.runner.execute
 
-    def watched(read: Any, settled: Any) -> None:
-        held.append(sum(cache.layers[0].keys is not None for cache in made))
-        step(read, settled)
+    def watched(step: Step) -> Any:
+        if isinstance(step, DecodeStep):
+            allocated.append(sum(cache.is_allocated for cache in [*caches, step.batch.cache]))
+        else:
+            caches.append(step.cache)
+        return execute(step)
 
-    monkeypatch.setattr(decoder, "_go_on", watched)
-    decoder.decode([Request(str(place), ids, 5) for place, ids in enumerate(_ids(*lengths))], lambda *_: False, 10**6)
-    assert held == [1]
+    monkeypatch.setattr(core.runner, "execute", watched)
+    core.generate([Request(str(place), ids, 5) for place, ids in enumerate(_ids(*lengths))], never, 10**6)
+    assert len(caches) == len(lengths)
+    assert set(allocated) == {1}, "only the running batch's cache, at each step"
 
 
 def test_windows_have_no_common_length_and_are_decoded_in_step() -> None:
@@ -114,26 +124,25 @@ def test_windows_have_no_common_length_and_are_decoded_in_step() -> None:
     own = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     requests = [Request(str(place), ids, 20) for place, ids in enumerate(_ids(30, 30, 30, 30))]
-    decoder = Decoder(Reader(own, tokenizer, frozenset([EOS])), 64, 0.0)
-    found = decoder.decode(requests, lambda *_: False, 10**6, 100)
-    for request, (text, _, _) in zip(requests, found, strict=True):
-        assert text == " ".join(map(str, _generated(own, request.input_ids, 20)))
+    core = EngineCore(ModelRunner(own, frozenset([EOS])), tokenizer, SchedulerConfig(64))
+    for request, state in zip(requests, core.generate(requests, never, 10**6, 100), strict=True):
+        assert state.text == " ".join(map(str, _generated(own, request.input_ids, 20)))
 
 
 @torch.inference_mode()
 def test_afterwards_the_cache_is_an_ordinary_one_without_the_step_nobody_asked_for(model: PreTrainedModel) -> None:
     (ids,) = _ids(30)
     expected = _generated(model, ids, 8)
-    cache = roomy_cache(model.config, 50)
+    cache = KVCache(model.config, 50)
     here = model.device
     first = model(torch.tensor([ids], device=here), past_key_values=cache, use_cache=True).logits[0, -1].argmax()
-    played = Replay(model, cache, torch.ones(1, 30, dtype=torch.bool, device=here), [int(first)], 7)
-    steps = played.tokens()
-    found = [int(first), *(next(steps)[0] for _ in range(4))]
+    decoder = CudaGraphDecoder(model, cache, torch.ones(1, 30, dtype=torch.bool, device=here), [int(first)], 7)
+    steps = [decoder.step() for _ in range(5)]
+    found = [int(first), *(step.tolist()[0][0] for step in steps[:4])]
     assert found == expected[:5]
-    seen = played.close()
-    assert cache.get_seq_length() == 34 == seen.shape[1]
-    assert bool(seen.all())
+    kv_mask = decoder.close(num_steps=4)
+    assert cache.num_tokens == 34 == kv_mask.shape[1]
+    assert bool(kv_mask.all())
     logits = model(torch.tensor([found[-1:]], device=here), past_key_values=cache, use_cache=True).logits
     assert int(logits[0, -1].argmax()) == expected[5]
 
@@ -146,23 +155,23 @@ def test_models_that_read_the_attentions_name_themselves_keep_theirs(monkeypatch
         device=torch.device("cuda"),
         _supports_attention_backend=False,
     )
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "sdpa"
     own._supports_attention_backend = True
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "longctx_bench_one_query"
     assert own.config._attn_implementation == "sdpa"
     monkeypatch.setattr(cuda_graph, "flash_decoding", None)
-    with one_query_apart(own):
+    with decode_attention_kernel(own):
         assert own.config._attn_implementation == "sdpa", "without Triton, torch's own"
 
 
 @pytest.mark.parametrize(("tokens", "sizes"), [(1, [1, 1, 1, 1]), (80, [2, 1, 1]), (120, [3, 1]), (10**6, [4])])
 def test_rows_are_parted_in_order_by_what_they_hold_when_padded(tokens: int, sizes: list[int]) -> None:
-    rows = [Row(Request(str(place), ids, 10)) for place, ids in enumerate(_ids(30, 20, 30, 40))]
-    found = parts(rows, tokens)
+    states = [RequestState(Request(str(place), ids, 10)) for place, ids in enumerate(_ids(30, 20, 30, 40))]
+    found = split_by_token_budget(states, tokens)
     assert [len(part) for part in found] == sizes
-    assert [row for part in found for row in part] == rows
+    assert [state for part in found for state in part] == states
 
 
 def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:
@@ -171,8 +180,8 @@ def test_only_models_whose_steps_are_alike_on_a_gpu() -> None:
         known = {"device": torch.device("cuda"), "_can_compile_fullgraph": True, "_supports_attention_backend": True}
         return SimpleNamespace(config=config, **{**known, **others})
 
-    assert can_replay(like())
-    assert not can_replay(like(device=torch.device("cpu")))
-    assert not can_replay(like(attention="longctx_bench_alibi")), "a method's own attention is left alone"
-    assert not can_replay(like(_can_compile_fullgraph=False))
-    assert not can_replay(like(_supports_attention_backend=False))
+    assert supports_cuda_graph(like())
+    assert not supports_cuda_graph(like(device=torch.device("cpu")))
+    assert not supports_cuda_graph(like(attention="longctx_bench_alibi")), "a method's own attention is left alone"
+    assert not supports_cuda_graph(like(_can_compile_fullgraph=False))
+    assert not supports_cuda_graph(like(_supports_attention_backend=False))

@@ -1,4 +1,4 @@
-"""Drafts and n-gram guesses: fewer passes, and never another token than token-by-token decoding gives."""
+"""Speculative decoding: fewer forward passes, and never another token than ``generate`` gives."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from longctx_bench import run
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import memory
 from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
-from longctx_bench.engines.hf.prompt_lookup import Lookup
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
+from longctx_bench.engines.hf.prompt_lookup import PromptLookupDrafter
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
@@ -47,7 +47,7 @@ def plain(folder: Path, who: ModelUnderTest, sizes: Sequence[int]) -> list[tuple
     generator = torch.Generator().manual_seed(7)
     model = load_model(folder, "float32", "cpu")
     made = []
-    with prepared(model, who, 512):
+    with apply_method(model, who, 512):
         for place, size in enumerate(sizes):
             ids = torch.randint(2, 500, (1, size), generator=generator)
             whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW)
@@ -65,17 +65,17 @@ def told(made: HFEngine, asked: Sequence[Request], who: ModelUnderTest, settled:
 def passes(made: HFEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the tokens of each forward pass from here on."""
     widths: list[int] = []
-    feed = made._decoder.reader.feed  # type: ignore[union-attr]
+    forward = made.core.runner.forward
 
     def counted(cache: Any, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         widths.append(ids.shape[1])
-        return feed(cache, ids, *rest, **more)
+        return forward(cache, ids, *rest, **more)
 
-    monkeypatch.setattr(made._decoder.reader, "feed", counted)
+    monkeypatch.setattr(made.core.runner, "forward", counted)
     return widths
 
 
-def guesses(right: list[int], place: int) -> tuple[int, ...]:
+def drafts_of(right: list[int], place: int) -> tuple[int, ...]:
     """Return a draft that is right, right at first, wrong, too long or missing."""
     wrong = (right[4] + 1) % 500
     kinds = [right, [*right[:4], wrong, *right[5:]], [wrong, *right], [*right, 3, 4, 5], [], right[:1], right[:5]]
@@ -96,12 +96,12 @@ def test_no_draft_changes_a_token(
         for request, right in cases
     ]
     for shift in range(3):
-        asked = [replace(request, drafts=(guesses(right, i + shift),)) for i, (request, right) in enumerate(cases)]
+        asked = [replace(request, drafts=(drafts_of(right, i + shift),)) for i, (request, right) in enumerate(cases)]
         alone, together, padded = (engine(tiny_folder) for _ in range(3))
-        padded._decoder.at_once, padded._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
+        padded.core.config.max_prefill_tokens, padded.core.config.max_finished_share = 10_000, 0.5
         for made in (alone, together, padded):
             assert [row[:4] for row in told(made, asked, who)] == expected
-    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_token_budget", lambda *_: 33)
     assert [row[:4] for row in told(together, asked, who)] == expected
 
 
@@ -121,7 +121,7 @@ def test_every_way_to_end_is_the_same_with_drafts(tiny_folder: Path) -> None:
     reasons = set()
     for end in ends:
         for eos in (frozenset({1}), frozenset(right[2] for _, right in cases[:3])):
-            made._decoder.reader.eos = eos  # type: ignore[union-attr]
+            made.core.runner.eos_token_ids = eos
             for settles in (False, True):
                 texts = {request.example_id: tokenizer.decode(right[:4]) for request, right in cases}
 
@@ -133,7 +133,7 @@ def test_every_way_to_end_is_the_same_with_drafts(tiny_folder: Path) -> None:
                 reasons |= {row[4] for row in expected}
                 for shift in range(2):
                     drafted = [
-                        replace(request, drafts=(guesses(right, place + shift),))
+                        replace(request, drafts=(drafts_of(right, place + shift),))
                         for place, (request, (_, right)) in enumerate(zip(bare, cases, strict=True))
                     ]
                     assert told(made, drafted, who, settled) == expected
@@ -213,7 +213,7 @@ def test_a_draft_is_the_answer_behind_the_prompt() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[40, 61, 90, 47], [64] * 4], ids=["ragged", "equal"])
-def test_no_guess_changes_a_token(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+def test_prompt_lookup_changes_no_token(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     who = contestant(tiny_folder, YaRN())
     cases = plain(tiny_folder, who, sizes)
     continuations = {request.input_ids: right for request, right in cases}
@@ -223,27 +223,27 @@ def test_no_guess_changes_a_token(tiny_folder: Path, monkeypatch: pytest.MonkeyP
     widths = passes(made, monkeypatch)
     bare = len(widths)
 
-    def guess(lookup: Lookup, most: int) -> list[int]:
-        """Guess right, except now and then from the third token on, or not at all."""
-        prompt = next(prompt for prompt in continuations if prompt == tuple(lookup._ids[: len(prompt)]))
-        done = len(lookup._ids) - len(prompt)
+    def propose(drafter: PromptLookupDrafter, most: int) -> list[int]:
+        """Draft right, except now and then from the third token on, or not at all."""
+        prompt = next(prompt for prompt in continuations if prompt == tuple(drafter.ids[: len(prompt)]))
+        done = len(drafter.ids) - len(prompt)
         right = continuations[prompt][done : done + 5]
         kinds = [right, [*right[:2], 3, 4], [], right[:1], [3, *right]]
         return kinds[(done + len(prompt)) % len(kinds)][:most]
 
-    monkeypatch.setattr(Lookup, "guess", guess)
+    monkeypatch.setattr(PromptLookupDrafter, "propose", propose)
     assert told(made, asked, who) == expected
     assert bare < len(widths) < len(asked) + NEW - 1
     for max_new, stop in ((5, frozenset[int]()), (NEW, frozenset(right[6] for _, right in cases))):
         ended = [replace(request, max_new_tokens=max_new, stop_ids=stop) for request in asked]
-        monkeypatch.setattr(Lookup, "guess", lambda *_: [])
+        monkeypatch.setattr(PromptLookupDrafter, "propose", lambda *_: [])
         expected = told(made, ended, who)
-        monkeypatch.setattr(Lookup, "guess", guess)
+        monkeypatch.setattr(PromptLookupDrafter, "propose", propose)
         assert told(made, ended, who) == expected
 
 
 @pytest.mark.slow
-def test_attention_that_counts_slots_gets_no_guesses(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_counts_slots_gets_no_drafts(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     who = contestant(tiny_folder, ALiBi())
     made = engine(tiny_folder)
     widths = passes(made, monkeypatch)

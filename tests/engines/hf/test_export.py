@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.export import Written
-from longctx_bench.engines.hf.export import export as export_contestant
+from longctx_bench.engines.hf.export import ExportResult, export_checkpoint
 from longctx_bench.methods.modeling_drope import LlamaDropeConfig, LlamaDropeForCausalLM
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.models.variant import ModelUnderTest, ModelVariant
@@ -25,10 +24,10 @@ LENGTH = 2048
 IDS = torch.randint(26, 5000, (700,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-def export(variant: ModelVariant, folder: Path, length: int) -> Written:
+def export(variant: ModelVariant, folder: Path, length: int) -> ExportResult:
     source = checkpoint_folder(variant.source)
     contestant = ModelUnderTest(variant.base(read_config(source)), variant.method, length)
-    return export_contestant(contestant, variant.method_name, source, folder)
+    return export_checkpoint(contestant, variant.method_name, source, folder)
 
 
 def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:
@@ -108,7 +107,7 @@ def test_what_a_checkpoint_cannot_say_is_refused_with_a_reason(call: Any, tmp_pa
     for method, reason in (
         ("dynamic-ntk", "follows each prompt's own length"),
         ("crop", "changes the prompts, not the model"),
-        ("alibi", "computes its attention by code of its own"),
+        ("alibi", "has its own attention code"),
     ):
         code, out, err = call("export", f"{method}-tiny", tmp_path / "x", "--scale", "4x")
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -124,7 +123,7 @@ def test_the_command_says_what_it_wrote_and_never_writes_over_a_folder(
     assert f"wrote {tmp_path / 'x'}: yarn-tiny for 1024 tokens, weights in float32" in out
     assert "the likeliest token is the same at 64 of 64" in out
     code, _, err = call("export", f"yarn:{tiny_folder}", tmp_path / "x", "--length", "1k")
-    assert (code, err) == (2, f"longctx-bench: {tmp_path / 'x'}: is there already; name a new folder\n")
+    assert (code, err) == (2, f"longctx-bench: {tmp_path / 'x'}: exists already; name a new folder\n")
     code, _, err = call("export", f"yarn:{tiny_folder}", tmp_path / "y", "--length", "1k", "--scale", "2x")
     assert (code, "for one length" in err) == (2, True)
 
@@ -132,9 +131,9 @@ def test_the_command_says_what_it_wrote_and_never_writes_over_a_folder(
 def test_a_checkpoint_that_does_not_reproduce_the_method_is_not_left_behind(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longctx_bench.engines.hf import export
+    from longctx_bench.engines.hf import export as export_module
 
-    monkeypatch.setattr(export, "_rewritten", lambda model, *_: model)
+    monkeypatch.setattr(export_module, "_fold_method", lambda model, *_: model)
     with pytest.raises(UserError, match="does not reproduce yarn-tiny"):
         export(Registry().variant(f"yarn:{tiny_folder}"), tmp_path / "x", 1024)
     assert not list(tmp_path.iterdir())

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from longctx_bench.engines.hf import fused_rope
-from longctx_bench.engines.hf.fused_rope import as_llama, rotation_at_once
+from longctx_bench.engines.hf.fused_rope import is_llama_rope, use_fused_rope
 
 COMPARED = """
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from longctx_bench.engines.hf.kernels.rope import rotated
+from longctx_bench.engines.hf.kernels.rope import apply_rope
 
 rows, heads, groups, tokens, size, dtype, tables = {case}
 torch.manual_seed(0)
@@ -27,7 +27,7 @@ torch.manual_seed(0)
 query = torch.randn(rows, tokens, heads, size).to(dtype).transpose(1, 2)
 key = torch.randn(rows, groups, tokens, size).to(dtype)
 cos, sin = (torch.randn(tables, tokens, size).to(dtype) for _ in range(2))
-for one, other in zip(apply_rotary_pos_emb(query, key, cos, sin), rotated(query, key, cos, sin), strict=True):
+for one, other in zip(apply_rotary_pos_emb(query, key, cos, sin), apply_rope(query, key, cos, sin), strict=True):
     assert torch.equal(one, other), (one - other).abs().max()
     assert tokens == 1 or one.stride() == other.stride(), 'what attends to them finds them as it would have'
 """
@@ -68,13 +68,13 @@ def _model(dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
 @torch.inference_mode()
 def test_a_model_on_a_gpu_uses_it_and_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model(dtype, "cuda")
-    assert as_llama(modeling_llama.apply_rotary_pos_emb, model.device)
+    assert is_llama_rope(modeling_llama.apply_rotary_pos_emb, model.device)
     ids = torch.randint(0, 60, (3, 40), device="cuda")
     expected = model(ids).logits
     calls: list[int] = []
-    kernel: Any = fused_rope.rotated
-    monkeypatch.setattr(fused_rope, "rotated", lambda *states: calls.append(1) or kernel(*states))
-    with rotation_at_once(model):
+    kernel: Any = fused_rope.apply_rope
+    monkeypatch.setattr(fused_rope, "apply_rope", lambda *states: calls.append(1) or kernel(*states))
+    with use_fused_rope(model):
         assert torch.equal(model(ids).logits, expected)
     assert len(calls) == 2
     assert torch.equal(model(ids).logits, expected)
@@ -85,18 +85,18 @@ def test_a_model_on_a_gpu_uses_it_and_gives_the_same_bits(dtype: torch.dtype, mo
 def test_on_a_cpu_nothing_changes_unless_it_is_compiled() -> None:
     own = modeling_llama.apply_rotary_pos_emb
     model = _model(torch.float32)
-    with rotation_at_once(model):
+    with use_fused_rope(model):
         assert modeling_llama.apply_rotary_pos_emb is own
-    with rotation_at_once(model, compiled=True):
+    with use_fused_rope(model, compiled=True):
         assert modeling_llama.apply_rotary_pos_emb is not own
     assert modeling_llama.apply_rotary_pos_emb is own
 
 
 def test_only_llamas_rotation_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     own = modeling_llama.apply_rotary_pos_emb
-    monkeypatch.setattr(fused_rope, "rotated", own)
+    monkeypatch.setattr(fused_rope, "apply_rope", own)
     here = torch.device("cpu")
-    as_llama.cache_clear()
+    is_llama_rope.cache_clear()
 
     def interleaved(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
         return tuple(each * cos[:, None] + torch.roll(each, 1, -1) * sin[:, None] for each in (q, k))
@@ -104,17 +104,17 @@ def test_only_llamas_rotation_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
     def by_frequencies(xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor) -> Any:
         raise AssertionError("not asked")
 
-    assert as_llama(own, here)
-    assert not as_llama(interleaved, here)
-    assert not as_llama(by_frequencies, here)
-    as_llama.cache_clear()
+    assert is_llama_rope(own, here)
+    assert not is_llama_rope(interleaved, here)
+    assert not is_llama_rope(by_frequencies, here)
+    is_llama_rope.cache_clear()
 
 
 @pytest.mark.parametrize("what", ["axis", "part", "precision", "fits"])
 def test_what_the_kernel_does_not_compute_is_left_to_the_models_own(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    monkeypatch.setattr(fused_rope, "rotated", lambda *states: used.append("kernel"))
-    rotate = fused_rope._by_kernel(lambda *states, **named: used.append("own"))
+    monkeypatch.setattr(fused_rope, "apply_rope", lambda *states: used.append("kernel"))
+    rotate = fused_rope._with_kernel(lambda *states, **named: used.append("own"))
     size, dtype = (4 if what == "part" else 8), (torch.float64 if what == "precision" else torch.float32)
     states, table = torch.zeros(2, 3, 5, 8), torch.zeros(1, 5, size, dtype=dtype)
     rotate(states, states, table, table, **({"unsqueeze_dim": 2} if what == "axis" else {}))
@@ -127,5 +127,5 @@ def test_a_layer_in_another_module_than_its_model_is_found(monkeypatch: pytest.M
     model = _model(torch.float32)
     monkeypatch.setitem(sys.modules, "elsewhere", ModuleType("elsewhere"))
     monkeypatch.setattr(type(model), "__module__", "elsewhere")
-    with rotation_at_once(model, compiled=True):
+    with use_fused_rope(model, compiled=True):
         assert modeling_llama.apply_rotary_pos_emb is not own

@@ -12,7 +12,7 @@ import torch
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.hf.engine import HFEngine, load_model, prepared
+from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import DynamicNTK, RoPE, YaRN
@@ -55,8 +55,8 @@ def test_greedy_tokens_equal_generate(tiny_folder: Path, method: Method) -> None
     who = contestant(tiny_folder, method)
     found = generate(engine(tiny_folder), asked, who)
     model = load_model(tiny_folder, "float32", "cpu")
-    tokenizer = engine(tiny_folder)._decoder.reader.tokenizer  # type: ignore[union-attr]
-    with prepared(model, who, 512):
+    tokenizer = engine(tiny_folder).core.tokenizer
+    with apply_method(model, who, 512):
         for request in asked:
             ids = torch.tensor([request.input_ids])
             whole = model.generate(
@@ -72,9 +72,10 @@ def test_batch_size_and_chunks_do_not_change_tokens(tiny_folder: Path, monkeypat
     alone = generate(engine(tiny_folder, batch_tokens=1), asked, who)
     together = generate(engine(tiny_folder, batch_tokens=100_000), asked, who)
     padded_engine = engine(tiny_folder, batch_tokens=100_000)
-    padded_engine._decoder.at_once, padded_engine._decoder.idle = 10_000, 0.5  # type: ignore[union-attr]
+    config = padded_engine.core.config
+    config.max_prefill_tokens, config.max_finished_share = 10_000, 0.5
     padded = generate(padded_engine, asked, who)
-    monkeypatch.setattr(memory, "prefill_room", lambda *_: 33)
+    monkeypatch.setattr(memory, "prefill_token_budget", lambda *_: 33)
     chunked = generate(engine(tiny_folder, batch_tokens=100_000), asked, who)
     assert [alone[r.example_id].text for r in asked] == [padded[r.example_id].text for r in asked]
     assert [alone[r.example_id].text for r in asked] == [together[r.example_id].text for r in asked]
@@ -103,7 +104,7 @@ def test_decoding_stops_when_the_score_is_settled(tiny_folder: Path) -> None:
 def test_end_token_ends_an_example(tiny_folder: Path) -> None:
     made = engine(tiny_folder)
     who = contestant(tiny_folder, RoPE())
-    made._decoder.reader.eos = frozenset(range(1000))  # type: ignore[union-attr]
+    made.core.runner.eos_token_ids = frozenset(range(1000))
     ended = generate(made, requests(1), who)["000000"]
     assert (ended.finish_reason, ended.new_tokens) == ("eos", 1)
 
@@ -112,16 +113,16 @@ def test_end_token_ends_an_example(tiny_folder: Path) -> None:
 def test_out_of_memory_halves_the_batch(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, who, asked = engine(tiny_folder), contestant(tiny_folder, RoPE()), requests()
     expected = generate(made, asked, who)
-    decode = made._decoder.decode  # type: ignore[union-attr]
+    core_generate = made.core.generate
     sizes = []
 
     def small_only(batch: list[Request], *rest: Any) -> Any:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(batch, *rest)
+        return core_generate(batch, *rest)
 
-    monkeypatch.setattr(made._decoder, "decode", small_only)
+    monkeypatch.setattr(made.core, "generate", small_only)
     halved = generate(made, asked, who)
     assert sizes[:3] == [6, 3, 1]
     assert {k: v.text for k, v in halved.items()} == {k: v.text for k, v in expected.items()}
@@ -146,7 +147,7 @@ def test_one_prompt_too_large_for_memory_is_one_line(
     def full(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(made._decoder, "decode", full)
+    monkeypatch.setattr(made.core, "generate", full)
     with pytest.raises(UserError, match="a prompt of 40 tokens does not fit in the memory of cpu"):
         generate(made, requests(1), who)
 
@@ -182,12 +183,13 @@ def test_batches_respect_the_budget(tiny_folder: Path) -> None:
 @pytest.mark.slow
 def test_on_a_gpu_more_is_batched_than_is_decoded_at_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(tiny_folder)
-    monkeypatch.setattr(made, "_budget", lambda begin_alike=False: 1000)
+    monkeypatch.setattr(memory, "batch_tokens", lambda *_: 1000)
     asked = [Request(str(place), (place, *range(2, 190)), 11) for place in range(40)]
     assert [len(batch) for batch in made.batches(asked, False)] == [5] * 8
     made.device = "cuda:1"
     assert [len(batch) for batch in made.batches(asked, False)] == [20] * 2
     scored = [Request(str(place), (place, *range(2, 201)), 0, scored=3) for place in range(10)]
     assert [len(batch) for batch in made.batches(scored, False)] == [5, 5]
-    made._batch_tokens = 1000
-    assert [len(batch) for batch in made.batches(asked, False)] == [5] * 8
+    chosen = engine(tiny_folder, batch_tokens=1000)
+    chosen.device = "cuda:1"
+    assert [len(batch) for batch in chosen.batches(asked, False)] == [5] * 8

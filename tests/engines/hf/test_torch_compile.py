@@ -12,7 +12,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.hf import torch_compile
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.fused_rope import rotation_at_once
+from longctx_bench.engines.hf.fused_rope import use_fused_rope
 from longctx_bench.engines.hf.torch_compile import compile_layers
 from longctx_bench.methods.modeling_drope import LlamaDropeConfig
 
@@ -56,7 +56,7 @@ def test_logits_are_the_same_whatever_the_number_of_tokens(monkeypatch: pytest.M
         rotations.clear()
         expected = plain(ids).logits
         assert len(rotations) == 2
-        with rotation_at_once(compiled, compiled=True):
+        with use_fused_rope(compiled, compiled=True):
             torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-5, rtol=1e-5)
             assert modeling_llama.apply_rotary_pos_emb is not counted
         assert modeling_llama.apply_rotary_pos_emb is counted
@@ -111,7 +111,7 @@ def test_only_the_transformers_engine_compiles(name: str) -> None:
         make_engine(name, compiled=True)
     engine = make_engine("hf", device="cpu", compiled=True)
     assert isinstance(engine, HFEngine)
-    assert engine.describe()["compiled"] is True
+    assert engine.settings()["compiled"] is True
 
 
 def test_a_model_is_compiled_when_it_is_asked_for(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +121,4 @@ def test_a_model_is_compiled_when_it_is_asked_for(tiny_folder: Path, monkeypatch
     assert not compiled
     engine = HFEngine("cpu", "float32", compiled=True)
     engine.load(tiny_folder)
-    assert compiled == [engine._model]
+    assert compiled == [engine.model]

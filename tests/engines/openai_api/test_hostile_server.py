@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
 from longctx_bench.engines.openai_api import payloads
-from longctx_bench.engines.openai_api.config import KEY_VARIABLES, Server
+from longctx_bench.engines.openai_api.config import KEY_VARIABLES, ServerConfig
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
-from longctx_bench.engines.openai_api.http_client import Asker, GaveUp
+from longctx_bench.engines.openai_api.http_client import CompletionsClient, RetriesExhausted
 from longctx_bench.engines.openai_api.key_redaction import ApiKey
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import RoPE
@@ -116,7 +116,7 @@ def ask(hostile: Hostile, tiny_folder: Path) -> Callable[..., list[Generation]]:
     """Ask the server to continue prompts."""
 
     def asked(count: int = 1, budget: int = 8, **more: Any) -> list[Generation]:
-        engine = OpenAIEngine(Server(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
+        engine = OpenAIEngine(ServerConfig(hostile.url, **{"attempts": 2, "backoff": 0.01, "timeout": 5.0, **more}))
         engine.load(tiny_folder)
         requests = [Request(str(place), [3 + place, 5, 7], budget) for place in range(count)]
         contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
@@ -177,9 +177,7 @@ def test_an_answer_packed_otherwise_than_asked_for_is_refused(hostile: Hostile, 
     _refused(ask, "was not asked for")
 
 
-@pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""], ids=["no gzip", "cut off", "nothing"]
-)
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""])
 def test_a_damaged_packed_answer_is_asked_for_again(hostile: Hostile, ask: Any, content: bytes) -> None:
     def once(handler: Any, honest: bytes, number: int) -> None:
         handler.say(gzip.compress(honest) if number > 2 else content, Content_Encoding="gzip")
@@ -239,17 +237,17 @@ def test_what_cannot_be_is_refused(hostile: Hostile, ask: Any, values: dict[str,
 def test_a_length_that_no_model_has_is_refused() -> None:
     for length in (0, -4096):
         with pytest.raises(ValueError, match="max_model_len"):
-            payloads.read_models(json.dumps({"data": [{"id": "a", "max_model_len": length}]}).encode())
+            payloads.parse_models(json.dumps({"data": [{"id": "a", "max_model_len": length}]}).encode())
 
 
 def test_a_probability_above_one_is_none(hostile: Hostile, tiny_folder: Path) -> None:
-    engine = OpenAIEngine(Server(hostile.url, attempts=1))
+    engine = OpenAIEngine(ServerConfig(hostile.url, attempts=1))
     engine.load(tiny_folder)
     request = Request("0", [3, 5, 7], 0, scored=2)
     contestant = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), RoPE(), 512)
 
     def losses() -> LoglikelihoodResult:
-        [found] = engine.losses([request], contestant)
+        [found] = engine.loglikelihood([request], contestant)
         return found
 
     assert list(losses().losses) == [1.0, 1.0]
@@ -315,14 +313,14 @@ def test_a_server_whose_ids_are_all_the_same_is_believed(hostile: Hostile, ask: 
 )
 def test_a_key_goes_where_nobody_else_can_read_it(monkeypatch: pytest.MonkeyPatch, url: str, sent: bool) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    assert ("authorization" in Asker(Server(url))._client.headers) == sent
-    assert "authorization" in Asker(Server(url, unencrypted_key=True))._client.headers
+    assert ("authorization" in CompletionsClient(ServerConfig(url))._client.headers) == sent
+    assert "authorization" in CompletionsClient(ServerConfig(url, unencrypted_key=True))._client.headers
 
 
 def test_a_key_that_was_not_sent_is_named_when_the_server_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    assert "--unencrypted-key" in Asker(Server("http://gpu1"))._no_key()
-    assert "set LONGCTX_BENCH_API_KEY" in Asker(Server("https://gpu1"))._no_key()
+    assert "--unencrypted-key" in CompletionsClient(ServerConfig("http://gpu1"))._key_hint()
+    assert "set LONGCTX_BENCH_API_KEY" in CompletionsClient(ServerConfig("https://gpu1"))._key_hint()
 
 
 def test_what_stays_on_this_machine_reaches_no_proxy(
@@ -378,15 +376,15 @@ def test_a_placeholder_is_no_secret_in_what_a_model_writes() -> None:
 
 
 def test_a_server_that_was_never_there_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    once, asked = Asker._once, []
+    once, asked = CompletionsClient._once, []
 
-    def counted(self: Asker, *arguments: Any) -> Any:
+    def counted(self: CompletionsClient, *arguments: Any) -> Any:
         asked.append(arguments[1])
         return once(self, *arguments)
 
-    monkeypatch.setattr(Asker, "_once", counted)
-    with pytest.raises(GaveUp, match="cannot be reached"):
-        Asker(Server("http://127.0.0.1:9")).get("/models", payloads.read_models, 3)
+    monkeypatch.setattr(CompletionsClient, "_once", counted)
+    with pytest.raises(RetriesExhausted, match="cannot be reached"):
+        CompletionsClient(ServerConfig("http://127.0.0.1:9")).get("/models", payloads.parse_models, 3)
     assert asked == ["/models"]
 
 
@@ -441,7 +439,7 @@ _json = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(_json.map(lambda value: json.dumps(value).encode()), st.binary(max_size=200)))
 def test_any_bytes_are_an_answer_or_a_value_error(content: bytes) -> None:
-    for read in (payloads.read_models, payloads.read_completion):
+    for read in (payloads.parse_models, payloads.parse_completion):
         try:
             found: Any = read(content)
         except ValueError:
@@ -454,7 +452,7 @@ def test_any_bytes_are_an_answer_or_a_value_error(content: bytes) -> None:
 def test_deep_answers_are_value_errors() -> None:
     for content in (b"[" * 100_000, b'{"choices":' * 100_000, b'{"choices": ' + b"[" * 5000 + b"]" * 5000 + b"}"):
         with pytest.raises(ValueError):  # noqa: PT011
-            payloads.read_completion(content)
+            payloads.parse_completion(content)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -482,6 +480,6 @@ def test_a_generation_is_what_was_asked_for_or_refused(
 @lru_cache
 def _engine(folder: Path) -> OpenAIEngine:
     """An engine that has got to know a server."""
-    engine = OpenAIEngine(Server("http://127.0.0.1:9"))
-    engine._tokenizer, engine._as_ids = load_tokenizer(folder), True
+    engine = OpenAIEngine(ServerConfig("http://127.0.0.1:9"))
+    engine._tokenizer, engine._sends_token_ids = load_tokenizer(folder), True
     return engine

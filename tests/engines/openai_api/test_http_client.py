@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from longctx_bench.engines.openai_api import http_client
-from longctx_bench.engines.openai_api.config import Server
-from longctx_bench.engines.openai_api.http_client import Asker, GaveUp
+from longctx_bench.engines.openai_api.config import ServerConfig
+from longctx_bench.engines.openai_api.http_client import CompletionsClient, RetriesExhausted
 
 
 class Busy(BaseHTTPRequestHandler):
@@ -45,8 +45,8 @@ def ask() -> Iterator[Callable[[str | None], float]]:
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = Server(f"http://127.0.0.1:{server.server_address[1]}", backoff=0.01, timeout=20.0)
-        assert Asker(where).get("/x", bytes, attempts=3) == b"well"
+        where = ServerConfig(f"http://127.0.0.1:{server.server_address[1]}", backoff=0.01, timeout=20.0)
+        assert CompletionsClient(where).get("/x", bytes, attempts=3) == b"well"
         first, second = handler.asked
         return second - first
 
@@ -66,7 +66,7 @@ def test_what_is_no_number_of_seconds_is_not_waited_for(ask: Callable[[str | Non
 
 
 def test_nobody_waits_for_an_hour(ask: Callable[[str | None], float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(http_client, "_MAX_BACKOFF", 0.2)
     assert 0.4 <= ask("3600") < 60
 
 
@@ -74,8 +74,8 @@ def test_a_server_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     handler = type("Handler", (Busy,), {"after": "0", "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    asker = Asker(Server(f"http://127.0.0.1:{server.server_address[1]}", backoff=0.01, timeout=20.0))
-    with pytest.raises(GaveUp, match="answers 429: busy") as given_up:
+    asker = CompletionsClient(ServerConfig(f"http://127.0.0.1:{server.server_address[1]}", backoff=0.01, timeout=20.0))
+    with pytest.raises(RetriesExhausted, match="answers 429: busy") as given_up:
         asker.get("/x", bytes, attempts=1)
     assert given_up.value.answered
     assert len(handler.asked) == 1

@@ -17,8 +17,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines import make_engine
 from longctx_bench.engines.hf.engine import HFEngine
-from longctx_bench.engines.hf.export import export
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines.hf.export import export_checkpoint
+from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.engines.openai_api.engine import OpenAIEngine
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, RoPE, YaRN
@@ -50,8 +50,8 @@ def served(model: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield model
 
 
-def server(served: Served, **settings: Any) -> Server:
-    return Server(served.url, **{"concurrency": 4, "backoff": 0.01, "timeout": 20.0, **settings})
+def server(served: Served, **settings: Any) -> ServerConfig:
+    return ServerConfig(served.url, **{"concurrency": 4, "backoff": 0.01, "timeout": 20.0, **settings})
 
 
 def loaded(served: Served, folder: Path, **settings: Any) -> OpenAIEngine:
@@ -88,7 +88,7 @@ def expected(tiny_folder: Path) -> dict[str, tuple[str, int, str]]:
 def test_the_tokens_are_those_of_the_transformers_engine(served: Served, tiny_folder: Path, expected: Any) -> None:
     engine = loaded(served, tiny_folder)
     assert written(engine, tiny_folder) == expected
-    described = engine.describe()
+    described = engine.settings()
     assert (described["prompts"], described["served_model"]) == ("token ids", "tiny-served")
     assert all(isinstance(body["prompt"], list) and body["temperature"] == 0 for body in served.asked)
     assert 1 < served.most_at_once <= 4
@@ -107,9 +107,9 @@ def test_a_server_without_token_ids_gets_text(
     before = len(served.asked)
     assert written(engine, tiny_folder, requests) == by_hf(tiny_folder, requests)
     assert {body["prompt"] for body in served.asked[before:]} == set(texts)
-    assert engine.describe()["prompts"] == "text"
+    assert engine.settings()["prompts"] == "text"
     with pytest.raises(UserError, match="takes no token ids"):
-        list(engine.losses(requests, contestant(tiny_folder)))
+        list(engine.loglikelihood(requests, contestant(tiny_folder)))
 
 
 @pytest.mark.slow
@@ -136,14 +136,14 @@ def test_losses_are_those_of_the_transformers_engine(served: Served, tiny_folder
     hf.load(tiny_folder)
     engine = loaded(served, tiny_folder)
     for request in requests:
-        [wanted] = hf.losses([request], contestant(tiny_folder))
-        [found] = engine.losses([request], contestant(tiny_folder))
+        [wanted] = hf.loglikelihood([request], contestant(tiny_folder))
+        [found] = engine.loglikelihood([request], contestant(tiny_folder))
         assert list(found.losses) == pytest.approx(list(wanted.losses), abs=1e-4)
         assert found.greedy == wanted.greedy
     served.echo = lambda ids: {"token_logprobs": [None]}  # type: ignore[method-assign]
     try:
         with pytest.raises(UserError, match="gives no log-probabilities of prompts"):
-            list(engine.losses(requests[:1], contestant(tiny_folder)))
+            list(engine.loglikelihood(requests[:1], contestant(tiny_folder)))
     finally:
         del served.echo  # type: ignore[method-assign]
 
@@ -238,8 +238,8 @@ def test_the_key_is_sent_and_never_kept_or_shown(
         ("localhost", "expected http://HOST:PORT"),
         ("http://host:port", "expected http://HOST:PORT"),
         ("ftp://host", "expected http://HOST:PORT"),
-        ("http://me:secret@host/v1", "a key belongs into LONGCTX_BENCH_API_KEY"),
-        ("http://host/v1?api_key=secret", "a key belongs into LONGCTX_BENCH_API_KEY"),
+        ("http://me:secret@host/v1", "set the API key in LONGCTX_BENCH_API_KEY"),
+        ("http://host/v1?api_key=secret", "set the API key in LONGCTX_BENCH_API_KEY"),
         ("http://127.0.0.1:9", "cannot be reached"),
     ],
 )
@@ -297,7 +297,7 @@ def test_an_exported_method_behind_a_server_gives_its_own_tokens(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     yarn = ModelUnderTest(BaseModelInfo("tiny", 256, read_config(tiny_folder)), YaRN(), 512)
-    export(yarn, "yarn", tiny_folder, tmp_path / "served")
+    export_checkpoint(yarn, "yarn", tiny_folder, tmp_path / "served")
     with serving(Served(tmp_path / "served")) as served:
         run_niah(served, tmp_path / "served", tmp_path / "out", essays)
     registry = Registry(local_data={"ruler-essays": essays})

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 from helpers import faulty_server
 
-from longctx_bench.engines.openai_api.config import Server
+from longctx_bench.engines.openai_api.config import ServerConfig
 from longctx_bench.store.run_store import ResultStore
 
 pytestmark = pytest.mark.slow
@@ -120,7 +120,7 @@ def test_a_server_that_stays_away_ends_the_run_in_a_line_a_cell_and_the_next_goe
     with monkeypatch.context() as patched:
         patched.setattr(ResultStore, "append", killing(server, out))
         # Patience that the command line does not offer to shorten.
-        patched.setattr(Server, "__init__", _hasty(Server.__init__))
+        patched.setattr(ServerConfig, "__init__", _hasty(ServerConfig.__init__))
         code, _, errors = ask(server, out, "--concurrency", "2")
     assert code == 2
     failed = [line for line in errors.splitlines() if line.startswith("failed: ")]
@@ -138,7 +138,7 @@ def test_a_server_that_stays_away_ends_the_run_in_a_line_a_cell_and_the_next_goe
 
 
 def _hasty(init: Any) -> Any:
-    def made(self: Server, *arguments: Any, **named: Any) -> None:
+    def made(self: ServerConfig, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named, attempts=2, backoff=0.01)
 
     return made

@@ -60,9 +60,9 @@ def test_interpolations_table_holds_every_position_and_no_more_than_it_must(leng
 
 def test_yarn_is_refused_where_its_table_would_end_before_the_prompt() -> None:
     assert overrides(YaRN(factor=4.0), 2048)["rope_parameters"]["factor"] == 4.0
-    with pytest.raises(UserError, match="ends at 1024 tokens and 2048 are needed"):
+    with pytest.raises(UserError, match="ends at 1024 tokens, not 2048"):
         overrides(YaRN(factor=2.0), 2048)
-    with pytest.raises(UserError, match="ends at 2048 tokens and 2049 are needed"):
+    with pytest.raises(UserError, match="ends at 2048 tokens, not 2049"):
         overrides(YaRN(), 2048, room=2049)
 
 

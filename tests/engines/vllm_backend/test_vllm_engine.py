@@ -124,8 +124,8 @@ def test_published_drope_runs_by_the_plug_in(
     ours, reference = engines
     folder = make_drope(tmp_path / kind, kind, attention_type, softmax_scale)
     found = answers(ours, folder, method, requests())
-    assert ours.ask_workers("architecture").endswith("DropeForCausalLM")
-    assert ours.ask_workers("rotary_table", [1]) is None
+    assert ours.collective_rpc("architecture").endswith("DropeForCausalLM")
+    assert ours.collective_rpc("rotary_table", [1]) is None
     assert same(found, answers(reference, folder, method, requests()))
 
 
@@ -147,8 +147,8 @@ def test_end_tokens_end_an_answer_but_not_before_its_least_length(llama: Path, e
     ours, reference = engines
     plain = answers(ours, llama, RoPE(), requests())
     text_ids = make_tokenizer().encode(plain[0].text, add_special_tokens=False)
-    ours._eos = frozenset(text_ids)
-    reference._decoder.reader.eos = frozenset(text_ids)  # type: ignore[union-attr]
+    ours.eos_token_ids = frozenset(text_ids)
+    reference.core.runner.eos_token_ids = frozenset(text_ids)
     try:
         ended = answers(ours, llama, RoPE(), requests())
         assert "eos" in {item.finish_reason for item in ended}
@@ -157,18 +157,18 @@ def test_end_tokens_end_an_answer_but_not_before_its_least_length(llama: Path, e
         assert all(item.new_tokens >= 5 for item in later)
         assert same(later, answers(reference, llama, RoPE(), requests(least=4)))
     finally:
-        ours._eos = frozenset({1})
-        reference._decoder.reader.eos = frozenset({1})  # type: ignore[union-attr]
+        ours.eos_token_ids = frozenset({1})
+        reference.core.runner.eos_token_ids = frozenset({1})
 
 
 def test_one_vllm_engine_a_cell(llama: Path, engines: tuple[Any, HFEngine]) -> None:
     ours, _ = engines
     answers(ours, llama, YaRN(), requests())
-    kept = ours._llm
+    kept = ours.llm
     answers(ours, llama, YaRN(), requests(2))
-    assert ours._llm is kept
+    assert ours.llm is kept
     answers(ours, llama, NTK(), requests(2))
-    assert ours._llm is not kept
+    assert ours.llm is not kept
 
 
 def test_a_factor_of_each_prompts_own_is_refused(llama: Path, engines: tuple[Any, HFEngine]) -> None:

@@ -1,4 +1,4 @@
-"""Attention of one new token a row to a long cache on a GPU: keys and values are read once, by as many as are free."""
+"""Flash decoding: attention of one query per row, with the KV cache split across thread blocks (Dao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import triton.language as tl
 
 IMPLEMENTATION = "longctx_bench_one_query"
 _TILE = 2**14
-"""Bytes of keys that a program reads at a time, and as many of values; twice that is in shared memory at once."""
+"""Bytes of keys, and of values, that a program reads at a time; twice that is in shared memory."""
 _PROGRAMS = 8192
-"""Programs that keep a large GPU busy; a row's cache is split until there are so many."""
-_LEAST = 256
-"""Positions below which splitting costs more than it gives; a power of two."""
+"""Programs that keep a large GPU busy; the cache of a row is split until there are this many."""
+_MIN_SPLIT = 256
+"""Cache slots below which splitting costs more than it saves; a power of two."""
 
 
 def one_query_attention(
@@ -26,89 +26,90 @@ def one_query_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend from ``[rows, heads, 1, d]`` to ``[rows, key heads, places, d]``; sums are in fp32.
+    """Attend from ``[rows, heads, 1, d]`` to ``[rows, key heads, slots, d]``, accumulating in fp32.
 
-    torch's own kernels are made for many queries: with one and a mask they leave most of a GPU idle, copy the keys for
-    every head that shares them, and read padding too. Here each program reads a part of the places for all heads that
-    share their keys, and the parts are weighed by what they were divided by (flash decoding, Dao et al. 2023).
+    torch's kernels are made for many queries: with one query and a mask they leave most of a GPU idle, copy the
+    keys for each head of a group, and read padding too. Here each program reads one split of the slots for all heads
+    of a group, and the partial results are combined by their log-sum-exps (flash decoding, Dao et al. 2023).
 
     Args:
-        module: not looked at.
+        module: not used.
         query: of the last token of each row.
-        key: a cache, longer than what it holds.
-        value: likewise.
-        attention_mask: bool ``[rows, 1, 1, places]``, True where a key may be looked at, at one place of each row at
-            least; what stands elsewhere is not even read. None where all may be.
-        scaling: of the logits; one over the root of ``d`` when None.
-        kwargs: not looked at.
+        key: the cache, with slots that hold nothing yet.
+        value: as ``key``.
+        attention_mask: bool ``[rows, 1, 1, slots]``, True where a key is attended to, at least once per row; other
+            slots are not even read. None where all are.
+        scaling: of the logits; ``d ** -0.5`` when None.
+        kwargs: not used.
 
     Returns:
-        ``[rows, 1, heads, d]``, and None for the weights.
+        ``[rows, 1, heads, d]``, and None for the attention weights.
     """
     rows, heads, _, size = query.shape
-    groups, places = key.shape[1], key.shape[2]
-    share = heads // groups
+    groups, slots = key.shape[1], key.shape[2]
+    group_size = heads // groups
     if attention_mask is None:
-        attention_mask = torch.ones(rows, 1, 1, places, dtype=torch.bool, device=query.device)
-    # A power of two: the kernel is compiled for each length of a part.
-    length = max(_LEAST, triton.next_power_of_2(places * rows * groups // _PROGRAMS))
+        attention_mask = torch.ones(rows, 1, 1, slots, dtype=torch.bool, device=query.device)
+    # A power of two: the kernel is compiled for each length of a split.
+    length = max(_MIN_SPLIT, triton.next_power_of_2(slots * rows * groups // _PROGRAMS))
     size_padded = max(16, triton.next_power_of_2(size))
     block = min(length, max(16, _TILE // (size_padded * key.element_size())))
-    parts = triton.cdiv(places, length)
-    mixed = query.new_empty(rows, groups, share, parts, size, dtype=torch.float32)
-    sums = query.new_empty(rows, groups, share, parts, dtype=torch.float32)
-    _part[rows * groups, parts](
-        query, key, value, attention_mask, mixed, sums,
-        size**-0.5 if scaling is None else scaling, places, parts,
+    splits = triton.cdiv(slots, length)
+    partial = query.new_empty(rows, groups, group_size, splits, size, dtype=torch.float32)
+    log_sums = query.new_empty(rows, groups, group_size, splits, dtype=torch.float32)
+    _attend_split[rows * groups, splits](
+        query, key, value, attention_mask, partial, log_sums,
+        size**-0.5 if scaling is None else scaling, slots, splits,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), attention_mask.stride(0),
-        groups=groups, share=share, size=size, share_padded=max(16, triton.next_power_of_2(share)),
+        groups=groups, group_size=group_size, size=size, group_size_padded=max(16, triton.next_power_of_2(group_size)),
         size_padded=size_padded, length=length, block=block, num_warps=4, num_stages=2,
     )  # fmt: skip
-    whole = (sums.softmax(dim=-1)[..., None, :] @ mixed).to(query.dtype)
-    return whole.view(rows, 1, heads, size), None
+    output = (log_sums.softmax(dim=-1)[..., None, :] @ partial).to(query.dtype)
+    return output.view(rows, 1, heads, size), None
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _part(  # type: ignore[no-untyped-def]
-    query, key, value, told, mixed, sums, scaling, places, parts,
-    query_row, query_head, key_row, key_head, key_place, value_row, value_head, value_place, told_row,
-    groups: tl.constexpr, share: tl.constexpr, size: tl.constexpr, share_padded: tl.constexpr,
+def _attend_split(  # type: ignore[no-untyped-def]
+    query, key, value, mask_ptr, partial, log_sums, scaling, slots, splits,
+    query_row, query_head, key_row, key_head, key_slot, value_row, value_head, value_slot, mask_row,
+    groups: tl.constexpr, group_size: tl.constexpr, size: tl.constexpr, group_size_padded: tl.constexpr,
     size_padded: tl.constexpr, length: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Attend from the heads of one group of one row to one part of the places."""
+    """Attend from the heads of one group of one row to one split of the slots."""
     row = tl.program_id(0).to(tl.int64) // groups
     group = tl.program_id(0) % groups
-    part = tl.program_id(1)
-    head = tl.arange(0, share_padded)
+    split = tl.program_id(1)
+    head = tl.arange(0, group_size_padded)
     inner = tl.arange(0, size_padded)
-    asked = tl.load(
-        query + row * query_row + (group * share + head)[:, None] * query_head + inner[None, :],
-        mask=(head < share)[:, None] & (inner < size)[None, :], other=0.0,
+    q = tl.load(
+        query + row * query_row + (group * group_size + head)[:, None] * query_head + inner[None, :],
+        mask=(head < group_size)[:, None] & (inner < size)[None, :], other=0.0,
     )  # fmt: skip
     keys = key + row * key_row + group * key_head
     values = value + row * value_row + group * value_head
-    most = tl.full([share_padded], -float("inf"), tl.float32)
-    total = tl.zeros([share_padded], tl.float32)
-    found = tl.zeros([share_padded, size_padded], tl.float32)
+    max_logit = tl.full([group_size_padded], -float("inf"), tl.float32)
+    total = tl.zeros([group_size_padded], tl.float32)
+    acc = tl.zeros([group_size_padded, size_padded], tl.float32)
     for start in range(0, length, block):
-        place = part * length + start + tl.arange(0, block)
-        seen = tl.load(told + row * told_row + place, mask=place < places, other=0) != 0
-        there = seen[:, None] & (inner < size)[None, :]
-        far = place.to(tl.int64)
-        k = tl.load(keys + far[:, None] * key_place + inner[None, :], mask=there, other=0.0)
-        logits = tl.dot(asked, tl.trans(k), input_precision="ieee") * scaling
-        logits = tl.where(seen[None, :], logits, -float("inf"))
-        now = tl.maximum(most, tl.max(logits, 1))
-        # Where nothing was seen yet, minus infinity less itself would be no number.
-        safe = tl.where(now == -float("inf"), 0.0, now)
+        slot = split * length + start + tl.arange(0, block)
+        visible = tl.load(mask_ptr + row * mask_row + slot, mask=slot < slots, other=0) != 0
+        loaded = visible[:, None] & (inner < size)[None, :]
+        slot_64 = slot.to(tl.int64)
+        k = tl.load(keys + slot_64[:, None] * key_slot + inner[None, :], mask=loaded, other=0.0)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        logits = tl.where(visible[None, :], logits, -float("inf"))
+        new_max = tl.maximum(max_logit, tl.max(logits, 1))
+        # Where all was masked so far, minus infinity less itself would be NaN.
+        safe = tl.where(new_max == -float("inf"), 0.0, new_max)
         weights = tl.exp(logits - safe[:, None])
-        shrunk = tl.exp(most - safe)
-        v = tl.load(values + far[:, None] * value_place + inner[None, :], mask=there, other=0.0)
-        found = found * shrunk[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        total = total * shrunk + tl.sum(weights, 1)
-        most = now
-    at = (tl.program_id(0).to(tl.int64) * share + head) * parts + part
-    found = found / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(mixed + at[:, None] * size + inner[None, :], found, mask=(head < share)[:, None] & (inner < size)[None, :])
-    tl.store(sums + at, tl.where(total == 0.0, -float("inf"), most + tl.log(total)), mask=head < share)
+        rescale = tl.exp(max_logit - safe)
+        v = tl.load(values + slot_64[:, None] * value_slot + inner[None, :], mask=loaded, other=0.0)
+        acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        total = total * rescale + tl.sum(weights, 1)
+        max_logit = new_max
+    at = (tl.program_id(0).to(tl.int64) * group_size + head) * splits + split
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    in_range = (head < group_size)[:, None] & (inner < size)[None, :]
+    tl.store(partial + at[:, None] * size + inner[None, :], acc, mask=in_range)
+    tl.store(log_sums + at, tl.where(total == 0.0, -float("inf"), max_logit + tl.log(total)), mask=head < group_size)

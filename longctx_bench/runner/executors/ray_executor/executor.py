@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import Footprint
+from longctx_bench.engines.base import MemoryEstimate
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors.base import CellJob, JobResult, Note
@@ -69,22 +69,22 @@ class RemoteEngine:
         facts = pool.first()
         self.name, self.dtype, self.device = facts.engine, facts.dtype, facts.device
         self._pool = pool
-        self._footprints: dict[Path, Footprint | None] = {}
+        self._footprints: dict[Path, MemoryEstimate | None] = {}
 
-    def footprint(self, folder: Any) -> Footprint | None:
+    def estimate_memory(self, folder: Any) -> MemoryEstimate | None:
         """Return a checkpoint's memory needs on a worker, asked once per checkpoint, before it is loaded."""
         if folder not in self._footprints:
-            self._footprints[folder] = self._pool.ask("footprint", folder.name, read_config(folder))
+            self._footprints[folder] = self._pool.ask("estimate_memory", folder.name, read_config(folder))
         return self._footprints[folder]
 
-    def speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> tuple[float, float]:
         """Return one worker's compute rate and memory bandwidth."""
-        operations, bandwidth = self._pool.ask("speed")
+        operations, bandwidth = self._pool.ask("measure_speed")
         return operations, bandwidth
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return a worker's settings."""
-        return dict(self._pool.ask("describe"))
+        return dict(self._pool.ask("settings"))
 
 
 class RayExecutor:

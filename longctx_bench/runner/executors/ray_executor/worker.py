@@ -84,7 +84,7 @@ class Worker:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return self._guarded(self._start)
 
-    def footprint(self, name: str, config: dict[str, Any]) -> Any:
+    def estimate_memory(self, name: str, config: dict[str, Any]) -> Any:
         """Return the memory needs of a checkpoint with this ``config.json``; None if the engine cannot tell."""
 
         def measured() -> Any:
@@ -92,17 +92,17 @@ class Worker:
                 folder = Path(scratch) / name
                 folder.mkdir()
                 write_json(folder / "config.json", config)
-                return self._engine.footprint(folder)
+                return self._engine.estimate_memory(folder)
 
         return self._guarded(measured)
 
-    def speed(self) -> tuple[float, float] | Failure:
+    def measure_speed(self) -> tuple[float, float] | Failure:
         """Return this machine's compute rate and memory bandwidth."""
-        return self._guarded(self._engine.speed)
+        return self._guarded(self._engine.measure_speed)
 
-    def describe(self) -> dict[str, Any] | Failure:
+    def settings(self) -> dict[str, Any] | Failure:
         """Return the engine's settings."""
-        return self._guarded(self._engine.describe)
+        return self._guarded(self._engine.settings)
 
     def batches(self, job: JobSpec, requests: Sequence[Request]) -> list[list[str]] | Failure:
         """Load a cell's checkpoint and return its batches as example ids."""

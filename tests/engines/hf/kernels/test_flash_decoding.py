@@ -1,4 +1,4 @@
-"""Attention of one query, in Triton's interpreter and on a GPU; Triton comes with vLLM, and with torch for a GPU."""
+"""Flash decoding, in Triton's interpreter and on a GPU; Triton comes with vLLM, and with torch for a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COMPARED = """
 import torch
 from types import SimpleNamespace
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from longctx_bench.engines import one_query
+from longctx_bench.engines.hf.kernels import flash_decoding
 
 rows, heads, groups, places, size, least, dtype = {case}
-one_query._LEAST = least
+flash_decoding._MIN_SPLIT = least
 torch.manual_seed(0)
 torch.set_default_device({device!r})
 query = torch.randn(rows, 1, heads, size, dtype=dtype).transpose(1, 2)
@@ -35,7 +35,8 @@ plain = [each.double().nan_to_num() for each in (query, key, value)]
 if {whole}:
     told[:] = True
 expected, _ = sdpa_attention_forward(module, *plain, told, scaling={scaling})
-found, weights = one_query.one_query_attention(module, query, key, value, None if {whole} else told, scaling={scaling})
+mask = None if {whole} else told
+found, weights = flash_decoding.one_query_attention(module, query, key, value, mask, scaling={scaling})
 assert weights is None and found.shape == (rows, 1, heads, size) and found.is_contiguous(), found.shape
 torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
 """
