@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from longctx_bench.reporting.tables.formatting import cell_columns
 from longctx_bench.reporting.tables.scores_by_length import length_tables
 from longctx_bench.runner.executors import make_executor
 from longctx_bench.runner.plan import RunSpec, plan
-from longctx_bench.runner.run import Runner
+from longctx_bench.runner.progress_bar import ProgressBar, is_interactive
+from longctx_bench.runner.run import NoProgress, Progress, Runner
 from longctx_bench.store.run_store import ResultStore
 
 COLUMNS = [
@@ -65,6 +67,7 @@ def run(
     server: ServerConfig | None = None,
     tensor_parallel: int = 1,
     compiled: bool = False,
+    progress: bool | None = None,
     rerun: bool | None = None,
 ) -> ResultFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
@@ -97,6 +100,7 @@ def run(
         server: the server of ``openai``.
         tensor_parallel: tensor-parallel GPUs, with ``vllm``.
         compiled: use torch.compile, with ``hf``; results change in the last bits.
+        progress: show a progress bar with an ETA; if None, in a terminal and in a notebook.
         rerun: deprecated, the old name of ``overwrite``.
 
     Returns:
@@ -130,7 +134,10 @@ def run(
         cells = plan(spec, batch_executor.engine, store, registry)
         if not all(planned.done for planned in cells):
             check_server(batch_executor.engine)
-        result = Runner(batch_executor, store, registry, spec).run(cells)
+        shown = is_interactive() if progress is None else progress
+        bar: AbstractContextManager[Progress] = ProgressBar() if shown else nullcontext(NoProgress())
+        with bar as watcher:
+            result = Runner(batch_executor, store, registry, spec, watcher).run(cells)
     if result.failed:
         cell, reason = result.failed[0]
         first = "" if len(result.failed) == 1 else "the first is "

@@ -99,10 +99,10 @@ def run_command(
     if not dry_run:
         require_writable(out)
 
-    from longctx_bench.cli.progress_bar import ProgressBar
     from longctx_bench.engines import check_server
     from longctx_bench.runner.executors import make_executor
     from longctx_bench.runner.plan import RunSpec, plan
+    from longctx_bench.runner.progress_bar import ProgressBar
     from longctx_bench.runner.run import Runner
     from longctx_bench.store.run_store import ResultStore
 

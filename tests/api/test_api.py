@@ -189,3 +189,19 @@ def test_torch_is_imported_by_nothing_that_reads() -> None:
         "from longctx_bench.cli.main import cli; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("progress", "watched", "shown"), [(None, True, True), (None, False, False), (True, False, True)]
+)
+def test_a_run_shows_its_progress_where_somebody_watches(
+    progress: bool | None,
+    watched: bool,
+    shown: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluation, "is_interactive", lambda: watched)
+    longctx_bench.run("rope-tiny", length=256, limit=1, engine="echo", out=tmp_path, progress=progress)
+    assert ("rope-tiny/niah/256" in capsys.readouterr().err) == shown

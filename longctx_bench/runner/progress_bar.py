@@ -16,12 +16,19 @@ if TYPE_CHECKING:
     from longctx_bench.runner.plan import PlannedCell
 
 
+def is_interactive() -> bool:
+    """Whether somebody watches: standard error is a terminal, or this is a notebook."""
+    console = Console(file=sys.stderr)
+    return console.is_terminal or console.is_jupyter
+
+
 class ProgressBar:
-    """Shows a run on standard error; in a pipe, one line per cell instead of a moving bar."""
+    """Shows a run on standard error or in a notebook; in a pipe, one line per cell instead of a moving bar."""
 
     def __init__(self) -> None:
         # Bound now: sys.stderr is redirected while lm-eval runs, to hide its own progress bars.
         self._console = Console(file=sys.stderr)
+        self._moving = self._console.is_terminal or self._console.is_jupyter
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,7 +37,7 @@ class ProgressBar:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._moving,
         )
         self._examples = self._progress.add_task("examples", total=0)
         self._cells = 0
@@ -58,7 +65,7 @@ class ProgressBar:
         # Examples stored by an earlier run count as done.
         self._progress.advance(self._examples, planned.n - examples)
         self._progress.update(self._examples, description=escape(single_line(str(planned.cell))))
-        if not self._console.is_terminal:
+        if not self._moving:
             count = planned.strategy.count(examples)
             self._console.print(single_line(f"{planned.cell}: {count} to run"), markup=False, soft_wrap=True)
 
