@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,5 +161,5 @@ def test_a_prompt_that_cropping_leaves_nothing_of_is_skipped_without_a_trace(
         f"crop:{tiny_folder}", "multi_news", length=[1024], engine="echo", out=out,
         registry=Registry(local_data={"longbench": rows}),
     )  # fmt: skip
-    assert "512 new tokens leave 0 of the 256" in next(iter(frame.attrs["skipped"].values()))
+    assert re.search("512 new tokens leave 0 .*256", next(iter(frame.attrs["skipped"].values())))
     assert not list(out.rglob("started.json"))

@@ -59,9 +59,9 @@ def test_each_shipped_class_has_an_id_of_its_own() -> None:
     assert {method.use for method in registry.methods.values()} <= METHODS.shipped.keys()
 
 
-def planned(out: Path) -> CellSpec:
+def planned(out: Path, registry: Registry | None = None) -> CellSpec:
     """The spec of YaRN on a needle task, as a run would write it."""
-    registry = Registry()
+    registry = registry or Registry()
     asked = RunSpec(registry.variants("yarn-tiny"), registry.select_tasks("niah"), lengths=(1024,))
     [cell] = plan(asked, EchoEngine(), ResultStore(out), registry)
     return cell.spec
@@ -75,17 +75,10 @@ def test_a_class_that_moves_and_gets_another_name_keeps_its_cells(
     for name, parent in (("Scaling", YaRN), ("Hidden", NeedleInAHaystack)):
         setattr(moved, name, type(name, (parent,), {"id": parent.component_id(), "__module__": moved.__name__}))
     monkeypatch.setitem(sys.modules, moved.__name__, moved)
-    read = Registry._read_baselines, Registry._read_tasks
-
-    def renamed(registry: Registry, folder: Path, which: int) -> None:
-        read[which](registry, folder)
-        for specs, name, kind in ((registry.methods, "yarn", "Scaling"), (registry.tasks, "niah", "Hidden")):
-            if name in specs:
-                specs[name] = specs[name].model_copy(update={"use": f"{moved.__name__}:{kind}"})  # type: ignore[index]
-
-    monkeypatch.setattr(Registry, "_read_baselines", lambda registry, folder: renamed(registry, folder, 0))
-    monkeypatch.setattr(Registry, "_read_tasks", lambda registry, folder: renamed(registry, folder, 1))
-    after = planned(tmp_path)
+    registry = Registry()
+    for specs, name, kind in ((registry.methods, "yarn", "Scaling"), (registry.tasks, "niah", "Hidden")):
+        specs[name] = specs[name].model_copy(update={"use": f"{moved.__name__}:{kind}"})  # type: ignore[index]
+    after = planned(tmp_path, registry)
     assert (after.method.use, after.task.use) == ("longctx_bench.elsewhere:Scaling", "longctx_bench.elsewhere:Hidden")
     assert after.hash == before.hash
 
