@@ -23,7 +23,7 @@ _CHOICE = (
     click.option("--compile", "compiled", is_flag=True,
                  help="Use torch.compile, with --engine hf; pays off on long GPU runs."),
     click.option("--base-url", metavar="URL",
-                 help="ServerConfig URL for --engine openai, e.g. http://localhost:8000. The API key is read from "
+                 help="Server URL for --engine openai, e.g. http://localhost:8000. The API key is read from "
                  "LONGCTX_BENCH_API_KEY or OPENAI_API_KEY and sent over https or to this machine only."),
     click.option("--unencrypted-key", is_flag=True,
                  help="Also send the API key to other machines over plain http, unencrypted."),
