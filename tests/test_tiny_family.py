@@ -76,6 +76,7 @@ def test_the_temperature_is_the_calibrated_one_beyond_the_training_context() -> 
     assert model.model.layers[0].self_attn.scaling == pytest.approx(fits["retrieval"]["table"]["4"] / 8)
 
 
+@pytest.mark.slow
 def test_drope_finds_needles_beyond_its_training_context_where_rope_finds_none(tmp_path: Path) -> None:
     frame = longctx_bench.run(
         "rope-tiny,drope-tiny", "niah", scale=[1, 2], limit=11, out=tmp_path, dtype="float32", device="cpu"

@@ -10,6 +10,7 @@ from helpers.tiny_models import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx_bench.benchmarks.chat_templates import ChatTemplate
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 
 PIECES = (
@@ -29,7 +30,15 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def fresh(tokenizer: Any) -> Callable[..., PromptEncoder]:
-    return lambda chat=False: PromptEncoder(tokenizer, chat)
+    """Makes encoders that have read nothing; one process renders the chats of all, where each would start its own."""
+    template = ChatTemplate(tokenizer)
+
+    def make(chat: bool = False) -> PromptEncoder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("longctx_bench.benchmarks.prompt_encoder.ChatTemplate", lambda _: template)
+            return PromptEncoder(tokenizer, chat)
+
+    return make
 
 
 def whole(tokenizer: Any, text: str, special: bool = True) -> list[int]:
@@ -59,6 +68,7 @@ def test_a_chat_is_the_whole_text(tokenizer: Any, fresh: Any, prompt: str, prefi
     assert encoder.count(prompt, prefix) == len(encoder.encode(prompt, prefix))
 
 
+@pytest.mark.slow
 @CHECKED
 @given(texts=st.lists(TEXTS, min_size=2, max_size=4), order=st.lists(st.integers(0, 3), max_size=8))
 def test_what_was_read_before_makes_no_difference(fresh: Any, texts: list[str], order: list[int]) -> None:

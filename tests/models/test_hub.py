@@ -273,6 +273,7 @@ def test_a_repository_is_fetched_at_the_commit_that_its_branch_names(
     assert "done" in out
 
 
+@pytest.mark.slow
 def test_a_file_that_was_damaged_in_the_hubs_cache_is_named_and_fetched_again(tmp_path: Path) -> None:
     handler = type("Handler", (ServingHub,), {"folder": make_model(tmp_path / "made")})
     command = [*START, "data", "pull", "org/served"]
