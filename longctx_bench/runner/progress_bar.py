@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def is_interactive() -> bool:
     """Whether somebody watches: standard error is a terminal, or this is a notebook."""
-    console = Console(file=sys.stderr)
+    return _can_redraw(Console(file=sys.stderr))
+
+
+def _can_redraw(console: Console) -> bool:
     return console.is_terminal or console.is_jupyter
 
 
@@ -28,7 +31,7 @@ class ProgressBar:
     def __init__(self) -> None:
         # Bound now: sys.stderr is redirected while lm-eval runs, to hide its own progress bars.
         self._console = Console(file=sys.stderr)
-        self._moving = self._console.is_terminal or self._console.is_jupyter
+        self._moving = _can_redraw(self._console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
