@@ -7,7 +7,7 @@ apart.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +18,7 @@ from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.specs import TaskSpec
 from longctx_bench.core.types import NATURAL, Example, Request, SampleRecord
 from longctx_bench.engines.base import Engine
+from longctx_bench.metrics import Metric
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import ALL_EXAMPLES, LoadedMetric, Registry
 from longctx_bench.runner.batch_scoring import score_generations, score_loglikelihoods
@@ -141,6 +142,17 @@ class Strategy(ABC):
         """
 
 
+def _scored_batch(
+    score: Callable[[Engine, Sequence[Request], ModelUnderTest, Metric, Mapping[str, Example]], list[SampleRecord]],
+    engine: Engine,
+    context: CellContext,
+    batch: Sequence[Request],
+    examples: Mapping[str, Example],
+) -> BatchResult:
+    metric = context.registry.metric(context.task).metric
+    return BatchResult(score(engine, batch, context.model, metric, examples), engine.peak_memory(), engine.settings())
+
+
 class GenerationStrategy(Strategy):
     """Greedy generation, scored by the task's metric."""
 
@@ -148,9 +160,7 @@ class GenerationStrategy(Strategy):
         self, engine: Engine, context: CellContext, batch: Sequence[Request], examples: Mapping[str, Example]
     ) -> BatchResult:
         """Generate and score a batch."""
-        metric = context.registry.metric(context.task).metric
-        finished = score_generations(engine, batch, context.model, metric, examples)
-        return BatchResult(finished, engine.peak_memory(), engine.settings())
+        return _scored_batch(score_generations, engine, context, batch, examples)
 
 
 class LossStrategy(Strategy):
@@ -167,9 +177,7 @@ class LossStrategy(Strategy):
         self, engine: Engine, context: CellContext, batch: Sequence[Request], examples: Mapping[str, Example]
     ) -> BatchResult:
         """Score the log-likelihoods of a batch."""
-        metric = context.registry.metric(context.task).metric
-        finished = score_loglikelihoods(engine, batch, context.model, metric, examples)
-        return BatchResult(finished, engine.peak_memory(), engine.settings())
+        return _scored_batch(score_loglikelihoods, engine, context, batch, examples)
 
 
 class LmEvalStrategy(Strategy):
