@@ -24,6 +24,7 @@ from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.factor_list import FactorList, with_mscale
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
@@ -161,6 +162,8 @@ def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, ma
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
         if rotary and is_unrotated(rotary):
             entries["rope_parameters"] = _stock_rope_parameters(rotary)
+        elif isinstance(method, FactorList):
+            entries["rope_parameters"] = with_mscale(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():

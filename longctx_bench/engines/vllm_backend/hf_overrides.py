@@ -10,6 +10,7 @@ from typing import Any
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.factor_list import with_mscale
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 
@@ -74,8 +75,8 @@ def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_mode
     if kind == "dynamic":
         raise _unsupported(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
     if kind == "longrope":
-        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
-    if kind not in ("default", "linear", "llama3", "yarn") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        rope = _one_list(base, method, rope)
+    if kind not in ("default", "linear", "llama3", "longrope", "yarn") or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise _unsupported(base, method, f"its positions of type '{kind}' are not known to be the same")
     positions = max_model_len
     if kind == "linear":
@@ -89,6 +90,12 @@ def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_mode
     # `type` is the former name of `rope_type`; both at once are an error in vLLM.
     rope_parameters = {"rope_type": kind} | {key: value for key, value in rope.items() if key != "type"}
     return {"rope_parameters": rope_parameters, "max_position_embeddings": positions}
+
+
+def _one_list(base: BaseModelInfo, method: Method, rope: dict[str, Any]) -> dict[str, Any]:
+    if rope.get("attention_factor") is None or rope["short_factor"] != rope["long_factor"]:
+        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
+    return with_mscale(rope)
 
 
 def _check_base(base: BaseModelInfo) -> None:
