@@ -26,6 +26,9 @@ class CoPE(FactorList):
     hard: bool = False
     """Take the rotation of the clipped pairs away in place of fading it out (the paper's ablation)."""
 
+    def uses_factor(self) -> bool:
+        return False
+
     def factors(self, base: BaseModelInfo, length: int) -> list[float]:
         pairs = base.positions.pairs
         clipped = min(self.clipped, pairs)

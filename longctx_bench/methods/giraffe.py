@@ -32,6 +32,9 @@ class Giraffe(FactorList):
     replaced_by: float = Field(default=16.0, gt=0, allow_inf_nan=False)
     """Training contexts in the wavelength of all pairs between those that are kept and those that are dropped."""
 
+    def uses_factor(self) -> bool:
+        return False
+
     def factors(self, base: BaseModelInfo, length: int) -> list[float]:
         if self.power == 0 and not self.truncate:
             raise UserError("giraffe: power is 0 and truncate is false, which is the base as it is (rope)")

@@ -91,6 +91,9 @@ class NoPE(Method):
     temperature: ScalarSchedule | None = None
     """beta(s) itself; set by the calibration unless given here."""
 
+    def uses_factor(self) -> bool:
+        return self.temperature is not None
+
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:
             return self

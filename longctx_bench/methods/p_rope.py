@@ -23,6 +23,9 @@ class PartialRoPE(FactorList):
     p: float = Field(default=0.75, ge=0, le=1)
     """Share of the rotated pairs that keep their rotation, rounded down to whole pairs."""
 
+    def uses_factor(self) -> bool:
+        return False
+
     def factors(self, base: BaseModelInfo, length: int) -> list[float]:
         pairs = base.positions.pairs
         kept = int(self.p * pairs)

@@ -29,6 +29,9 @@ class Resonance(FactorList):
     attention_factor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Multiplies cos and sin; unless set, 1, and with YaRN 0.1 ln s + 1."""
 
+    def uses_factor(self) -> bool:
+        return self.scaling == "yarn"
+
     def factors(self, base: BaseModelInfo, length: int) -> list[float]:
         plain = wavelengths(base)
         divisors = [1.0] * len(plain)

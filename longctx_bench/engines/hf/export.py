@@ -69,6 +69,7 @@ class ExportResult:
 _NOT_EXPORTED: dict[Capability, str] = {
     "per_prompt": "follows each prompt's own length, and a checkpoint has one set of frequencies",
     "prompt": "changes the prompts, not the model",
+    "query_scale": "scales queries by their positions, which stock models do not",
     "model_patch": "has its own attention code, which no config can name",
 }
 
@@ -83,7 +84,7 @@ def check_exportable(method: Method, name: str) -> None:
     Raises:
         UserError: with the reason.
     """
-    for capability in sorted(method.capabilities & _NOT_EXPORTED.keys()):
+    for capability in sorted(method.required_capabilities() & _NOT_EXPORTED.keys()):
         raise UserError(f"export: {name} {_NOT_EXPORTED[capability]}; run it with --engine hf")
 
 

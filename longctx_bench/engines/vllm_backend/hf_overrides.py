@@ -26,6 +26,7 @@ SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature"}
 """What methods may need of vLLM, with the plug-in's classes."""
 _WHY_NOT: dict[Capability, str] = {
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
+    "query_scale": "its models of this type do not scale queries by their positions",
     "model_patch": "this method changes a loaded model of transformers, beyond its config",
 }
 
@@ -115,7 +116,7 @@ def _check_base(base: BaseModelInfo) -> None:
 
 
 def _check_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
-    for capability in sorted(method.capabilities - SUPPORTED):
+    for capability in sorted(method.required_capabilities() - SUPPORTED):
         raise _unsupported(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
     if unknown:
