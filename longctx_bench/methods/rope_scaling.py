@@ -29,6 +29,9 @@ class RoPE(Method):
 
     id: ClassVar[str] = "rope"
 
+    def uses_factor(self) -> bool:
+        return type(self) not in (RoPE, Crop)
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {}
 
