@@ -1,0 +1,249 @@
+"""The attention of :mod:`longctx_bench.methods.banded`: rotation by band, and one softmax over all bands.
+
+Queries are taken in blocks, and for each only the keys between a band's first and last one are read, so that the work
+is that of causal attention and the memory linear in the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.methods.attention_override import override_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from longctx_bench.methods.banded import Band
+
+IMPLEMENTATION = "longctx_bench_banded"
+_MAX_LOGITS = 2**24
+"""Logits of a block of queries: 64 MiB in fp32."""
+_MIN_BLOCK, _MAX_BLOCK = 16, 1024
+"""Queries in a block."""
+
+
+@dataclass(frozen=True)
+class BandedRotation:
+    """What a method does to positions."""
+
+    bands: tuple[Band, ...]
+    frequencies: Sequence[float]
+    """Radians a token for each pair of dimensions, ``[head_dim / 2]``."""
+    factor: float = 1.0
+    """On cos and sin."""
+    log_base: int | None = None
+    """Queries at position i are multiplied by max(1, ln(i + 1) / ln log_base); None: they are not."""
+
+
+@dataclass(frozen=True)
+class _BandTables:
+    """A band for the tokens of one forward pass; ``rows`` is 1 where all rows have the same positions."""
+
+    first: torch.Tensor
+    last: torch.Tensor
+    """Slots of the first and the last key of each query, int64 ``[rows, new]`` on the CPU."""
+    query: tuple[torch.Tensor, torch.Tensor]
+    """cos and sin, ``[rows, 1, new, head_dim]``."""
+    key: tuple[torch.Tensor, torch.Tensor]
+    """cos and sin of the slots in ``span``, ``[rows, 1, tokens, head_dim]``."""
+    span: slice
+    """Slots of all keys of the band."""
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """All bands for the tokens of one forward pass, whose layers share them."""
+
+    mask: torch.Tensor | None
+    shape: tuple[int, int, torch.dtype]
+    """New tokens, all tokens, and the model's precision."""
+    bands: tuple[_BandTables, ...]
+    query_scale: torch.Tensor | None
+    """``[rows, 1, new, 1]``."""
+
+
+class _Active:
+    """A rotation in use by a model, and the tables of its latest forward pass."""
+
+    def __init__(self, rotation: BandedRotation) -> None:
+        self.rotation = rotation
+        self._tables: _Tables | None = None
+
+    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None) -> _Tables:
+        """Return the tables of a forward pass, made in its first layer."""
+        shape = (query.shape[2], total, query.dtype)
+        if self._tables is None or self._tables.mask is not mask or self._tables.shape != shape:
+            self._tables = None
+            self._tables = _make_tables(self.rotation, shape, mask, query.device)
+        return self._tables
+
+
+_ACTIVE: dict[int, _Active] = {}
+"""By the id of a model's config, which all its layers hold."""
+
+
+@contextmanager
+def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> Iterator[None]:
+    """Attend by bands inside the block, with a model whose own rotation is switched off."""
+    key = id(model.config)
+    before = _ACTIVE.get(key)
+    with override_attention(model, IMPLEMENTATION, banded_attention, padding_mask):
+        _ACTIVE[key] = _Active(rotation)
+        try:
+            yield
+        finally:
+            if before is None:
+                del _ACTIVE[key]
+            else:
+                _ACTIVE[key] = before
+
+
+def padding_mask(**arguments: Any) -> torch.Tensor | None:
+    """Return which slots hold tokens, bool ``[rows, 1, 1, all tokens]``; None where all do.
+
+    That attention is causal is known; a mask of [new tokens x all tokens] is never made.
+
+    Raises:
+        UserError: tokens of a row are apart, or the model restricts its attention in another way.
+    """
+    from transformers.masking_utils import causal_mask_function
+
+    if arguments.get("mask_function", causal_mask_function) is not causal_mask_function:
+        raise UserError("banded attention is causal over all tokens: it takes no sliding window and no packed prompts")
+    mask: torch.Tensor | None = arguments.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    filled = mask.bool()
+    # True where a run of tokens begins.
+    begins = filled & ~torch.cat([torch.zeros_like(filled[:, :1]), filled[:, :-1]], dim=1)
+    if filled.shape[-1] != arguments["kv_length"] or bool((begins.sum(dim=1) > 1).any()):
+        raise UserError("banded attention reads rows of neighbouring tokens: the attention mask leaves gaps in them")
+    return filled[:, None, None]
+
+
+def banded_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend by the bands of the method that the model is under.
+
+    Args:
+        module: the layer's attention.
+        query: ``[rows, heads, new tokens, head_dim]``, not rotated.
+        key: ``[rows, key heads, all tokens, head_dim]``, not rotated.
+        value: of the same shape.
+        attention_mask: as :func:`padding_mask` returns it.
+        scaling: factor on the logits.
+        kwargs: what other attention functions need.
+
+    Returns:
+        ``[rows, new tokens, heads, head_dim]``, and None.
+    """
+    refused = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
+    if refused or (attention_mask is not None and attention_mask.shape[-2] != 1):
+        what = refused[0] if refused else "an attention mask of its own"
+        raise UserError(f"banded attention is not defined for a model with {what}")
+    tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = _attend(tables, query, key, value, scale)
+    return output.transpose(1, 2).to(query.dtype).contiguous(), None
+
+
+def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, for any tokens, cached or not, padded or not.
+
+    Logits and their sums are fp32, as in fused kernels. Queries of the heads that share a key head lie side by side, so
+    that no key is copied.
+    """
+    rows, heads, new, width = query.shape
+    key_heads = key.shape[1]
+    grouped = (rows, key_heads, heads // key_heads)
+    if tables.query_scale is not None:
+        query = query * tables.query_scale
+    queries = [rotate(query, *band.query).float().view(*grouped, new, width) for band in tables.bands]
+    keys = [rotate(key[:, :, band.span], *band.key).float().transpose(2, 3) for band in tables.bands]
+    values = value.float()
+    block = min(_MAX_BLOCK, max(_MIN_BLOCK, _MAX_LOGITS // (rows * heads * key.shape[2])))
+    output = query.new_empty(*grouped, new, width, dtype=torch.float32)
+    for start in range(0, new, block):
+        stop = min(start + block, new)
+        spans, logits = [], []
+        for band, rotated_query, rotated_key in zip(tables.bands, queries, keys, strict=True):
+            first, last = band.first[:, start:stop], band.last[:, start:stop]
+            low, high = int(first.min()), int(last.max()) + 1
+            if low >= high:
+                continue
+            offset = band.span.start
+            part = rotated_query[:, :, :, start:stop].reshape(rows, key_heads, -1, width)
+            found = (part * scale) @ rotated_key[..., low - offset : high - offset]
+            found = found.view(*grouped, stop - start, high - low)
+            if int(first.max()) > low or int(last.min()) < high - 1:
+                slots = torch.arange(low, high)
+                outside = (slots < first[..., None]) | (slots > last[..., None])
+                # The lowest number and not minus infinity: a query of padding may have no key at all.
+                found = found.masked_fill(outside[:, None, None].to(query.device), torch.finfo(torch.float32).min)
+            spans.append(slice(low, high))
+            logits.append(found)
+        if not logits:
+            output[:, :, :, start:stop] = 0
+            continue
+        weights = (
+            torch.cat(logits, dim=-1).softmax(dim=-1).view(rows, key_heads, -1, sum(s.stop - s.start for s in spans))
+        )
+        parts = weights.split([span.stop - span.start for span in spans], dim=-1)
+        mixed = sum((part @ values[:, :, span] for part, span in zip(parts, spans, strict=True)), torch.zeros(()))
+        output[:, :, :, start:stop] = mixed.view(*grouped, stop - start, width)
+    return output.view(rows, heads, new, width)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate ``[rows, heads, tokens, head_dim]``, the first half of a head paired with the second, as Llama does."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _make_tables(
+    rotation: BandedRotation, shape: tuple[int, int, torch.dtype], mask: torch.Tensor | None, device: torch.device
+) -> _Tables:
+    new, total, dtype = shape
+    # Slots of padding before each row's first token.
+    padding = (
+        torch.zeros(1, 1, dtype=torch.long) if mask is None else mask[:, 0, 0].long().argmax(1, keepdim=True).cpu()
+    )
+    position = torch.arange(total) - padding
+    of_queries = position[:, total - new :]
+    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
+
+    def cos_sin(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = positions.to(device)[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * rotation.factor).to(dtype), (angles.sin() * rotation.factor).to(dtype)
+
+    bands = []
+    for band in rotation.bands:
+        first = band.first(of_queries).clamp(min=0) + padding
+        last = torch.minimum(band.last(of_queries), of_queries) + padding
+        # Of queries that are padding there is none, and of others none that is padding.
+        some = (first <= last) & (of_queries >= 0)
+        first, last = torch.where(some, first, total), torch.where(some, last, -1)
+        span = slice(min(int(first.min()), total), max(int(last.max()) + 1, 0))
+        if span.start < span.stop:
+            at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))
+            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span))
+    query_scale = None
+    if rotation.log_base is not None:
+        query_scale = ((of_queries.clamp(min=0) + 1).double().log() / math.log(rotation.log_base)).clamp(min=1)
+        query_scale = query_scale[:, None, :, None].to(device, dtype)
+    return _Tables(mask, shape, tuple(bands), query_scale)
