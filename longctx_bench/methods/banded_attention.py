@@ -1,7 +1,8 @@
 """The attention of :mod:`longctx_bench.methods.banded`: rotation by band, and one softmax over all bands.
 
-Queries are taken in blocks, and for each only the keys between a band's first and last one are read, so that the work
-is that of causal attention and the memory linear in the tokens.
+Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
+no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
+a band, and are merged by their log-sum-exps; all else goes block by block through one softmax.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
     from longctx_bench.methods.banded import Band
@@ -27,6 +31,10 @@ _MAX_LOGITS = 2**24
 """Logits of a block of queries: 64 MiB in fp32."""
 _MIN_BLOCK, _MAX_BLOCK = 16, 1024
 """Queries in a block."""
+_FUSED_FROM = 128
+"""New tokens of a pass from which a GPU takes the fused kernel."""
+_TILE = 128
+"""Queries and keys in a tile of FlexAttention."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class _BandTables:
     """cos and sin of the slots in ``span``, ``[rows, 1, tokens, head_dim]``."""
     span: slice
     """Slots of all keys of the band."""
+    block_mask: BlockMask | None = None
+    """Which keys of the span are the band's; None where the fused kernel is not taken."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +166,11 @@ def banded_attention(
         what = refused[0] if refused else "an attention mask of its own"
         raise UserError(f"banded attention is not defined for a model with {what}")
     tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
+    if tables.query_scale is not None:
+        query = query * tables.query_scale
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _attend(tables, query, key, value, scale)
+    is_fused = all(band.block_mask is not None for band in tables.bands)
+    output = (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
     return output.transpose(1, 2).to(query.dtype).contiguous(), None
 
 
@@ -170,8 +183,6 @@ def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torc
     rows, heads, new, width = query.shape
     key_heads = key.shape[1]
     grouped = (rows, key_heads, heads // key_heads)
-    if tables.query_scale is not None:
-        query = query * tables.query_scale
     queries = [rotate(query, *band.query).float().view(*grouped, new, width) for band in tables.bands]
     keys = [rotate(key[:, :, band.span], *band.key).float().transpose(2, 3) for band in tables.bands]
     values = value.float()
@@ -208,6 +219,77 @@ def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torc
     return output.view(rows, heads, new, width)
 
 
+def _attend_fused(
+    tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    outputs, sums = [], []
+    for band in tables.bands:
+        output, more = _flex_attention()(
+            rotate(query, *band.query),
+            rotate(key[:, :, band.span], *band.key),
+            value[:, :, band.span],
+            block_mask=band.block_mask,
+            scale=scale,
+            enable_gqa=True,
+            return_aux=AuxRequest(lse=True),
+        )
+        outputs.append(output.float())
+        sums.append(more.lse)
+    weights = torch.stack(sums).softmax(dim=0).unsqueeze(-1)
+    # A query without a key in a band has weight 0 there, and perhaps NaN for an output.
+    merged = torch.zeros_like(outputs[0])
+    for weight, output in zip(weights, outputs, strict=True):
+        merged += torch.where(weight > 0, weight * output, 0)
+    return merged
+
+
+@cache
+def _flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _takes_fused(new: int, mask: torch.Tensor | None, device: torch.device) -> bool:
+    return device.type == "cuda" and mask is None and new >= _FUSED_FROM
+
+
+def _block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch.device) -> BlockMask:
+    """Return FlexAttention's mask of the keys ``first`` to ``last`` (int64 ``[queries]``) of each query."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tiles = -(-len(first) // _TILE)
+    padding = (0, tiles * _TILE - len(first))
+    firsts, lasts = (
+        functional.pad(each[None].double(), padding, mode="replicate").long().view(tiles, _TILE)
+        for each in (first, last)
+    )
+    of_keys = torch.arange(-(-keys // _TILE))
+    some = (of_keys >= firsts.amin(1, keepdim=True) // _TILE) & (of_keys <= lasts.amax(1, keepdim=True) // _TILE)
+    whole = some & (of_keys * _TILE >= firsts.amax(1, keepdim=True))
+    whole &= (of_keys + 1) * _TILE <= lasts.amin(1, keepdim=True) + 1
+    first_key, last_key = first.to(device, torch.int32), last.to(device, torch.int32)
+
+    def is_in_band(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key >= first_key[query]) & (key <= last_key[query])
+
+    def in_order(tiles_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many tiles of keys there are for each tile of queries, and their numbers, these first."""
+        numbers = tiles_of.long().argsort(dim=1, descending=True, stable=True)
+        return tiles_of.sum(1).to(device, torch.int32)[None, None], numbers.to(device, torch.int32)[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *in_order(some & ~whole),
+        *in_order(whole),
+        BLOCK_SIZE=_TILE,
+        mask_mod=is_in_band,
+        seq_lengths=(len(first), keys),
+    )
+
+
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate ``[rows, heads, tokens, head_dim]``, the first half of a head paired with the second, as Llama does."""
     first, second = states.chunk(2, dim=-1)
@@ -241,7 +323,10 @@ def _make_tables(
         span = slice(min(int(first.min()), total), max(int(last.max()) + 1, 0))
         if span.start < span.stop:
             at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))
-            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span))
+            block_mask = None
+            if _takes_fused(new, mask, device):
+                block_mask = _block_mask(first[0] - span.start, last[0] - span.start, span.stop - span.start, device)
+            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, block_mask))
     query_scale = None
     if rotation.log_base is not None:
         query_scale = ((of_queries.clamp(min=0) + 1).double().log() / math.log(rotation.log_base)).clamp(min=1)

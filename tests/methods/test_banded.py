@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.model_types import CONTEXT, build, types
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.core.errors import UserError
@@ -164,6 +165,53 @@ def test_attention_is_the_definition_written_out(
     torch.testing.assert_close(whole.transpose(1, 2), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(chunk.transpose(1, 2), expected[:, :, 50:], atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(single.transpose(1, 2), expected[:, :, -1:], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
+def test_the_fused_kernel_is_the_same(
+    model: Any, name: str, params: dict[str, Any], distance: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlexAttention as torch runs it uncompiled: rotations, masks and the merge are those that a GPU takes."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, heads, LENGTH, 8, generator=generator) for heads in (4, 2, 2))
+    layer, attend = model.model.layers[0].self_attn, banded_attention.banded_attention
+    for queries in (query, query[:, :, 50:]):
+        with applied(model, make(name, **params)):
+            expected, _ = attend(layer, queries, key, value, None)
+        with monkeypatch.context() as patched, applied(model, make(name, **params)):
+            patched.setattr(banded_attention, "_takes_fused", lambda *_: True)
+            patched.setattr(banded_attention, "_flex_attention", lambda: flex_attention)
+            output, _ = attend(layer, queries, key, value, None)
+        torch.testing.assert_close(output, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
+def test_the_kernels_tiles_hold_all_keys_of_a_band(
+    name: str, params: dict[str, Any], distance: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banded_attention, "_TILE", 8)
+    for band in make(name, **params).bands(BASE, LENGTH):
+        position = torch.arange(3, LENGTH)
+        first, last = band.first(position).clamp(min=0), torch.minimum(band.last(position), position)
+        keys = torch.arange(LENGTH - 1)
+        inside = (keys >= first[:, None]) & (keys <= last[:, None])
+        found = banded_attention._block_mask(first, last, len(keys), torch.device("cpu"))
+        padded = torch.nn.functional.pad(inside, (0, 80 - len(keys), 0, 80 - len(position))).view(10, 8, 10, 8)
+        partial = dense(found.kv_num_blocks, found.kv_indices)
+        assert found.full_kv_num_blocks is not None
+        assert found.full_kv_indices is not None
+        whole = dense(found.full_kv_num_blocks, found.full_kv_indices)
+        assert torch.equal(partial | whole, padded.any(3).any(1))
+        assert not (partial & whole).any()
+        assert padded[:-1].transpose(1, 2)[whole[:-1]].all()
+
+
+def dense(counts: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Return which tiles are named, bool ``[tiles of queries, tiles of keys]``."""
+    named = torch.zeros(numbers.shape[2:], dtype=torch.bool)
+    for row, (count, order) in enumerate(zip(counts[0, 0].tolist(), numbers[0, 0], strict=True)):
+        named[row, order[:count].long()] = True
+    return named
 
 
 def oracle_states(heads: int, seed: float) -> torch.Tensor:
