@@ -2,7 +2,7 @@
 
 Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
 no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
-a band, and are merged by their log-sum-exps; all else goes block by block through one softmax.
+a band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "longctx_bench_banded"
 _MAX_LOGITS = 2**24
-"""Logits of a block of queries: 64 MiB in fp32."""
-_MIN_BLOCK, _MAX_BLOCK = 16, 1024
-"""Queries in a block."""
+"""Logits of a block of queries, where they are made: 64 MiB in fp32."""
+_MIN_BLOCK, _MAX_BLOCK = 16, 128
+"""Queries in a block: keys that only some of them attend to are read by all."""
+_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""torch's flash attention on a CPU, which also returns the log-sum-exp of each query's logits."""
 _FUSED_FROM = 128
 """New tokens of a pass from which a GPU takes the fused kernel."""
 _TILE = 128
@@ -175,48 +177,77 @@ def banded_attention(
 
 
 def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, for any tokens, cached or not, padded or not.
-
-    Logits and their sums are fp32, as in fused kernels. Queries of the heads that share a key head lie side by side, so
-    that no key is copied.
-    """
-    rows, heads, new, width = query.shape
-    key_heads = key.shape[1]
-    grouped = (rows, key_heads, heads // key_heads)
-    queries = [rotate(query, *band.query).float().view(*grouped, new, width) for band in tables.bands]
-    keys = [rotate(key[:, :, band.span], *band.key).float().transpose(2, 3) for band in tables.bands]
-    values = value.float()
+    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, for any tokens, cached or not, padded or not."""
+    rows, heads, new, _ = query.shape
+    queries = [rotate(query, *band.query) for band in tables.bands]
+    keys = [rotate(key[:, :, band.span], *band.key) for band in tables.bands]
     block = min(_MAX_BLOCK, max(_MIN_BLOCK, _MAX_LOGITS // (rows * heads * key.shape[2])))
-    output = query.new_empty(*grouped, new, width, dtype=torch.float32)
+    output = torch.zeros_like(query, dtype=torch.float32)
     for start in range(0, new, block):
         stop = min(start + block, new)
-        spans, logits = [], []
+        parts = []
         for band, rotated_query, rotated_key in zip(tables.bands, queries, keys, strict=True):
             first, last = band.first[:, start:stop], band.last[:, start:stop]
             low, high = int(first.min()), int(last.max()) + 1
             if low >= high:
                 continue
-            offset = band.span.start
-            part = rotated_query[:, :, :, start:stop].reshape(rows, key_heads, -1, width)
-            found = (part * scale) @ rotated_key[..., low - offset : high - offset]
-            found = found.view(*grouped, stop - start, high - low)
+            outside = None
             if int(first.max()) > low or int(last.min()) < high - 1:
                 slots = torch.arange(low, high)
                 outside = (slots < first[..., None]) | (slots > last[..., None])
-                # The lowest number and not minus infinity: a query of padding may have no key at all.
-                found = found.masked_fill(outside[:, None, None].to(query.device), torch.finfo(torch.float32).min)
-            spans.append(slice(low, high))
-            logits.append(found)
-        if not logits:
-            output[:, :, :, start:stop] = 0
-            continue
-        weights = (
-            torch.cat(logits, dim=-1).softmax(dim=-1).view(rows, key_heads, -1, sum(s.stop - s.start for s in spans))
-        )
-        parts = weights.split([span.stop - span.start for span in spans], dim=-1)
-        mixed = sum((part @ values[:, :, span] for part, span in zip(parts, spans, strict=True)), torch.zeros(()))
-        output[:, :, :, start:stop] = mixed.view(*grouped, stop - start, width)
-    return output.view(rows, heads, new, width)
+                outside = outside[:, None].to(query.device)
+            behind = band.span.start
+            near = rotated_key[:, :, low - behind : high - behind]
+            parts.append(_attend_to(rotated_query[:, :, start:stop], near, value[:, :, low:high], outside, scale))
+        if parts:
+            output[:, :, start:stop] = _merge(parts)
+    return output
+
+
+def _attend_to(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, outside: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to some keys.
+
+    Args:
+        query: ``[rows, heads, queries, head_dim]``, rotated.
+        key: ``[rows, key heads, keys, head_dim]``, rotated.
+        value: of the same shape.
+        outside: bool ``[rows or 1, 1, queries, keys]``, True where a key is not attended to; None: all are. The logit
+            is the lowest number there and not minus infinity: a query may have no key here, and padding none at all.
+        scale: factor on the logits.
+
+    Returns:
+        Outputs, and the log-sum-exp of each query's logits, fp32 ``[rows, heads, queries]``.
+    """
+    rows, heads, count, width = query.shape
+    # Queries of the heads that share a key head, side by side: no key is copied.
+    grouped = query.reshape(rows, key.shape[1], -1, width)
+    if query.device.type == "cpu" and _FLASH is not None:
+        if outside is None:
+            output, log_sum = _FLASH(grouped, key, value, scale=scale)
+            return output.reshape(query.shape), log_sum.reshape(rows, heads, count)
+        mask = torch.zeros(outside.shape, dtype=query.dtype).masked_fill(outside, torch.finfo(query.dtype).min)
+        output, log_sum = _FLASH(query, key, value, attn_mask=mask, scale=scale)
+        return output, log_sum
+    # Logits in fp32, as in fused kernels.
+    logits = (grouped.float() * scale) @ key.float().transpose(2, 3)
+    if outside is not None:
+        shaped = logits.view(rows, key.shape[1], -1, count, key.shape[2])
+        logits = shaped.masked_fill(outside[:, None], torch.finfo(torch.float32).min).view(logits.shape)
+    log_sum = logits.logsumexp(dim=-1)
+    output = (logits - log_sum[..., None]).exp() @ value.float()
+    return output.view(query.shape), log_sum.view(rows, heads, count)
+
+
+def _merge(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the attention to all keys, fp32, of outputs and log-sum-exps for disjoint ones."""
+    weights = torch.stack([log_sum for _, log_sum in parts]).softmax(dim=0).unsqueeze(-1)
+    merged = torch.zeros_like(parts[0][0], dtype=torch.float32)
+    for weight, (output, _) in zip(weights, parts, strict=True):
+        # A query without a key in a part has weight 0 there, and from some kernels NaN for an output.
+        merged += torch.where(weight > 0, weight * output.float(), 0)
+    return merged
 
 
 def _attend_fused(
@@ -225,7 +256,7 @@ def _attend_fused(
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
     from torch.nn.attention.flex_attention import AuxRequest
 
-    outputs, sums = [], []
+    parts = []
     for band in tables.bands:
         output, more = _flex_attention()(
             rotate(query, *band.query),
@@ -236,14 +267,8 @@ def _attend_fused(
             enable_gqa=True,
             return_aux=AuxRequest(lse=True),
         )
-        outputs.append(output.float())
-        sums.append(more.lse)
-    weights = torch.stack(sums).softmax(dim=0).unsqueeze(-1)
-    # A query without a key in a band has weight 0 there, and perhaps NaN for an output.
-    merged = torch.zeros_like(outputs[0])
-    for weight, output in zip(weights, outputs, strict=True):
-        merged += torch.where(weight > 0, weight * output, 0)
-    return merged
+        parts.append((output, more.lse))
+    return _merge(parts)
 
 
 @cache

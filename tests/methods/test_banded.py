@@ -146,12 +146,15 @@ class Everything(BandedAttention):
         return 0
 
 
-@pytest.mark.parametrize("max_logits", [2**24, 1000], ids=["one block", "blocks"])
+@pytest.mark.parametrize("way", ["one block", "blocks", "plain"])
 @pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
 def test_attention_is_the_definition_written_out(
-    model: Any, name: str, params: dict[str, Any], distance: Any, max_logits: int, monkeypatch: pytest.MonkeyPatch
+    model: Any, name: str, params: dict[str, Any], distance: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(banded_attention, "_MAX_LOGITS", max_logits)
+    if way != "one block":
+        monkeypatch.setattr(banded_attention, "_MAX_BLOCK", 16)
+    if way == "plain":
+        monkeypatch.setattr(banded_attention, "_FLASH", None)  # as on a GPU behind a cache
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(1, heads, LENGTH, 8, generator=generator) for heads in (4, 2, 2))
     expected = written_out(query, key, value, 0.6, distance)
