@@ -43,13 +43,19 @@ def test_the_loss_falls_and_the_weights_stay() -> None:
     told: list[fits.FitPoint] = []
     start = torch.zeros(2, 4)
     fitted, points = fits._descend(model, query_modules(model), start, [batch] * 40, 40, 2.0, 200, told.append)
-    assert points == told and len(points) == 10 and points[-1].step == 40
+    assert points == told
+    assert len(points) == 10
+    assert points[-1].step == 40
     losses = [point.answer_loss + fits.TEXT_WEIGHT * point.text_loss for point in points]
     assert losses[-1] < losses[0] - 0.05
-    assert fitted.shape == (2, 4) and (fitted.abs() > 0.05).all() and not start.any()
+    assert fitted.shape == (2, 4)
+    assert (fitted.abs() > 0.05).all()
+    assert not start.any()
     for name, parameter in model.named_parameters():
         tensor, needed = before[name]
-        assert torch.equal(parameter, tensor) and parameter.requires_grad == needed and parameter.grad is None
+        assert torch.equal(parameter, tensor)
+        assert parameter.requires_grad == needed
+        assert parameter.grad is None
 
 
 def test_padding_and_passes_do_not_change_the_loss() -> None:
@@ -73,7 +79,9 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
         "calibrate", f"drope:{folder}", "--per-head", "--scale", "1.25x", "--steps", "1", "--limit", "2",
         "--device", "cpu",
     )  # fmt: skip
-    assert status == 0 and "step 1/1" in out and "needles found: 1.25x" in out
+    assert status == 0
+    assert "step 1/1" in out
+    assert "needles found: 1.25x" in out
     written = json.loads((folder / "calibration.json").read_text())["temperature"]
     assert {"heads", "retrieval", "perplexity"} <= written.keys()
     rows = written["heads"]["table"]["1.25"]
@@ -84,7 +92,8 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
         "run", "--model", f"drope:{folder}", "--tasks", "niah", "--scale", "1.25x", "--limit", "1", "--device", "cpu",
         "--out", tmp_path / "run",
     )  # fmt: skip
-    assert status == 0 and "mean head temperature by retrieval" in out
+    assert status == 0
+    assert "mean head temperature by retrieval" in out
 
 
 @pytest.mark.parametrize(
@@ -99,4 +108,6 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
 )
 def test_wrong_input_gets_one_line(call: Any, arguments: tuple[str, ...], named: str) -> None:
     status, _, error = call("calibrate", *arguments)
-    assert status == 2 and named in error and "Traceback" not in error
+    assert status == 2
+    assert named in error
+    assert "Traceback" not in error
