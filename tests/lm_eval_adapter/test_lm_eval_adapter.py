@@ -155,6 +155,11 @@ def test_its_tasks_run_in_our_store(
         main()
     assert (folder / "records.jsonl").stat().st_mtime_ns == written
     assert "not a git repository" not in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments, "--dry-run"])
+    with pytest.raises(SystemExit):
+        main()
+    rows = [line.split() for line in capfd.readouterr().out.splitlines() if "arc_local" in line]
+    assert [row[2] for row in rows] == ["-", "-"], "how long its documents are is not known in advance"
 
 
 def test_a_worker_of_a_cluster_runs_its_tasks_whole_and_again_when_it_is_lost(
