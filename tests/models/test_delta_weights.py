@@ -232,7 +232,10 @@ def test_the_bases_own_folder_is_not_written_to(base: Path, trained: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--bytes", "inf"], "must be a number of bytes"), (["--share", "0.1", "--text", "missing.txt"], "cannot be read")],
+    [
+        (["--bytes", "inf"], "must be a number of bytes"),
+        (["--share", "0.1", "--text", "missing.txt"], "cannot be read"),
+    ],
 )
 def test_wrong_arguments_are_one_line(
     base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
