@@ -631,6 +631,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(data=st.data(), n=st.integers(1, 12))
 def test_killed_at_any_byte_every_record_is_there_once(

@@ -442,6 +442,7 @@ def write_payloads(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_nothing_that_a_run_holds_is_executed_or_fetched(driven: Driven, tmp_path: Path) -> None:
     folder = write_payloads(tmp_path / "made")
     path = tmp_path / "page.html"
