@@ -15,6 +15,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Cell
 from longctx_bench.store.run_store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 Page = Any
 
 
@@ -442,7 +444,6 @@ def write_payloads(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_nothing_that_a_run_holds_is_executed_or_fetched(driven: Driven, tmp_path: Path) -> None:
     folder = write_payloads(tmp_path / "made")
     path = tmp_path / "page.html"
