@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,17 @@ PACKAGES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    subprocess.run([*command, *map(str, PACKAGES)], check=True, stdin=subprocess.DEVNULL, timeout=600)
+    folder, backend = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("backend")
+    projects = [tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8")) for path in PACKAGES]
+    # The build backend once, and not once per package as pip's isolated builds do.
+    _pip_install(backend, sorted({name for project in projects for name in project["build-system"]["requires"]}))
+    _pip_install(folder, ["--no-deps", "--no-build-isolation", *map(str, PACKAGES)], PYTHONPATH=str(backend))
     return folder
+
+
+def _pip_install(target: Path, arguments: list[str], **environment: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), *arguments]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=600, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")

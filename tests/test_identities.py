@@ -26,6 +26,7 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found(tmp_path_factory.mktemp("identities"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["prompts", "cells", "cells of local data", "digests"])
 def test_identities_are_those_of_the_versions_before(now: dict[str, Any], part: str) -> None:
     pinned = json.loads(PINNED.read_text(encoding="utf-8"))
@@ -36,6 +37,7 @@ def test_identities_are_those_of_the_versions_before(now: dict[str, Any], part: 
     assert not missing, "new ones are to be pinned: python tests/identities.py"
 
 
+@pytest.mark.slow
 def test_every_task_has_prompts(now: dict[str, Any]) -> None:
     written = {name.split()[0] for name, row in now["prompts"].items() if len(row) == 4}
     assert set(Registry().tasks) - written <= {"qa_2@paper"}, "whose documents take more tokens than these lengths"

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.usefixtures("smollm2_folder")
 def test_the_untouched_model_finds_the_needle(tmp_path: Path) -> None:
-    """The 40 trials at 2,048 tokens are in results/reference/smollm2-135m; here eleven depths at 1,024."""
-    frame = run("smollm2-135m", "niah", length=[1024], limit=11, device="cpu", out=tmp_path)
+    """The 40 trials at 2,048 tokens are in results/reference/smollm2-135m; here eleven depths at 512."""
+    frame = run("smollm2-135m", "niah", length=[512], limit=11, device="cpu", out=tmp_path)
     assert frame["score"][0] >= 0.9
 
 
@@ -29,8 +29,8 @@ def test_load_gives_a_model_ready_for_any_loop() -> None:
 
 @pytest.mark.usefixtures("smollm2_folder")
 def test_the_shipped_difference_gives_a_model_without_positions_that_finds_the_needle(tmp_path: Path) -> None:
-    """506 trials a length are in results/reference/smollm; here eleven depths at half the training context."""
-    frame = run("drope-smollm", "niah", length=[1024], limit=11, device="cpu", out=tmp_path)
+    """506 trials a length are in results/reference/smollm; here eleven depths at a quarter of the training context."""
+    frame = run("drope-smollm", "niah", length=[512], limit=11, device="cpu", out=tmp_path)
     assert frame["score"][0] >= 0.9
 
 

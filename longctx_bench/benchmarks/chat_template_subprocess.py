@@ -1,7 +1,7 @@
 """Subprocess that renders a chat template for :mod:`longctx_bench.benchmarks.chat_templates`.
 
-Run as a file, so that it imports nothing of this package. Protocol: JSON lines. The first input line is the template;
-each further line is a conversation, answered by one output line.
+Run as a file, so that it imports nothing of this package. Protocol: JSON lines. The first input line is the template
+and its limits; each further line is a conversation, answered by one output line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, TextIO
 
 _MEMORY = 2 << 30
 """Address space limit in bytes: the process itself needs a tenth, the longest prompts a hundredth."""
-_SECONDS = 5.0
-"""CPU time limit per conversation; a long prompt takes milliseconds."""
 _MORE = 1 << 20
 """Maximum output is twice the conversation's characters plus this."""
 
@@ -33,7 +31,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
 
     for line in lines:
         conversation = json.loads(line)
-        _limit(_SECONDS)
+        _limit(setup["cpu_seconds"])
         try:
             # Despite its annotation it returns the texts and the positions of generations in them.
             rendered: Any = render_jinja_template(

@@ -18,7 +18,9 @@ from typing import Any
 from longctx_bench.core.errors import UserError
 
 _SECONDS = 60.0
-"""Timeout for a rendered prompt; the subprocess's own CPU-time limit is shorter."""
+"""Timeout for a rendered prompt; the subprocess's own limit is shorter."""
+_CPU_SECONDS = 5.0
+"""CPU time limit of the subprocess per prompt; a long prompt takes milliseconds."""
 _PROGRAM = Path(__file__).with_name("chat_template_subprocess.py")
 
 
@@ -96,6 +98,7 @@ class ChatTemplate:
             setup = {
                 "template": self._tokenizer.get_chat_template(),
                 "special_tokens": self._tokenizer.special_tokens_map,
+                "cpu_seconds": _CPU_SECONDS,
             }
         except ValueError as error:
             raise UserError(f"--chat-template: {self._name}: {error!s:.200}") from error

@@ -31,7 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def renamed_option(old: str, advice: str, **attributes: Any) -> Callable[[F], F]:
-    """Return the old spelling of an option: still accepted, hidden from ``--help``, with a warning when it is used.
+    """Return an option of earlier releases: still accepted, hidden from ``--help``, with a warning when it is used.
 
     Args:
         old: the spelling of earlier releases, such as ``--rerun``.

@@ -8,14 +8,21 @@ from typing import Any
 
 import click
 
-from longctx_bench.cli.options import make_registry, parse_lengths, parse_scales, registry_options, writable
+from longctx_bench.cli.options import (
+    make_registry,
+    parse_lengths,
+    parse_scales,
+    registry_options,
+    renamed_option,
+    writable,
+)
 from longctx_bench.cli.output import put, rows_option, say
 from longctx_bench.core.errors import UserError
 
 
 @click.command("parity")
 @click.argument("models", metavar="MODEL")
-@click.option("--engines", default="hf,vllm", show_default=True, help="Reference engine and checked engine.")
+@renamed_option("--engines", "hf and vllm are always compared", default="hf,vllm")
 @click.option("--task", default="niah", show_default=True, help="Task that supplies the prompts.")
 @click.option("--scale", metavar="SCALES", help="Lengths as multiples of the training context (default: 1x,2x).")
 @click.option("--length", metavar="TOKENS", help="Lengths in tokens, prompt and new tokens together, e.g. 4096,8k.")
@@ -70,7 +77,7 @@ def parity_command(
     prompts. Exit code 1 if a model is not certified.
     """
     if engines.replace(" ", "") != "hf,vllm":
-        raise UserError(f"--engines {engines}: only hf,vllm can be compared")
+        raise UserError(f"--engines {engines}: only hf,vllm can be compared; leave it out")
     scales, lengths = parse_scales(scale), parse_lengths(length)
     registry = make_registry(**options)  # type: ignore[arg-type]
 

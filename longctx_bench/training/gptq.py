@@ -1,7 +1,7 @@
-"""Rounding that lets later weights make up for what earlier ones lost (GPTQ, Frantar et al. 2022, arXiv 2210.17323).
+"""GPTQ: rounding of weight matrices with error compensation (Frantar et al. 2022, arXiv 2210.17323).
 
-A rounded matrix matters by what it does to its inputs, and those are far from independent: an error in one column can
-be undone in part by the columns that its input goes along with.
+It minimises the error of a matrix's outputs, not of its weights. Inputs are correlated, so the error of one column can
+partly be compensated by the columns that are rounded after it.
 """
 
 from __future__ import annotations
@@ -19,96 +19,96 @@ from longctx_bench.engines.hf.engine import load_model
 from longctx_bench.models.checkpoint import load_tokenizer
 
 _DAMPING = 0.01
-"""Of the mean square of an input, added to each: the moments of a few thousand tokens are no more exact."""
+"""Added to each diagonal entry of the moments, relative to their mean: a few thousand tokens are not more exact."""
 _BLOCK = 128
-"""Columns after which what the others make up for is brought up to date."""
+"""Columns rounded before the compensation of all later columns is updated."""
 
 
 def input_moments(folder: Path, text: Path, tokens: int, length: int = 2048) -> dict[str, torch.Tensor]:
-    """Return ``[inputs, inputs]`` in fp32 for every matrix of a model, by name: the mean product of its inputs.
+    """Return the second moments of each linear layer's inputs, ``[inputs, inputs]`` in fp32, by name of its weight.
 
     Args:
         folder: a model in Hugging Face format.
-        text: documents that no test uses.
-        tokens: how many of them are read, in rows of ``length``.
-        length: tokens of a row, at most the model's training context.
+        text: calibration documents that no test uses.
+        tokens: number of calibration tokens, read in sequences of ``length``.
+        length: tokens per sequence; at most the model's training context is used.
 
     Raises:
-        UserError: model, tokenizer or text cannot be read, or the text has less than a row.
+        UserError: the model, its tokenizer or the text cannot be read, or the text is shorter than one sequence.
     """
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, "float32", "cpu")
     length = min(length, model.config.max_position_embeddings)
-    rows = _rows(text, tokenizer, tokens, length)
+    rows = _sequences(text, tokenizer, tokens, length)
     moments: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), _watched(model, moments):
+    with torch.no_grad(), _accumulate_moments(model, moments):
         for row in rows:
             model(row[None], use_cache=False)
-    found = {name: total / (len(rows) * length) for name, total in moments.items()}
-    if model.config.tie_word_embeddings and "lm_head.weight" in found:
-        # One matrix for two purposes: rows are also looked up as they are, where every column counts the same.
-        last = found.pop("lm_head.weight")
-        found["model.embed_tokens.weight"] = last / last.diagonal().mean() + torch.eye(len(last))
-    return found
+    means = {name: total / (len(rows) * length) for name, total in moments.items()}
+    if model.config.tie_word_embeddings and "lm_head.weight" in means:
+        # A tied matrix is also the embedding, where every column counts the same: accumulate the identity.
+        head = means.pop("lm_head.weight")
+        means["model.embed_tokens.weight"] = head / head.diagonal().mean() + torch.eye(len(head))
+    return means
 
 
-def rounded(rest: torch.Tensor, steps: torch.Tensor, moments: torch.Tensor, largest: int) -> torch.Tensor:
-    """Return int8 codes ``[rows, inputs]``, so that ``steps * codes`` does to inputs nearly what ``rest`` does.
+def gptq_codes(weights: torch.Tensor, steps: torch.Tensor, moments: torch.Tensor, max_code: int) -> torch.Tensor:
+    """Return int8 codes ``[rows, inputs]`` whose ``steps * codes`` has nearly the outputs of ``weights``.
 
     Args:
-        rest: ``[rows, inputs]`` in fp32.
-        steps: ``[rows]``.
-        moments: ``[inputs, inputs]``, the mean product of the inputs.
-        largest: codes lie between this and its negative.
+        weights: ``[rows, inputs]`` in fp32.
+        steps: step size of each row, ``[rows]``.
+        moments: second moments of the inputs, ``[inputs, inputs]``, from :func:`input_moments`.
+        max_code: codes lie between this and its negative.
     """
-    # The loudest inputs first: most columns are left to make up for them.
+    # The largest inputs first, while most columns are left to compensate for them.
     order = moments.diagonal().argsort(descending=True)
-    damped = moments[order][:, order].double()
-    damped.diagonal().add_(_DAMPING * damped.diagonal().mean() + 1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
-    left = (rest / steps[:, None])[:, order]
-    codes = torch.empty_like(left)
-    for start in range(0, left.shape[1], _BLOCK):
-        end = min(start + _BLOCK, left.shape[1])
-        lost = torch.empty_like(left[:, start:end])
+    damped_moments = moments[order][:, order].double()
+    damped_moments.diagonal().add_(_DAMPING * damped_moments.diagonal().mean() + 1e-12)
+    inverse_moments = torch.cholesky_inverse(torch.linalg.cholesky(damped_moments))
+    factor = torch.linalg.cholesky(inverse_moments, upper=True).float()
+    remaining = (weights / steps[:, None])[:, order]
+    codes = torch.empty_like(remaining)
+    for start in range(0, remaining.shape[1], _BLOCK):
+        end = min(start + _BLOCK, remaining.shape[1])
+        errors = torch.empty_like(remaining[:, start:end])
         for column in range(start, end):
-            codes[:, column] = left[:, column].round().clamp_(-largest, largest)
-            lost[:, column - start] = (left[:, column] - codes[:, column]) / factor[column, column]
-            left[:, column + 1 : end] -= lost[:, column - start, None] * factor[column, column + 1 : end]
-        left[:, end:] -= lost @ factor[start:end, end:]
-    back = torch.empty_like(codes)
-    back[:, order] = codes
-    return back.to(torch.int8)
+            codes[:, column] = remaining[:, column].round().clamp_(-max_code, max_code)
+            errors[:, column - start] = (remaining[:, column] - codes[:, column]) / factor[column, column]
+            remaining[:, column + 1 : end] -= errors[:, column - start, None] * factor[column, column + 1 : end]
+        remaining[:, end:] -= errors @ factor[start:end, end:]
+    unordered = torch.empty_like(codes)
+    unordered[:, order] = codes
+    return unordered.to(torch.int8)
 
 
-def _rows(text: Path, tokenizer: Any, tokens: int, length: int) -> list[torch.Tensor]:
+def _sequences(text: Path, tokenizer: Any, tokens: int, length: int) -> list[torch.Tensor]:
     ids: list[int] = []
     for document in read_documents(text, "text"):
         if len(ids) >= tokens:
             break
-        # A whole book would be read for its beginning: a share of each document mixes them.
+        # Only the beginning of each document, so that one book does not fill the sample.
         ids += tokenizer.encode(document[: 16 * length], add_special_tokens=False)[: 2 * length]
     starts = range(0, min(len(ids), tokens) - length + 1, length)
     if not starts:
-        raise UserError(f"{text}: has {len(ids)} tokens, less than one row of {length}")
+        raise UserError(f"{text}: has {len(ids)} tokens, fewer than one sequence of {length}")
     return [torch.tensor(ids[start : start + length]) for start in starts]
 
 
 @contextmanager
-def _watched(model: torch.nn.Module, moments: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Add up the products of what goes into each linear layer."""
+def _accumulate_moments(model: torch.nn.Module, moments: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Hook all linear layers to add up the products of their inputs."""
 
-    def watch(name: str) -> Any:
-        def add(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def hook_of(name: str) -> Any:
+        def accumulate(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             inputs = arguments[0].flatten(0, -2).float()
             product = inputs.T @ inputs
             moments[name] = moments[name] + product if name in moments else product
 
-        return add
+        return accumulate
 
     hooks = [
-        module.register_forward_pre_hook(watch(f"{name}.weight"))
+        module.register_forward_pre_hook(hook_of(f"{name}.weight"))
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     ]

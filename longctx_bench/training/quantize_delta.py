@@ -1,6 +1,7 @@
-"""``python -m longctx_bench.training.pack FOLDER --base NAME --out DIR``: a trained model as a small difference.
+"""Quantized delta weights: a trained model as a small difference to its base.
 
-What it writes, :mod:`longctx_bench.models.delta_weights` merges with the base again.
+Command line: ``python -m longctx_bench.training.pack FOLDER --base NAME --out DIR``.
+:mod:`longctx_bench.models.delta_weights` merges the result with the base again.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from longctx_bench.models.delta_weights import (
 )
 from longctx_bench.models.trusted_sources import trust_source
 from longctx_bench.registry import Registry
-from longctx_bench.training.gptq import input_moments, rounded
+from longctx_bench.training.gptq import gptq_codes, input_moments
 
 _FIRST_SHARE = 0.05
-_CLOSE = 0.998
-"""Of the bytes that were asked for: a size between this share of them and all is good enough."""
+"""Step size that the search for a file size starts from."""
+_MIN_FILL = 0.998
+"""The search for a file size ends when the file has at least this share of the requested bytes, and not more."""
 _ATTEMPTS = 10
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -53,28 +55,30 @@ _Error = tuple[float, float]
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing came to."""
+    """The size and the errors of a quantized delta."""
 
     file: Path
     share: float
+    """Step size of a row, relative to the row's root mean square."""
     bytes: int
+    """Size of the file."""
     error: float
-    """Root mean square of what the matrices are off, relative to that of their weights."""
+    """Root mean square error of all weight matrices, relative to the root mean square of the weights."""
     worst: float
-    """The largest of one matrix."""
+    """The largest relative error of a single matrix."""
     effect: float | None
-    """The same of what the matrices make of their inputs, where those are known."""
+    """Relative root mean square error of the matrices' outputs on the calibration text; None without one."""
 
 
 @dataclass(frozen=True)
-class _Coded:
+class _QuantizedDelta:
     tensors: dict[str, torch.Tensor]
-    matrices: int
-    """Weights in matrices."""
-    errors: list[tuple[float, float]]
-    """Sum of squares of what is off and of the weights, for every matrix."""
-    effects: list[tuple[float, float]]
-    """The same of what matrices with known inputs make of them."""
+    num_weights: int
+    """Weights in matrices; other tensors are stored as they are."""
+    errors: list[_Error]
+    """Per matrix: sum of squares of the error and of the weights."""
+    output_errors: list[_Error]
+    """Per matrix with known inputs: sum of squares of its output's error and of its output."""
 
     @property
     def bytes(self) -> int:
@@ -90,144 +94,152 @@ def pack(
     text: Path | None = None,
     tokens: int = 16_384,
 ) -> Packed:
-    """Write ``folder`` to ``out`` with a difference to ``base`` in place of its weights.
+    """Write ``folder`` to ``out`` with delta weights, the quantized difference to ``base``, in place of its weights.
 
     Args:
         folder: a trained model in Hugging Face format, bf16.
-        base: a listed model, or the folder of one, that it was trained from.
-        out: gets all files of the folder but the weights, and but a tokenizer that is the base's.
-        share: a matrix' row is stored to multiples of this share of its root mean square.
-        size: bytes of the difference, of which the share follows; one of the two is given.
-        text: documents that no test uses; with it, rounding minds what the matrices do to this text.
-        tokens: how many of its tokens are read.
+        base: the model that it was trained from: a registered name, or a folder.
+        out: receives all files of the folder except the weights, and except a tokenizer equal to the base's.
+        share: step size of each row of a matrix, relative to the row's root mean square.
+        size: bytes of the delta weights, from which the step size is computed; give either ``share`` or ``size``.
+        text: calibration documents that no test uses; with them, weights are rounded by GPTQ instead of to nearest.
+        tokens: number of calibration tokens.
 
     Raises:
-        UserError: no such model, weights that are not finite, a size that cannot be had, or no space on the disk.
+        UserError: unknown model, non-finite weights, a size that cannot be reached, or no space on the disk.
     """
     if (share is None) == (size is None):
         raise UserError("pack: give one of --share and --bytes")
     if not 0 < (1e-4 if share is None else share) <= 1:
-        raise UserError(f"--share {share}: is part of a row's root mean square, such as 0.04")
+        raise UserError(f"--share {share}: must be a share of a row's root mean square, such as 0.04")
     source = _source(base)
     if (fetch(source) / DELTA_FILE).is_file():
-        raise UserError(f"--base {base}: is a difference itself, which none can be taken from; name what it came from")
+        raise UserError(f"--base {base}: has delta weights itself; name the model that it is based on")
     base_folder = checkpoint_folder(source)
     if out.resolve() in (folder.resolve(), base_folder.resolve()):
-        raise UserError(f"--out {out}: is the folder of the model or its base; name another")
+        raise UserError(f"--out {out}: is the folder of the model or of its base; choose another")
     model_folder = checkpoint_folder(PathSource(path=folder))
     moments = input_moments(model_folder, text, tokens) if text is not None else {}
     with open_safetensors(model_folder) as model, open_safetensors(base_folder) as before:
-        coded = _coded(model, before, share or _FIRST_SHARE, moments)
+        delta = _quantize(model, before, share or _FIRST_SHARE, moments)
         if size is not None:
-            coded, share = _of_size(model, before, coded, size, moments)
+            delta, share = _fit_size(model, before, delta, size, moments)
         assert share is not None
         origin = DeltaBase(
             base if not isinstance(source, PathSource) else source.path.name, source, tensors_digest(before)
         )
         with atomic_write(out / DELTA_FILE) as temporary:
-            write_delta(temporary, coded.tensors, origin)
-    _copy_beside(model_folder, base_folder, out)
-    worst = max(((part / all_) ** 0.5 for part, all_ in coded.errors if all_), default=0.0)
+            write_delta(temporary, delta.tensors, origin)
+    _copy_other_files(model_folder, base_folder, out)
+    worst = max(((error / total) ** 0.5 for error, total in delta.errors if total), default=0.0)
     file = out / DELTA_FILE
-    effect = _relative(coded.effects) if coded.effects else None
-    return Packed(file, share, file.stat().st_size, _relative(coded.errors), worst, effect)
+    effect = _relative(delta.output_errors) if delta.output_errors else None
+    return Packed(file, share, file.stat().st_size, _relative(delta.errors), worst, effect)
 
 
 def _relative(errors: list[tuple[float, float]]) -> float:
-    off, whole = (sum(pair[part] for pair in errors) for part in (0, 1))
-    return (off / whole) ** 0.5 if whole else 0.0
+    error, total = (sum(pair[index] for pair in errors) for index in (0, 1))
+    return (error / total) ** 0.5 if total else 0.0
 
 
 def _source(base: str) -> Source:
     path = Path(base).expanduser()
     if path.is_dir():
         source = PathSource(path=path.resolve())
-        trust_source(source)  # What is packed can be merged on this machine, and nowhere else.
+        trust_source(source)  # The delta can be merged on this machine only.
         return source
-    # A branch of the hub may move, and what was packed against it before would no longer fit.
+    # Pin the commit: a hub branch may move, and the delta would no longer fit.
     return resolve_revision(Registry().variant(base).source)
 
 
-def _of_size(
-    model: SafetensorsReader, before: SafetensorsReader, coded: _Coded, size: int, moments: _Moments
-) -> tuple[_Coded, float]:
-    """Find the share by what each attempt came to: twice the step takes one bit less a weight, while bits are many."""
+def _fit_size(
+    model: SafetensorsReader, before: SafetensorsReader, delta: _QuantizedDelta, size: int, moments: _Moments
+) -> tuple[_QuantizedDelta, float]:
+    """Search for the step size that gives a file of ``size`` bytes.
+
+    Doubling the step saves about one bit per weight, so each attempt's size gives the next step.
+
+    Raises:
+        UserError: no step size gives that size.
+    """
     share = _FIRST_SHARE
     for _ in range(_ATTEMPTS):
-        if _CLOSE * size <= coded.bytes + _header(coded) <= size:
-            return coded, share
-        surplus = coded.bytes + _header(coded) - size * (1 + _CLOSE) / 2
-        share *= 2 ** min(4.0, 8 * surplus / max(1, coded.matrices))
-        coded = _coded(model, before, share, moments)
-    raise UserError(f"--bytes {size}: the nearest share found, {share:.3g}, takes {coded.bytes} bytes; give --share")
+        if _MIN_FILL * size <= delta.bytes + _max_header_bytes(delta) <= size:
+            return delta, share
+        surplus = delta.bytes + _max_header_bytes(delta) - size * (1 + _MIN_FILL) / 2
+        share *= 2 ** min(4.0, 8 * surplus / max(1, delta.num_weights))
+        delta = _quantize(model, before, share, moments)
+    raise UserError(f"--bytes {size}: not reached; --share {share:.3g} takes {delta.bytes} bytes; give --share")
 
 
-def _header(coded: _Coded) -> int:
-    """Return what safetensors' header takes, and a little more."""
-    return 1000 + sum(len(name) + 90 for name in coded.tensors)
+def _max_header_bytes(delta: _QuantizedDelta) -> int:
+    """Return an upper bound of the safetensors header's size in bytes."""
+    return 1000 + sum(len(name) + 90 for name in delta.tensors)
 
 
-def _coded(model: SafetensorsReader, before: SafetensorsReader, share: float, moments: _Moments) -> _Coded:
+def _quantize(model: SafetensorsReader, before: SafetensorsReader, share: float, moments: _Moments) -> _QuantizedDelta:
     tensors: dict[str, torch.Tensor] = {}
-    errors, effects = [], []
+    errors, output_errors = [], []
     matrices = [name for name in model if model[name].dim() == 2 and _shape(before, name) == model[name].shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        of_name = pool.map(lambda name: _matrix(name, model[name], before[name], share, moments.get(name)), matrices)
-        for parts, error, effect in of_name:
+        quantized = pool.map(
+            lambda name: _quantize_matrix(name, model[name], before[name], share, moments.get(name)), matrices
+        )
+        for parts, error, output_error in quantized:
             tensors |= parts
             errors.append(error)
-            effects += effect
+            output_errors += output_error
     for name in model:
         if name not in matrices:
             if name.endswith((SCALE, STEPS, CODES)):
-                raise UserError(f"{name}: a tensor of that name cannot be packed")
+                raise UserError(f"{name}: a tensor with this name ending cannot be stored with delta weights")
             tensors[name] = model[name].clone()
-    return _Coded(tensors, sum(model[name].numel() for name in matrices), errors, effects)
+    return _QuantizedDelta(tensors, sum(model[name].numel() for name in matrices), errors, output_errors)
 
 
 def _shape(weights: SafetensorsReader, name: str) -> torch.Size | None:
     return weights[name].shape if name in weights else None
 
 
-def _matrix(
+def _quantize_matrix(
     name: str, trained: torch.Tensor, base: torch.Tensor, share: float, moments: torch.Tensor | None
 ) -> tuple[dict[str, torch.Tensor], _Error, list[_Error]]:
     weight, before = trained.float(), base.float()
     if not bool(weight.isfinite().all()):
-        raise UserError(f"{name}: has weights that are not finite")
-    # One scale a matrix, for what weight decay took: one a row takes as many bytes as it saves.
+        raise UserError(f"{name}: has non-finite weights")
+    # One scale per matrix, for the effect of weight decay; one per row would take as many bytes as it saves.
     scale = (before.flatten() @ weight.flatten()) / before.square().sum().clamp_min(1e-30)
-    rest = weight - before * scale
-    least = rest.abs().amax(1) / (MAX_CODE - 1)  # One less: the step is rounded itself.
-    steps = torch.maximum(weight.square().mean(1).sqrt() * share, least).clamp_min(1e-30).bfloat16()
+    residual = weight - before * scale
+    min_steps = residual.abs().amax(1) / (MAX_CODE - 1)  # One less, because the step itself is rounded.
+    steps = torch.maximum(weight.square().mean(1).sqrt() * share, min_steps).clamp_min(1e-30).bfloat16()
     if moments is None:
-        codes = (rest / steps.float()[:, None]).round_().to(torch.int8)
+        codes = (residual / steps.float()[:, None]).round_().to(torch.int8)
     else:
-        codes = rounded(rest, steps.float(), moments, MAX_CODE)
-    off = apply_delta(base, scale, steps, codes).float() - weight
-    error = float(off.square().sum()), float(weight.square().sum())
-    effect = [] if moments is None else [(_squared(off, moments), _squared(weight, moments))]
-    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compress_codes(codes)}, error, effect
+        codes = gptq_codes(residual, steps.float(), moments, MAX_CODE)
+    difference = apply_delta(base, scale, steps, codes).float() - weight
+    error = float(difference.square().sum()), float(weight.square().sum())
+    output_error = [] if moments is None else [(_output_energy(difference, moments), _output_energy(weight, moments))]
+    return {name + SCALE: scale, name + STEPS: steps, name + CODES: compress_codes(codes)}, error, output_error
 
 
-def _squared(weight: torch.Tensor, moments: torch.Tensor) -> float:
-    """Return the mean square of what a matrix makes of inputs with these moments, summed over its rows."""
+def _output_energy(weight: torch.Tensor, moments: torch.Tensor) -> float:
+    """Return the mean square of a matrix's outputs for inputs with these moments, summed over its rows."""
     return float(((weight @ moments) * weight).sum())
 
 
-def _copy_beside(folder: Path, base_folder: Path, out: Path) -> None:
-    left_out = tokenizer_files(folder) if _same_tokenizer(folder, base_folder) else []
+def _copy_other_files(folder: Path, base_folder: Path, out: Path) -> None:
+    skipped = tokenizer_files(folder) if _same_tokenizer(folder, base_folder) else []
     for file in sorted(folder.iterdir()):
-        if not file.is_file() or file in left_out or file.suffix in _WEIGHTS or file.name.endswith(".index.json"):
+        if not file.is_file() or file in skipped or file.suffix in _WEIGHTS or file.name.endswith(".index.json"):
             continue
         with atomic_write(out / file.name) as temporary:
             shutil.copyfile(file, temporary)
 
 
 def _same_tokenizer(folder: Path, base_folder: Path) -> bool:
-    """Tell whether two folders have one tokenizer, whichever version of transformers wrote them."""
-    own, others = ({file.name: _content(file) for file in tokenizer_files(each)} for each in (folder, base_folder))
-    return own == others
+    """Whether two folders hold the same tokenizer, whichever transformers version wrote them."""
+    first, second = ({file.name: _content(file) for file in tokenizer_files(path)} for path in (folder, base_folder))
+    return first == second
 
 
 def _content(file: Path) -> Any:
@@ -238,21 +250,23 @@ def _content(file: Path) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Pack a model; return the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m longctx_bench.training.pack", description=pack.__doc__)
     parser.add_argument("folder", type=Path, help="the trained model")
     parser.add_argument(
-        "--base", required=True, help="a listed model, or a folder (for this machine alone): what it was trained from"
+        "--base",
+        required=True,
+        help="what it was trained from: a registered name, or a folder (for this machine only)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--share", type=float, help="step of a row, as a share of its root mean square")
-    parser.add_argument("--bytes", type=float, help="size of the difference in place of --share, such as 88e6")
-    parser.add_argument("--text", type=Path, help="rounding minds what the matrices do to this text")
-    parser.add_argument("--tokens", type=int, default=16_384, help="of the text that are read")
+    parser.add_argument("--share", type=float, help="step size of a row, relative to its root mean square")
+    parser.add_argument("--bytes", type=float, help="size of the delta weights, instead of --share, such as 88e6")
+    parser.add_argument("--text", type=Path, help="calibration text: round weights by GPTQ instead of to nearest")
+    parser.add_argument("--tokens", type=int, default=16_384, help="number of calibration tokens")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.bytes is not None and not 0 < chosen.bytes < 1e15:
-            raise UserError(f"--bytes {chosen.bytes}: is a number of bytes, such as 88e6")
+            raise UserError(f"--bytes {chosen.bytes}: must be a number of bytes, such as 88e6")
         size = None if chosen.bytes is None else int(chosen.bytes)
         packed = pack(chosen.folder, chosen.base, chosen.out, chosen.share, size, chosen.text, chosen.tokens)
     except UserError as error:
@@ -261,6 +275,6 @@ def main(arguments: list[str]) -> int:
     print(
         f"wrote {packed.file}: {packed.bytes / 1e6:.2f} MB at share {packed.share:.4g}; relative rms error "
         f"{packed.error:.5f}, of the worst matrix {packed.worst:.5f}"
-        + (f"; of what they make of the text {packed.effect:.5f}" if packed.effect is not None else "")
+        + (f"; of the outputs on the text {packed.effect:.5f}" if packed.effect is not None else "")
     )
     return 0

@@ -21,6 +21,12 @@ QUESTION = [{"role": "user", "content": " What is \u2028 this, \U0001f600 and\r\
 ENDLESS = "{% for number in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
+@pytest.fixture
+def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the CPU time that a template has otherwise: what never ends need not be waited for."""
+    monkeypatch.setattr("longctx_bench.benchmarks.chat_templates._CPU_SECONDS", 1.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_text_is_that_of_transformers(plain_tokenizer: Any, template: str) -> None:
@@ -37,6 +43,7 @@ def test_the_text_is_that_of_transformers(plain_tokenizer: Any, template: str) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_limit")
 @pytest.mark.parametrize(
     "template",
     [
@@ -61,6 +68,7 @@ def test_a_template_that_does_harm_is_one_line_within_seconds(plain_tokenizer: A
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_limit")
 def test_a_run_with_such_a_model_ends_with_exit_code_2(tmp_path: Path, essays: Path, call: Any) -> None:
     for name, template in (("endless", ENDLESS), ("forbidden", "{{ ''.__class__.__subclasses__() }}")):
         folder = make_model(tmp_path / name)

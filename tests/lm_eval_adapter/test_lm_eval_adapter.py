@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._index import load_yaml
 
 import longctx_bench
 from longctx_bench.benchmarks.lm_eval_task import LMEval
@@ -71,6 +74,22 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tasks_read_once() -> Iterator[None]:
+    """Lm-eval reads its thousands of YAML files for every command, which takes eight seconds."""
+    read: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def load(path: Path, **options: Any) -> dict[str, Any]:
+        key = (path, *sorted(options.items()))
+        if key not in read:
+            read[key] = load_yaml(path, **options)
+        return deepcopy(read[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.tasks._index.load_yaml", load)
+        yield
+
+
+@pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """Lm-eval's own model and ours on the same weights, in fp32 on the CPU."""
     folder = str(shipped_checkpoint_folder("rope-tiny"))
@@ -80,7 +99,7 @@ def models() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("task", "rows"), [("arc_local", 200), ("words_local", 30)])
+@pytest.mark.parametrize(("task", "rows"), [("arc_local", 80), ("words_local", 30)])
 def test_metrics_equal_those_of_lm_evals_own_model(task: str, rows: int, tasks: Path, models: dict[str, Any]) -> None:
     manager = lm_eval.tasks.TaskManager(include_path=str(tasks / "lm_eval"), include_defaults=False)
     found = {
@@ -155,6 +174,11 @@ def test_its_tasks_run_in_our_store(
         main()
     assert (folder / "records.jsonl").stat().st_mtime_ns == written
     assert "not a git repository" not in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["longctx-bench", *arguments, "--dry-run"])
+    with pytest.raises(SystemExit):
+        main()
+    rows = [line.split() for line in capfd.readouterr().out.splitlines() if "arc_local" in line]
+    assert [row[2] for row in rows] == ["-", "-"], "how long its documents are is not known in advance"
 
 
 def test_a_worker_of_a_cluster_runs_its_tasks_whole_and_again_when_it_is_lost(
@@ -199,6 +223,7 @@ def test_a_task_of_ones_own_is_known_by_its_entry_whatever_its_file_is_called(ta
     assert unknown.params["include"] is None
 
 
+@pytest.mark.usefixtures("tasks_read_once")
 def test_unknown_tasks_and_data_that_cannot_be_had_are_one_line(tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lm-eval has no such task"):
         longctx_bench.run("rope-tiny", "lm_eval:arc_esay", scale=[1], limit=2, device="cpu", out=tmp_path)
@@ -245,18 +270,22 @@ def test_lm_evals_own_help_and_errors_come_through(tmp_path: Path) -> None:
     assert wrong.returncode == 2
 
 
-def test_a_mistake_in_lm_evals_command_line_is_one_line(tasks: Path, tmp_path: Path) -> None:
-    command = [*LM_EVAL, "--model", "longctx", "--model_args", "method=drop,base=tiny", "--tasks", "arc_local"]
+@pytest.mark.usefixtures("tasks_read_once")
+def test_a_mistake_in_lm_evals_command_line_is_one_line(
+    tasks: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["lm-eval", "--model", "longctx", "--model_args", "method=drop,base=tiny", "--tasks", "arc_local"]
     command += ["--include_path", str(tasks / "lm_eval"), "--limit", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
-    assert done.returncode != 0
-    assert "unknown method 'drop'" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    code, _, error = call(*command)
+    assert code == 2
+    assert "unknown method 'drop'" in error.splitlines()[-1]
+    assert "Traceback" not in error
     command[command.index("arc_local")] = "arc_locl"
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Tasks not found: arc_locl" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    code, _, error = call(*command)
+    assert code == 2
+    assert "Tasks not found: arc_locl" in error.splitlines()[-1]
+    assert "Traceback" not in error
 
 
 def test_the_device_that_is_missing_is_the_cpu_by_default_only(monkeypatch: pytest.MonkeyPatch) -> None:

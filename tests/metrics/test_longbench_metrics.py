@@ -61,6 +61,7 @@ def test_the_oracle_has_all_tasks() -> None:
     assert all(len(cases) >= 12 for cases in ORACLE["tasks"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", METRIC_OF)
 def test_scores_are_upstreams(task: str) -> None:
     for case in ORACLE["tasks"][task]:

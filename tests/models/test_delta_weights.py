@@ -221,18 +221,21 @@ def test_the_command_says_what_came_of_it(
 
 
 def test_no_difference_is_taken_from_a_difference(packed: Path, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a difference itself"):
+    with pytest.raises(UserError, match="has delta weights itself"):
         pack(trained, str(packed), tmp_path / "again", share=SHARE)
 
 
 def test_the_bases_own_folder_is_not_written_to(base: Path, trained: Path) -> None:
-    with pytest.raises(UserError, match="the folder of the model or its base"):
+    with pytest.raises(UserError, match="the folder of the model or of its base"):
         pack(trained, str(base), base, share=SHARE)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--bytes", "inf"], "is a number of bytes"), (["--share", "0.1", "--text", "missing.txt"], "cannot be read")],
+    [
+        (["--bytes", "inf"], "must be a number of bytes"),
+        (["--share", "0.1", "--text", "missing.txt"], "cannot be read"),
+    ],
 )
 def test_wrong_arguments_are_one_line(
     base: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
@@ -251,6 +254,6 @@ def test_rounding_with_feedback_does_less_to_text(
     given = [str(trained), "--base", str(base), "--share", "0.3", "--text", str(text), "--tokens", "512"]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    off, effect = (float(said.split(word)[1].split()[0].strip(",;")) for word in ("rms error ", "of the text "))
+    off, effect = (float(said.split(word)[1].split()[0].strip(",;")) for word in ("rms error ", "on the text "))
     assert effect < off
     assert merged(tmp_path / "out").is_dir()

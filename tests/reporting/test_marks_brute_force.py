@@ -44,6 +44,14 @@ def flip_test(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.abs(flipped) >= abs(differences.sum()) - 1e-9).mean())
 
 
+@pytest.mark.parametrize(("p", "mark"), [(0.0499, Mark.NONE), (0.05, Mark.CLOSE)])
+def test_a_p_of_five_percent_is_not_significant(monkeypatch: pytest.MonkeyPatch, p: float, mark: Mark) -> None:
+    # No test of few right and wrong answers reaches it exactly; one of 9,999 permutations may.
+    monkeypatch.setattr("longctx_bench.reporting.tables.significance.paired_test", lambda *_: ("a test", p))
+    column = [column_entry(cell(name, scores)) for name, scores in (("a", [1.0] * 12), ("b", [0.0] * 12))]
+    assert {row[1]: verdict.mark for row, verdict in compare_rows(column).by_row.items()} == {"a": Mark.BEST, "b": mark}
+
+
 @pytest.mark.parametrize("n", range(1, 13))
 def test_two_rows_right_or_wrong(n: int) -> None:
     smallest = math.inf

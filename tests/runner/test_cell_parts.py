@@ -129,6 +129,7 @@ def test_each_part_is_stored_before_the_next_is_written(
     assert stored == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_no_more_than_a_part_is_held(echo: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     part(8)
     monkeypatch.setattr("longctx_bench.runner.request_builder._PREFETCH", 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -130,46 +131,53 @@ def test_a_changed_spec_runs_again_and_keeps_the_old(tiny_folder: Path, tmp_path
     assert len(list((tmp_path / "superseded").rglob("records.jsonl"))) == 2
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from longctx_bench import run
-from longctx_bench.engines.echo import EchoEngine
-from longctx_bench.registry import Registry
-slowly = EchoEngine.generate
-def generate(self, *arguments):
-    for item in slowly(self, *arguments):
-        time.sleep(float(sys.argv[4]))
-        yield item
-EchoEngine.generate = generate
-run(sys.argv[1], "niah,niah_single_1", length=[512], limit=40, engine="echo", batch_tokens=1024, out=sys.argv[2],
-    registry=Registry(local_data={"ruler-essays": Path(sys.argv[3])}))
-"""
+def run_slowly(model: str, out: str, essays: str, pause: float) -> None:
+    """Two cells of 40 examples, without weights, with a pause before each is stored."""
+    generate = EchoEngine.generate
+
+    def slow(self: EchoEngine, *arguments: Any) -> Iterator[Any]:
+        for item in generate(self, *arguments):
+            time.sleep(pause)
+            yield item
+
+    EchoEngine.generate = slow  # type: ignore[assignment]
+    registry = Registry(local_data={"ruler-essays": Path(essays)})
+    run(model, "niah,niah_single_1", length=[512], limit=40, engine="echo", batch_tokens=1024, out=out,
+        registry=registry)  # fmt: skip
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_twice(tiny_folder: Path, tmp_path: Path, essays: Path) -> None:
-    def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SCRIPT, str(tiny_folder), str(out), str(essays), str(pause)]
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    processes = multiprocessing.get_context("forkserver")
+    # Each is forked from a process that has imported what takes seconds to import.
+    processes.set_forkserver_preload(["longctx_bench.api.evaluation", "transformers.models.auto.tokenization_auto"])
 
-    assert start(tmp_path / "whole", 0).wait() == 0
+    def start(out: Path, pause: float) -> BaseProcess:
+        process = processes.Process(target=run_slowly, args=(str(tiny_folder), str(out), str(essays), pause))
+        process.start()
+        return process
+
+    def ended(process: BaseProcess) -> int | None:
+        process.join()
+        return process.exitcode
+
+    assert ended(start(tmp_path / "whole", 0)) == 0
     killed = tmp_path / "killed"
     seen = 0
     for _ in range(4):
         process = start(killed, 0.03)
         target = seen + 6
-        while process.poll() is None and seen < target:
+        while process.is_alive() and seen < target:
             time.sleep(0.01)
             seen = sum(content.count(b"\n") for content in folder_bytes(killed).values()) if killed.exists() else 0
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was killed before its end"
+        process.kill()
+        assert ended(process) == -signal.SIGKILL, "it was killed before its end"
     partial = killed / "runs/tiny/rope/niah/512/records.jsonl"
     with partial.open("ab") as file:
         file.write(b'{"id": "0000')  # what a kill in the middle of a write leaves
     if (partial.parent / "cell.json").exists():
         partial.write_bytes(partial.read_bytes()[: -len(b'{"id": "0000')])
-    assert start(killed, 0).wait() == 0
+    assert ended(start(killed, 0)) == 0
     assert folder_bytes(killed) == folder_bytes(tmp_path / "whole")
 
 

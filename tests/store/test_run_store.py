@@ -170,6 +170,14 @@ def test_lines_that_contradict_each_other_are_not_believed(tmp_path: Path) -> No
     assert [line["id"] for line in store.records(CELL)] == ["000000"], "what is behind the gap does not count yet"
 
 
+def test_a_doubled_line_of_a_finished_cell_is_read_once(tmp_path: Path) -> None:
+    store, folder = opened(tmp_path, 0, 1, 2)
+    store.finish(CELL, result_of(CELL, SPEC))
+    lines = lines_of(folder)
+    (folder / "records.jsonl").write_bytes(b"".join([*lines[:2], *lines[1:]]))
+    assert list(store.records(CELL)) == [record(0), record(1), record(2)]
+
+
 def test_what_a_line_holds_does_not_reach_the_terminal(tmp_path: Path) -> None:
     store, folder = opened(tmp_path, 0)
     hostile = "\x1b]0;owned\x07" * 30
@@ -623,6 +631,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(data=st.data(), n=st.integers(1, 12))
 def test_killed_at_any_byte_every_record_is_there_once(

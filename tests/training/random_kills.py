@@ -42,17 +42,10 @@ def recipe(folder: Path, name: str, **changes: Any) -> Path:
 
 def start(path: Path, out: Path) -> subprocess.Popen[bytes]:
     """Start a run."""
-    command = [
-        sys.executable,
-        "-c",
-        "from longctx_bench.cli import main; main()",
-        "train",
-        str(path),
-        "--out",
-        str(out),
-    ]
+    program = "from longctx_bench.cli import main; main()"
+    command = [sys.executable, "-c", program, "train", str(path), "--out", str(out)]
     with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen([*command, str(out)], stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def states(out: Path) -> set[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.training.gptq import input_moments, rounded
+from longctx_bench.training.gptq import gptq_codes, input_moments
 
 ROWS, INPUTS, LARGEST = 24, 200, 127
 
@@ -27,7 +27,7 @@ def _effect(off: torch.Tensor, moments: torch.Tensor) -> float:
 
 def test_later_columns_make_up_for_earlier_ones() -> None:
     rest, steps, moments = _case(correlated=True)
-    codes = rounded(rest, steps, moments, LARGEST)
+    codes = gptq_codes(rest, steps, moments, LARGEST)
     plain = (rest / steps[:, None]).round()
     off, plain_off = codes * steps[:, None] - rest, plain * steps[:, None] - rest
     assert codes.dtype == torch.int8
@@ -39,12 +39,12 @@ def test_later_columns_make_up_for_earlier_ones() -> None:
 
 def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
     rest, steps, moments = _case(correlated=False)
-    assert torch.equal(rounded(rest, steps, moments, LARGEST), (rest / steps[:, None]).round().to(torch.int8))
+    assert torch.equal(gptq_codes(rest, steps, moments, LARGEST), (rest / steps[:, None]).round().to(torch.int8))
 
 
 def test_codes_stay_within_what_can_be_stored() -> None:
     rest, steps, moments = _case(correlated=True)
-    assert int(rounded(rest * 1000, steps, moments, LARGEST).abs().max()) == LARGEST
+    assert int(gptq_codes(rest * 1000, steps, moments, LARGEST).abs().max()) == LARGEST
 
 
 def test_moments_are_those_of_the_inputs(tiny_folder: Path, tmp_path: Path) -> None:
@@ -70,5 +70,5 @@ def test_moments_are_those_of_the_inputs(tiny_folder: Path, tmp_path: Path) -> N
 
 def test_too_little_text_is_said(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A few words.", encoding="utf-8")
-    with pytest.raises(UserError, match="less than one row of 32"):
+    with pytest.raises(UserError, match="fewer than one sequence of 32"):
         input_moments(tiny_folder, tmp_path / "short.txt", tokens=64, length=32)

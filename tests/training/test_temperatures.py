@@ -60,6 +60,7 @@ def test_draws_are_a_function_of_seed_and_step() -> None:
     assert abs(np.log(first).mean() - np.log(0.5) / 2) < 0.05, "log-uniform"
 
 
+@pytest.mark.slow
 def test_a_recalibration_under_softer_softmaxes_goes_on_from_its_own_outcome(small: Any, tmp_path: Path) -> None:
     base = train(small(), tmp_path / "base")
     recipe = {"kind": "recalibrate", "positions": "drope", "shape": None, "qk_norm": True}

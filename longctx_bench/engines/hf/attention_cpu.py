@@ -31,8 +31,8 @@ def cpu_attention(model: PreTrainedModel) -> Iterator[None]:
     values for every head of a group.
     """
     # Models that do not ask transformers for their attention read its name themselves, and do not know this one.
-    replaceable = getattr(model, "_supports_attention_backend", False)
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa" or not replaceable or _FLASH is None:
+    replaceable = model._supports_attention_backend and model.config._attn_implementation == "sdpa"
+    if model.device.type != "cpu" or not replaceable or _FLASH is None:
         yield
         return
     with override_attention(model, IMPLEMENTATION, cached_attention, skip_causal_mask):

@@ -27,15 +27,15 @@ _MAX_OVERRUN_STEPS = 2
 
 def supports_cuda_graph(model: PreTrainedModel) -> bool:
     """Whether the decode step can be captured as a CUDA graph (CUDA, sdpa, no data-dependent control flow)."""
-    static = getattr(model, "_can_compile_fullgraph", False) and getattr(model, "_supports_attention_backend", False)
-    return bool(static) and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
+    static = model._can_compile_fullgraph and model._supports_attention_backend
+    return static and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
 
 
 @contextmanager
 def decode_attention_kernel(model: PreTrainedModel) -> Iterator[None]:
     """Use the flash-decoding kernel for passes of one token per row on a GPU; elsewhere nothing changes."""
     # Models that do not ask transformers for their attention read its name themselves, and do not know this one.
-    replaceable = getattr(model, "_supports_attention_backend", False) and model.config._attn_implementation == "sdpa"
+    replaceable = model._supports_attention_backend and model.config._attn_implementation == "sdpa"
     if flash_decoding is None or model.device.type != "cuda" or not replaceable:
         yield
         return

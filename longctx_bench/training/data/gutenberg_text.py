@@ -1,4 +1,4 @@
-"""A book out of a Project Gutenberg file: without header, licence and hard line breaks."""
+"""Extraction of a book from a Project Gutenberg file: no header, licence or hard line breaks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MARKER = re.compile(
     re.MULTILINE,
 )
 _SMALL_PRINT = re.compile(r"^.*\*END\W*THE SMALL PRINT!.*$", re.MULTILINE)
-"""Ends the header of the files of the nineties, which have no marker."""
-_LAST_LINES = re.compile(
+"""End of the header in files of the 1990s, which have no start marker."""
+_CLOSING_LINE = re.compile(
     r"^ *\**(?:End of (?:the |this )?|The )?Project Gutenberg(?:'s|\u2019s| e(?:book|text) of| of)", re.I
 )
 _CREDITS = re.compile(
@@ -21,57 +21,57 @@ _CREDITS = re.compile(
     r"|^ *(?:\[?(?:this )?e-?(?:text|book)|produced|transcribed|scanned)[\w ]* (?:by|from|was) ",
     re.IGNORECASE,
 )
-_CREDITS_AMONG = 12
-"""Paragraphs at each end of a book among which credits are looked for; further in, the words are the author's."""
+_CREDIT_PARAGRAPHS = 12
+"""Credits are removed from this many paragraphs at each end of a book; further in, the words are the author's."""
 _NOT_FREE = ("copyrighted project gutenberg", "by world library")
-"""A few files are licensed for personal use alone."""
+"""Marks of the few files that are licensed for personal use only."""
 _BLANK = re.compile(r"\n(?:[ \t]*\n)+")
 _OPENING = "\"'\u201c\u2018_"
 _WORD = re.compile(r"[a-z]+")
-_FREQUENT = frozenset(("the", "of", "and", "to"))
-_LEAST_FREQUENT = 0.07
-"""Share of these four among the words of English; 15 % in prose, 9 % in terse verse, under 1 % in other languages."""
-SMALLEST = 8_000
-"""Characters below which a file is a fragment."""
+_FREQUENT_WORDS = frozenset(("the", "of", "and", "to"))
+_MIN_FREQUENT_SHARE = 0.07
+"""Minimum share of these four words in English: 15 % in prose, 9 % in terse verse, below 1 % in other languages."""
+MIN_CHARACTERS = 8_000
+"""A shorter file is a fragment."""
 
 
-def decoded(data: bytes) -> str | None:
-    """Return a file's text, or None where it is not text."""
+def decode_book(data: bytes) -> str | None:
+    """Return a file's text, or None if it is not text."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
-    odd = sum(text.count(character) for character in "\0\ufffd\x01\x02\x03\x04\x05\x06")
-    if odd > len(text) // 1000:
+    num_control = sum(text.count(character) for character in "\0\ufffd\x01\x02\x03\x04\x05\x06")
+    if num_control > len(text) // 1000:
         return None
     return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def is_free(text: str) -> bool:
-    """Say whether a file does not name a copyright of its own."""
+    """Whether a file does not claim a copyright."""
     beginning = text[:40_000].lower()
     return not any(words in beginning for words in _NOT_FREE)
 
 
 def is_english(text: str) -> bool:
-    """Say whether a text's frequent words are English."""
+    """Whether a text is English, by its most frequent words."""
     words = _WORD.findall(text[len(text) // 4 : len(text) // 4 + 400_000].lower())
-    return sum(map(_FREQUENT.__contains__, words)) > _LEAST_FREQUENT * len(words)
+    return sum(map(_FREQUENT_WORDS.__contains__, words)) > _MIN_FREQUENT_SHARE * len(words)
 
 
-def cleaned(text: str) -> str:
-    """Return the book that a file holds: paragraphs of one line each, a blank line between them, verse as it is."""
+def extract_book(text: str) -> str:
+    """Return the book in a file: one line per paragraph, a blank line between paragraphs, verse unchanged."""
     kept = list(chain.from_iterable(map(_without_credits, _volumes(text))))
     lengths = [len(line) for part in kept for line in part.split("\n")]
     if not lengths:
         return ""
-    # Lines reach the width of the page where a typesetter broke them; a verse or a table rarely does.
+    # Hard-wrapped lines reach the page width; verse and tables rarely do.
     width = float(np.percentile(lengths, 90))
     return "\n\n".join(_unwrapped(part, width) for part in kept).strip()
 
 
 def _volumes(text: str) -> list[str]:
-    """Return what stands between header and licence; a file may hold several volumes, each with its own."""
+    """Return the texts between header and licence; a file may hold several volumes, each with its own header."""
     markers = list(_MARKER.finditer(text))
     if any(marker[1] == "START" for marker in markers):
         bounds = [*(marker.start() for marker in markers[1:]), len(text)]
@@ -83,26 +83,26 @@ def _volumes(text: str) -> list[str]:
 
 
 def _without_credits(volume: str) -> list[str]:
-    """Return a volume's paragraphs but for who produced the file and that it ends here."""
+    """Return a volume's paragraphs without the credits of the file's producers and its closing line."""
     lines = volume.split("\n")
-    # The last line may stand before the marker or, in old files, before the licence itself.
+    # The closing line precedes the end marker or, in old files, the licence itself.
     for index in range(max(len(lines) * 2 // 3, len(lines) - 400), len(lines)):
-        if _LAST_LINES.match(lines[index]):
+        if _CLOSING_LINE.match(lines[index]):
             volume = "\n".join(lines[:index])
             break
     paragraphs = [part.rstrip() for part in _BLANK.split(volume) if part.strip()]
-    ends = {*range(_CREDITS_AMONG), *range(len(paragraphs) - _CREDITS_AMONG, len(paragraphs))}
+    ends = {*range(_CREDIT_PARAGRAPHS), *range(len(paragraphs) - _CREDIT_PARAGRAPHS, len(paragraphs))}
     return [part for index, part in enumerate(paragraphs) if index not in ends or not _CREDITS.search(part)]
 
 
 def _unwrapped(paragraph: str, width: float) -> str:
-    """Join a paragraph's lines where they were broken for want of room."""
+    """Join a paragraph's lines if they were hard-wrapped."""
     lines = paragraph.split("\n")
     if len(lines) == 1 or any(line[:1] in " \t" for line in lines[1:]):
         return paragraph
     if len(lines) > 2 and all(line[:1].isupper() or line[:2].strip(_OPENING)[:1].isupper() for line in lines):
         return paragraph
-    # In prose the next line's first word had no room left; pages set by hand leave up to a word more.
+    # In wrapped prose the next line's first word would not have fitted; hand-set pages leave up to a word more.
     room = width - 8
     full = sum(len(line) + 1 + len(after.split(" ", 1)[0]) > room for line, after in pairwise(lines))
     if full < 0.7 * (len(lines) - 1):

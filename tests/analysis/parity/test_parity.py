@@ -185,7 +185,8 @@ def test_a_certificate_is_what_a_report_looks_for(tiny_folder: Path, essays: Pat
 
 def test_other_engines_are_refused(call: Any, tmp_path: Path) -> None:
     code, _, said = call("parity", "drope-tiny", "--engines", "hf,echo", "--out", tmp_path)
-    assert (code, "only hf,vllm" in said) == (2, True)
+    warning, error = said.splitlines()
+    assert (code, "--engines" in warning, "deprecated" in warning, "only hf,vllm" in error) == (2, True, True, True)
     assert not list(tmp_path.iterdir())
 
 

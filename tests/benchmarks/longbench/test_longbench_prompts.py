@@ -427,8 +427,10 @@ def test_length_natural_beside_a_number_makes_two_cells(call: Call, tiny_folder:
     assert code == 0, error
     assert "0-4k words" in shown
     assert sorted(path.name for path in (tmp_path / "run/runs/tiny/rope/lcc_e").iterdir()) == ["200", "natural"]
-    code, shown, error = call(*arguments, "--dry-run")
+    code, shown, error = call(*arguments, "--dry-run", "--limit", "3")
     assert (code, "Traceback" in error) == (0, False), error
+    tokens = {line.split()[0].rpartition("/")[2]: line.split()[2] for line in shown.splitlines() if "/lcc_e/" in line}
+    assert tokens == {"200": "600", "natural": "-"}, "how long documents are, only the data can tell"
     code, csv, _ = call("report", tmp_path / "run", "--format", "csv")
     assert (code, len(csv.splitlines())) == (0, 3)
 

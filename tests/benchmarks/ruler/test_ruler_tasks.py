@@ -160,6 +160,37 @@ def test_a_collection_without_distractors_ends(smollm2_encoder: Any, tmp_path: P
     assert example.prompt.count("Document ") == 1
 
 
+class Words:
+    """An encoder of one token a word, so that a document is as long in a prompt as by itself."""
+
+    def size(self, text: str) -> int:
+        return len(text.split())
+
+    def count(self, prompt: str, answer_prefix: str) -> int:
+        return self.size(prompt) + self.size(answer_prefix)
+
+
+def test_a_prompt_may_fill_its_budget_to_the_last_token(tmp_path: Path) -> None:
+    asked = {"question": "Where?", "is_impossible": False, "answers": [{"text": "by the river"}]}
+    paragraphs = [{"context": "gold " * 20, "qas": [asked]}, {"context": "other " * 298, "qas": []}]
+    file = tmp_path / "squad.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": [paragraph]} for paragraph in paragraphs]}))
+    registry = Registry(local_data={"ruler-squad": file})
+    spec = registry.tasks["qa_1"]
+
+    def example(budget: int) -> Example:
+        length = budget + spec.max_new_tokens
+        return next(iter(registry.benchmark(spec).examples(Words(), length, spec.max_new_tokens, 1, 42)))  # type: ignore[arg-type]
+
+    alone = example(299).n_tokens
+    # "Document 2:" and its words.
+    both = alone + 2 + 298
+    for budget, taken in ((alone, alone), (both - 1, alone), (both, both), (both + 1, both)):
+        assert example(budget).n_tokens == taken
+    with pytest.raises(ContextTooShort):
+        example(alone - 1)
+
+
 def test_sentences_give_the_words_back() -> None:
     text = 'He said: "No." Then left! (Why?) 3 of them stayed e.g. here. end'
     assert " ".join(split_sentences(text)) == text

@@ -79,6 +79,12 @@ def test_factors_are_drawn_as_given() -> None:
         factor_sheet(rope, {"yarn": [1.0]}, 4.0, 512, "tiny")
 
 
+def test_markers_of_factors_that_coincide_stand_apart() -> None:
+    figure = factor_sheet([1.0] * 64, {"yarn": [1.0] * 64, "pi": [1.0] * 64}, 4.0, 512, "tiny")
+    markers = {line.get_label(): line.get_markevery() for line in figure.axes[0].lines[:2]}
+    assert markers == {"pi": (0, 8), "yarn": (4, 8)}
+
+
 def head(needle: float, near: float) -> dict[str, Any]:
     return {"needle": needle, "near": near, "profile": [0.25, 0.5, 0.25]}
 

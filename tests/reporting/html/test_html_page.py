@@ -15,6 +15,8 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Cell
 from longctx_bench.store.run_store import ResultStore
 
+pytestmark = pytest.mark.slow
+
 Page = Any
 
 

@@ -9,7 +9,7 @@ import pytest
 from longctx_bench.core.text_files import read_documents
 from longctx_bench.training.data.decontamination import Shingles
 from longctx_bench.training.data.gutenberg_shards import ShardWriter, main
-from longctx_bench.training.data.gutenberg_text import SMALLEST, cleaned, decoded, is_english, is_free
+from longctx_bench.training.data.gutenberg_text import MIN_CHARACTERS, decode_book, extract_book, is_english, is_free
 
 WORDS = (
     "the",
@@ -48,24 +48,24 @@ def file_of(paragraphs: list[str]) -> str:
 def test_a_book_is_paragraphs_of_one_line_and_verse() -> None:
     indented = "  I. One\n    II. Two"
     text = START + "\n\n\n".join([*map(wrapped, prose(0)), VERSE, indented]) + END
-    assert cleaned(text) == "\n\n".join([*prose(0), VERSE, indented])
+    assert extract_book(text) == "\n\n".join([*prose(0), VERSE, indented])
 
 
 def test_the_header_of_the_nineties_goes_too() -> None:
     head = "Project Gutenberg Etext of X\n\n*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n"
     tail = "\n\nEnd of the Project Gutenberg Etext of X"
-    assert cleaned(head + wrapped(prose(0)[0]) + tail) == prose(0)[0]
+    assert extract_book(head + wrapped(prose(0)[0]) + tail) == prose(0)[0]
 
 
 def test_each_volume_of_a_file_is_kept() -> None:
     first, second = prose(1), prose(2)
-    assert cleaned(file_of(first) + file_of(second)) == "\n\n".join([*first, *second])
+    assert extract_book(file_of(first) + file_of(second)) == "\n\n".join([*first, *second])
 
 
 def test_what_is_text_free_and_english() -> None:
-    assert decoded(b"\xef\xbb\xbfone\r\ntwo") == "one\ntwo"
-    assert decoded("café".encode("cp1252")) == "café"
-    assert decoded(bytes(64)) is None
+    assert decode_book(b"\xef\xbb\xbfone\r\ntwo") == "one\ntwo"
+    assert decode_book("café".encode("cp1252")) == "café"
+    assert decode_book(bytes(64)) is None
     assert is_english("The house of the man and the road to it. " * 20)
     assert not is_english("Das Haus des Mannes und der Weg dorthin sind alt. " * 20)
     assert not is_free("**This is a COPYRIGHTED Project Gutenberg Etext, Details Below**\n")
@@ -89,7 +89,7 @@ def test_shards_hold_each_new_book_once(tmp_path: Path, capsys: pytest.CaptureFi
     (source / "again.txt").write_text("\n" + file_of(prose(0)), encoding="utf-8")
     (source / "copy.txt").write_text(file_of(prose(1)), encoding="utf-8")
     (source / "tiny.txt").write_text("The end.", encoding="utf-8")
-    (source / "image.txt").write_bytes(bytes(2 * SMALLEST))
+    (source / "image.txt").write_bytes(bytes(2 * MIN_CHARACTERS))
     (tmp_path / "known.txt").write_text("\0".join(["other", "\n\n".join(prose(2))]), encoding="utf-8")
     (tmp_path / "held.txt").write_text(" ".join(prose(3)[20:24]), encoding="utf-8")
     options = ["--without", str(tmp_path / "known.txt"), "--held-out", str(tmp_path / "held.txt")]
@@ -125,4 +125,4 @@ def test_a_shard_never_exceeds_its_size(tmp_path: Path) -> None:
 
 def test_a_source_that_is_not_there_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
-    assert "no folder and no git repository" in capsys.readouterr().err
+    assert "neither a folder nor a git repository" in capsys.readouterr().err

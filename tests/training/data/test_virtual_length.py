@@ -136,6 +136,7 @@ def test_random_crops_cut_each_pass_at_other_places() -> None:
         assert len(np.unique(rows)) >= 95 + 63 - 2 * 20, "less than a row of each array is left out"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(small: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

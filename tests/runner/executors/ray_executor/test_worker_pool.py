@@ -435,6 +435,23 @@ def test_a_part_that_was_given_up_before_it_was_grouped_is_not_waited_for() -> N
     assert executor._num_batching == 1
 
 
+def test_what_took_three_workers_with_it_does_not_run_again() -> None:
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._ready, executor._num_batching = deque(), 1
+    first, other = (
+        Task(SimpleNamespace(job=SimpleNamespace(planned=SimpleNamespace(cell=cell)), num_pending=left), lost=2)  # type: ignore[arg-type]
+        for cell, left in (("m/niah/512", None), ("m/vt/512", 1))
+    )
+    member: Any = SimpleNamespace(facts=FACTS, in_flight={1: first, 2: other}, queue=deque())
+    notes: list[str] = []
+    [result] = executor._on_worker_lost(member, first, notes.append)
+    assert result.job is first.running.job
+    assert "3 workers were lost" in str(result.error)
+    assert (list(executor._ready), executor._num_batching) == ([[other]], 0)
+    assert len(notes) == 1
+    assert "1 cells" in notes[0]
+
+
 def test_idle_workers_take_batches_from_the_busy(there: Any) -> None:
     ran: dict[int, int] = {}
 
