@@ -7,7 +7,7 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test vllm lowest newest lint audit benchmarks reference browser clean
+.PHONY: demo test wheels vllm lowest newest lint audit benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -16,6 +16,11 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+# All distributions into dist/, their sizes, and what they do in new environments without a checkout.
+wheels: .venv/.installed-dev
+	$(BIN)/python scripts/wheels.py
+	$(BIN)/python scripts/try_wheels.py
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
@@ -86,7 +91,7 @@ audit:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]'
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
@@ -102,4 +107,4 @@ audit:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest results/demo
+	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest dist results/demo
