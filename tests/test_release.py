@@ -36,3 +36,17 @@ def test_workflows_call_targets_that_exist(file: str) -> None:
     called = re.findall(r"run: (?:sudo )?make ([a-z]+)$", (ROOT / ".github/workflows" / file).read_text(), re.MULTILINE)
     assert called
     assert set(called) <= targets
+
+
+@pytest.mark.parametrize(
+    "card", sorted((ROOT / "baselines/checkpoints").glob("*/README.md")), ids=lambda p: p.parent.name
+)
+def test_cards_say_what_a_model_is_derived_from(card: Path) -> None:
+    header = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])
+    assert header["license"] == "apache-2.0"
+    assert header["datasets"]
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert card.parent.name in notice
+    if "smollm" in card.parent.name:
+        assert header["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert "CHANGED" in notice
