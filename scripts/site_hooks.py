@@ -1,13 +1,16 @@
 """Hooks of mkdocs: the site also shows what lies outside ``docs/``, so that nothing is written twice.
 
 A page or image that a page links to becomes part of the site at its path in the repository. What is neither (code,
-YAML, folders) is a link to the repository where ``repo_url`` is set, and plain text otherwise.
+YAML, folders) is a link to the repository where ``repo_url`` is set, and plain text otherwise. Each
+package of ``examples/`` becomes a page with its files, the notebook one with its outputs: the tests run them all.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _CODE = re.compile(r"(```.*?^```|`[^`\n]+`(?!\]))", re.DOTALL | re.MULTILINE)
+_FENCES = {".toml": "toml", ".py": "python", ".yaml": "yaml"}
 _SHOWN = {".md", ".png", ".svg"}
 
 
@@ -25,7 +29,8 @@ def _in_repository(uri: str) -> str:
 
 
 def _on_site(path: str) -> str:
-    return path.removeprefix("docs/")
+    """Return the path on the site of a file of the repository."""
+    return path.removeprefix("docs/").replace(".ipynb", ".md")
 
 
 def _targets(path: str) -> set[str]:
@@ -43,8 +48,43 @@ def _nav_pages(entries: list[Any]) -> list[str]:
     return pages
 
 
+def _package_page(folder: Path) -> str:
+    """Return a page with the files of an example's package."""
+    about = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["description"]
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix in _FENCES and "egg-info" not in str(file)]
+    shown = [(file, file.read_text(encoding="utf-8")) for file in files]
+    blocks = [f"`{file.relative_to(folder)}`:\n\n```{_FENCES[file.suffix]}\n{text}```" for file, text in shown if text]
+    kind = folder.name.removeprefix("example-")
+    title = f"# {'An' if kind[0] in 'aeiou' else 'A'} {kind}"
+    return "\n\n".join(
+        [title, f"{about} `pip install ./examples/{folder.name}`; the tests install and run it.", *blocks]
+    )
+
+
+def _notebook_page(notebook: Path) -> str:
+    """Return a page with the cells of a notebook, and their outputs as far as they are stored."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">')
+            elif "text/html" in data:
+                parts.append("\n".join(filter(str.strip, "".join(data["text/html"]).splitlines())))
+            else:
+                parts.append("```text\n" + "".join(data.get("text/plain", output.get("text", ""))).rstrip() + "\n```")
+    return "\n\n".join(parts)
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and images that the pages of the navigation link to, and what those link to."""
+    for folder in sorted((ROOT / "examples").glob("example-*")):
+        files.append(File.generated(config, f"examples/{folder.name}.md", content=_package_page(folder)))
+    files.append(
+        File.generated(config, "examples/quickstart.md", content=_notebook_page(ROOT / "examples/quickstart.ipynb"))
+    )
     open_pages, seen = [_in_repository(page) for page in _nav_pages(config.nav)], set[str]()
     listed = set(open_pages)
     while open_pages:
