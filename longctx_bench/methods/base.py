@@ -15,6 +15,7 @@ from longctx_bench.core.deprecation import alias_renamed_methods, renamed_attrib
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Component
 from longctx_bench.methods import override_validation
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures
 from longctx_bench.methods.rope_parameters import RotaryPositions, read_positions
 
 if TYPE_CHECKING:
@@ -139,6 +140,14 @@ class Method(Component, ABC):
         """Return the method with its tunable scalar fixed at ``value`` for all lengths; used by calibration."""
         raise NotImplementedError(f"{type(self).__name__} declares no tunable scalar")
 
+    def with_head_temperatures(self, temperatures: HeadTemperatures) -> Self:
+        """Return the method with these temperatures of its heads; used by calibration.
+
+        Raises:
+            UserError: the method takes none.
+        """
+        raise UserError(f"{self.component_id()} takes no temperatures by head; `nope`, `drope` and `yarn` do")
+
     def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         """Return the value and source of the tunable scalar at a length; None when none is applied."""
         return None
@@ -146,6 +155,10 @@ class Method(Component, ABC):
     def attention_temperature(self, base: BaseModelInfo, length: int) -> float:
         """Return the factor on the attention logits of all layers, on top of what the config says; 1 by default."""
         return 1.0
+
+    def head_temperatures(self, base: BaseModelInfo, length: int) -> HeadGrid | None:
+        """Return the factors on the attention logits of each head, ``[layers][heads]``; None where all are 1."""
+        return None
 
     def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
         """Return the prompt token ids that the model gets; unchanged unless the method truncates prompts.
@@ -212,6 +225,11 @@ def _validated(
         return entries
 
     return model_overrides
+
+
+def supports_head_temperatures(method: Method) -> bool:
+    """Return whether a method takes temperatures by head."""
+    return type(method).with_head_temperatures is not Method.with_head_temperatures
 
 
 __getattr__ = renamed_attributes(__name__, {"Base": "BaseModelInfo", "Tuning": "AppliedScalar"}, globals())

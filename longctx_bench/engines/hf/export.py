@@ -24,6 +24,7 @@ from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.head_temperatures import geometric_mean, per_channel, query_modules, scale_rows
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
@@ -112,6 +113,9 @@ def export_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; name a new folder")
     beta = method.attention_temperature(base, length)
+    heads = method.head_temperatures(base, length)
+    if heads is not None:
+        beta = geometric_mean(heads)
     mark = ExportMetadata(
         model=base.name, method=name, length=length, original_length=base.training_context,
         factor=method.scale(base, length), temperature=beta,
@@ -167,6 +171,13 @@ def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, ma
         setattr(config, key, value)
     config.max_position_embeddings = max(mark.length, config.max_position_embeddings)
     setattr(config, EXPORT_KEY, mark.model_dump())
+    heads = method.head_temperatures(base, mark.length)
+    if heads is not None:
+        scale /= mark.temperature
+        for query, channels in zip(query_modules(model), per_channel(model, heads), strict=True):
+            scale_rows(query.weight, channels)
+            if getattr(query, "bias", None) is not None:
+                scale_rows(query.bias, channels)
     if scale != 1.0:
         for name, module in model.named_modules():
             if name.endswith("self_attn"):

@@ -49,6 +49,8 @@ def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_l
         UserError: vLLM would not compute this method, or this base, as transformers does.
     """
     _check_base(base)
+    if method.head_temperatures(base, length) is not None:
+        raise _unsupported(base, method, "its heads have temperatures of their own; `longctx-bench export` writes them")
     entries = method.model_overrides(base, length)
     _check_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
