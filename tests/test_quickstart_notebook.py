@@ -39,3 +39,10 @@ def test_the_quickstart_notebook_runs(tmp_path: Path) -> None:
     assert "drope-tiny" in done.stdout
     assert "McNemar" in done.stdout
     assert (tmp_path / "quickstart/figures/niah-heatmap.png").is_file()
+
+
+def test_its_stored_outputs_name_no_machine() -> None:
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert '"output_type": "execute_result"' in text
+    assert "site-packages" not in text
+    assert len(text) < 500_000
