@@ -93,6 +93,9 @@ class NoPE(Method):
     temperature: ScalarSchedule | HeadTemperatures | None = None
     """beta(s) itself, of all heads or of each; set by the calibration unless given here."""
 
+    def uses_factor(self) -> bool:
+        return self.temperature is not None
+
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:
             return self

@@ -29,6 +29,9 @@ class RoPE(Method):
 
     id: ClassVar[str] = "rope"
 
+    def uses_factor(self) -> bool:
+        return type(self) not in (RoPE, Crop)
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {}
 
@@ -116,7 +119,7 @@ class YaRN(Method):
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
     calibration: Calibration = "paper"
     """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` use our fits in ``calibration.json``. ``heads`` is
-    ``paper`` with one temperature per attention head besides, which vLLM and servers cannot apply."""
+    ``paper`` with one temperature per attention head besides, which vLLM takes from an exported folder alone."""
     attention_law: ScalarSchedule | HeadTemperatures | None = None
     """The fitted attention factor as a function of s, or the temperatures of the heads; set by ``calibration``."""
 

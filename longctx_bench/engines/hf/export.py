@@ -24,6 +24,7 @@ from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.factor_list import FactorList, with_mscale
 from longctx_bench.methods.head_temperatures import geometric_mean, per_channel, query_modules, scale_rows
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
@@ -69,6 +70,7 @@ class ExportResult:
 _NOT_EXPORTED: dict[Capability, str] = {
     "per_prompt": "follows each prompt's own length, and a checkpoint has one set of frequencies",
     "prompt": "changes the prompts, not the model",
+    "query_scale": "scales queries by their positions, which stock models do not",
     "model_patch": "has its own attention code, which no config can name",
 }
 
@@ -83,7 +85,7 @@ def check_exportable(method: Method, name: str) -> None:
     Raises:
         UserError: with the reason.
     """
-    for capability in sorted(method.capabilities & _NOT_EXPORTED.keys()):
+    for capability in sorted(method.required_capabilities() & _NOT_EXPORTED.keys()):
         raise UserError(f"export: {name} {_NOT_EXPORTED[capability]}; run it with --engine hf")
 
 
@@ -165,6 +167,8 @@ def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, ma
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
         if rotary and is_unrotated(rotary):
             entries["rope_parameters"] = _stock_rope_parameters(rotary)
+        elif isinstance(method, FactorList):
+            entries["rope_parameters"] = with_mscale(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():

@@ -42,7 +42,9 @@ def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rope", "pi", "ntk", "yarn", "llama3", "nope-retrieval", "drope"])
+@pytest.mark.parametrize(
+    "method", ["rope", "pi", "ntk", "yarn", "llama3", "nope-retrieval", "drope", "mrrope-pro", "p-rope"]
+)
 def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "served"
     written = export(Registry().variant(f"{method}-tiny"), folder, LENGTH)
@@ -61,6 +63,13 @@ def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: 
         Registry().variant(f"yarn:{folder}")
     with pytest.raises(UserError, match="name it alone"):
         Registry(settings={method: {"factor": 2}}).variant(str(folder))
+
+
+def test_a_list_of_factors_is_written_for_vllm_servers_too(tmp_path: Path) -> None:
+    export(Registry().variant("mrrope-pro-tiny"), tmp_path / "served", LENGTH)
+    rope = json.loads((tmp_path / "served" / "config.json").read_text())["rope_parameters"]
+    assert rope["short_factor"] == rope["long_factor"]
+    assert rope["attention_factor"] == rope["short_mscale"] == rope["long_mscale"] == pytest.approx(1.1386294361119891)
 
 
 @pytest.mark.slow
