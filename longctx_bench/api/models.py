@@ -43,7 +43,7 @@ def load(
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with a method permanently applied, for use in your own code.
 
-    Example:
+    Examples:
         >>> model, tokenizer = load("yarn-tiny", length=1024, device="cpu")
         >>> model(**tokenizer("Once upon a time", return_tensors="pt")).logits.ndim
         3
@@ -94,7 +94,7 @@ def export(
 ) -> ExportResult:
     """Write a method at one length as a plain checkpoint, as ``longctx-bench export`` does, and check its logits.
 
-    Example:
+    Examples:
         >>> export("yarn-tiny", folder / "exported", scale="2x").mark.length
         1024
 
