@@ -29,7 +29,8 @@ transformers model."""
 
 QueryScale = Literal["none", "log-n", "llama4"]
 """Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
-context (arXiv 2202.12172); or that of Llama 4 and Ministral 3, 1 + beta ln(1 + floor(i / L))."""
+context (arXiv 2202.12172); or that of Ministral 3, 1 + beta ln(1 + floor(i / L)). Llama 4's own counts from i + 1, and
+scales its layers without positions alone."""
 
 _RENAMED_METHODS = {
     "applied": "patch",
