@@ -7,7 +7,7 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test vllm lowest newest lint audit benchmarks reference browser clean
+.PHONY: demo test wheels docs vllm lowest newest lint audit benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -16,6 +16,16 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
+
+# All distributions into dist/, their sizes, and what they do in new environments without a checkout.
+wheels: .venv/.installed-dev
+	$(BIN)/python scripts/wheels.py
+	$(BIN)/python scripts/try_wheels.py
+
+# The site into site/; a dead link or a page that is nowhere in the navigation is an error.
+docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
@@ -37,7 +47,7 @@ lowest newest:
 	.venv-$@/bin/uv pip check --python .venv-$@/bin/python
 	.venv-$@/bin/python -m pytest -q -n 2 --dist worksteal
 
-# Tables, figures and the page of the tiny family, again from its records: what README shows.
+# Tables, figures and the page of the tiny family, again from its records: what docs/results.md shows.
 reference: .venv/.installed
 	$(BIN)/longctx-bench probe factors tiny --scale 8x --out $(REFERENCE)
 	$(BIN)/longctx-bench probe attention drope-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
@@ -56,7 +66,7 @@ reference: .venv/.installed
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver
 
-# Timings, as ratios measured in one run; see README.
+# Timings, as ratios measured in one run; see docs/performance.md.
 benchmarks: .venv/.installed-dev
 	rm -f $(RATIOS)
 	LONGCTX_BENCH_RATIOS=$(RATIOS) $(BIN)/python -m bench.niah_vs_lm_eval
@@ -86,7 +96,7 @@ audit:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]'
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
@@ -102,4 +112,4 @@ audit:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest results/demo
+	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest dist site results/demo

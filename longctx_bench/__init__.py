@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longctx_bench.api.evaluation import compare, figures, report, run
-    from longctx_bench.api.models import calibrate, export, load
+    from longctx_bench.api.models import calibrate, calibrate_heads, export, load
 
     __version__: str
 
-__all__ = ["__version__", "calibrate", "compare", "export", "figures", "load", "report", "run"]
-_OF_A_MODEL = frozenset(("calibrate", "export", "load"))
+__all__ = ["__version__", "calibrate", "calibrate_heads", "compare", "export", "figures", "load", "report", "run"]
+_OF_A_MODEL = frozenset(("calibrate", "calibrate_heads", "export", "load"))
 
 
 def __getattr__(name: str) -> Any:

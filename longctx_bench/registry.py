@@ -44,6 +44,26 @@ ALL_EXAMPLES = 1_000_000_000
 """The number of examples requested for lm-eval tasks, whose data sets decide how many there are."""
 
 
+_SWITCHES = re.compile(r"(?:@(?P<factor>[0-9]+(?:\.[0-9]+)?)x)?(?:\+(?P<law>log-n|llama4))?")
+"""What may follow a method's name: one factor for all lengths, and a law of the query scale."""
+
+
+def plain_method_name(name: str) -> str:
+    """Return the method of a name with switches: ``yarn`` of ``yarn@4x+log-n``."""
+    return re.split("[@+]", name, maxsplit=1)[0]
+
+
+class SwitchedMethod(NamedTuple):
+    """A method's name, taken apart."""
+
+    name: str
+    """As results know it: 4x, however it was written."""
+    plain: str
+    """The method that a YAML or package names."""
+    params: dict[str, Any]
+    """Parameters that the rest of the name sets."""
+
+
 class LoadedClass(NamedTuple, Generic[C]):
     """A class that a spec names, and its source digest."""
 
@@ -113,6 +133,9 @@ class Registry:
     def variant(self, text: str) -> ModelVariant:
         """Resolve ``METHOD-BASE``, ``BASE``, ``METHOD:HUB_ID_OR_PATH`` or ``HUB_ID_OR_PATH``.
 
+        METHOD may be ``METHOD@4x`` (one factor for all lengths), ``METHOD+log-n`` or ``METHOD+llama4`` (queries scaled
+        by their positions), or both in this order.
+
         Raises:
             UserError: unknown name (with a suggestion), or the base model lacks the checkpoint that the method needs.
         """
@@ -120,24 +143,58 @@ class Registry:
             model = self.models[text]
             return self._variant(model.native_method, model)
         prefix, colon, rest = text.partition(":")
-        if colon and prefix in self.methods:
+        if colon and self.has_method(prefix):
             return self._variant(prefix, self.models[rest]) if rest in self.models else self._other(rest, prefix)
         for method in sorted(self.methods, key=len, reverse=True):
-            base = text.removeprefix(f"{method}-")
-            if base != text and base in self.models:
-                return self._variant(method, self.models[base])
+            if not text.startswith(method):
+                continue
+            end = _SWITCHES.match(text, len(method)).end()  # type: ignore[union-attr]
+            base = text[end:].removeprefix("-")
+            if base != text[end:] and base in self.models:
+                return self._variant(text[:end], self.models[base])
         if Path(text).is_dir() or ("/" in text and not colon):
             return self._other(text)
         if colon:
-            raise UserError(f"--model {text}: unknown method '{prefix}'{did_you_mean(prefix, self.methods)}")
+            raise UserError(f"--model {text}: unknown method '{prefix}'{self._similar(prefix)}")
         names = [*self.models, *(f"{method}-{base}" for method in self.methods for base in self.models)]
         raise UserError(
             f"--model {text}: unknown model{did_you_mean(text, names)} (`longctx-bench list models` shows all; "
             f"METHOD:HUB_ID_OR_PATH runs any other model)"
         )
 
+    def _similar(self, method: str) -> str:
+        return did_you_mean(plain_method_name(method), self.methods)
+
+    def has_method(self, name: str) -> bool:
+        """Whether a method is called so, switches included: ``yarn``, ``yarn@4x``, ``yarn+log-n``."""
+        return self._switched(name) is not None
+
+    def _switched(self, name: str) -> SwitchedMethod | None:
+        """Return what a method's name says, ``METHOD[@FACTORx][+LAW]``; None if there is no such method."""
+        if name in self.methods:
+            return SwitchedMethod(name, name, {})
+        plain = plain_method_name(name)
+        switches = _SWITCHES.fullmatch(name, len(plain))
+        if plain not in self.methods or switches is None:
+            return None
+        params: dict[str, Any] = {}
+        name = plain
+        if switches["factor"]:
+            params["factor"] = float(switches["factor"])
+            name += f"@{params['factor']:g}x"
+        if switches["law"]:
+            params["query_scale"] = switches["law"]
+            name += f"+{switches['law']}"
+        return SwitchedMethod(name, plain, params)
+
     def _variant(self, method_name: str, model: ModelSpec) -> ModelVariant:
-        spec, (kind, code) = self.methods[method_name], self._loaded(method_name)
+        switched = self._switched(method_name)
+        assert switched is not None
+        method_name = switched.name
+        spec, (kind, code) = self.methods[switched.plain], self._loaded(method_name)
+        settings = self.settings.get(switched.plain, {})
+        for key in switched.params.keys() & settings.keys():
+            raise UserError(f"{method_name}-{model.name}: --set {switched.plain}.{key} says otherwise; leave one out")
         checkpoint = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
         if kind.checkpoint and kind.needs_checkpoint and checkpoint is None and model.native_method != kind.checkpoint:
             recipe = f"{kind.checkpoint}-{model.name}"
@@ -148,15 +205,17 @@ class Registry:
                 f"it: `longctx-bench train {recipe if shipped else 'RECIPE'}`"
                 + ("" if shipped else f", a recipe with base: {model.name}")
             )
-        params = {**spec.params, **(checkpoint.params if checkpoint else {}), **self.settings.get(method_name, {})}
+        params = {**spec.params, **(checkpoint.params if checkpoint else {}), **settings, **switched.params}
         method = validate(kind, params, f"method {method_name}")
+        spec = spec.model_copy(update={"name": method_name, "params": {**spec.params, **switched.params}})
         source = checkpoint.source if checkpoint else model.source
         try:
-            return ModelVariant(
-                model, spec, method.with_calibration(read_calibration(source, kind.tunable)), source, code
-            )
+            method = method.with_calibration(read_calibration(source, kind.tunable))
+            if "factor" in switched.params and (kind.per_prompt or not method.uses_factor()):
+                raise UserError(f"{switched.plain} has no factor by length that could be fixed")
         except UserError as error:
             raise UserError(f"{method_name}-{model.name}: {error}") from error
+        return ModelVariant(model, spec, method, source, code)
 
     def variant_from_parts(
         self, model: ModelSpec, spec: MethodSpec, params: Mapping[str, Any], source: Source
@@ -170,6 +229,7 @@ class Registry:
         return ModelVariant(model, spec, validate(kind, dict(params), f"method {spec.name}"), source, code)
 
     def _loaded(self, method: str) -> LoadedClass[Method]:
+        method = method if method in self.methods else plain_method_name(method)
         use, where = self.methods[method].use, f"baselines/{method}"
         return _component(METHODS, use, Method, where, self._folders.get(method))  # type: ignore[type-abstract]
 

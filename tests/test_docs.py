@@ -1,9 +1,13 @@
-"""README documents every command and every option, and ARCHITECTURE every room."""
+"""The documentation has every command, option, method and group, and ARCHITECTURE every room."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -14,6 +18,8 @@ from longctx_bench.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+METHODS_AND_TASKS = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("methods.md", "tasks.md"))
 
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -28,20 +34,51 @@ COMMANDS = dict(commands(cli))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_is_in_readme(name: str) -> None:
-    assert f"longctx-bench {name}" in README
+def test_every_command_and_option_is_documented(name: str) -> None:
+    assert f"longctx-bench {name}" in COMMANDS_PAGE
     assert COMMANDS[name].help
     for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, parameter.name
             for flag in (*parameter.opts, *parameter.secondary_opts):
-                assert f"`{flag}" in README, f"{name} {flag}"
+                assert f"`{flag}" in COMMANDS_PAGE, f"{name} {flag}"
 
 
-def test_every_method_and_group_is_in_readme() -> None:
+@pytest.mark.skipif(
+    f"click=={version('click')}" not in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(),
+    reason="other versions of click write help otherwise",
+)
+def test_the_reference_of_the_command_line_is_what_it_says_today() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import cli_reference; print(cli_reference.page(), end='')"],
+        cwd=ROOT / "scripts",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert done.stdout == written, "run python scripts/cli_reference.py"
+
+
+def test_every_method_and_group_is_documented() -> None:
     registry = Registry()
     for name in [*registry.methods, *registry.groups]:
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in METHODS_AND_TASKS, name
+
+
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) < 150
+    for page in ("getting-started", "concepts", "commands", "statistics", "results", "methods", "tasks", "engines"):
+        assert f"(docs/{page}.md" in README, page
+
+
+@pytest.mark.parametrize("page", sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]))
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
+        if not target.startswith(("https://", "http://")):
+            assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_the_architecture_names_every_room_and_only_files_that_exist() -> None:

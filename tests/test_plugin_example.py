@@ -1,4 +1,4 @@
-"""The examples of the two READMEs are run as they stand there."""
+"""The examples of README, docs/extending.md and tasks/README.md are run as they stand there."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from longctx_bench.registry import Registry
 
 pytestmark = pytest.mark.slow
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 BLOCK = re.compile(r"`(mine/[a-z_-]+\.(?:yaml|py))`:\n\n```\w+\n(.*?)```", re.DOTALL)
 
 
-def test_readme_plugin_runs(
+@pytest.mark.parametrize("document", ["README.md", "docs/extending.md"])
+def test_documented_plugin_runs(
+    document: str,
     tiny_folder: Path,
     tmp_path: Path,
     essays: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    blocks = dict(BLOCK.findall(README.read_text(encoding="utf-8")))
-    assert set(blocks) == {"mine/half-pi.yaml", "mine/half_pi.py"}
+    blocks = dict(BLOCK.findall((ROOT / document).read_text(encoding="utf-8")))
+    assert set(blocks) >= {"mine/half-pi.yaml", "mine/half_pi.py"}
     (tmp_path / "mine").mkdir()
     for name, text in blocks.items():
         (tmp_path / name).write_text(text)
@@ -46,7 +48,7 @@ def test_readme_plugin_runs(
 
 
 def test_tasks_readme_examples_are_tasks(tmp_path: Path, essays: Path, tiny_encoder: Any) -> None:
-    text = (README.parent / "tasks" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "tasks" / "README.md").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text("\n".join(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)))
     rows = tmp_path / "rows"
     rows.mkdir()

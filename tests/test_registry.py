@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.registry import ALL_EXAMPLES, Registry
+from longctx_bench.registry import ALL_EXAMPLES, Registry, plain_method_name
 
 OWN = """
 from longctx_bench.benchmarks.base import Benchmark
@@ -115,6 +116,72 @@ def test_models_by_name() -> None:
     ):
         with pytest.raises(UserError, match=message):
             registry.variant(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "params"),
+    [
+        ("yarn@4x-tiny", "yarn@4x-tiny", {"factor": 4.0}),
+        ("yarn@4.0x:tiny", "yarn@4x-tiny", {"factor": 4.0}),
+        ("ntk@1.5x-tiny", "ntk@1.5x-tiny", {"factor": 1.5}),
+        ("pi+log-n-tiny", "pi+log-n-tiny", {"query_scale": "log-n"}),
+        ("rope+llama4-tiny", "rope+llama4-tiny", {"query_scale": "llama4", "query_scale_beta": 0.1}),
+        ("mrrope-pro@8x+log-n-tiny", "mrrope-pro@8x+log-n-tiny", {"factor": 8.0, "query_scale": "log-n"}),
+        ("drope@2x-tiny", "drope@2x-tiny", {"factor": 2.0}),
+        ("resonance-yarn@2x-tiny", "resonance-yarn@2x-tiny", {"factor": 2.0, "scaling": "yarn"}),
+    ],
+)
+def test_a_methods_name_may_fix_its_factor_and_scale_queries(text: str, name: str, params: dict[str, Any]) -> None:
+    registry = Registry()
+    variant = registry.variant(text)
+    assert (variant.name, variant.spec.name) == (name, name.removesuffix("-tiny"))
+    assert variant.method.model_dump(mode="json").items() >= params.items()
+    assert variant.spec.use == registry.methods[plain_method_name(variant.method_name)].use
+    again = registry.variant_from_parts(
+        variant.model, variant.spec, variant.method.model_dump(mode="json"), variant.source
+    )
+    assert again.method == variant.method
+    plain = Registry(settings={plain_method_name(variant.method_name): params}).variant(
+        f"{plain_method_name(variant.method_name)}-tiny"
+    )
+    assert plain.method == variant.method, "the same cell as by --set, under a name of its own"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("yarn@0.5x-tiny", "method yarn@0.5x: 'factor': Input should be greater than or equal to 1"),
+        (f"yarn@{'9' * 400}x-tiny", "'factor': Input should be a finite number"),
+        ("yarn@4-tiny", "unknown model; did you mean 'yarn-tiny'"),
+        ("yarn@4x:tny", "tny"),
+        ("yarn+su-tiny", "unknown model"),
+        ("yarn+log-n@4x-tiny", "unknown model"),
+        ("yran@4x:tiny", "unknown method 'yran@4x'; did you mean 'yarn'"),
+        ("rope@4x-tiny", "rope@4x-tiny: rope has no factor by length that could be fixed"),
+        ("crop@4x-tiny", "no factor by length"),
+        ("nope@4x-tiny", "no factor by length"),
+        ("alibi@4x-tiny", "no factor by length"),
+        ("rnope-swa@4x-tiny", "no factor by length"),
+        ("p-rope@4x-tiny", "no factor by length"),
+        ("cope@4x-tiny", "no factor by length"),
+        ("giraffe@4x-tiny", "no factor by length"),
+        ("resonance@4x-tiny", "no factor by length"),
+        ("dynamic-ntk@4x-tiny", "no factor by length"),
+    ],
+)
+def test_what_a_methods_name_cannot_say(text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        Registry().variant(text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_and_a_setting_that_contradict_each_other() -> None:
+    registry = Registry(settings={"yarn": {"factor": 2.0, "beta_fast": 16.0}})
+    with pytest.raises(UserError, match=r"yarn@4x-tiny: --set yarn.factor says otherwise; leave one out"):
+        registry.variant("yarn@4x-tiny")
+    method = registry.variant("yarn+log-n-tiny").method
+    assert method.model_dump(mode="json").items() >= {"factor": 2.0, "beta_fast": 16.0}.items()
 
 
 def test_two_folders_of_one_name_are_refused_together(tiny_folder: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def run(
 ) -> ResultFrame:
     """Measure models on tasks, as ``longctx-bench run`` does, and return the finished cells.
 
-    Example:
+    Examples:
         >>> frame = run("rope-tiny,yarn-tiny", scale="1x,2x", limit=2, device="cpu", out=folder)
         >>> frame[["method", "length", "score"]].values.tolist()
         [['rope', 512, 1.0], ['rope', 1024, 0.0], ['yarn', 512, 1.0], ['yarn', 1024, 1.0]]
@@ -152,7 +152,7 @@ def run(
 def report(folder: str | Path = "results") -> ResultFrame:
     """Return the finished cells of a results folder; a notebook shows them as ``longctx-bench report`` does.
 
-    Example:
+    Examples:
         >>> frame = report(folder)
         >>> frame.loc[frame["scale"] == 2, ["cell", "n"]].values.tolist()
         [['rope-tiny/niah/1024', 2], ['yarn-tiny/niah/1024', 2]]
@@ -179,7 +179,7 @@ def compare(
 ) -> ResultFrame:
     """Compare two models of a results folder on identical examples, as ``longctx-bench compare`` does.
 
-    Example:
+    Examples:
         >>> frame = compare("yarn-tiny", "rope-tiny", folder, scale="2x")
         >>> frame[["task", "length", "n", "difference"]].values.tolist()
         [['niah', 1024, 2, 1.0]]
@@ -224,7 +224,7 @@ def figures(
 ) -> FigureSet:
     """Draw figures of a results folder, as ``longctx-bench figures`` does, without writing files.
 
-    Example:
+    Examples:
         >>> drawn = figures(folder, "length")
         >>> drawn.save(folder / "figures", "png")[0].name
         'all-length.png'

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.api.notebook import Calibration
+from longctx_bench.api.notebook import Calibration, HeadCalibration
 from longctx_bench.core.argument_parsing import (
     Scales,
     dtype_name,
@@ -19,14 +19,18 @@ from longctx_bench.core.argument_parsing import (
 )
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
+from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import NATURAL
+from longctx_bench.methods.base import supports_head_temperatures
 from longctx_bench.models.checkpoint import load_tokenizer
+from longctx_bench.models.variant import ModelVariant
 from longctx_bench.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
+    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
     from longctx_bench.engines.hf.export import ExportResult
 
 
@@ -39,7 +43,7 @@ def load(
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with a method permanently applied, for use in your own code.
 
-    Example:
+    Examples:
         >>> model, tokenizer = load("yarn-tiny", length=1024, device="cpu")
         >>> model(**tokenizer("Once upon a time", return_tensors="pt")).logits.ndim
         3
@@ -90,7 +94,7 @@ def export(
 ) -> ExportResult:
     """Write a method at one length as a plain checkpoint, as ``longctx-bench export`` does, and check its logits.
 
-    Example:
+    Examples:
         >>> export("yarn-tiny", folder / "exported", scale="2x").mark.length
         1024
 
@@ -163,27 +167,21 @@ def calibrate(
     from longctx_bench.analysis.calibration import calibrate as sweeps
     from longctx_bench.analysis.calibration.objectives import Objective, Perplexity, Retrieval
     from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
-    from longctx_bench.core.specs import PathSource
     from longctx_bench.engines.hf.engine import HFEngine
 
     registry = registry or Registry()
     variant = registry.variant(join_names(model, "model"))
-    scales = parse_scales(scale, "--scale")
     if variant.method.tunable is None:
         raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
-    if not scales or min(scales) <= 1:
-        raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
-    if out is None and not isinstance(variant.source, PathSource):
-        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
+    scales = _calibration_scales(scale)
+    target = _calibration_folder(model, variant, out)
     if objective not in (known := ("retrieval", "perplexity")):
         raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), known)}")
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
     examples = parse_int(limit, "limit") or 1
     resolved = variant.resolve()
-    # Not into the cache, where the weights may have been converted or merged: runs look in the source folder.
-    is_folder = isinstance(variant.source, PathSource) and variant.source.path.is_dir()
-    target = parse_path(out, "out") if out else variant.source.path if is_folder else resolved.folder  # type: ignore[union-attr]
+    target = target or resolved.folder
     require_writable(target)
     engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
     engine.load(resolved.folder)
@@ -196,3 +194,98 @@ def calibrate(
     fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
     path = sweeps.write_calibration(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)
+
+
+def _calibration_scales(scale: Scales) -> tuple[float, ...]:
+    scales = parse_scales(scale, "--scale")
+    if not scales or min(scales) <= 1:
+        raise UserError(f"--scale {scale}: calibration is for lengths beyond the training context, such as 2x,4x,8x")
+    return tuple(scales)
+
+
+def _calibration_folder(model: str, variant: ModelVariant, out: str | Path | None) -> Path | None:
+    """Return where ``calibration.json`` goes; None for the folder that the weights are resolved to.
+
+    Never the cache, where weights may have been converted or merged: runs look in the source folder.
+    """
+    if out is not None:
+        return parse_path(out, "out")
+    if not isinstance(variant.source, PathSource):
+        raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
+    return variant.source.path if variant.source.path.is_dir() else None
+
+
+def calibrate_heads(
+    model: str,
+    scale: Scales = "2x,4x,8x",
+    steps: int = 80,
+    limit: int = 33,
+    seed: int = 42,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[FitPoint], None] | None = None,
+) -> HeadCalibration:
+    """Fit one softmax temperature per attention head and scale, as ``longctx-bench calibrate --per-head`` does.
+
+    Gradient descent on the loss of needles' answers and of the text before them; no weight changes.
+
+    Args:
+        model: as ``--model`` takes it, of a method that takes temperatures by head: DroPE, NoPE, YaRN.
+        scale: scales to calibrate at, as for :func:`run`; each starts from the one before.
+        steps: of 8 sequences, per scale.
+        limit: examples of each of two needle tasks in the retrieval score at the end.
+        seed: of the sequences, which are disjoint from all test examples.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_tokens: maximum tokens per pass; by default 65,536 on a GPU and one sequence on a CPU.
+        out: output folder of ``calibration.json``; the checkpoint's if None.
+        registry: resolves names; the built-in one if None.
+        tell: called with the losses of every tenth part of a fit.
+
+    Returns:
+        The temperatures, the share of needles found with them, and the written file, where runs find it.
+
+    Raises:
+        UserError: bad input, a method or model without temperatures by head, or a folder that cannot be written.
+    """
+    from longctx_bench.analysis.calibration.fit_head_temperatures import fit_head_temperatures, write_head_temperatures
+    from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, Retrieval
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+    from longctx_bench.engines.hf.engine import HFEngine
+    from longctx_bench.models.variant import ModelUnderTest
+
+    registry = registry or Registry()
+    variant = registry.variant(join_names(model, "model"))
+    scales = sorted(_calibration_scales(scale))
+    if not supports_head_temperatures(variant.method):
+        raise UserError(f"calibrate {model} --per-head: {variant.method_name} takes no temperatures by head")
+    target = _calibration_folder(model, variant, out)
+    steps, examples = parse_int(steps, "steps") or 1, parse_int(limit, "limit") or 1
+    resolved = variant.resolve()
+    target = target or resolved.folder
+    require_writable(target)
+    tokens = parse_int(batch_tokens, "batch_tokens")
+    engine = HFEngine(str(device), dtype_name(dtype), tokens)
+    engine.load(resolved.folder)
+    encoder = PromptEncoder(load_tokenizer(resolved.folder))
+    first_seed = parse_seed(seed)
+    temperatures, points = fit_head_temperatures(
+        engine.model, variant.method, resolved.base, encoder, registry, scales, steps, first_seed + SEED_OFFSET, tokens,
+        tell or (lambda point: None),
+    )  # fmt: skip
+    fitted = variant.method.with_head_temperatures(temperatures)
+    # Other examples than those that the temperatures were fitted on.
+    check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
+    found = {
+        factor: check.score(
+            ModelUnderTest(resolved.base, fitted, round(factor * resolved.base.training_context)), examples
+        )
+        for factor in scales
+    }
+    path = write_head_temperatures(
+        target, variant.method, variant.method_name, temperatures, points, first_seed + SEED_OFFSET, found
+    )
+    return HeadCalibration(variant.name, temperatures, found, path)

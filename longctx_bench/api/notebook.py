@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from longctx_bench.analysis.calibration.calibrate import CalibrationResult
+    from longctx_bench.methods.head_temperatures import HeadTemperatures
     from longctx_bench.reporting.tables.base import Table
 
 
@@ -128,4 +129,24 @@ class Calibration:
         return (
             f"<table><caption>{escape(self.model)} by {escape(self.objective)}: 1 + {self.fit.c:.3f} ln s</caption>"
             f"<thead><tr><th>scale</th><th>{name}</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+@dataclass(frozen=True)
+class HeadCalibration:
+    """The result of :func:`longctx_bench.calibrate_heads`."""
+
+    model: str
+    temperatures: HeadTemperatures
+    """Temperature of every attention head by scale."""
+    retrieval: dict[float, float]
+    """Share of needles found by scale, on other examples than those fitted on."""
+    path: Path
+    """The written ``calibration.json``, which runs read."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{scale:g}x</td><td>{share:.1%}</td></tr>" for scale, share in self.retrieval.items())
+        return (
+            f"<table><caption>{escape(self.model)}: temperatures by head</caption><thead><tr><th>scale</th>"
+            f"<th>needles found</th></tr></thead><tbody>{rows}</tbody></table>"
         )

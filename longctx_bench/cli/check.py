@@ -65,9 +65,9 @@ def check_command(
 
 
 def _variant(registry: Registry, method: str, base: str) -> ModelVariant:
-    if method not in registry.methods:
+    if not registry.has_method(method):
         raise UserError(f"{method}: unknown method{did_you_mean(method, registry.methods)}")
-    if ":" in base and base.partition(":")[0] in registry.methods:
+    if ":" in base and registry.has_method(base.partition(":")[0]):
         raise UserError(f"--model {base}: expected a base or its folder, without a method; '{method}' is tried on it")
     if base in registry.models or "/" in base or Path(base).is_dir():
         return registry.variant(f"{method}:{base}")

@@ -30,7 +30,7 @@ from longctx_bench.cli.run_lm_eval import lm_eval_command
 from longctx_bench.cli.score import score_command
 from longctx_bench.cli.show import show_command
 from longctx_bench.cli.train import train_command
-from longctx_bench.core.errors import UserError
+from longctx_bench.core.errors import UserError, missing_extra
 from longctx_bench.core.io import disk_is_full
 from longctx_bench.core.provenance import package_version
 from longctx_bench.core.sanitize import escape_control_chars
@@ -82,6 +82,12 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         say(f"longctx-bench: {error.format_message()}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        hint = missing_extra(error)
+        if hint is None:
+            raise
+        say(f"longctx-bench: {hint}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         say("longctx-bench: interrupted; repeat the command to resume", err=True)

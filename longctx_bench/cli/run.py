@@ -90,7 +90,9 @@ def run_command(
     variants = registry.variants(models)
     if temperature is not None and not any(variant.method_name == "drope" for variant in variants):
         raise UserError(f"--attention-temperature {temperature}: no model here is drope's (drope-tiny, drope:FOLDER)")
-    method_names = {variant.method_name for variant in variants}
+    from longctx_bench.registry import plain_method_name
+
+    method_names = {plain_method_name(variant.method_name) for variant in variants}
     for method in parse_settings(settings):
         if method not in method_names:
             raise UserError(f"--set {method}.…: no model of this run uses {method}{did_you_mean(method, method_names)}")

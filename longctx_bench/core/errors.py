@@ -44,3 +44,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 __getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort", "near_miss": "did_you_mean"}, globals())
+
+
+_OF_EXTRA_HF = (
+    "gguf",
+    "httpx2",
+    "huggingface_hub",
+    "psutil",
+    "safetensors",
+    "tenacity",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """Return what to install, if an import failed for a package that an installation for reading results lacks."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in _OF_EXTRA_HF:
+        return None
+    return f"this needs the package '{package}': pip install 'longctx-bench[hf]'"

@@ -14,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 from longctx_bench.core.code_digest import CodeDigest, digest_of_file, digest_of_module, is_own_module
-from longctx_bench.core.errors import UserError, did_you_mean
+from longctx_bench.core.errors import UserError, did_you_mean, missing_extra
 
 
 class LoadedObject(NamedTuple):
@@ -50,6 +50,8 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
     except UserError:
         raise
     except Exception as error:
+        if hint := missing_extra(error):
+            raise UserError(f"{where}: {hint}") from error
         reason = f"{type(error).__name__}: {error}{_hint(error, module_name, folder)}"
         raise UserError(f"{where}: {use}: cannot be loaded ({reason})") from error
     value = getattr(module, name, None) if name else None

@@ -7,6 +7,8 @@ import os
 import re
 import socket
 from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
 from urllib.parse import urlsplit
@@ -15,8 +17,12 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import mismatched_files, sha256, warn
 from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.pypi_wheels import wheel_member
-from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource
+from longctx_bench.core.specs import HubSource, PathSource, ShippedSource, Source, WheelSource, validate
 
+HUB_VARIABLE = "LONGCTX_BENCH_WEIGHTS"
+"""Environment variable: a hub repository of this project's checkpoints, ``owner/name`` or ``owner/name@revision``."""
+_WEIGHTS = {"tiny": "longctx-bench-tiny", "smollm": "longctx-bench-smollm"}
+"""What to install for the checkpoints of a family, the last part of their names."""
 _CHUNK = 1 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -37,9 +43,7 @@ def fetch(source: Source) -> Path:
     """
     if isinstance(source, ShippedSource):
         folder = shipped_checkpoint_folder(source.embedded)
-        if not folder.is_dir():
-            raise UserError(f"{source.embedded}: no such checkpoint ships with this version")
-        return folder
+        return folder if folder.is_dir() else _checkpoint_from_hub(source.embedded)
     if isinstance(source, PathSource):
         if not source.path.exists():
             raise UserError(f"{source.path}: no such file or folder")
@@ -65,8 +69,48 @@ def resolve_revision(source: Source) -> Source:
 
 
 def shipped_checkpoint_folder(name: str) -> Path:
-    """Return the folder of a checkpoint that ships with the project."""
-    return shipped_folder("baselines") / "checkpoints" / name
+    """Return the folder of a checkpoint that this project trained: in a checkout, else in an installed package.
+
+    Packages of weights name themselves by the entry point group ``longctx_bench.checkpoints``.
+
+    Returns:
+        The folder; where there is none, the path that it has in a checkout.
+    """
+    in_checkout = shipped_folder("baselines") / "checkpoints" / name
+    if not in_checkout.is_dir():
+        for package in _checkpoint_packages():
+            if (package / name).is_dir():
+                return package / name
+    return in_checkout
+
+
+def _checkpoint_packages() -> list[Path]:
+    """Return the folders of installed packages of weights."""
+    folders: list[Path] = []
+    for point in sorted(entry_points(group="longctx_bench.checkpoints"), key=lambda point: point.name):
+        # Located without importing it: it has no code.
+        spec = find_spec(point.value)
+        folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    return folders
+
+
+def _checkpoint_from_hub(name: str) -> Path:
+    """Return the folder of a checkpoint in the hub repository of weights that the user named, fetching it.
+
+    Raises:
+        UserError: as :func:`fetch`; none is named, or it has no such folder.
+    """
+    distribution = _WEIGHTS.get(name.rpartition("-")[2])
+    if distribution is None:
+        raise UserError(f"{name}: no such checkpoint ships with this version")
+    repository, _, revision = os.environ.get(HUB_VARIABLE, "").partition("@")
+    if not repository:
+        raise UserError(f"the weights of {name} are not installed: pip install {distribution}")
+    source = validate(HubSource, {"hub": repository, "revision": revision or None}, HUB_VARIABLE)
+    folder = _from_hub(source, name) / name
+    if not folder.is_dir():
+        raise UserError(f"{name}: {HUB_VARIABLE}={repository} has no such folder; pip install {distribution}")
+    return folder
 
 
 def is_local(source: Source) -> TypeGuard[PathSource | ShippedSource]:
@@ -123,12 +167,17 @@ def _identifying(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def _from_hub(source: HubSource) -> Path:
-    """Return the path of a repository or file in the hub cache, with each file verified against its blob name."""
+def _from_hub(source: HubSource, folder: str | None = None) -> Path:
+    """Return the path of a repository or file in the hub cache, with each file verified against its blob name.
+
+    Args:
+        source: the repository or file.
+        folder: fetch and verify this folder of the repository alone.
+    """
     # Offline, the hub client would retry for half a minute before using its cache.
     local = not _hub_reachable()
-    path = _downloaded(source, local)
-    damaged = _damaged(path)
+    path = _downloaded(source, local, folder)
+    damaged = _damaged(path / folder if folder else path)
     if damaged and not local:
         for file in damaged:
             warn(f"{file}: is damaged; it is removed and fetched again")
@@ -137,8 +186,8 @@ def _from_hub(source: HubSource) -> Path:
                 file.unlink(missing_ok=True)
             except OSError as error:
                 raise UserError(f"{file}: is damaged and cannot be removed: {error.strerror}; remove it") from error
-        path = _downloaded(source, local)
-        damaged = _damaged(path)
+        path = _downloaded(source, local, folder)
+        damaged = _damaged(path / folder if folder else path)
     if damaged:
         raise UserError(f"{damaged[0]}: is damaged; connect to the hub, or remove the file, and run again")
     return path
@@ -156,7 +205,7 @@ def _damaged(path: Path) -> list[Path]:
     return mismatched_files(expected)
 
 
-def _downloaded(source: HubSource, local: bool) -> Path:
+def _downloaded(source: HubSource, local: bool, folder: str | None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -177,6 +226,7 @@ def _downloaded(source: HubSource, local: bool) -> Path:
                 source.hub,
                 repo_type=source.type,
                 revision=source.revision,
+                allow_patterns=[f"{folder}/*"] if folder else None,
                 ignore_patterns=list(_IGNORED_FILES),
                 local_files_only=local,
             )

@@ -79,6 +79,9 @@ class ALiBi(Method):
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
     checkpoint: ClassVar[str | None] = "alibi"
 
+    def uses_factor(self) -> bool:
+        return False
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return NoPE().model_overrides(base, length)
 

@@ -9,21 +9,28 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from longctx_bench.core.deprecation import alias_renamed_methods, renamed_attributes, warn_renamed
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Component
 from longctx_bench.methods import override_validation
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures
 from longctx_bench.methods.rope_parameters import RotaryPositions, read_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Capability = Literal["prompt", "per_prompt", "attention_temperature", "model_patch"]
+Capability = Literal["prompt", "per_prompt", "attention_temperature", "query_scale", "model_patch"]
 """What a method needs from an engine besides config overrides: changed prompt token ids, a scaling factor per prompt, a
-softmax temperature in all attention layers, Python code that patches the loaded transformers model."""
+softmax temperature in all attention layers, queries scaled by their positions, Python code that patches the loaded
+transformers model."""
+
+QueryScale = Literal["none", "log-n", "llama4"]
+"""Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
+context (arXiv 2202.12172); or that of Ministral 3, 1 + beta ln(1 + floor(i / L)). Llama 4's own counts from i + 1, and
+scales its layers without positions alone."""
 
 _RENAMED_METHODS = {
     "applied": "patch",
@@ -120,12 +127,34 @@ class Method(Component, ABC):
     """Which properties of the base model's positions the method changes on purpose; undeclared changes are rejected.
     Compared are rotary pairs, theta, the length before scaling and the base model's own scaling."""
 
-    factor: float | None = Field(default=None, ge=1.0)
+    factor: float | None = Field(default=None, ge=1.0, allow_inf_nan=False)
     """Extension factor s; derived from the length (:meth:`scale`) unless set."""
+    query_scale: QueryScale = "none"
+    """Attention temperature by a query's own position, whatever else the method does (:data:`QueryScale`)."""
+    query_scale_beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    """beta of ``query_scale: llama4``."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused_switches(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is switched off: a cell that was measured before there was a switch is still that cell."""
+        values: dict[str, Any] = handler(self)
+        if self.query_scale == "none":
+            values.pop("query_scale", None)
+        if self.query_scale != "llama4":
+            values.pop("query_scale_beta", None)
+        return values
+
+    def required_capabilities(self) -> frozenset[Capability]:
+        """Return what the method needs from an engine with its present parameters."""
+        return self.capabilities if self.query_scale == "none" else self.capabilities | {"query_scale"}
 
     def scale(self, base: BaseModelInfo, length: int) -> float:
         """Return s = length / training_context, at least 1, or ``factor`` if set."""
         return self.factor if self.factor is not None else max(1.0, length / base.training_context)
+
+    def uses_factor(self) -> bool:
+        """Whether the extension factor s plays a part in what the method does, with its present parameters."""
+        return True
 
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         """Return the method with its scalar taken from the checkpoint's ``calibration.json``.
@@ -139,6 +168,14 @@ class Method(Component, ABC):
         """Return the method with its tunable scalar fixed at ``value`` for all lengths; used by calibration."""
         raise NotImplementedError(f"{type(self).__name__} declares no tunable scalar")
 
+    def with_head_temperatures(self, temperatures: HeadTemperatures) -> Self:
+        """Return the method with these temperatures of its heads; used by calibration.
+
+        Raises:
+            UserError: the method takes none.
+        """
+        raise UserError(f"{self.component_id()} takes no temperatures by head; `nope`, `drope` and `yarn` do")
+
     def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         """Return the value and source of the tunable scalar at a length; None when none is applied."""
         return None
@@ -146,6 +183,10 @@ class Method(Component, ABC):
     def attention_temperature(self, base: BaseModelInfo, length: int) -> float:
         """Return the factor on the attention logits of all layers, on top of what the config says; 1 by default."""
         return 1.0
+
+    def head_temperatures(self, base: BaseModelInfo, length: int) -> HeadGrid | None:
+        """Return the factors on the attention logits of each head, ``[layers][heads]``; None where all are 1."""
+        return None
 
     def prompt(self, base: BaseModelInfo, ids: Sequence[int], new_tokens: int) -> Sequence[int]:
         """Return the prompt token ids that the model gets; unchanged unless the method truncates prompts.
@@ -212,6 +253,11 @@ def _validated(
         return entries
 
     return model_overrides
+
+
+def supports_head_temperatures(method: Method) -> bool:
+    """Return whether a method takes temperatures by head."""
+    return type(method).with_head_temperatures is not Method.with_head_temperatures
 
 
 __getattr__ = renamed_attributes(__name__, {"Base": "BaseModelInfo", "Tuning": "AppliedScalar"}, globals())

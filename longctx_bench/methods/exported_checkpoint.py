@@ -50,6 +50,9 @@ class ExportedCheckpoint(Method):
     made_for: int
     """Tokens that the checkpoint was exported for."""
 
+    def uses_factor(self) -> bool:
+        return False
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         if length > self.made_for:
             raise ContextTooShort(

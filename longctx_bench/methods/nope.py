@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, geometric_mean, scale_heads
 from longctx_bench.methods.override_validation import Change
 from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
@@ -85,11 +86,15 @@ class NoPE(Method):
 
     calibration: Calibration = "none"
     """Where beta comes from: ``retrieval`` and ``perplexity`` are our fits in the checkpoint's ``calibration.json``,
-    ``paper`` is DroPE's formula, ``auto`` the retrieval fit if there is one, else DroPE's formula."""
+    ``heads`` one temperature per attention head, ``paper`` is DroPE's formula, ``auto`` is the first of ``heads``,
+    ``retrieval`` and ``paper`` that there is."""
     paper_c: float = 0.412
     """The DroPE paper's c: 0.412 for models trained from scratch, 0.103 for SmolLM."""
-    temperature: ScalarSchedule | None = None
-    """beta(s) itself; set by the calibration unless given here."""
+    temperature: ScalarSchedule | HeadTemperatures | None = None
+    """beta(s) itself, of all heads or of each; set by the calibration unless given here."""
+
+    def uses_factor(self) -> bool:
+        return self.temperature is not None
 
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:
@@ -105,11 +110,21 @@ class NoPE(Method):
         schedule = self.temperature
         if schedule is None:
             return None
+        if isinstance(schedule, HeadTemperatures):
+            grid = self.head_temperatures(base, length)
+            return AppliedScalar("mean_head_temperature", 1.0 if grid is None else geometric_mean(grid), "retrieval")
         return AppliedScalar("temperature", schedule.at(self.scale(base, length)), schedule.source)
 
     def attention_temperature(self, base: BaseModelInfo, length: int) -> float:
-        scalar = self.applied_scalar(base, length)
-        return 1.0 if scalar is None else scalar.value
+        schedule = self.temperature
+        return schedule.at(self.scale(base, length)) if isinstance(schedule, ScalarSchedule) else 1.0
+
+    def head_temperatures(self, base: BaseModelInfo, length: int) -> HeadGrid | None:
+        schedule = self.temperature
+        return schedule.at(self.scale(base, length)) if isinstance(schedule, HeadTemperatures) else None
+
+    def with_head_temperatures(self, temperatures: HeadTemperatures) -> Self:
+        return self.model_copy(update={"temperature": temperatures})
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         # theta has no effect; every rope type must name one.
@@ -123,5 +138,6 @@ class NoPE(Method):
 
     @contextmanager
     def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
-        with scale_softmax(model, self.attention_temperature(base, length)):
+        heads = self.head_temperatures(base, length)
+        with scale_softmax(model, self.attention_temperature(base, length)), scale_heads(model, heads):
             yield

@@ -13,5 +13,8 @@ class RNoPESWA(Method):
     id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"
 
+    def uses_factor(self) -> bool:
+        return False
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {"max_position_embeddings": max(length, base.training_context)}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import ContextTooShort, UserError
-from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Method
+from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, geometric_mean, scale_heads
 from longctx_bench.methods.override_validation import Change, already_scaled_error
 from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def _overrides(length: int, **rope_parameters: Any) -> dict[str, Any]:
@@ -23,6 +28,9 @@ class RoPE(Method):
     """The unchanged base model (Su et al. 2021, arXiv 2104.09864); no extension."""
 
     id: ClassVar[str] = "rope"
+
+    def uses_factor(self) -> bool:
+        return type(self) not in (RoPE, Crop)
 
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         return {}
@@ -100,6 +108,8 @@ class YaRN(Method):
     id: ClassVar[str] = "yarn"
     tunable: ClassVar[str | None] = "attention_factor"
     tunable_span: ClassVar[float] = 0.35
+    # Its patch is for temperatures by head alone; engines that cannot apply those say so.
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
 
     beta_fast: float = 32.0
     """Dimensions with more rotations over the training context are left unchanged."""
@@ -108,9 +118,10 @@ class YaRN(Method):
     attention_factor: float | None = None
     """Multiplies cos and sin; 0.1 ln s + 1 unless set."""
     calibration: Calibration = "paper"
-    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` use our fits in ``calibration.json``."""
-    attention_law: ScalarSchedule | None = None
-    """The fitted attention factor as a function of s; set by ``calibration``."""
+    """``paper`` is 0.1 ln s + 1; ``retrieval`` and ``perplexity`` use our fits in ``calibration.json``. ``heads`` is
+    ``paper`` with one temperature per attention head besides, which vLLM takes from an exported folder alone."""
+    attention_law: ScalarSchedule | HeadTemperatures | None = None
+    """The fitted attention factor as a function of s, or the temperatures of the heads; set by ``calibration``."""
 
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         return self.model_copy(update={"attention_law": fitted_schedule(self.calibration, fits, None)})
@@ -121,14 +132,29 @@ class YaRN(Method):
     def applied_scalar(self, base: BaseModelInfo, length: int) -> AppliedScalar | None:
         if self.attention_factor is not None:
             return AppliedScalar("attention_factor", self.attention_factor, "user")
-        if self.attention_law is not None:
-            schedule = self.attention_law
+        schedule = self.attention_law
+        if isinstance(schedule, HeadTemperatures):
+            grid = self.head_temperatures(base, length)
+            return AppliedScalar("mean_head_temperature", 1.0 if grid is None else geometric_mean(grid), "retrieval")
+        if schedule is not None:
             return AppliedScalar("attention_factor", schedule.at(self.scale(base, length)), schedule.source)
         return None
 
+    def head_temperatures(self, base: BaseModelInfo, length: int) -> HeadGrid | None:
+        schedule = self.attention_law
+        return schedule.at(self.scale(base, length)) if isinstance(schedule, HeadTemperatures) else None
+
+    def with_head_temperatures(self, temperatures: HeadTemperatures) -> Self:
+        return self.model_copy(update={"attention_law": temperatures})
+
+    @contextmanager
+    def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
+        with scale_heads(model, self.head_temperatures(base, length)):
+            yield
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
         scalar = self.applied_scalar(base, length)
-        extra = {} if scalar is None else {"attention_factor": scalar.value}
+        extra = {"attention_factor": scalar.value} if scalar and scalar.scalar == "attention_factor" else {}
         return _overrides(
             length,
             rope_type="yarn",

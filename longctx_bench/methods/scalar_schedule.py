@@ -11,10 +11,14 @@ from pydantic import Field
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec, validate
+from longctx_bench.methods.head_temperatures import HeadTemperatures
 
-Calibration = Literal["auto", "none", "paper", "perplexity", "retrieval"]
-"""Where a scalar comes from: ``none`` (not applied), the paper's coefficient, or our fit for that objective."""
+Calibration = Literal["auto", "none", "paper", "perplexity", "retrieval", "heads"]
+"""Where a scalar comes from: ``none`` (not applied), the paper's coefficient, or our fit for that objective; ``heads``
+is a temperature of its own for each attention head."""
 
+
+_PREFERRED: tuple[Calibration, ...] = ("heads", "retrieval")
 
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Value = Annotated[float, Field(allow_inf_nan=False)]
@@ -43,7 +47,7 @@ class ScalarSchedule(Spec):
 
 def fitted_schedule(
     calibration: Calibration, fits: Mapping[str, Any], paper: ScalarSchedule | None
-) -> ScalarSchedule | None:
+) -> ScalarSchedule | HeadTemperatures | None:
     """Return the schedule for a ``calibration`` setting.
 
     Args:
@@ -60,14 +64,16 @@ def fitted_schedule(
     if calibration == "none":
         return None
     if calibration == "auto":
-        calibration = "retrieval" if "retrieval" in fits else "paper"
+        calibration = next((fit for fit in _PREFERRED if fit in fits), "paper")
     if calibration == "paper":
         return paper
     if calibration not in fits:
+        option = "--per-head" if calibration == "heads" else f"--objective {calibration}"
         raise UserError(
-            f"the checkpoint has no {calibration} calibration; make one with `longctx-bench calibrate MODEL "
-            f"--objective {calibration}`"
+            f"the checkpoint has no {calibration} calibration; make one with `longctx-bench calibrate MODEL {option}`"
         )
+    if calibration == "heads":
+        return validate(HeadTemperatures, {"table": fits["heads"]["table"]}, "calibration.json: heads")
     return validate(ScalarSchedule, {**fits[calibration], "source": calibration}, f"calibration.json: {calibration}")
 
 

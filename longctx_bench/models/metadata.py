@@ -109,7 +109,11 @@ def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
         return {}
     loaded = require_object(path, "run `calibrate` again")
     try:
-        return {name: {"c": fit["c"], "table": fit["table"]} for name, fit in loaded.get(tunable, {}).items()}
+        fits = loaded.get(tunable, {})
+        return {
+            name: {"table": fit["table"]} if name == "heads" else {"c": fit["c"], "table": fit["table"]}
+            for name, fit in fits.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
 

@@ -52,11 +52,15 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
     shipped = (shipped_folder("baselines") / "recipes" / f"{recipe.name}.yaml").is_file()
     command = recipe.name if shipped else f"{recipe.name}.yaml"
     origin = f"Continued from `{named['base']}`." if recipe.base else "Trained from scratch."
+    origins: dict[str, Any] = {"base_model": named["base"]} if named["base"] else {}
+    if hubs := sorted({source.hub for source in recipe.data if source.hub}):
+        origins["datasets"] = hubs
+    header = yaml.safe_dump(origins, sort_keys=False) if origins else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [longctx-bench, long-context, {recipe.positions}]
----
+{header}---
 # {recipe.name}
 
 {recipe.description or f"A model of the longctx-bench project, kind `{recipe.kind}`."} {origin}

@@ -41,7 +41,8 @@ def test_shipped_methods(name: str) -> None:
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     method = REGISTRY.variant(f"{name}-smollm-360m").method
-    base = BaseModelInfo("x", 128, {"rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4})
+    config = {"model_type": "llama", "rope_theta": 10000.0, "hidden_size": 64, "num_attention_heads": 4}
+    base = BaseModelInfo("x", 128, config)
     if name == "longrope":
         with pytest.raises(UserError, match="longrope needs 'short_factor'"):
             method.model_overrides(base, 512)

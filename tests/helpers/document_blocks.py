@@ -6,7 +6,7 @@
 - ``<!-- run with: OPTIONS -->``: appended to each ``longctx-bench run``, ``calibrate`` and ``examples``, to be short.
 
 A YAML, CSV or Python block whose last line before it ends in ```NAME`:`` is written to that file, for the commands
-that follow; any other Python block is run.
+that follow; any other Python block is run. A ``text`` block shows something and is not run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _block(document: str, lines: list[str], start: int, end: int) -> Block:
         lines[start].removeprefix("```"),
         "\n".join(lines[start + 1 : end]) + "\n",
         named[1] if named else None,
-        whole.get("not run"),
+        whole.get("not run") or ("is a picture" if lines[start] == "```text" else None),
         tuple((words, value) for what, words, value in said if what == "not run" and words),
         whole.get("run by"),
         whole.get("run with", ""),

@@ -162,7 +162,10 @@ def methods(base: BaseModelInfo) -> Iterator[tuple[str, Method]]:
         yield name, kind(**more)
 
 
-COLUMNS = ("rope, crop", "pi", "ntk, dynamic-ntk", "yarn, llama3", "longrope", "nope", "drope", "alibi")
+COLUMNS = (
+    "rope, crop", "pi", "ntk, dynamic-ntk", "yarn, llama3",
+    "longrope, cope, giraffe, mrrope-pro, mrrope-uni, p-rope, resonance", "nope", "drope", "alibi",
+)  # fmt: skip
 """Of the table. ``rnope-swa`` changes nothing in a model: it runs where ``rope`` does."""
 REASONS = {
     "already scaled": "It has a scaling of its own: what it reads with it is its training context, and another "

@@ -102,4 +102,12 @@ def _make_rotary(config: Any, rotary: Any) -> Any:
             f"a {config.model_type} would rotate other parts of its heads than it does (pairs of dimensions "
             f"{sorted(new.values())} in place of {sorted(old.values())}): it does not take rope_parameters like these"
         )
+    if _is_one_list(getattr(config, "rope_parameters", None) or {}):
+        # transformers asks in every pass which of two equal lists to take: with this name it takes what it has.
+        other.rope_type = "default"
     return other
+
+
+def _is_one_list(rope: dict[str, Any]) -> bool:
+    """Whether ``rope_parameters`` are of type ``longrope`` with the same frequencies at every length."""
+    return rope.get("rope_type") == "longrope" and rope["short_factor"] == rope["long_factor"]

@@ -33,6 +33,7 @@ from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.hf.torch_compile import compile_layers
 from longctx_bench.engines.request_state import RequestState
 from longctx_bench.methods.attention_override import require_attention_mask
+from longctx_bench.methods.query_scale import scale_queries
 from longctx_bench.methods.rope_parameters import fix_to_length
 from longctx_bench.models.checkpoint import error_summary, load_tokenizer, read_config, require_known_quantization
 from longctx_bench.models.metadata import eos_token_ids
@@ -402,6 +403,11 @@ def apply_method(model: PreTrainedModel, under_test: ModelUnderTest, length: int
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    with override_config(model, overrides), under_test.method.patch(model, under_test.base, length):
+    method, base = under_test.method, under_test.base
+    with (
+        override_config(model, overrides),
+        method.patch(model, base, length),
+        scale_queries(model, method.query_scale, method.query_scale_beta, base.training_context),
+    ):
         require_attention_mask(model)
         yield

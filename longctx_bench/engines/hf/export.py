@@ -24,6 +24,8 @@ from longctx_bench.engines.devices import DTYPES
 from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
+from longctx_bench.methods.factor_list import FactorList, with_mscale
+from longctx_bench.methods.head_temperatures import HeadGrid, geometric_mean, per_channel, query_modules, scale_rows
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
@@ -68,6 +70,7 @@ class ExportResult:
 _NOT_EXPORTED: dict[Capability, str] = {
     "per_prompt": "follows each prompt's own length, and a checkpoint has one set of frequencies",
     "prompt": "changes the prompts, not the model",
+    "query_scale": "scales queries by their positions, which stock models do not",
     "model_patch": "has its own attention code, which no config can name",
 }
 
@@ -82,7 +85,7 @@ def check_exportable(method: Method, name: str) -> None:
     Raises:
         UserError: with the reason.
     """
-    for capability in sorted(method.capabilities & _NOT_EXPORTED.keys()):
+    for capability in sorted(method.required_capabilities() & _NOT_EXPORTED.keys()):
         raise UserError(f"export: {name} {_NOT_EXPORTED[capability]}; run it with --engine hf")
 
 
@@ -112,6 +115,9 @@ def export_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; name a new folder")
     beta = method.attention_temperature(base, length)
+    heads = method.head_temperatures(base, length)
+    if heads is not None:
+        beta = geometric_mean(heads)
     mark = ExportMetadata(
         model=base.name, method=name, length=length, original_length=base.training_context,
         factor=method.scale(base, length), temperature=beta,
@@ -161,12 +167,18 @@ def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, ma
         rotary = entries.get("rope_parameters") or getattr(config, "rope_parameters", None) or {}
         if rotary and is_unrotated(rotary):
             entries["rope_parameters"] = _stock_rope_parameters(rotary)
+        elif isinstance(method, FactorList):
+            entries["rope_parameters"] = with_mscale(rotary)
     else:
         entries.pop("rope_parameters", None)
     for key, value in entries.items():
         setattr(config, key, value)
     config.max_position_embeddings = max(mark.length, config.max_position_embeddings)
     setattr(config, EXPORT_KEY, mark.model_dump())
+    heads = method.head_temperatures(base, mark.length)
+    if heads is not None:
+        scale /= mark.temperature
+        _scale_heads(model, heads)
     if scale != 1.0:
         for name, module in model.named_modules():
             if name.endswith("self_attn"):
@@ -193,6 +205,13 @@ def _to_stock_class(model: PreTrainedModel) -> PreTrainedModel:
     stock.tie_weights()
     stock.generation_config = model.generation_config
     return stock  # type: ignore[no-any-return]
+
+
+def _scale_heads(model: PreTrainedModel, grid: HeadGrid) -> None:
+    for query, channels in zip(query_modules(model), per_channel(model, grid), strict=True):
+        scale_rows(query.weight, channels)
+        if getattr(query, "bias", None) is not None:
+            scale_rows(query.bias, channels)
 
 
 @torch.no_grad()

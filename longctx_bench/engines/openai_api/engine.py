@@ -306,7 +306,7 @@ def require_served_as_is(under_test: ModelUnderTest) -> None:
     """
     method, base = under_test.method, under_test.base
     entries = method.model_overrides(base, under_test.length)
-    if not method.capabilities <= OpenAIEngine.supports or any(
+    if not method.required_capabilities() <= OpenAIEngine.supports or any(
         entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG
     ):
         raise UserError(

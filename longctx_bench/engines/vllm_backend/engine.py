@@ -69,7 +69,7 @@ class VLLMEngine:
             UserError: vLLM is not installed, or was built for another device.
         """
         if find_spec("vllm") is None:
-            raise UserError("--engine vllm needs vLLM: pip install 'longctx-bench[vllm]' (README, vLLM)")
+            raise UserError("--engine vllm needs vLLM: pip install 'longctx-bench[vllm]' (docs/engines.md)")
         _prepare_environment(tensor_parallel)
         from vllm.platforms import current_platform
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
+from longctx_bench.methods.factor_list import with_mscale
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 
@@ -25,6 +26,7 @@ SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature"}
 """What methods may need of vLLM, with the plug-in's classes."""
 _WHY_NOT: dict[Capability, str] = {
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
+    "query_scale": "its models of this type do not scale queries by their positions",
     "model_patch": "this method changes a loaded model of transformers, beyond its config",
 }
 
@@ -49,6 +51,8 @@ def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_l
         UserError: vLLM would not compute this method, or this base, as transformers does.
     """
     _check_base(base)
+    if method.head_temperatures(base, length) is not None:
+        raise _unsupported(base, method, "its heads have temperatures of their own; `longctx-bench export` writes them")
     entries = method.model_overrides(base, length)
     _check_method(base, method, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
@@ -74,8 +78,8 @@ def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_mode
     if kind == "dynamic":
         raise _unsupported(base, method, "its 'dynamic' positions are static, and transformers' follow the prompt")
     if kind == "longrope":
-        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
-    if kind not in ("default", "linear", "llama3", "yarn") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        rope = _one_list(base, method, rope)
+    if kind not in ("default", "linear", "llama3", "longrope", "yarn") or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise _unsupported(base, method, f"its positions of type '{kind}' are not known to be the same")
     positions = max_model_len
     if kind == "linear":
@@ -89,6 +93,12 @@ def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_mode
     # `type` is the former name of `rope_type`; both at once are an error in vLLM.
     rope_parameters = {"rope_type": kind} | {key: value for key, value in rope.items() if key != "type"}
     return {"rope_parameters": rope_parameters, "max_position_embeddings": positions}
+
+
+def _one_list(base: BaseModelInfo, method: Method, rope: dict[str, Any]) -> dict[str, Any]:
+    if rope.get("attention_factor") is None or rope["short_factor"] != rope["long_factor"]:
+        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
+    return with_mscale(rope)
 
 
 def _check_base(base: BaseModelInfo) -> None:
@@ -108,7 +118,7 @@ def _check_base(base: BaseModelInfo) -> None:
 
 
 def _check_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
-    for capability in sorted(method.capabilities - SUPPORTED):
+    for capability in sorted(method.required_capabilities() - SUPPORTED):
         raise _unsupported(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
     if unknown:

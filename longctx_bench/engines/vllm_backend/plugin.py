@@ -30,7 +30,12 @@ class WorkerExtension:
         rotary = getattr(layer, "rotary_emb", None)
         if rotary is None:
             return None
-        rows: list[list[float]] = rotary.cos_sin_cache[positions].double().cpu().tolist()
+        # longrope has two tables in one, the short list's rows before the long one's.
+        table, first = getattr(rotary, "cos_sin_cache", None), 0
+        if table is None:
+            table = rotary.long_short_cos_sin_cache
+            first = rotary.original_max_position_embeddings if rotary.use_long_rope else 0
+        rows: list[list[float]] = table[[first + position for position in positions]].double().cpu().tolist()
         return rows
 
     def architecture(self) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from longctx_bench.core.errors import UserError, did_you_mean
-from longctx_bench.core.io import safe_name, shipped_folder
+from longctx_bench.core.io import safe_name
 from longctx_bench.core.plugin_registry import PluginRegistry
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name
 from longctx_bench.reporting.results import CellSummary, Results, read_cells
@@ -149,7 +150,7 @@ def _curves(inputs: FigureInputs) -> FiguresByName:
     if inputs.shipped_curves and not inputs.checkpoints:
         weights = [s.result.spec.weights or {} for s in inputs.results.finished]
         embedded = {name for name in (source.get("embedded") for source in weights) if name}
-        folders += [shipped_folder("baselines") / "checkpoints" / name for name in sorted(embedded)]
+        folders += [shipped_checkpoint_folder(name) for name in sorted(embedded)]
     return {"curves": curve_sheet(read_curves(folders))}
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
 
-from longctx_bench.core.io import safe_name, shipped_folder
+from longctx_bench.core.io import safe_name
+from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
@@ -51,7 +52,7 @@ def training_tokens(summary: CellSummary) -> int | None:
 
 @lru_cache
 def _tokens_on_card(name: str) -> int | None:
-    card = shipped_folder("baselines") / "checkpoints" / safe_name(name) / "README.md"
+    card = shipped_checkpoint_folder(safe_name(name)) / "README.md"
     match = _TOKENS_SEEN.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return int(match[1].replace(",", "")) if match else None
 

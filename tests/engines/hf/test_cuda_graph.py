@@ -11,12 +11,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf import cuda_graph
 from longctx_bench.engines.hf.cuda_graph import CudaGraphDecoder, decode_attention_kernel, supports_cuda_graph
+from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.engines.hf.kv_cache import KVCache
 from longctx_bench.engines.hf.model_runner import DecodeStep, ModelRunner, Step
 from longctx_bench.engines.hf.prefill_scheduler import num_padded_tokens, split_by_token_budget
 from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.request_state import RequestState
+from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.mrrope import MrRoPEPro
+from longctx_bench.methods.rope_scaling import RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +93,27 @@ def test_tokens_are_those_of_generate(
         assert (count, why) == (len(expected), "eos" if expected[-1] == EOS else "length")
     assert {why for _, _, why in found} == {"eos", "length"}, "both ends are tried"
     assert pool is None or max(batch_tokens) <= pool, "no more than was allowed is held"
+
+
+@pytest.mark.parametrize(
+    "method", [MrRoPEPro(), YaRN(query_scale="log-n"), RoPE(query_scale="llama4")], ids=lambda method: repr(method)[:40]
+)
+def test_lists_of_factors_and_scaled_queries_are_in_the_step(model: PreTrainedModel, method: Method) -> None:
+    """The step asks nothing of the positions that a captured one could not answer; queries go on growing in it."""
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    prompts = _ids(30, 9, 17)
+    shape = {"head_dim": 8, "hidden_size": 48, "num_attention_heads": 6, "rope_theta": 10000.0}
+    who = ModelUnderTest(BaseModelInfo("small", 16, shape), method, 96)
+    plain = [_generated(model, ids, 40) for ids in prompts]
+    config = SchedulerConfig(64, 0.5, async_scheduling=True, cuda_graph=True)
+    with apply_method(model, who, 96):
+        answers = [_generated(model, ids, 40) for ids in prompts]
+        core = EngineCore(ModelRunner(model, frozenset([EOS])), tokenizer, config)
+        assert core.runner.has_stable_keys
+        requests = [Request(str(place), ids, 40) for place, ids in enumerate(prompts)]
+        found = [each.text for each in core.generate(requests, never, 10**6)]
+    assert found == [" ".join(map(str, answer)) for answer in answers]
+    assert answers != plain
 
 
 @pytest.mark.parametrize("lengths", [(30,), (30, 25, 41)], ids=["one", "several"])

@@ -20,6 +20,7 @@ from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.engines.hf.prompt_lookup import PromptLookupDrafter
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.mrrope import MrRoPEPro
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
 from longctx_bench.models.checkpoint import checkpoint_folder, load_tokenizer, read_config
@@ -151,25 +152,16 @@ def test_a_right_draft_costs_one_pass(tiny_folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["window", "longrope"])
 def test_models_whose_cache_cannot_be_cut_decode_without_drafts(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "window":
-        from transformers import MistralConfig, MistralForCausalLM
+    from transformers import MistralConfig, MistralForCausalLM
 
-        torch.manual_seed(0)
-        shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-        window = MistralConfig(**shape, num_key_value_heads=2, vocab_size=600, sliding_window=32, eos_token_id=1)
-        MistralForCausalLM(window).save_pretrained(tmp_path)
-        load_tokenizer(tiny_folder).save_pretrained(tmp_path)
-    else:
-        # 96 positions and more take other frequencies, which a draft must not bring about before its time.
-        factors = {"short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "factor": 2.0}
-        rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 96, **factors}
-        shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    window = MistralConfig(**shape, num_key_value_heads=2, vocab_size=600, sliding_window=32, eos_token_id=1)
+    MistralForCausalLM(window).save_pretrained(tmp_path)
+    load_tokenizer(tiny_folder).save_pretrained(tmp_path)
     who = contestant(tmp_path, RoPE())
     made = engine(tmp_path, batch_tokens=1)
     cases = plain(tmp_path, who, [40, 90])
@@ -178,6 +170,32 @@ def test_models_whose_cache_cannot_be_cut_decode_without_drafts(
     drafted = told(made, [replace(request, drafts=(tuple(right),)) for request, right in cases], who)
     assert drafted == bare
     assert max(widths) == 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [RoPE(), MrRoPEPro()], ids=lambda method: type(method).__name__)
+def test_frequencies_that_the_cells_length_decides_take_drafts(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    """A base with lists of its own, which transformers would switch at 96 tokens, and a method that is a list."""
+    folder = tiny_folder
+    if isinstance(method, RoPE):
+        factors = {"short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "factor": 2.0}
+        rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 96, **factors}
+        folder = Path(shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    who = contestant(folder, method)
+    made = engine(folder)
+    cases = plain(folder, who, [40, 61, 90])
+    widths = passes(made, monkeypatch)
+    bare = told(made, [request for request, _ in cases], who)
+    assert max(widths) == 90
+    widths.clear()
+    assert told(made, [replace(request, drafts=(tuple(right),)) for request, right in cases], who) == bare
+    assert sorted(widths) == [size + NEW - 1 for size in (40, 61, 90)]
+    tokenizer = load_tokenizer(folder)
+    assert [row[1] for row in bare] == [tokenizer.decode(right, skip_special_tokens=True) for _, right in cases]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def greedy(name: str, length: int = LENGTH, ids: list[int] = IDS) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rope", "pi", "ntk", "yarn", "llama3", "nope-retrieval", "drope"])
+@pytest.mark.parametrize(
+    "method", ["rope", "pi", "ntk", "yarn", "llama3", "nope-retrieval", "drope", "mrrope-pro", "p-rope"]
+)
 def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "served"
     written = export(Registry().variant(f"{method}-tiny"), folder, LENGTH)
@@ -61,6 +64,13 @@ def test_an_exported_folder_gives_the_methods_tokens_and_is_known_as_it(method: 
         Registry().variant(f"yarn:{folder}")
     with pytest.raises(UserError, match="name it alone"):
         Registry(settings={method: {"factor": 2}}).variant(str(folder))
+
+
+def test_a_list_of_factors_is_written_for_vllm_servers_too(tmp_path: Path) -> None:
+    export(Registry().variant("mrrope-pro-tiny"), tmp_path / "served", LENGTH)
+    rope = json.loads((tmp_path / "served" / "config.json").read_text())["rope_parameters"]
+    assert rope["short_factor"] == rope["long_factor"]
+    assert rope["attention_factor"] == rope["short_mscale"] == rope["long_mscale"] == pytest.approx(1.1386294361119891)
 
 
 @pytest.mark.slow
@@ -137,3 +147,18 @@ def test_a_checkpoint_that_does_not_reproduce_the_method_is_not_left_behind(
     with pytest.raises(UserError, match="does not reproduce yarn-tiny"):
         export(Registry().variant(f"yarn:{tiny_folder}"), tmp_path / "x", 1024)
     assert not list(tmp_path.iterdir())
+
+
+def test_temperatures_by_head_are_written_into_the_queries(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(checkpoint_folder(Registry().variant("drope-tiny").source), folder)
+    rows = [" ".join(f"{0.6 + 0.1 * (layer + head):.2f}" for head in range(5)) for layer in range(8)]
+    (folder / "calibration.json").write_text(json.dumps({"temperature": {"heads": {"table": {"2": rows}}}}))
+    written = export(Registry().variant(f"drope:{folder}"), tmp_path / "out", 1024)
+    # Exporting compares the logits of both; in bfloat16 the products would be rounded.
+    assert written.dtype == "float32"
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert 1.0 < written.mark.temperature < 1.2
+    name = "model.layers.3.self_attn.q_norm.weight"
+    ratio = (after[name] / before[name].float()).reshape(5, -1).mean(dim=1)
+    torch.testing.assert_close(ratio, torch.tensor([0.9, 1.0, 1.1, 1.2, 1.3]), rtol=1e-3, atol=1e-3)

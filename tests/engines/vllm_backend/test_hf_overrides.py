@@ -14,6 +14,7 @@ from longctx_bench.engines.vllm_backend.hf_overrides import vllm_overrides
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
+from longctx_bench.methods.mrrope import MrRoPEPro
 from longctx_bench.methods.nope import NoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
@@ -64,6 +65,18 @@ def test_yarn_is_refused_where_its_table_would_end_before_the_prompt() -> None:
         overrides(YaRN(factor=2.0), 2048)
     with pytest.raises(UserError, match="ends at 2048 tokens, not 2049"):
         overrides(YaRN(), 2048, room=2049)
+
+
+@pytest.mark.parametrize("length", [512, 2048])
+def test_a_list_of_factors_is_told_with_its_factor_on_cos_and_sin_where_vllm_looks(length: int) -> None:
+    method = MrRoPEPro(attention_factor=1.25)
+    found = overrides(method, length, room=length + 7)
+    told = method.model_overrides(base(), length)["rope_parameters"]
+    assert found["rope_parameters"] == told | {"short_mscale": 1.25, "long_mscale": 1.25}
+    assert told["short_factor"] == told["long_factor"]
+    assert len(told["short_factor"]) == 8
+    # Rows of vLLM's table of the long list, which it takes once it may read more than the training context.
+    assert found["max_position_embeddings"] == length + 7
 
 
 def test_without_positions_nothing_turns() -> None:

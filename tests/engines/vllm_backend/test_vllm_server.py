@@ -1,4 +1,4 @@
-"""README's way to a server of vLLM, on loopback: export, serve, run; skipped where vLLM is not installed."""
+"""docs/engines.md's way to a server of vLLM, on loopback: export, serve, run; skipped where vLLM is not installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from helpers.vllm_metadata import write_metadata
 _START_SECONDS = 420
 
 
-def serving(document: str = "README.md") -> Block:
+def serving(document: str = "docs/engines.md") -> Block:
     """Return the block that serves an export."""
     [block] = [block for block in blocks(document) if "vllm serve" in block.text]
     return block
@@ -68,7 +68,7 @@ def test_the_length_that_is_served_is_the_one_that_was_exported(call: Any, tmp_p
 def on_loopback(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], tuple[int, str, str]]]:
-    """Run README's three commands, the server on a free port of loopback until the test ends."""
+    """Run its three commands, the server on a free port of loopback until the test ends."""
     monkeypatch.chdir(tmp_path)
     export, serve, run = (shlex.split(command) for command in serving().commands)
     assert call(*export[1:])[0] == 0

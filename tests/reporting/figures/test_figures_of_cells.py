@@ -22,7 +22,8 @@ from longctx_bench.reporting.results import CellSummary
 
 Cells = Callable[..., list[CellSummary]]
 HIT, HALF, MISS = [1.0] * 22, [1.0, 0.0] * 11, [0.0] * 22
-FIFTEEN = [name for name in METHODS if name not in ("longrope", "dynamic-ntk")]
+LISTS = ("mrrope-pro", "mrrope-uni", "resonance", "resonance-yarn", "giraffe", "giraffe-truncated", "cope", "cope-hard")
+FIFTEEN = [name for name in METHODS if name not in ("longrope", "dynamic-ntk", "p-rope", *LISTS)]
 
 
 def drawn(figure: Any) -> list[Any]:
@@ -173,6 +174,14 @@ def test_two_bases_are_named_and_the_smaller_is_hollow(cells: Cells) -> None:
     assert lines["yarn-other"].get_color() == lines["yarn-tiny"].get_color()
     assert lines["yarn-other"].get_markerfacecolor() == "white"
     assert lines["yarn-tiny"].get_markerfacecolor() == METHODS["yarn"].colour
+
+
+def test_every_known_method_has_a_look_of_its_own() -> None:
+    assert {*LISTS, "p-rope"} < METHODS.keys()
+    assert len({(look.colour, look.marker, look.dashes) for look in METHODS.values()}) == len(METHODS)
+    assert len({(look.colour, look.marker) for look in METHODS.values()}) == len(METHODS), (
+        "dashes do not show on a point"
+    )
 
 
 def test_unknown_methods_keep_their_look_and_differ(cells: Cells) -> None:

@@ -1,0 +1,95 @@
+"""``python -m bench.banded_attention``: what the methods by distance cost in one layer, beside plain causal attention.
+
+Time of a prompt and of one more token, and the memory that a prompt takes beyond its queries, keys and values. On a GPU
+the fused way is compared with the one that goes block by block, in the precision of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from longctx_bench.methods import METHODS, banded_attention
+from longctx_bench.methods.banded import BandedAttention
+from longctx_bench.methods.banded_attention import BandedRotation
+from longctx_bench.methods.base import BaseModelInfo
+
+NAMES = ("self-extend", "rerope", "leaky-rerope", "jet-long", "string", "lm-infinite", "streaming-llm", "dca")
+HEADS, KEY_HEADS, WIDTH = 16, 8, 128
+"""Of Qwen3-1.7B."""
+_REPEATS = 5
+
+
+def measure(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Return the shortest time of a call in ms, and on a GPU its peak memory in MiB."""
+    run()
+    times = []
+    for _ in range(_REPEATS):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if device.type == "cuda" else float("nan")
+    return 1000 * min(times), peak
+
+
+def attention(name: str, tokens: int, context: int) -> Callable[..., torch.Tensor]:
+    """Return a method's attention for a length, as the layers of a model call it."""
+    method = METHODS[name]()
+    assert isinstance(method, BandedAttention)
+    base = BaseModelInfo("layer", context, {"model_type": "llama"})
+    frequencies = (1e6 ** (-torch.arange(0, WIDTH, 2).double() / WIDTH)).tolist()
+    module: Any = SimpleNamespace(config=object())
+    rotation = BandedRotation(method.bands(base, tokens), frequencies, 1.0, context if method.log_n else None)
+    banded_attention._ACTIVE[id(module.config)] = banded_attention._Active(rotation)
+    return lambda q, k, v: banded_attention.banded_attention(module, q, k, v, None)[0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--context", type=int, default=4096, help="training context")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--methods", default=",".join(NAMES))
+    options = parser.parse_args(arguments)
+    device, tokens = torch.device(options.device), options.tokens
+    query, key, value = (
+        torch.randn(1, heads, tokens, WIDTH, device=device, dtype=torch.bfloat16)
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    )
+
+    def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
+
+    print(f"{tokens} tokens, training context {options.context}; ms a prompt, MiB, ms a token, difference between ways")
+    with torch.inference_mode():
+        for name in ("plain", *options.methods.split(",")):
+            attend = plain if name == "plain" else attention(name, tokens, options.context)
+            prompt, peak = measure(partial(attend, query, key, value), device)
+            token, _ = measure(partial(attend, query[:, :, -1:], key, value), device)
+            apart = 0.0
+            if name != "plain" and device.type == "cuda":
+                fused = attend(query, key, value)
+                banded_attention._FUSED_FROM = tokens + 1
+                by_block = attention(name, tokens, options.context)(query, key, value)
+                banded_attention._FUSED_FROM = 128
+                apart = float((fused - by_block).abs().max())
+            print(f"{name:14} {prompt:9.2f} {peak:9.1f} {token:9.3f} {apart:9.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,359 @@
+"""The attention of :mod:`longctx_bench.methods.banded`: rotation by band, and one softmax over all bands.
+
+Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
+no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
+a band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from longctx_bench.core.errors import UserError
+from longctx_bench.methods.attention_override import override_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import PreTrainedModel
+
+    from longctx_bench.methods.banded import Band
+
+IMPLEMENTATION = "longctx_bench_banded"
+_MAX_LOGITS = 2**24
+"""Logits of a block of queries, where they are made: 64 MiB in fp32."""
+_MIN_BLOCK, _MAX_BLOCK = 16, 128
+"""Queries in a block: keys that only some of them attend to are read by all."""
+_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""torch's flash attention on a CPU, which also returns the log-sum-exp of each query's logits."""
+_FUSED_FROM = 128
+"""New tokens of a pass from which a GPU takes the fused kernel."""
+_TILE = 128
+"""Queries and keys in a tile of FlexAttention."""
+
+
+@dataclass(frozen=True)
+class BandedRotation:
+    """What a method does to positions."""
+
+    bands: tuple[Band, ...]
+    frequencies: Sequence[float]
+    """Radians a token for each pair of dimensions, ``[head_dim / 2]``."""
+    factor: float = 1.0
+    """On cos and sin."""
+    log_base: int | None = None
+    """Queries at position i are multiplied by max(1, ln(i + 1) / ln log_base); None: they are not."""
+
+
+@dataclass(frozen=True)
+class _BandTables:
+    """A band for the tokens of one forward pass; ``rows`` is 1 where all rows have the same positions."""
+
+    first: torch.Tensor
+    last: torch.Tensor
+    """Slots of the first and the last key of each query, int64 ``[rows, new]`` on the CPU."""
+    query: tuple[torch.Tensor, torch.Tensor]
+    """cos and sin, ``[rows, 1, new, head_dim]``."""
+    key: tuple[torch.Tensor, torch.Tensor]
+    """cos and sin of the slots in ``span``, ``[rows, 1, tokens, head_dim]``."""
+    span: slice
+    """Slots of all keys of the band."""
+    block_mask: BlockMask | None = None
+    """Which keys of the span are the band's; None where the fused kernel is not taken."""
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """All bands for the tokens of one forward pass, whose layers share them."""
+
+    mask: torch.Tensor | None
+    shape: tuple[int, int, torch.dtype]
+    """New tokens, all tokens, and the model's precision."""
+    bands: tuple[_BandTables, ...]
+    query_scale: torch.Tensor | None
+    """``[rows, 1, new, 1]``."""
+
+
+class _Active:
+    """A rotation in use by a model, and the tables of its latest forward pass."""
+
+    def __init__(self, rotation: BandedRotation) -> None:
+        self.rotation = rotation
+        self._tables: _Tables | None = None
+
+    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None) -> _Tables:
+        """Return the tables of a forward pass, made in its first layer."""
+        shape = (query.shape[2], total, query.dtype)
+        if self._tables is None or self._tables.mask is not mask or self._tables.shape != shape:
+            self._tables = None
+            self._tables = _make_tables(self.rotation, shape, mask, query.device)
+        return self._tables
+
+
+_ACTIVE: dict[int, _Active] = {}
+"""By the id of a model's config, which all its layers hold."""
+
+
+@contextmanager
+def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> Iterator[None]:
+    """Attend by bands inside the block, with a model whose own rotation is switched off."""
+    key = id(model.config)
+    before = _ACTIVE.get(key)
+    with override_attention(model, IMPLEMENTATION, banded_attention, padding_mask):
+        _ACTIVE[key] = _Active(rotation)
+        try:
+            yield
+        finally:
+            if before is None:
+                del _ACTIVE[key]
+            else:
+                _ACTIVE[key] = before
+
+
+def padding_mask(**arguments: Any) -> torch.Tensor | None:
+    """Return which slots hold tokens, bool ``[rows, 1, 1, all tokens]``; None where all do.
+
+    That attention is causal is known; a mask of [new tokens x all tokens] is never made.
+
+    Raises:
+        UserError: tokens of a row are apart, or the model restricts its attention in another way.
+    """
+    from transformers.masking_utils import causal_mask_function
+
+    if arguments.get("mask_function", causal_mask_function) is not causal_mask_function:
+        raise UserError("banded attention is causal over all tokens: it takes no sliding window and no packed prompts")
+    mask: torch.Tensor | None = arguments.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    filled = mask.bool()
+    # True where a run of tokens begins.
+    begins = filled & ~torch.cat([torch.zeros_like(filled[:, :1]), filled[:, :-1]], dim=1)
+    if filled.shape[-1] != arguments["kv_length"] or bool((begins.sum(dim=1) > 1).any()):
+        raise UserError("banded attention reads rows of neighbouring tokens: the attention mask leaves gaps in them")
+    return filled[:, None, None]
+
+
+def banded_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend by the bands of the method that the model is under.
+
+    Args:
+        module: the layer's attention.
+        query: ``[rows, heads, new tokens, head_dim]``, not rotated.
+        key: ``[rows, key heads, all tokens, head_dim]``, not rotated.
+        value: of the same shape.
+        attention_mask: as :func:`padding_mask` returns it.
+        scaling: factor on the logits.
+        kwargs: what other attention functions need.
+
+    Returns:
+        ``[rows, new tokens, heads, head_dim]``, and None.
+    """
+    refused = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
+    if refused or (attention_mask is not None and attention_mask.shape[-2] != 1):
+        what = refused[0] if refused else "an attention mask of its own"
+        raise UserError(f"banded attention is not defined for a model with {what}")
+    tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
+    if tables.query_scale is not None:
+        query = query * tables.query_scale
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    is_fused = all(band.block_mask is not None for band in tables.bands)
+    output = (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
+    return output.transpose(1, 2).to(query.dtype).contiguous(), None
+
+
+def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, for any tokens, cached or not, padded or not."""
+    rows, heads, new, _ = query.shape
+    queries = [rotate(query, *band.query) for band in tables.bands]
+    keys = [rotate(key[:, :, band.span], *band.key) for band in tables.bands]
+    block = min(_MAX_BLOCK, max(_MIN_BLOCK, _MAX_LOGITS // (rows * heads * key.shape[2])))
+    output = torch.zeros_like(query, dtype=torch.float32)
+    for start in range(0, new, block):
+        stop = min(start + block, new)
+        parts = []
+        for band, rotated_query, rotated_key in zip(tables.bands, queries, keys, strict=True):
+            first, last = band.first[:, start:stop], band.last[:, start:stop]
+            low, high = int(first.min()), int(last.max()) + 1
+            if low >= high:
+                continue
+            outside = None
+            if int(first.max()) > low or int(last.min()) < high - 1:
+                slots = torch.arange(low, high)
+                outside = (slots < first[..., None]) | (slots > last[..., None])
+                outside = outside[:, None].to(query.device)
+            behind = band.span.start
+            near = rotated_key[:, :, low - behind : high - behind]
+            parts.append(_attend_to(rotated_query[:, :, start:stop], near, value[:, :, low:high], outside, scale))
+        if parts:
+            output[:, :, start:stop] = _merge(parts)
+    return output
+
+
+def _attend_to(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, outside: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend to some keys.
+
+    Args:
+        query: ``[rows, heads, queries, head_dim]``, rotated.
+        key: ``[rows, key heads, keys, head_dim]``, rotated.
+        value: of the same shape.
+        outside: bool ``[rows or 1, 1, queries, keys]``, True where a key is not attended to; None: all are. The logit
+            is the lowest number there and not minus infinity: a query may have no key here, and padding none at all.
+        scale: factor on the logits.
+
+    Returns:
+        Outputs, and the log-sum-exp of each query's logits, fp32 ``[rows, heads, queries]``.
+    """
+    rows, heads, count, width = query.shape
+    # Queries of the heads that share a key head, side by side: no key is copied.
+    grouped = query.reshape(rows, key.shape[1], -1, width)
+    if query.device.type == "cpu" and _FLASH is not None:
+        if outside is None:
+            output, log_sum = _FLASH(grouped, key, value, scale=scale)
+            return output.reshape(query.shape), log_sum.reshape(rows, heads, count)
+        mask = torch.zeros(outside.shape, dtype=query.dtype).masked_fill(outside, torch.finfo(query.dtype).min)
+        output, log_sum = _FLASH(query, key, value, attn_mask=mask, scale=scale)
+        return output, log_sum
+    # Logits in fp32, as in fused kernels.
+    logits = (grouped.float() * scale) @ key.float().transpose(2, 3)
+    if outside is not None:
+        shaped = logits.view(rows, key.shape[1], -1, count, key.shape[2])
+        logits = shaped.masked_fill(outside[:, None], torch.finfo(torch.float32).min).view(logits.shape)
+    log_sum = logits.logsumexp(dim=-1)
+    output = (logits - log_sum[..., None]).exp() @ value.float()
+    return output.view(query.shape), log_sum.view(rows, heads, count)
+
+
+def _merge(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the attention to all keys, fp32, of outputs and log-sum-exps for disjoint ones."""
+    weights = torch.stack([log_sum for _, log_sum in parts]).softmax(dim=0).unsqueeze(-1)
+    merged = torch.zeros_like(parts[0][0], dtype=torch.float32)
+    for weight, (output, _) in zip(weights, parts, strict=True):
+        # A query without a key in a part has weight 0 there, and from some kernels NaN for an output.
+        merged += torch.where(weight > 0, weight * output.float(), 0)
+    return merged
+
+
+def _attend_fused(
+    tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    parts = []
+    for band in tables.bands:
+        output, more = _flex_attention()(
+            rotate(query, *band.query),
+            rotate(key[:, :, band.span], *band.key),
+            value[:, :, band.span],
+            block_mask=band.block_mask,
+            scale=scale,
+            enable_gqa=True,
+            return_aux=AuxRequest(lse=True),
+        )
+        parts.append((output, more.lse))
+    return _merge(parts)
+
+
+@cache
+def _flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _takes_fused(new: int, mask: torch.Tensor | None, device: torch.device) -> bool:
+    return device.type == "cuda" and mask is None and new >= _FUSED_FROM
+
+
+def _block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch.device) -> BlockMask:
+    """Return FlexAttention's mask of the keys ``first`` to ``last`` (int64 ``[queries]``) of each query."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tiles = -(-len(first) // _TILE)
+    padding = (0, tiles * _TILE - len(first))
+    firsts, lasts = (
+        functional.pad(each[None].double(), padding, mode="replicate").long().view(tiles, _TILE)
+        for each in (first, last)
+    )
+    of_keys = torch.arange(-(-keys // _TILE))
+    some = (of_keys >= firsts.amin(1, keepdim=True) // _TILE) & (of_keys <= lasts.amax(1, keepdim=True) // _TILE)
+    whole = some & (of_keys * _TILE >= firsts.amax(1, keepdim=True))
+    whole &= (of_keys + 1) * _TILE <= lasts.amin(1, keepdim=True) + 1
+    first_key, last_key = first.to(device, torch.int32), last.to(device, torch.int32)
+
+    def is_in_band(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key >= first_key[query]) & (key <= last_key[query])
+
+    def in_order(tiles_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many tiles of keys there are for each tile of queries, and their numbers, these first."""
+        numbers = tiles_of.long().argsort(dim=1, descending=True, stable=True)
+        return tiles_of.sum(1).to(device, torch.int32)[None, None], numbers.to(device, torch.int32)[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *in_order(some & ~whole),
+        *in_order(whole),
+        BLOCK_SIZE=_TILE,
+        mask_mod=is_in_band,
+        seq_lengths=(len(first), keys),
+    )
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate ``[rows, heads, tokens, head_dim]``, the first half of a head paired with the second, as Llama does."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _make_tables(
+    rotation: BandedRotation, shape: tuple[int, int, torch.dtype], mask: torch.Tensor | None, device: torch.device
+) -> _Tables:
+    new, total, dtype = shape
+    # Slots of padding before each row's first token.
+    padding = (
+        torch.zeros(1, 1, dtype=torch.long) if mask is None else mask[:, 0, 0].long().argmax(1, keepdim=True).cpu()
+    )
+    position = torch.arange(total) - padding
+    of_queries = position[:, total - new :]
+    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
+
+    def cos_sin(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = positions.to(device)[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * rotation.factor).to(dtype), (angles.sin() * rotation.factor).to(dtype)
+
+    bands = []
+    for band in rotation.bands:
+        first = band.first(of_queries).clamp(min=0) + padding
+        last = torch.minimum(band.last(of_queries), of_queries) + padding
+        # Of queries that are padding there is none, and of others none that is padding.
+        some = (first <= last) & (of_queries >= 0)
+        first, last = torch.where(some, first, total), torch.where(some, last, -1)
+        span = slice(min(int(first.min()), total), max(int(last.max()) + 1, 0))
+        if span.start < span.stop:
+            at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))
+            block_mask = None
+            if _takes_fused(new, mask, device):
+                block_mask = _block_mask(first[0] - span.start, last[0] - span.start, span.stop - span.start, device)
+            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, block_mask))
+    query_scale = None
+    if rotation.log_base is not None:
+        query_scale = ((of_queries.clamp(min=0) + 1).double().log() / math.log(rotation.log_base)).clamp(min=1)
+        query_scale = query_scale[:, None, :, None].to(device, dtype)
+    return _Tables(mask, shape, tuple(bands), query_scale)

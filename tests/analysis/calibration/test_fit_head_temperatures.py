@@ -1,0 +1,113 @@
+"""Fitting temperatures by head: the loss falls, no weight changes, and runs use what was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from longctx_bench.analysis.calibration import fit_head_temperatures as fits
+from longctx_bench.methods.head_temperatures import query_modules
+from longctx_bench.models.checkpoint import checkpoint_folder
+from longctx_bench.registry import Registry
+
+
+def small_model() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=160, initializer_range=0.3, max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+
+
+def sequences(lengths: tuple[int, ...]) -> list[fits._Sequence]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        fits._Sequence(tuple(torch.randint(160, (length,), generator=generator).tolist()), length - 6)
+        for length in lengths
+    ]
+
+
+def test_the_loss_falls_and_the_weights_stay() -> None:
+    model = small_model()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in model.named_parameters()}
+    batch = sequences((40,) * fits.BATCH)
+    told: list[fits.FitPoint] = []
+    start = torch.zeros(2, 4)
+    fitted, points = fits._descend(model, query_modules(model), start, [batch] * 40, 40, 2.0, 200, told.append)
+    assert points == told
+    assert len(points) == 10
+    assert points[-1].step == 40
+    losses = [point.answer_loss + fits.TEXT_WEIGHT * point.text_loss for point in points]
+    assert losses[-1] < losses[0] - 0.05
+    assert fitted.shape == (2, 4)
+    assert (fitted.abs() > 0.05).all()
+    assert not start.any()
+    for name, parameter in model.named_parameters():
+        tensor, needed = before[name]
+        assert torch.equal(parameter, tensor)
+        assert parameter.requires_grad == needed
+        assert parameter.grad is None
+
+
+def test_padding_and_passes_do_not_change_the_loss() -> None:
+    model, batch = small_model(), sequences((40, 37, 33))
+    with torch.no_grad():
+        together = fits._losses(model, batch)
+        answers = [float(fits._losses(model, [sequence])[0]) for sequence in batch]
+    # Six answer tokens each.
+    assert float(together[0]) == pytest.approx(sum(answers) / 3, rel=1e-5)
+    ids = torch.tensor([batch[0].ids])
+    with torch.no_grad():
+        logits = model(ids).logits[0].log_softmax(-1)
+    expected = -sum(float(logits[place - 1, batch[0].ids[place]]) for place in range(34, 40)) / 6
+    assert answers[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(checkpoint_folder(Registry().variant("drope-tiny").source), folder)
+    status, out, _ = call(
+        "calibrate", f"drope:{folder}", "--per-head", "--scale", "1.25x", "--steps", "1", "--limit", "2",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0
+    assert "step 1/1" in out
+    assert "needles found: 1.25x" in out
+    written = json.loads((folder / "calibration.json").read_text())["temperature"]
+    assert {"heads", "retrieval", "perplexity"} <= written.keys()
+    rows = written["heads"]["table"]["1.25"]
+    assert [len(row.split()) for row in rows] == [5] * 8
+    # The first step of Adam moves all by as much, up or down.
+    assert len({value for row in rows for value in row.split()}) == 2
+    status, out, _ = call(
+        "run", "--model", f"drope:{folder}", "--tasks", "niah", "--scale", "1.25x", "--limit", "1", "--device", "cpu",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0
+    assert "mean head temperature by retrieval" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("pi-tiny", "--per-head"), "pi"),
+        (("drope-tiny", "--per-head"), "--out"),
+        (("drope-tiny", "--per-head", "--scale", "1x"), "1x"),
+        (("drope-tiny", "--per-head", "--objective", "perplexity"), "--objective"),
+        (("drope-tiny", "--per-head", "--steps", "0"), "steps"),
+    ],
+)
+def test_wrong_input_gets_one_line(call: Any, arguments: tuple[str, ...], named: str) -> None:
+    status, _, error = call("calibrate", *arguments)
+    assert status == 2
+    assert named in error
+    assert "Traceback" not in error
