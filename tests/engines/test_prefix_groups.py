@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.engines.hf.engine_core import EngineCore
 from longctx_bench.engines.hf.model_runner import DecodeStep, Step
+from longctx_bench.engines.hf.prefill_scheduler import MAX_LOGITS_PER_PASS, _fits
 from longctx_bench.engines.prefix_groups import common_prefix_length, group_by_prefix
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
@@ -192,3 +194,11 @@ def test_finished_rows_stay_until_they_are_many(tiny_folder: Path, monkeypatch: 
     assert texts[0] == texts[1]
     assert set(rows[0]) == {4, 3, 2, 1}
     assert set(rows[1]) == {4, 1}, "copied without the finished ones when those are three of four"
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(2**26, True), (2**26 + 1, False)])
+def test_prompts_may_use_the_last_logit_of_a_pass(vocab_size: int, fits: bool) -> None:
+    states: list[Any] = [SimpleNamespace(request=Request(name, (3, 4, 5), 4), remaining_tokens=4) for name in "ab"]
+    assert MAX_LOGITS_PER_PASS == 2**27
+    assert _fits(states, 6, vocab_size) is fits
+    assert not _fits(states, 5, 10)

@@ -55,7 +55,7 @@ def task_table(cells: Sequence[CellSummary], scale: float | None = None) -> Figu
         axis.spines[:].set_visible(False)
         where = scale_name(chosen[0].scale)
         base = base_title(chosen)
-        bar = figure.colorbar(image, ax=axis, fraction=0.05, aspect=18, pad=0.02)
+        bar = figure.colorbar(image, ax=axis, aspect=18, pad=0.02)
         bar.set_label(
             f"score at {where}{f' on {base}' if base else ''} (%)\n{sample_sizes(chosen)} per cell", fontsize=7
         )

@@ -145,6 +145,14 @@ def test_labels_are_smaller_only_where_panels_are_narrow_and_many(cells: Cells) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("characters", "points"), [(24, 8), (25, 7)])
+def test_a_title_of_24_characters_fits_a_narrow_panel(cells: Cells, characters: int, points: int) -> None:
+    names = [letter * (characters - len(" (n = 22)")) for letter in "abc"]
+    axis = drawn(length_sheet(cells({("rope", name, length): HIT for name in names for length in (512, 1024)})))[0]
+    assert (len(axis.get_title()), axis.title.get_fontsize()) == (characters, points)
+
+
+@pytest.mark.slow
 def test_fifteen_lines_are_divided_into_rows_with_the_untouched_model_in_each(cells: Cells) -> None:
     summaries = cells({(name, "niah", length): HALF for name in FIFTEEN for length in (512, 1024)})
     found = assign_plot_styles(summaries)
