@@ -72,6 +72,7 @@ def test_padding_and_passes_do_not_change_the_loss() -> None:
     assert answers[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(checkpoint_folder(Registry().variant("drope-tiny").source), folder)
