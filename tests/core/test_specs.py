@@ -36,8 +36,9 @@ def test_shipped_methods(name: str) -> None:
         with pytest.raises(UserError, match=f"smollm-360m has no {name} checkpoint"):
             REGISTRY.variant(f"{name}-smollm-360m")
         return
-    if name.endswith(("-retrieval", "-perplexity")):
-        with pytest.raises(UserError, match=f"{name}-smollm-360m: .*no {name.rpartition('-')[2]} calibration"):
+    needed = {"drope-uniform": "retrieval"}.get(name, name.rpartition("-")[2])
+    if needed in ("retrieval", "perplexity", "heads"):
+        with pytest.raises(UserError, match=f"{name}-smollm-360m: .*no {needed} calibration"):
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     method = REGISTRY.variant(f"{name}-smollm-360m").method
