@@ -75,8 +75,9 @@ def fit_head_temperatures(
     batch_tokens: int | None,
     tell: Callable[[FitPoint], None],
 ) -> tuple[HeadTemperatures, list[FitPoint]]:
-    """Fit one temperature per attention head at each scale; the first scale starts from the method's own scalar.
+    """Fit one temperature per attention head at each scale.
 
+    The first scale starts from the temperature that the method has for all heads, 1 where it has none or one per head.
     Each later scale starts from the one before it, ln T extrapolated in ln s.
 
     Args:
@@ -92,7 +93,7 @@ def fit_head_temperatures(
         tell: called with the mean losses of every tenth of a fit.
 
     Raises:
-        UserError: the model's heads cannot have temperatures, or the method takes none.
+        UserError: the model's heads cannot have temperatures, the loss diverged, or memory ran out.
     """
     modules = query_modules(model)
     shape = (len(modules), model.config.num_attention_heads)
@@ -106,8 +107,14 @@ def fit_head_temperatures(
         if index:
             start = start * (math.log(scale) / math.log(scales[index - 1]))
         batches = _batches(encoder, registry, length, steps, seed)
-        with apply_method(model, ModelUnderTest(base, plain, length), length):
-            start, points = _descend(model, modules, start, batches, steps, scale, tokens, tell)
+        try:
+            with apply_method(model, ModelUnderTest(base, plain, length), length):
+                start, points = _descend(model, modules, start, batches, steps, scale, tokens, tell)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"calibrate --per-head at {scale:g}x: {tokens:,} tokens in a pass take more memory than the GPU has; "
+                f"give a smaller --batch-tokens, or a smaller --scale"
+            ) from error
         grids[scale] = start.exp().tolist()
         log += points
     return HeadTemperatures.from_grids(grids), log
@@ -156,7 +163,7 @@ def _descend(
     fitted = log_temperatures.detach().cpu()
     if not bool(fitted.isfinite().all()):
         raise UserError(
-            f"calibrate --per-head at {scale:g}x: the loss diverged; nothing is written. Use --dtype float32"
+            f"calibrate --per-head at {scale:g}x: the loss diverged; nothing is written. Try --dtype float32"
         )
     return fitted, points
 
