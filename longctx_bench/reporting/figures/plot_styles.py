@@ -66,6 +66,7 @@ METHODS: dict[str, PlotStyle] = {
     "yarn": PlotStyle(_BLUE, "s", family=2),
     "yarn-perplexity": PlotStyle(_BLUE, "d", _DOTTED, family=2),
     "yarn-retrieval": PlotStyle(_BLUE, "h", _DASHED, family=2),
+    "yarn-heads": PlotStyle(_BLUE, "P", _MIXED, family=2),
     "mrrope-pro": PlotStyle(_SKY, "o", family=2),
     "mrrope-uni": PlotStyle(_SKY, "P", _DASHED, family=2),
     "resonance": PlotStyle(_GREEN, "H", _DOTTED, family=2),
@@ -78,8 +79,17 @@ METHODS: dict[str, PlotStyle] = {
     "nope": PlotStyle(_ORANGE, "D", family=4),
     "nope-retrieval": PlotStyle(_ORANGE, "8", _DASHED, family=4),
     "drope": PlotStyle(_VERMILLION, "*", family=5),
+    "drope-uniform": PlotStyle(_VERMILLION, "s", _MIXED, family=5),
     "drope-perplexity": PlotStyle(_VERMILLION, "d", _DOTTED, family=5),
     "drope-paper": PlotStyle(_VERMILLION, "X", _DASHED, family=5),
+    "self-extend": PlotStyle(_WINE, "v", _MIXED, family=6),
+    "dca": PlotStyle(_WINE, "s", family=6),
+    "jet-long": PlotStyle(_PURPLE, "s", family=6),
+    "string": PlotStyle(_PURPLE, "^", _DOTTED, family=6),
+    "rerope": PlotStyle(_OLIVE, "D", family=6),
+    "leaky-rerope": PlotStyle(_OLIVE, "d", _DASHED, family=6),
+    "lm-infinite": PlotStyle(_GREY, "v", family=7),
+    "streaming-llm": PlotStyle(_GREY, "<", _DASHED, family=7),
 }
 """Okabe and Ito's colours, without the yellow that is lost on white, and three of Paul Tol's muted ones."""
 
