@@ -44,7 +44,8 @@ _FORMATS = ("png", "pdf", "svg")
 @click.option(
     "--paper",
     metavar="NAME|FILE",
-    help="Reproduce a paper's tables and figures instead (drope, or your own YAML), published next to measured.",
+    help="Reproduce a paper's tables and figures instead (drope, string, lceg, jet-long, or your own YAML), published "
+    "next to measured.",
 )
 @click.option("--base", "bases", metavar="MODELS", help="With --paper, comma-separated measured models to show.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,8 +21,9 @@ from typing import Any
 import click
 import pytest
 import torch
+from helpers.document_blocks import blocks
 from helpers.fake_hub import REFUSALS, RefusingHub, ServingHub, publish
-from helpers.tiny_models import make_model, make_published
+from helpers.tiny_models import make_model, make_published, make_tokenizer
 
 from longctx_bench import load, run
 from longctx_bench.cli.main import cli
@@ -29,6 +31,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch, resolve_revision
 from longctx_bench.core.specs import HubSource
 from longctx_bench.registry import Registry
+from longctx_bench.reporting.papers.paper_spec import read_paper
 from longctx_bench.training.recipe import find_recipe, read_recipe
 
 TIED: dict[str, Any] = {"num_hidden_layers": 2, "intermediate_size": 64, "tie_word_embeddings": True}
@@ -50,13 +53,13 @@ smollm-1.7b:
 
 PAGE = (Path(__file__).parents[2] / "results" / "REPRODUCING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-LINES = [line for kind, text in BLOCKS if not kind for line in text.replace("\\\n", " ").splitlines()]
+LINES = [line for kind, text in BLOCKS if not kind for line in text.replace("\\\n", "").splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("longctx-bench ")]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub cache with the six repositories."""
+    """A hub cache with the repositories that the page names."""
     folder, cache = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("hub")
     listed = Registry().models
     drope: dict[str, dict[str, Any]] = {
@@ -72,7 +75,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         own = listed[name].checkpoints.get("drope")
         hub_id = own.source.hub if own and isinstance(own.source, HubSource) else "someone/SmolLM-1.7B-DroPE"
         publish(cache, hub_id, make_published(folder / f"drope-{name}", **entries), MAIN)
+    tinyllama = make_published(folder / "tinyllama", **SMALL)
+    publish(cache, "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", tinyllama, MAIN)
+    partial = {"max_position_embeddings": 2048, "partial_rotary_factor": 0.5}
+    publish(cache, "microsoft/phi-2", _make_type(folder / "phi-2", "phi", **partial), MAIN)
+    whole = {"max_position_embeddings": 32768, "num_key_value_heads": 2, "head_dim": 16}
+    publish(cache, "Qwen/Qwen3-1.7B-Base", _make_type(folder / "qwen3", "qwen3", **whole), MAIN)
     return cache
+
+
+def _make_type(folder: Path, model_type: str, **config: Any) -> Path:
+    """Save a small random model of another type than Llama, with a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    made = AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), eos_token_id=1, bos_token_id=0, **shape, **config
+    )
+    AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -320,10 +343,11 @@ def test_the_pages_commands_parse_and_name_what_exists(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(_checkpoint(hub), "results/models/drope-smollm-360m")
-    placeholders = {"C": "0.1", "TEXT": "long.txt", "CHECKPOINT": str(_checkpoint(hub))}
+    placeholders = {"C": "0.1", "TEXT": "long.txt", "CHECKPOINT": str(_checkpoint(hub)), "PROOFS": "proofs.txt"}
     Path("paper").mkdir()
-    (own,) = (text for kind, text in BLOCKS if kind == "yaml")
+    (own,) = (text for kind, text in BLOCKS if kind == "yaml" and "$CHECKPOINT" in text)
     Path("paper/models.yaml").write_text(Template(own).substitute(placeholders))
+    _write_files(placeholders)
     _, *words = shlex.split(Template(command).substitute(placeholders), comments=True)
     if words[0] == "run":
         code, out, err = call(*words, "--dry-run", "--device", "cpu")
@@ -334,11 +358,53 @@ def test_the_pages_commands_parse_and_name_what_exists(
     while isinstance(found, click.Group):
         found = found.commands[words.pop(0)]
     parsed = found.make_context(command, words)
-    registry = Registry(include_paths=parsed.params.get("include_paths", ()))
+    # The bases of a figure are names of measured models, whatever listed them.
+    registry = Registry(include_paths=parsed.params.get("include_paths", (Path("field"),)))
     for name in [*parsed.params.get("names", ()), *filter(None, [parsed.params.get("model")])]:
         assert name in registry.sources or registry.variant(name).name
     for name in filter(None, (parsed.params.get("bases") or "").split(",")):
         assert name in registry.models
+
+
+def _write_files(placeholders: dict[str, str]) -> None:
+    """Write the page's files for the folder ``field``, and texts."""
+    Path("field").mkdir()
+    for block in blocks("results/REPRODUCING.md"):
+        if block.file is not None:
+            Path(block.file).write_text(Template(block.text).substitute(placeholders))
+    for text in ("long.txt", "field/proofs.txt"):
+        Path(text).write_text("One of the special magic numbers. " * 100)
+
+
+@pytest.mark.parametrize("paper", ["string", "lceg", "jet-long"])
+def test_the_page_measures_what_a_paper_names(paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each published task is one that the page's tasks or ours have, each of its bases one that the commands run."""
+    monkeypatch.chdir(tmp_path)
+    _write_files({"PROOFS": "proofs.txt"})
+    registry = Registry(include_paths=(Path("field"),))
+    published = read_paper(paper)
+    parts = {part for tasks in published.spec.averages.values() for part in tasks}
+    for task in parts | {number.task for number in published.numbers} - set(published.spec.averages):
+        assert registry.select_tasks(task, None), task
+    runs = " ".join(command for command in COMMANDS if "results/field" in command)
+    for base in set(published.spec.bases) & set(registry.models):
+        methods = {number.method for number in published.numbers if number.base == base}
+        for method in methods:
+            try:
+                registry.variant(f"{method}-{base}")
+            except UserError:
+                assert method.endswith(("-32k", "-64k")), method
+                continue
+            if (method, base) != ("self-extend", "phi-2"):
+                assert f"{method}-{base}" in runs, f"{method}-{base}"
+
+
+def test_the_pages_score_counts_two_needles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write_files({"PROOFS": "proofs.txt"})
+    two_of_four = runpy.run_path("field/scores.py")["two_of_four"]
+    answers = {"12": 0, "12, 56": 1, "78 56 34 12": 1, "": 0}
+    assert {text: two_of_four(text, ("12", "34", "56", "78")) for text in answers} == answers
 
 
 def _checkpoint(hub: Path) -> Path:

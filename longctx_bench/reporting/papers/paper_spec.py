@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from longctx_bench.reporting.figures.registry import FIGURE_KINDS
 
 IN_CONTEXT = "in-context"
 """Stands for the training context in a paper's CSV."""
-_LENGTH = re.compile(rf"\d+(\.\d+)?x|\d+-\d+x|\d+x\+|natural|{IN_CONTEXT}")
+_LENGTH = re.compile(rf"\d+(\.\d+)?x|\d+k?|\d+-\d+x|\d+x\+|natural|{IN_CONTEXT}")
 _COLUMNS = ("table", "base", "method", "task", "length", "value")
 AVERAGE = "average"
 """Task name of the column that averages a table's other columns."""
@@ -52,8 +53,14 @@ class PaperSpec(Spec):
     """Our task name by the CSV's, where they differ."""
     averages: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Tasks by average column, for averages over other tasks than the table's own."""
+    lengths: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Lengths that a number averages over, by what the CSV calls them all."""
+    perplexity: tuple[int, ...] = ()
+    """Tables of perplexities, lower is better; all others are in per cent."""
     tables: dict[int, str]
     """Caption by table number."""
+    notes: dict[int, tuple[str, ...]] = Field(default_factory=dict)
+    """What to know of a table's published numbers, by table number: shown below it."""
     figures: dict[int, PaperFigure] = Field(default_factory=dict)
 
 
@@ -66,9 +73,10 @@ class PublishedNumber:
     method: str
     task: str
     length: str
-    """``2x``, ``natural``, ``in-context`` (the training context) or a bucket of document lengths, ``0-2x``."""
+    """``2x``, tokens (``8192`` or ``8k``), ``natural``, ``in-context`` (the training context), a bucket of document
+    lengths (``0-2x``), or a name from the spec's ``lengths``."""
     value: str
-    """In per cent, with the printed digits."""
+    """In per cent, or a perplexity, with the printed digits."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,17 @@ def read_paper(name: str) -> Paper:
             known = [file.stem for file in path.parent.glob("*.yaml")]
             raise UserError(f"--paper {name}: neither a YAML file nor a built-in paper{did_you_mean(name, known)}")
     spec = validate(PaperSpec, read_yaml(path), str(path))
-    numbers = tuple(_numbers(path.parent / spec.numbers))
+    numbers = tuple(_numbers(path.parent / spec.numbers, spec.lengths))
+    _check_spec(path, spec, numbers)
+    return Paper(path.stem, spec, numbers)
+
+
+def _check_spec(path: Path, spec: PaperSpec, numbers: Sequence[PublishedNumber]) -> None:
+    """Check a paper's YAML against its numbers.
+
+    Raises:
+        UserError: it names what is unknown, or leaves out what the numbers need.
+    """
     for number, figure in spec.figures.items():
         if figure.kind not in FIGURE_KINDS:
             raise UserError(
@@ -110,13 +128,21 @@ def read_paper(name: str) -> Paper:
     unnamed = sorted({number.base for number in numbers} - set(spec.bases))
     if unnamed:
         raise UserError(f"{path}: 'bases' has no printed name for '{unnamed[0]}'")
+    for name, lengths in spec.lengths.items():
+        wrong = [length for length in lengths if not _LENGTH.fullmatch(length)]
+        if wrong or not lengths:
+            raise UserError(
+                f"{path}: lengths: {name}: {wrong[0] if wrong else 'nothing'}: expected lengths such as 2x or 8k"
+            )
+    for table in (*spec.perplexity, *spec.notes):
+        if table not in spec.tables:
+            raise UserError(f"{path}: 'perplexity' or 'notes' names table {table}, which 'tables' does not")
     for table in spec.tables:
         if not any(number.table == table for number in numbers):
             raise UserError(f"{path}: table {table} has no numbers in {spec.numbers}")
-    return Paper(path.stem, spec, numbers)
 
 
-def _numbers(path: Path) -> list[PublishedNumber]:
+def _numbers(path: Path, named_lengths: Collection[str]) -> list[PublishedNumber]:
     numbers: list[PublishedNumber] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -125,7 +151,7 @@ def _numbers(path: Path) -> list[PublishedNumber]:
                 raise UserError(f"{path}: line 1: the columns must be {','.join(_COLUMNS)}")
             lines: dict[PublishedNumber, int] = {}
             for line, row in enumerate(rows, 2):
-                number = _number(path, line, row)
+                number = _number(path, line, row, named_lengths)
                 first_line = lines.setdefault(replace(number, value=""), line)
                 if first_line != line:
                     raise UserError(f"{path}: line {line}: duplicates the number of line {first_line}")
@@ -137,12 +163,13 @@ def _numbers(path: Path) -> list[PublishedNumber]:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
 
 
-def _number(path: Path, line: int, row: dict[str, str]) -> PublishedNumber:
+def _number(path: Path, line: int, row: dict[str, str], named_lengths: Collection[str]) -> PublishedNumber:
     if None in row or None in row.values():
         raise UserError(f"{path}: line {line}: must have {len(_COLUMNS)} columns")
-    if not _LENGTH.fullmatch(row["length"]):
+    if not _LENGTH.fullmatch(row["length"]) and row["length"] not in named_lengths:
         raise UserError(
-            f"{path}: line {line}: length '{row['length']}' is not of the form 2x, 0-2x, 8x+, natural or {IN_CONTEXT}"
+            f"{path}: line {line}: length '{row['length']}' is not of the form 2x, 8k, 0-2x, 8x+, natural or "
+            f"{IN_CONTEXT}"
         )
     try:
         table = int(row["table"])

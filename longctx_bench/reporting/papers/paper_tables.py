@@ -47,8 +47,11 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
     columns: list[ColumnKey] = list(dict.fromkeys((number.task, number.length) for number in published))
     methods = list(dict.fromkeys(number.method for number in published))
     values = {(number.method, number.task, number.length): number.value for number in published}
-    lookups = {model: ResultLookup(cells, model) for model in models if model == base or model not in spec.bases}
-    notes: list[str] = []
+    perplexity = table in spec.perplexity
+    lookups = {
+        model: ResultLookup(cells, model, perplexity) for model in models if model == base or model not in spec.bases
+    }
+    notes: list[str] = list(spec.notes.get(table, ()))
     entries_by_model = {
         model: {
             (method, column): _entry(paper, lookup, method, column, columns) for method in methods for column in columns
@@ -74,7 +77,8 @@ def _table(paper: Paper, table: int, base: str, cells: Sequence[CellSummary], mo
             row += [entries[method, column] for entries in entries_by_model.values()]
         rows.append(tuple(row))
     notes += _notes(paper, shown_lookups, methods, columns)
-    title = f"{spec.name} table {table}, {spec.bases[base]}: {spec.tables[table]}, in %, higher is better"
+    title = f"{spec.name} table {table}, {spec.bases[base]}: {spec.tables[table]}, "
+    title += "perplexity, lower is better" if perplexity else "in %, higher is better"
     records = _records(paper, table, base, published, shown_lookups)
     return Table(title, tuple(header), tuple(rows), tuple(notes), tuple(records))
 
@@ -93,12 +97,12 @@ def _records(
             if averaged:
                 average = lookup.average(number.method, averaged)
                 if average is not None:
-                    yield measured | {"value": 100 * average}
+                    yield measured | {"value": lookup.unit * average}
                 continue
             values = lookup.values(number.method, _our_task(paper, number.task), number.length)
             if values is not None:
-                mean, low, high, n = values
-                yield measured | {"value": 100 * mean, "low": 100 * low, "high": 100 * high, "n": n}
+                mean, low, high = (lookup.unit * value for value in values[:3])
+                yield measured | {"value": mean, "low": low, "high": high, "n": values[3]}
 
 
 def _entry(paper: Paper, lookup: ResultLookup, method: str, column: ColumnKey, columns: Sequence[ColumnKey]) -> Entry:
@@ -106,7 +110,7 @@ def _entry(paper: Paper, lookup: ResultLookup, method: str, column: ColumnKey, c
     averaged = _averaged(paper, column, columns)
     if averaged:
         average = lookup.average(method, averaged)
-        return EMPTY if average is None else Entry(f"{100 * average:.1f}")
+        return EMPTY if average is None else Entry(f"{lookup.unit * average:.{lookup.digits}f}")
     return lookup.entry(method, _our_task(paper, task), length)
 
 
@@ -117,8 +121,10 @@ def _our_task(paper: Paper, task: str) -> str:
 def _averaged(paper: Paper, column: ColumnKey, columns: Sequence[ColumnKey]) -> list[ColumnKey]:
     """Return the (task, length) pairs that a column averages, under our names; empty for other columns."""
     task, length = column
-    if task in paper.spec.averages:
-        return [(_our_task(paper, part), length) for part in paper.spec.averages[task]]
+    named = length in paper.spec.lengths
+    if task in paper.spec.averages or named:
+        parts, lengths = paper.spec.averages.get(task, (task,)), paper.spec.lengths.get(length, (length,))
+        return [(_our_task(paper, part), at) for part in parts for at in lengths]
     if task == AVERAGE:
         return [(_our_task(paper, part), at) for part, at in columns if part != AVERAGE]
     return []
@@ -140,7 +146,8 @@ def _notes(
             used |= {summary.cell: summary for method_cells in cells_by_method for summary in method_cells}
             num_measured = max(map(len, cells_by_method))
             if average and 0 < num_measured < len(average):
-                notes.append(f"{model}: {column[0]} needs {len(average)} tasks, {num_measured} were measured")
+                kind = "cells" if column[1] in paper.spec.lengths else "tasks"
+                notes.append(f"{model}: {column[0]} needs {len(average)} {kind}, {num_measured} were measured")
     if used:
         shown = list(used.values())
         counts = sorted({summary.n for summary in shown})

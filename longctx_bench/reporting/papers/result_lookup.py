@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
+from longctx_bench.core.argument_parsing import parse_lengths
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.types import NATURAL, length_name
 from longctx_bench.metrics.length_buckets import BY_CONTEXT, scores_by_bucket
@@ -31,31 +33,40 @@ def require_models(cells: Iterable[CellSummary], models: Iterable[str]) -> None:
 class ResultLookup:
     """Cells of one base model, by a paper's names of methods, tasks and lengths."""
 
-    def __init__(self, cells: Iterable[CellSummary], model: str) -> None:
-        """Index the cells of ``model``."""
+    def __init__(self, cells: Iterable[CellSummary], model: str, perplexity: bool = False) -> None:
+        """Index the cells of ``model``: those in per cent, or the losses, which are shown as perplexities."""
+        self._perplexity = perplexity
+        self.unit, self.digits = (1, 2) if perplexity else (100, 1)
         model_cells = [summary for summary in cells if summary.cell.model == model]
         self._cells = {(s.cell.method, s.cell.task, s.cell.length): s for s in model_cells}
         self._context = model_cells[0].original_length if model_cells else 0
 
     def cell(self, method: str, task: str, length: str) -> CellSummary | None:
-        """Return the cell at ``2x``, ``natural`` or ``in-context``; for a bucket, that of whole documents."""
+        """Return the cell at ``2x``, ``8k``, ``natural`` or ``in-context``; for a bucket, that of whole documents."""
         if length == IN_CONTEXT:
             tokens = self._context
         elif length == length_name(NATURAL) or length in _BUCKETS:
             tokens = NATURAL
         elif "-" in length or "+" in length:
             return None  # an unknown bucket
-        else:
+        elif length.endswith("x"):
             tokens = round(float(length.removesuffix("x")) * self._context)
+        else:
+            (tokens,) = parse_lengths(length)
         summary = self._cells.get((method, task, tokens))
-        # Paper tables are in per cent, so losses are left out.
-        return summary if summary and summary.percent else None
+        if summary is None:
+            return None
+        # A loss is no percentage, and nothing but a loss has a perplexity.
+        fits = summary.metric == "token_loss" if self._perplexity else summary.percent
+        return summary if fits else None
 
     def values(self, method: str, task: str, length: str) -> tuple[float, float, float, int] | None:
-        """Return (mean, low, high, n); None where nothing was measured."""
+        """Return (mean, low, high, n), in [0, 1] or as perplexities; None where nothing was measured."""
         summary = self.cell(method, task, length)
         if summary is None:
             return None
+        if self._perplexity:
+            return math.exp(summary.score), math.exp(summary.low), math.exp(summary.high), summary.n
         if length not in _BUCKETS:
             return summary.score, summary.low, summary.high, summary.n
         scores = scores_by_bucket(summary.points, (_BUCKETS[length],), summary.original_length)[length]
@@ -69,7 +80,7 @@ class ResultLookup:
         if values is None:
             return EMPTY
         mean, low, high, n = values
-        shown = interval_entry(mean, low, high, percent=True)
+        shown = interval_entry(mean, low, high, percent=not self._perplexity)
         return Entry(shown.text, f"{shown.detail} ({n})") if length in _BUCKETS else shown
 
     def measured_cells(self, method: str, tasks: Sequence[tuple[str, str]]) -> list[CellSummary]:
@@ -78,6 +89,7 @@ class ResultLookup:
         return [summary for summary in cells if summary is not None]
 
     def average(self, method: str, tasks: Sequence[tuple[str, str]]) -> float | None:
-        """Return the mean over (task, length) pairs, in [0, 1]; None unless all were measured."""
+        """Return the mean over (task, length) pairs, as :meth:`values` has them; None unless all were measured."""
         cells = self.measured_cells(method, tasks)
-        return sum(summary.score for summary in cells) / len(cells) if len(cells) == len(tasks) else None
+        scores = [math.exp(summary.score) if self._perplexity else summary.score for summary in cells]
+        return sum(scores) / len(scores) if len(scores) == len(tasks) else None

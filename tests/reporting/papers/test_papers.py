@@ -81,6 +81,83 @@ def test_what_the_paper_names_is_ours_or_declared(paper: Paper) -> None:
         assert set(figure.methods) <= set(registry.methods)
 
 
+@pytest.mark.parametrize(
+    ("name", "counts", "head", "shown"),
+    [
+        ("string", {1: 48}, "niah_two_of_four 2k, TinyLlama-1.1B-3T (published)", {"rope": "69.8", "string": "97.2"}),
+        (
+            "lceg",
+            {2: 118, 3: 51, 5: 39, 6: 37},
+            "ruler 4k, Llama-2-7B (published)",
+            {"rope": "80.94", "yarn-32k": "79.12"},
+        ),
+        ("jet-long", {1: 18}, "ruler 4k-128k, Qwen3-1.7B-Base (published)", {"yarn@4x": "52.99", "jet-long": "73.93"}),
+    ],
+)
+def test_the_tables_of_the_other_papers(name: str, counts: dict[int, int], head: str, shown: dict[str, str]) -> None:
+    paper = read_paper(name)
+    made = paper_tables(paper, [])
+    assert {
+        table: len(numbers) for table in made if (numbers := [n for n in paper.numbers if n.table == table])
+    } == counts
+    (found,) = (table for tables in made.values() for table in tables if head in table.header)
+    assert shown.items() <= column(found, head).items()
+    for tables in made.values():
+        for table in tables:
+            assert any(note.startswith("published: ") and "arXiv" in note for note in table.notes)
+            assert any(note.startswith("here: ") for note in table.notes)
+
+
+def test_strings_numbers_have_the_averages_that_the_paper_prints() -> None:
+    """A mistyped number would show; the cell that is left out is the one that its row cannot tell."""
+    printed = {"rerope": 67.3, "ntk": 67.6, "rope": 67.8, "yarn": 70.5, "dca": 73.1, "string": 85.7}
+    numbers = read_paper("string").numbers
+    for method, average in printed.items():
+        values = [float(number.value) for number in numbers if number.method == method]
+        assert len(values) == 7
+        assert sum(values) / 7 == pytest.approx(average, abs=0.06), method
+    assert [n.base for n in numbers if n.method == "self-extend"].count("lwm-7b") == 0
+
+
+def test_what_lceg_prints_in_two_ways_is_marked() -> None:
+    (table,) = paper_tables(read_paper("lceg"), [])[3]
+    assert any("swapped" in note and "50.18" in note and "79.12" in note for note in table.notes)
+    assert "lower is better" in paper_tables(read_paper("lceg"), [])[2][0].title
+
+
+def test_lengths_in_tokens_and_means_over_lengths(own: Path) -> None:
+    with (own.parent / "mine.csv").open("a") as file:
+        file.write("2,small,drope,niah,1k,8\n2,small,drope,niah,2k,9\n2,small,drope,both,1k-2k,10\n")
+    text = own.read_text() + "lengths: {1k-2k: [1k, 2k]}\naverages: {both: [niah]}\nnotes: {2: [Look here]}\n"
+    own.write_text(text)
+    cells = [cell("drope", hits(80)), cell("drope", hits(40), 2048), cell("drope", hits(10), 1024, model="other")]
+    (table,) = paper_tables(read_paper(str(own)), cells)[2]
+    assert column(table, "niah 1k, tiny (measured)")["drope"].startswith("80 ")
+    assert column(table, "niah 2k, tiny (measured)")["drope"].startswith("40 ")
+    assert column(table, "both 1k-2k, tiny (measured)")["drope"] == "60.0"
+    assert column(table, "both 1k-2k, other (measured)")["drope"] == ""
+    assert "other: both needs 2 cells, 1 were measured" in table.notes
+    assert table.notes[0] == "Look here"
+    own.write_text(text.replace("[1k, 2k]", "[1k, long]"))
+    with pytest.raises(UserError, match="lengths: 1k-2k: long: expected lengths such as 2x or 8k"):
+        read_paper(str(own))
+    own.write_text(text.replace("notes: {2", "notes: {3"))
+    with pytest.raises(UserError, match="names table 3, which 'tables' does not"):
+        read_paper(str(own))
+
+
+def test_a_perplexity_stands_beside_the_exponential_of_a_loss(own: Path) -> None:
+    own.write_text(own.read_text() + "perplexity: [1]\n")
+    cells = [cell("drope", [2.0, 3.0], metric="token_loss"), cell("rope", hits(2))]
+    (table,) = paper_tables(read_paper(str(own)), cells)[1]
+    assert table.title.endswith("perplexity, lower is better")
+    shown = column(table, "niah 2x, tiny (measured)")
+    assert float(shown["drope"].split()[0]) == pytest.approx(12.18, abs=0.1)
+    assert shown["rope"] == "", "a success rate has none"
+    (line,) = (r for r in table.records if r["source"] == "measured" and r["task"] == "niah")
+    assert line["value"] == pytest.approx(12.1825, abs=1e-3)
+
+
 def test_another_base_stands_under_its_own_name(own: Path) -> None:
     cells = [cell("drope", hits(77)), cell("drope", hits(9), 2048), cell("rope", hits(0), model="big")]
     (table,) = paper_tables(read_paper(str(own)), cells)[1]
