@@ -23,7 +23,7 @@ from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import NATURAL
 from longctx_bench.methods.base import supports_head_temperatures
 from longctx_bench.models.checkpoint import load_tokenizer
-from longctx_bench.models.variant import ModelVariant
+from longctx_bench.models.variant import ModelUnderTest, ModelVariant, ResolvedVariant
 from longctx_bench.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
     from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+    from longctx_bench.engines.hf.engine import HFEngine
     from longctx_bench.engines.hf.export import ExportResult
 
 
@@ -166,8 +168,6 @@ def calibrate(
     """
     from longctx_bench.analysis.calibration import calibrate as sweeps
     from longctx_bench.analysis.calibration.objectives import Objective, Perplexity, Retrieval
-    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
-    from longctx_bench.engines.hf.engine import HFEngine
 
     registry = registry or Registry()
     variant = registry.variant(join_names(model, "model"))
@@ -180,12 +180,7 @@ def calibrate(
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
     examples = parse_int(limit, "limit") or 1
-    resolved = variant.resolve()
-    target = target or resolved.folder
-    require_writable(target)
-    engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
-    engine.load(resolved.folder)
-    encoder = PromptEncoder(load_tokenizer(resolved.folder))
+    resolved, target, engine, encoder = _open_for_calibration(variant, target, dtype, device, batch_tokens)
     goal: Objective = (
         Retrieval(engine, encoder, registry, parse_seed(seed))
         if text is None or objective == "retrieval"
@@ -213,6 +208,21 @@ def _calibration_folder(model: str, variant: ModelVariant, out: str | Path | Non
     if not isinstance(variant.source, PathSource):
         raise UserError(f"calibrate {model}: its weights are not a folder of yours; name one with --out")
     return variant.source.path if variant.source.path.is_dir() else None
+
+
+def _open_for_calibration(
+    variant: ModelVariant, target: Path | None, dtype: str, device: str, batch_tokens: int | None
+) -> tuple[ResolvedVariant, Path, HFEngine, PromptEncoder]:
+    """Return the resolved model, the folder to write to, an engine with the weights loaded, and the prompt encoder."""
+    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
+    from longctx_bench.engines.hf.engine import HFEngine
+
+    resolved = variant.resolve()
+    target = target or resolved.folder
+    require_writable(target)
+    engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
+    engine.load(resolved.folder)
+    return resolved, target, engine, PromptEncoder(load_tokenizer(resolved.folder))
 
 
 def calibrate_heads(
@@ -253,9 +263,6 @@ def calibrate_heads(
     """
     from longctx_bench.analysis.calibration.fit_head_temperatures import fit_head_temperatures, write_head_temperatures
     from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, Retrieval
-    from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
-    from longctx_bench.engines.hf.engine import HFEngine
-    from longctx_bench.models.variant import ModelUnderTest
 
     registry = registry or Registry()
     variant = registry.variant(join_names(model, "model"))
@@ -264,17 +271,11 @@ def calibrate_heads(
         raise UserError(f"calibrate {model} --per-head: {variant.method_name} takes no temperatures by head")
     target = _calibration_folder(model, variant, out)
     steps, examples = parse_int(steps, "steps") or 1, parse_int(limit, "limit") or 1
-    resolved = variant.resolve()
-    target = target or resolved.folder
-    require_writable(target)
-    tokens = parse_int(batch_tokens, "batch_tokens")
-    engine = HFEngine(str(device), dtype_name(dtype), tokens)
-    engine.load(resolved.folder)
-    encoder = PromptEncoder(load_tokenizer(resolved.folder))
+    resolved, target, engine, encoder = _open_for_calibration(variant, target, dtype, device, batch_tokens)
     first_seed = parse_seed(seed)
     temperatures, points = fit_head_temperatures(
-        engine.model, variant.method, resolved.base, encoder, registry, scales, steps, first_seed + SEED_OFFSET, tokens,
-        tell or (lambda point: None),
+        engine.model, variant.method, resolved.base, encoder, registry, scales, steps, first_seed + SEED_OFFSET,
+        parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
     )  # fmt: skip
     fitted = variant.method.with_head_temperatures(temperatures)
     # Other examples than those that the temperatures were fitted on.

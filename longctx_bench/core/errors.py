@@ -43,9 +43,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(candidates)}" if 0 < len(candidates) <= _MAX_LISTED else ""
 
 
-__getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort", "near_miss": "did_you_mean"}, globals())
-
-
 _OF_EXTRA_HF = (
     "gguf",
     "httpx2",
@@ -65,3 +62,6 @@ def missing_extra(error: BaseException) -> str | None:
     if package not in _OF_EXTRA_HF:
         return None
     return f"this needs the package '{package}': pip install 'longctx-bench[hf]'"
+
+
+__getattr__ = renamed_attributes(__name__, {"DoesNotFit": "ContextTooShort", "near_miss": "did_you_mean"}, globals())

@@ -67,6 +67,11 @@ class HeadTemperatures(Spec):
             for layer_low, layer_high in zip(grid_low, grid_high, strict=True)
         )
 
+    def mean_at(self, scale: float) -> float:
+        """Return the geometric mean over all heads at an extension factor; 1 up to the training context."""
+        grid = self.at(scale)
+        return 1.0 if grid is None else geometric_mean(grid)
+
 
 def _parse(lines: Sequence[str]) -> HeadGrid:
     grid = tuple(tuple(float(value) for value in line.split()) for line in lines)
@@ -109,7 +114,7 @@ def query_modules(model: PreTrainedModel) -> list[Any]:
     return modules
 
 
-def per_channel(model: PreTrainedModel, grid: HeadGrid) -> list[Tensor]:
+def _per_channel(model: PreTrainedModel, grid: HeadGrid) -> list[Tensor]:
     """Return, per layer, the temperature of each query channel: ``[heads x head_dim]`` in fp32.
 
     Raises:
@@ -142,25 +147,36 @@ def scale_heads(model: PreTrainedModel, grid: HeadGrid | None) -> Iterator[None]
         return
     import torch
 
-    scaled: list[tuple[Any, Tensor]] = []
-    modules = zip(query_modules(model), per_channel(model, grid), strict=True)
+    parameters = _query_parameters(model, grid)
+    before = [parameter.detach().clone() for parameter, _ in parameters]
     try:
-        for module, channels in modules:
-            for parameter in (module.weight, getattr(module, "bias", None)):
-                if parameter is not None:
-                    scaled.append((parameter, parameter.detach().clone()))
-                    scale_rows(parameter, channels)
+        fold_heads(model, grid)
         yield
     finally:
         with torch.no_grad():
-            for parameter, before in scaled:
-                parameter.copy_(before)
+            for (parameter, _), unscaled in zip(parameters, before, strict=True):
+                parameter.copy_(unscaled)
 
 
-def scale_rows(parameter: Any, channels: Tensor) -> None:
-    """Multiply the rows of a weight or bias by ``channels``, in place."""
+def fold_heads(model: PreTrainedModel, grid: HeadGrid) -> None:
+    """Multiply the weights that make the queries by their head's temperature, in place and for good.
+
+    Raises:
+        UserError: as :func:`scale_heads`.
+    """
     import torch
 
-    factors = channels.to(parameter.device).reshape(-1, *[1] * (parameter.dim() - 1))
     with torch.no_grad():
-        parameter.copy_(parameter.float() * factors)
+        for parameter, channels in _query_parameters(model, grid):
+            factors = channels.to(parameter.device).reshape(-1, *[1] * (parameter.dim() - 1))
+            parameter.copy_(parameter.float() * factors)
+
+
+def _query_parameters(model: PreTrainedModel, grid: HeadGrid) -> list[tuple[Any, Tensor]]:
+    """Return the weights and biases that make the queries, each with the temperatures of its rows."""
+    return [
+        (parameter, channels)
+        for module, channels in zip(query_modules(model), _per_channel(model, grid), strict=True)
+        for parameter in (module.weight, getattr(module, "bias", None))
+        if parameter is not None
+    ]

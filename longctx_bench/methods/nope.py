@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
-from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, geometric_mean, scale_heads
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, scale_heads
 from longctx_bench.methods.override_validation import Change
 from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
@@ -111,8 +111,7 @@ class NoPE(Method):
         if schedule is None:
             return None
         if isinstance(schedule, HeadTemperatures):
-            grid = self.head_temperatures(base, length)
-            return AppliedScalar("mean_head_temperature", 1.0 if grid is None else geometric_mean(grid), "retrieval")
+            return AppliedScalar("mean_head_temperature", schedule.mean_at(self.scale(base, length)), "retrieval")
         return AppliedScalar("temperature", schedule.at(self.scale(base, length)), schedule.source)
 
     def attention_temperature(self, base: BaseModelInfo, length: int) -> float:

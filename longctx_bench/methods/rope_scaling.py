@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
-from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, geometric_mean, scale_heads
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, scale_heads
 from longctx_bench.methods.override_validation import Change, already_scaled_error
 from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
 
@@ -134,8 +134,7 @@ class YaRN(Method):
             return AppliedScalar("attention_factor", self.attention_factor, "user")
         schedule = self.attention_law
         if isinstance(schedule, HeadTemperatures):
-            grid = self.head_temperatures(base, length)
-            return AppliedScalar("mean_head_temperature", 1.0 if grid is None else geometric_mean(grid), "retrieval")
+            return AppliedScalar("mean_head_temperature", schedule.mean_at(self.scale(base, length)), "retrieval")
         if schedule is not None:
             return AppliedScalar("attention_factor", schedule.at(self.scale(base, length)), schedule.source)
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,29 @@ def write_calibration(
     Raises:
         UserError: the folder cannot be written.
     """
-    path = folder / "calibration.json"
-    calibrations: dict[str, Any] = read_object(path) or {}
-    assert method.tunable is not None
-    calibrations.setdefault(method.tunable, {})[objective.name] = {
+    path = store_fit(folder, method, objective.name, {
         "method": method_name,
         "c": round(result.c, 4),
         "table": {f"{scale:g}": value for scale, value in result.table.items()},
         "data": objective.data,
         "made": {"at": provenance.now(), **provenance.environment()},
         "sweep": [asdict(point) for point in result.sweep],
-    }
-    write_json(path, calibrations)
+    })  # fmt: skip
     _plot_sweep(folder / f"calibration-{method.tunable}-{objective.name}.png", method, objective, result)
+    return path
+
+
+def store_fit(folder: Path, method: Method, name: str, fit: Mapping[str, Any]) -> Path:
+    """Add a fit to ``calibration.json`` in a folder of weights, where the method's ``calibration: NAME`` finds it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = folder / "calibration.json"
+    calibrations: dict[str, Any] = read_object(path) or {}
+    assert method.tunable is not None
+    calibrations.setdefault(method.tunable, {})[name] = fit
+    write_json(path, calibrations)
     return path
 
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from longctx_bench.analysis.calibration.calibrate import store_fit
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import write_json
-from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.head_temperatures import HeadTemperatures, query_modules
@@ -140,7 +139,7 @@ def _descend(
     log_temperatures = start.to(model.device).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([log_temperatures], lr=LEARNING_RATE, betas=(0.9, 0.95))
     points: list[FitPoint] = []
-    sums, answer_sum, text_sum = 0, 0.0, 0.0
+    num_steps, answer_sum, text_sum = 0, 0.0, 0.0
     with _frozen(model), _scaled_queries(model, modules, log_temperatures):
         for step, sequences in enumerate(batches):
             size = max(1, tokens_per_pass // max(len(sequence.ids) for sequence in sequences))
@@ -155,11 +154,12 @@ def _descend(
             torch.nn.utils.clip_grad_norm_([log_temperatures], 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums += 1
-            if sums == every or step == steps - 1:
-                points.append(FitPoint(scale, step + 1, round(answer_sum / sums, 4), round(text_sum / sums, 4)))
+            num_steps += 1
+            if num_steps == every or step == steps - 1:
+                answer_loss, text_loss = (round(total / num_steps, 4) for total in (answer_sum, text_sum))
+                points.append(FitPoint(scale, step + 1, answer_loss, text_loss))
                 tell(points[-1])
-                sums, answer_sum, text_sum = 0, 0.0, 0.0
+                num_steps, answer_sum, text_sum = 0, 0.0, 0.0
     fitted = log_temperatures.detach().cpu()
     if not bool(fitted.isfinite().all()):
         raise UserError(
@@ -263,16 +263,11 @@ def write_head_temperatures(
     scores: dict[float, float],
 ) -> Path:
     """Add the temperatures to ``calibration.json`` in a folder of weights, where ``calibration: heads`` finds them."""
-    path = folder / "calibration.json"
-    calibrations: dict[str, Any] = read_object(path) or {}
-    assert method.tunable is not None
-    calibrations.setdefault(method.tunable, {})["heads"] = {
+    return store_fit(folder, method, "heads", {
         "method": method_name,
         "table": {f"{scale:g}": list(lines) for scale, lines in temperatures.table.items()},
         "data": f"{', '.join(TASKS)}, seed {seed}",
         "retrieval": {f"{scale:g}": round(score, 4) for scale, score in scores.items()},
         "made": {"at": provenance.now(), **provenance.environment()},
         "fit": [asdict(point) for point in points],
-    }
-    write_json(path, calibrations)
-    return path
+    })  # fmt: skip

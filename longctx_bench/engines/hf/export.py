@@ -25,7 +25,7 @@ from longctx_bench.engines.hf.engine import apply_method, load_model
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.exported_checkpoint import EXPORT_KEY, ExportMetadata
 from longctx_bench.methods.factor_list import FactorList, with_mscale
-from longctx_bench.methods.head_temperatures import HeadGrid, geometric_mean, per_channel, query_modules, scale_rows
+from longctx_bench.methods.head_temperatures import fold_heads, geometric_mean
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
 from longctx_bench.methods.rope_parameters import is_unrotated
 from longctx_bench.models.variant import ModelUnderTest
@@ -178,7 +178,7 @@ def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, ma
     heads = method.head_temperatures(base, mark.length)
     if heads is not None:
         scale /= mark.temperature
-        _scale_heads(model, heads)
+        fold_heads(model, heads)
     if scale != 1.0:
         for name, module in model.named_modules():
             if name.endswith("self_attn"):
@@ -205,13 +205,6 @@ def _to_stock_class(model: PreTrainedModel) -> PreTrainedModel:
     stock.tie_weights()
     stock.generation_config = model.generation_config
     return stock  # type: ignore[no-any-return]
-
-
-def _scale_heads(model: PreTrainedModel, grid: HeadGrid) -> None:
-    for query, channels in zip(query_modules(model), per_channel(model, grid), strict=True):
-        scale_rows(query.weight, channels)
-        if getattr(query, "bias", None) is not None:
-            scale_rows(query.bias, channels)
 
 
 @torch.no_grad()
