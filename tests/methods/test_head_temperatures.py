@@ -22,13 +22,15 @@ from transformers import (
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import validate
+from longctx_bench.engines.openai_api.engine import require_served_as_is
 from longctx_bench.engines.vllm_backend.hf_overrides import vllm_overrides
 from longctx_bench.methods.attention_override import override_attention
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.drope import DroPE
-from longctx_bench.methods.head_temperatures import HeadTemperatures, geometric_mean, scale_heads
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, geometric_mean, scale_heads
 from longctx_bench.methods.modeling_drope import LlamaDropeConfig, LlamaDropeForCausalLM
-from longctx_bench.methods.rope_scaling import PI, YaRN
+from longctx_bench.methods.rope_scaling import PI, RoPE, YaRN
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
 LAYERS, HEADS = 3, 4
@@ -159,11 +161,21 @@ def test_yarn_keeps_its_own_attention_factor_beside_them() -> None:
     assert heads.head_temperatures(INFO, 64) is None
 
 
+class HeadsAlone(RoPE):
+    """Temperatures by head, and no other change of the base."""
+
+    def head_temperatures(self, base: BaseModelInfo, length: int) -> HeadGrid | None:
+        return table().at(self.scale(base, length))
+
+
 def test_methods_and_engines_without_them_say_so() -> None:
     with pytest.raises(UserError, match="drope"):
         PI().with_head_temperatures(table())
     with pytest.raises(UserError, match="export"):
         vllm_overrides(INFO, DroPE().with_head_temperatures(table()), 128, 128)
+    with pytest.raises(UserError, match="export"):
+        require_served_as_is(ModelUnderTest(INFO, HeadsAlone(), 128))
+    require_served_as_is(ModelUnderTest(INFO, HeadsAlone(), 64))
     # Within the training context there is nothing to apply.
     assert "rope_parameters" in vllm_overrides(INFO, DroPE().with_head_temperatures(table()), 64, 64)
 

@@ -306,8 +306,10 @@ def require_served_as_is(under_test: ModelUnderTest) -> None:
     """
     method, base = under_test.method, under_test.base
     entries = method.model_overrides(base, under_test.length)
-    if not method.required_capabilities() <= OpenAIEngine.supports or any(
-        entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG
+    if (
+        not method.required_capabilities() <= OpenAIEngine.supports
+        or method.head_temperatures(base, under_test.length) is not None
+        or any(entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG)
     ):
         raise UserError(
             f"{base.name}: a server runs its model as it is and cannot apply {type(method).__name__}; write it "
