@@ -14,9 +14,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import BaseModelInfo, Method
@@ -81,6 +81,15 @@ class BandedAttention(Method):
     """Multiply the query at position i by max(1, ln(i + 1) / ln(training context)) (Su 2021)."""
     attention_factor: float = Field(default=1.0, gt=0)
     """Multiplies cos and sin, as YaRN's."""
+
+    @model_validator(mode="after")
+    def _one_query_scale(self) -> Self:
+        if self.log_n and self.query_scale != "none":
+            raise ValueError(
+                f"log_n and query_scale '{self.query_scale}' would both scale the queries: set log_n to false or "
+                "leave the other out"
+            )
+        return self
 
     @abstractmethod
     def bands(self, base: BaseModelInfo, length: int) -> tuple[Band, ...]:

@@ -7,7 +7,6 @@ a band; all else goes block by block. Bands are merged by the log-sum-exps of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.query_scale import log_n_factors
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -354,6 +354,5 @@ def _make_tables(
             bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, block_mask))
     query_scale = None
     if rotation.log_base is not None:
-        query_scale = ((of_queries.clamp(min=0) + 1).double().log() / math.log(rotation.log_base)).clamp(min=1)
-        query_scale = query_scale[:, None, :, None].to(device, dtype)
+        query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
     return _Tables(mask, shape, tuple(bands), query_scale)

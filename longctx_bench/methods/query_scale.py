@@ -22,6 +22,19 @@ _MODEL_TYPES = (
 """Where queries are the output of ``q_norm``, or of ``q_proj`` without one, with tokens in their second dimension."""
 
 
+def log_n_factors(training_context: int, positions: torch.Tensor) -> torch.Tensor:
+    """Return Su's factors max(1, ln(i + 1) / ln L) in fp32; exactly 1 within the training context L, and for padding.
+
+    Args:
+        training_context: tokens.
+        positions: integers, any shape; of padding any number.
+    """
+    import torch
+
+    grown = (positions.clamp(min=0) + 1).double().log() / math.log(training_context)
+    return torch.where(positions >= training_context, grown, 1.0).float()
+
+
 def query_factors(law: QueryScale, beta: float, training_context: int, positions: torch.Tensor) -> torch.Tensor:
     """Return the factors on queries in fp32; exactly 1 within the training context.
 
@@ -33,13 +46,10 @@ def query_factors(law: QueryScale, beta: float, training_context: int, positions
     """
     import torch
 
-    beyond = positions >= training_context
-    if law == "llama4":
-        contexts = torch.div(positions, training_context, rounding_mode="floor")
-        grown = 1 + beta * torch.log1p(contexts.clamp(min=0).float())
-    else:
-        grown = torch.log((positions + 1).clamp(min=1).float()) / math.log(training_context)
-    return torch.where(beyond, grown, torch.ones_like(grown))
+    if law == "log-n":
+        return log_n_factors(training_context, positions)
+    contexts = torch.div(positions, training_context, rounding_mode="floor")
+    return 1 + beta * torch.log1p(contexts.clamp(min=0).float())
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from longctx_bench.methods.banded import MODEL_TYPES, Band, BandedAttention, far
 from longctx_bench.methods.banded_attention import BandedRotation, use_banded_attention
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.models.variant import ModelUnderTest
+from longctx_bench.registry import Registry
 
 ORACLE = json.loads((Path(__file__).parent.parent / "data" / "banded_attention.json").read_text())
 L0 = 32
@@ -317,6 +318,14 @@ def test_log_n_scales_queries_beyond_the_training_context(model: Any) -> None:
     torch.testing.assert_close(output, expected)
     assert torch.equal(output[:, :L0], unscaled[:, :L0])
     assert not torch.allclose(output[:, L0:], unscaled[:, L0:], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rerope+log-n", "leaky-rerope+llama4"])
+def test_queries_are_not_scaled_twice(name: str) -> None:
+    with pytest.raises(UserError, match="log_n and query_scale"):
+        Registry().variant(f"{name}-tiny")
+    plain = name.partition("+")[0]
+    assert Registry(settings={plain: {"log_n": False}}).variant(f"{name}-tiny").method.query_scale != "none"
 
 
 def test_two_models_under_two_methods_do_not_mix(model: Any) -> None:
