@@ -195,12 +195,14 @@ class Registry:
         settings = self.settings.get(switched.plain, {})
         for key in switched.params.keys() & settings.keys():
             raise UserError(f"{method_name}-{model.name}: --set {switched.plain}.{key} says otherwise; leave one out")
-        checkpoint = model.checkpoints.get(kind.checkpoint) if kind.checkpoint else None
-        if kind.checkpoint and kind.needs_checkpoint and checkpoint is None and model.native_method != kind.checkpoint:
-            recipe = f"{kind.checkpoint}-{model.name}"
+        weights = spec.checkpoint or kind.checkpoint
+        checkpoint = model.checkpoints.get(weights) if weights else None
+        needed = kind.needs_checkpoint or spec.checkpoint is not None
+        if weights and needed and checkpoint is None and model.native_method != weights:
+            recipe = f"{weights}-{model.name}"
             shipped = (shipped_folder("baselines") / "recipes" / f"{recipe}.yaml").is_file()
             raise UserError(
-                f"{method_name}-{model.name}: {model.name} has no {kind.checkpoint} checkpoint; name one as "
+                f"{method_name}-{model.name}: {model.name} has no {weights} checkpoint; name one as "
                 f"{method_name}:FOLDER_OR_HUB_ID, or under 'checkpoints' in a models.yaml (--include-path), or make "
                 f"it: `longctx-bench train {recipe if shipped else 'RECIPE'}`"
                 + ("" if shipped else f", a recipe with base: {model.name}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
 from longctx_bench.api.notebook import Calibration, HeadCalibration
 from longctx_bench.core.argument_parsing import (
     Scales,
@@ -228,6 +229,7 @@ def _open_for_calibration(
 def calibrate_heads(
     model: str,
     scale: Scales = "2x,4x,8x",
+    tasks: str | Sequence[str] = HEAD_FIT_TASKS,
     steps: int = 80,
     limit: int = 33,
     seed: int = 42,
@@ -245,6 +247,7 @@ def calibrate_heads(
     Args:
         model: as ``--model`` takes it, of a method that takes temperatures by head: DroPE, NoPE, YaRN.
         scale: scales to calibrate at, as for :func:`run`; each starts from the one before.
+        tasks: needle tasks to fit to, equally often.
         steps: of 8 sequences, per scale.
         limit: examples of each of two needle tasks in the retrieval score at the end.
         seed: of the sequences, which are disjoint from all test examples.
@@ -261,7 +264,11 @@ def calibrate_heads(
     Raises:
         UserError: bad input, a method or model without temperatures by head, or a folder that cannot be written.
     """
-    from longctx_bench.analysis.calibration.fit_head_temperatures import fit_head_temperatures, write_head_temperatures
+    from longctx_bench.analysis.calibration.fit_head_temperatures import (
+        fit_head_temperatures,
+        needle_benchmarks,
+        write_head_temperatures,
+    )
     from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, Retrieval
 
     registry = registry or Registry()
@@ -269,13 +276,14 @@ def calibrate_heads(
     scales = sorted(_calibration_scales(scale))
     if not supports_head_temperatures(variant.method):
         raise UserError(f"calibrate {model} --per-head: {variant.method_name} takes no temperatures by head")
+    benchmarks = needle_benchmarks(registry, join_names(tasks, "tasks"))
     target = _calibration_folder(model, variant, out)
     steps, examples = parse_int(steps, "steps") or 1, parse_int(limit, "limit") or 1
     resolved, target, engine, encoder = _open_for_calibration(variant, target, dtype, device, batch_tokens)
     first_seed = parse_seed(seed)
     temperatures, points = fit_head_temperatures(
-        engine.model, variant.method, resolved.base, encoder, registry, scales, steps, first_seed + SEED_OFFSET,
-        parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
+        engine.model, variant.method, resolved.base, encoder, [*benchmarks.values()], scales, steps,
+        first_seed + SEED_OFFSET, parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
     )  # fmt: skip
     fitted = variant.method.with_head_temperatures(temperatures)
     # Other examples than those that the temperatures were fitted on.
@@ -287,6 +295,6 @@ def calibrate_heads(
         for factor in scales
     }
     path = write_head_temperatures(
-        target, variant.method, variant.method_name, temperatures, points, first_seed + SEED_OFFSET, found
+        target, variant.method, variant.method_name, temperatures, points, benchmarks, first_seed + SEED_OFFSET, found
     )
     return HeadCalibration(variant.name, temperatures, found, path)

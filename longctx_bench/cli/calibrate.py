@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
 from longctx_bench.cli.options import engine_options, make_registry, registry_options, writable
 from longctx_bench.core.errors import UserError
 
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     "--per-head",
     is_flag=True,
     help="Fit one softmax temperature per attention head, by gradient descent on needle prompts (DroPE, NoPE, YaRN).",
+)
+@click.option(
+    "--tasks",
+    default=HEAD_FIT_TASKS,
+    show_default=True,
+    metavar="TASKS",
+    help="Needle tasks to fit the temperatures of heads to, with --per-head.",
 )
 @click.option(
     "--steps",
@@ -65,8 +73,8 @@ if TYPE_CHECKING:
 )
 @registry_options
 def calibrate_command(
-    model: str, scale: str, objective: str, text: Path | None, per_head: bool, steps: int, limit: int, seed: int,
-    dtype: str, device: str, batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
+    model: str, scale: str, objective: str, text: Path | None, per_head: bool, tasks: str, steps: int, limit: int,
+    seed: int, dtype: str, device: str, batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Calibrate the tunable scalar of a MODEL's method per scale: DroPE's temperature, YaRN's attention factor.
 
@@ -90,7 +98,9 @@ def calibrate_command(
                 soft_wrap=True,
             )
 
-        heads = calibrate_heads(model, scale, steps, limit, seed, dtype, device, batch_tokens, out, registry, print_fit)
+        heads = calibrate_heads(
+            model, scale, tasks, steps, limit, seed, dtype, device, batch_tokens, out, registry, print_fit
+        )
         shares = ", ".join(f"{s:g}x: {100 * share:.1f} %" for s, share in heads.retrieval.items())
         console.print(f"needles found: {shares}\nwrote {heads.path}", markup=False, soft_wrap=True)
         return

@@ -192,6 +192,8 @@ class MethodSpec(Spec):
     """A registered name, ``package.module:Class``, or ``./file.py:Class`` relative to the YAML."""
     description: str = ""
     paper: str = ""
+    checkpoint: str | None = None
+    """Key under a model's ``checkpoints`` of the weights to use, where it is not the one that the class names."""
     params: dict[str, Any] = Field(default_factory=dict)
 
 

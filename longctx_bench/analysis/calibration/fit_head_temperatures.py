@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from longctx_bench.analysis.calibration.calibrate import store_fit
 from longctx_bench.benchmarks.base import IndexedBenchmark
+from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
@@ -30,7 +31,6 @@ from longctx_bench.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TASKS = ("niah", "niah_multikey", "niah_multiquery", "niah_multivalue")
 BATCH = 8
 """Sequences per step."""
 LEARNING_RATE, FINAL_RATE = 0.03, 0.05
@@ -62,12 +62,27 @@ class _Sequence:
     """Tokens before the answer."""
 
 
+def needle_benchmarks(registry: Registry, names: str) -> dict[str, IndexedBenchmark]:
+    """Return the benchmarks of comma-separated tasks whose answers are their references, by task.
+
+    Raises:
+        UserError: a task is unknown, or no needle task.
+    """
+    benchmarks: dict[str, IndexedBenchmark] = {}
+    for task in registry.select_tasks(names):
+        benchmark = registry.benchmark(task)
+        if not isinstance(benchmark, NeedleInAHaystack):
+            raise UserError(f"--tasks {task.name}: temperatures of heads are fitted to needle-in-a-haystack tasks")
+        benchmarks[task.name] = benchmark
+    return benchmarks
+
+
 def fit_head_temperatures(
     model: PreTrainedModel,
     method: Method,
     base: BaseModelInfo,
     encoder: PromptEncoder,
-    registry: Registry,
+    benchmarks: Sequence[IndexedBenchmark],
     scales: Sequence[float],
     steps: int,
     seed: int,
@@ -84,7 +99,7 @@ def fit_head_temperatures(
         method: one that takes temperatures by head.
         base: the checkpoint's properties.
         encoder: of the model's tokenizer.
-        registry: knows the needle tasks and their data.
+        benchmarks: whose prompts and answers are fitted to, all equally often (:func:`needle_benchmarks`).
         scales: extension factors above 1, in increasing order.
         steps: of :data:`BATCH` sequences, per scale; each sequence is read once.
         seed: of the sequences, which no test with a smaller seed draws.
@@ -105,7 +120,7 @@ def fit_head_temperatures(
         length = round(scale * base.training_context)
         if index:
             start = start * (math.log(scale) / math.log(scales[index - 1]))
-        batches = _batches(encoder, registry, length, steps, seed)
+        batches = _batches(encoder, benchmarks, length, steps, seed)
         try:
             with apply_method(model, ModelUnderTest(base, plain, length), length):
                 start, points = _descend(model, modules, start, batches, steps, scale, tokens, tell)
@@ -227,18 +242,15 @@ def _losses(model: PreTrainedModel, batch: Sequence[_Sequence]) -> tuple[torch.T
 
 
 def _batches(
-    encoder: PromptEncoder, registry: Registry, length: int, steps: int, seed: int
+    encoder: PromptEncoder, benchmarks: Sequence[IndexedBenchmark], length: int, steps: int, seed: int
 ) -> Iterator[Sequence[_Sequence]]:
-    """Yield the sequences of each step: needle prompts with their answers, all tasks in each; made one step ahead."""
-    benchmarks = [registry.benchmark(registry.tasks[name]) for name in TASKS]
+    """Yield the sequences of each step: prompts with their answers, of each task in turn; made one step ahead."""
 
     def batch(step: int) -> Sequence[_Sequence]:
         sequences = []
-        for place in range(BATCH):
-            benchmark = benchmarks[place % len(TASKS)]
-            assert isinstance(benchmark, IndexedBenchmark)
-            index = (step * BATCH + place) // len(TASKS)
-            example = benchmark.example(encoder, length, _NEW_TOKENS, seed, index)
+        for number in range(step * BATCH, (step + 1) * BATCH):
+            index, task = divmod(number, len(benchmarks))
+            example = benchmarks[task].example(encoder, length, _NEW_TOKENS, seed, index)
             prompt = tuple(encoder.encode(example.prompt, example.answer_prefix))
             answer = encoder.tokenizer(f" {', '.join(example.references)}.", add_special_tokens=False)["input_ids"]
             sequences.append(_Sequence((*prompt, *answer), len(prompt)))
@@ -259,6 +271,7 @@ def write_head_temperatures(
     method_name: str,
     temperatures: HeadTemperatures,
     points: Sequence[FitPoint],
+    tasks: Iterable[str],
     seed: int,
     scores: dict[float, float],
 ) -> Path:
@@ -266,7 +279,7 @@ def write_head_temperatures(
     return store_fit(folder, method, "heads", {
         "method": method_name,
         "table": {f"{scale:g}": list(lines) for scale, lines in temperatures.table.items()},
-        "data": f"{', '.join(TASKS)}, seed {seed}",
+        "data": f"{', '.join(tasks)}, seed {seed}",
         "retrieval": {f"{scale:g}": round(score, 4) for scale, score in scores.items()},
         "made": {"at": provenance.now(), **provenance.environment()},
         "fit": [asdict(point) for point in points],

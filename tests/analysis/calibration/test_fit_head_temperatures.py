@@ -103,6 +103,8 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
         (("pi-tiny", "--per-head"), "pi"),
         (("drope-tiny", "--per-head"), "--out"),
         (("drope-tiny", "--per-head", "--scale", "1x"), "1x"),
+        (("drope-tiny", "--per-head", "--tasks", "niah,vt"), "vt"),
+        (("drope-tiny", "--per-head", "--tasks", "none"), "none"),
         (("drope-tiny", "--per-head", "--objective", "perplexity"), "--objective"),
         (("drope-tiny", "--per-head", "--steps", "0"), "steps"),
     ],
