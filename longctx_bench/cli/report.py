@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 _NOTHING = {
     "tasks": "no two tasks were measured at one length",
+    "price": "no method was measured beside rope at the training context, on the same prompts",
     "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
 }
-"""Why a kind of table may be empty."""
+"""Why a kind of table, or a column, may be empty."""
 _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
 
 
@@ -31,19 +32,29 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
     help="Tables to print: lengths (scores by length, the default), tasks, summary (effective length, retention and "
     "position bias), cost, all, or one from an installed package. With --format html, plain tables, not the page.",
 )
+@click.option(
+    "--column",
+    type=click.Choice(["price"]),
+    help="Add a column to the scores by length: price (score at 1x minus the untouched base's).",
+)
 @out_option
 @click.option(
     "--examples",
     type=click.IntRange(min=0),
     help="Examples per cell in the html page (default: as many as fit in about 30 MB).",
 )
-def report_command(folder: Path, form: str, kind: str | None, out: Path | None, examples: int | None) -> None:
+def report_command(
+    folder: Path, form: str, kind: str | None, column: str | None, out: Path | None, examples: int | None
+) -> None:
     """Print the result tables of a run's FOLDER."""
     from longctx_bench.reporting.formats import FORMATS, print_tables
     from longctx_bench.reporting.results import read_cells
     from longctx_bench.reporting.tables.registry import report_tables
 
     form = format_of(form, out)
+    if column is not None and (kind or "lengths") != "lengths":
+        raise UserError(f"--column {column}: goes with the scores by length, not with --table {kind}")
+    kind = "lengths" if column is not None else kind
     if examples is not None and form != "html":
         raise UserError("--examples goes with --format html: the other formats hold tables only")
     page = form == "html" and kind is None
@@ -55,9 +66,9 @@ def report_command(folder: Path, form: str, kind: str | None, out: Path | None, 
     else:
         require_finished(results, folder)
         kind = kind or "lengths"
-        tables = report_tables(results.finished, kind)
-        if not tables:
-            raise UserError(f"{folder}: {_NOTHING[kind]}; `--table lengths` shows what there is")
+        tables = report_tables(results.finished, kind, price=column == "price")
+        if not tables or (column and not any(column in record for table in tables for record in table.records)):
+            raise UserError(f"{folder}: {_NOTHING[column or kind]}; `--table lengths` shows what there is")
         if form == "terminal":
             print_tables(tables)
         else:

@@ -76,6 +76,20 @@ def test_one_task_makes_no_table_of_tasks(call, folder: Path) -> None:  # type: 
     assert {line["task"] for line in csv.DictReader(io.StringIO(shown))} == {"niah", "vt"}
 
 
+def test_the_price_is_a_column_of_the_lengths_alone(call, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for arguments in ((), ("--table", "lengths"), ("--format", "html")):
+        code, shown, _ = call("report", folder, "--column", "price", *arguments)
+        assert code == 0
+        assert "1x - base (points)" in shown
+    code, _, error = call("report", folder, "--column", "price", "--table", "cost")
+    assert (code, len(error.strip().splitlines())) == (2, 1)
+    assert "not with --table cost" in error
+    write(tmp_path / "alone", "yarn", 3)
+    code, _, error = call("report", tmp_path / "alone", "--column", "price")
+    assert (code, len(error.strip().splitlines())) == (2, 1)
+    assert "no method was measured beside rope" in error
+
+
 def test_the_ending_of_the_file_chooses_the_format(call, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for name, begins in (
         ("t.tex", "% needs"),

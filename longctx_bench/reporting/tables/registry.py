@@ -19,7 +19,15 @@ TABLE_KINDS: PluginRegistry[Callable[[Sequence[CellSummary]], list[Table]]] = Pl
 """Functions from cells to tables, by the name that ``report --table`` takes."""
 
 
-def report_tables(cells: Sequence[CellSummary], kind: str = "lengths") -> list[Table]:
-    """Return the tables of one kind, or of all kinds with ``all``; may be empty."""
+def report_tables(cells: Sequence[CellSummary], kind: str = "lengths", price: bool = False) -> list[Table]:
+    """Return the tables of one kind, or of all kinds with ``all``; may be empty.
+
+    Args:
+        cells: of any models and tasks.
+        kind: a name in :data:`TABLE_KINDS`, or ``all``.
+        price: as for :func:`~longctx_bench.reporting.tables.scores_by_length.length_tables`, with ``lengths`` alone.
+    """
+    if price and kind == "lengths":
+        return length_tables(cells, price=True)
     kinds = TABLE_KINDS.names() if kind == "all" else [kind]
     return [table for name in kinds for table in TABLE_KINDS[name](cells)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from longctx_bench.core.types import length_name
 from longctx_bench.metrics.length_buckets import Bucket, buckets_of, scores_by_bucket
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
-from longctx_bench.reporting.stats.paired_tests import min_detectable_difference
+from longctx_bench.reporting.stats.paired_tests import PairedResult, min_detectable_difference
 from longctx_bench.reporting.tables.base import Entry, Table
 from longctx_bench.reporting.tables.footnotes import difference_notes, mark_notes, method_notes, scores_note, size_note
 from longctx_bench.reporting.tables.formatting import (
@@ -23,18 +24,27 @@ from longctx_bench.reporting.tables.formatting import (
     row_of,
     rows_of,
     score_entry,
+    unit_of,
 )
 from longctx_bench.reporting.tables.significance import RowKey, RowSignificance, column_entry, compare_rows
+from longctx_bench.reporting.tables.summary import retention
 
 
-def length_tables(cells: Sequence[CellSummary]) -> list[Table]:
-    """Return the tables of each task: by length, then by document length. Empty entries were not measured."""
+def length_tables(cells: Sequence[CellSummary], price: bool = False) -> list[Table]:
+    """Return the tables of each task: by length, then by document length. Empty entries were not measured.
+
+    Args:
+        cells: of any models and tasks.
+        price: add a column with what a method costs within the training context, where it and its untouched base were
+            measured there.
+    """
     by_task: dict[str, list[CellSummary]] = {}
     for summary in cells:
         by_task.setdefault(summary.cell.task, []).append(summary)
     tables = []
     for task, task_cells in sorted(by_task.items()):
-        tables.append(_by_length(task, task_cells))
+        table = _by_length(task, task_cells)
+        tables.append(_with_price(table, task_cells) if price else table)
         tables += _by_document_length(task, task_cells)
     return tables
 
@@ -91,6 +101,41 @@ def _by_length(task: str, cells: Sequence[CellSummary]) -> Table:
         notes=tuple(notes),
         records=tuple(cell_record(s, significance[s.cell.length].by_row[row_of(s)]) for s in cells),
     )
+
+
+def _with_price(table: Table, cells: Sequence[CellSummary]) -> Table:
+    """Add a column with the difference of each row to the untouched base at 1x, unless no row has one."""
+    by_row: dict[RowKey, dict[int, CellSummary]] = {}
+    for summary in cells:
+        by_row.setdefault(row_of(summary), {})[summary.cell.length] = summary
+    prices = {row: retention(by_row[row], by_row.get((row[0], "rope"), {})) for row in rows_of(cells)}
+    if not any(prices.values()):
+        return table
+    percent = cells[0].percent
+    unit = "points" if percent else unit_of(cells[0])
+    entries = [
+        EMPTY if price is None else interval_entry(price.difference, price.low, price.high, percent, signed=True)
+        for price in prices.values()
+    ]
+    note = (
+        "1x - base: the score at the training context minus rope's, the untouched base's, on the same prompts "
+        "[95 % interval]: what a method costs where the base needs none"
+    )
+    records = [
+        {**record, **(_price_columns(prices[row_of(summary)]) if summary.scale == 1 else {})}
+        for record, summary in zip(table.records, cells, strict=True)
+    ]
+    return replace(
+        table,
+        header=(*table.header, "1x - base" + (f" ({unit})" if unit else "")),
+        rows=tuple((*row, entry) for row, entry in zip(table.rows, entries, strict=True)),
+        notes=(*table.notes, note),
+        records=tuple(records),
+    )
+
+
+def _price_columns(price: PairedResult | None) -> dict[str, object]:
+    return {} if price is None else {"price": price.difference, "price_low": price.low, "price_high": price.high}
 
 
 def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
