@@ -34,7 +34,7 @@ from longctx_bench.methods import METHODS
 from longctx_bench.methods.base import Method
 from longctx_bench.methods.exported_checkpoint import ExportedCheckpoint
 from longctx_bench.metrics import METRICS, Metric, as_metric
-from longctx_bench.models.metadata import read_calibration
+from longctx_bench.models.metadata import read_calibration, read_tuned_parameters
 from longctx_bench.models.unregistered import model_from_path_or_hub_id
 from longctx_bench.models.variant import ModelVariant
 
@@ -44,8 +44,8 @@ ALL_EXAMPLES = 1_000_000_000
 """The number of examples requested for lm-eval tasks, whose data sets decide how many there are."""
 
 
-_SWITCHES = re.compile(r"(?:@(?P<factor>[0-9]+(?:\.[0-9]+)?)x)?(?:\+(?P<law>log-n|llama4))?")
-"""What may follow a method's name: one factor for all lengths, and a law of the query scale."""
+_SWITCHES = re.compile(r"(?:@(?P<factor>[0-9]+(?:\.[0-9]+)?)x)?(?:\+(?P<law>log-n|llama4))?(?P<tuned>\+tuned)?")
+"""What may follow a method's name: one factor for all lengths, a law of the query scale, and parameters by sweep."""
 
 
 def plain_method_name(name: str) -> str:
@@ -134,7 +134,7 @@ class Registry:
         """Resolve ``METHOD-BASE``, ``BASE``, ``METHOD:HUB_ID_OR_PATH`` or ``HUB_ID_OR_PATH``.
 
         METHOD may be ``METHOD@4x`` (one factor for all lengths), ``METHOD+log-n`` or ``METHOD+llama4`` (queries scaled
-        by their positions), or both in this order.
+        by their positions), ``METHOD+tuned`` (parameters swept for retrieval), or several in this order.
 
         Raises:
             UserError: unknown name (with a suggestion), or the base model lacks the checkpoint that the method needs.
@@ -170,7 +170,7 @@ class Registry:
         return self._switched(name) is not None
 
     def _switched(self, name: str) -> SwitchedMethod | None:
-        """Return what a method's name says, ``METHOD[@FACTORx][+LAW]``; None if there is no such method."""
+        """Return what a method's name says, ``METHOD[@FACTORx][+LAW][+tuned]``; None if there is no such method."""
         if name in self.methods:
             return SwitchedMethod(name, name, {})
         plain = plain_method_name(name)
@@ -185,6 +185,9 @@ class Registry:
         if switches["law"]:
             params["query_scale"] = switches["law"]
             name += f"+{switches['law']}"
+        if switches["tuned"]:
+            params["tuned_for"] = "retrieval"
+            name += "+tuned"
         return SwitchedMethod(name, plain, params)
 
     def _variant(self, method_name: str, model: ModelSpec) -> ModelVariant:
@@ -213,6 +216,8 @@ class Registry:
         source = checkpoint.source if checkpoint else model.source
         try:
             method = method.with_calibration(read_calibration(source, kind.tunable))
+            if method.tuned_for != "none":
+                method = method.with_tuned_parameters(read_tuned_parameters(source, method.component_id()))
             if "factor" in switched.params and (kind.per_prompt or not method.uses_factor()):
                 raise UserError(f"{switched.plain} has no factor by length that could be fixed")
         except UserError as error:

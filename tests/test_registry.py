@@ -156,6 +156,8 @@ def test_a_methods_name_may_fix_its_factor_and_scale_queries(text: str, name: st
         ("yarn@4x:tny", "tny"),
         ("yarn+su-tiny", "unknown model"),
         ("yarn+log-n@4x-tiny", "unknown model"),
+        ("yarn+tuned+log-n-tiny", "unknown model"),
+        ("self-extend+tuned-smollm2-135m", "self-extend+tuned-smollm2-135m: the checkpoint has no parameters of"),
         ("yran@4x:tiny", "unknown method 'yran@4x'; did you mean 'yarn'"),
         ("rope@4x-tiny", "rope@4x-tiny: rope has no factor by length that could be fixed"),
         ("crop@4x-tiny", "no factor by length"),

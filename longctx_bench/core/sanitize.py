@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 """Line ends, terminal control characters and lone surrogates."""
@@ -28,3 +29,8 @@ def escape_control_chars(text: str) -> str:
 def pluralize(number: int, what: str) -> str:
     """Return a number with its noun: ``1 cell``, ``1,024 cells``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def describe_parameters(parameters: Mapping[str, object]) -> str:
+    """Return parameters of a method as text: ``group 4, window 128``; without any, that they are its own."""
+    return ", ".join(f"{name} {value}" for name, value in parameters.items()) or "its own"

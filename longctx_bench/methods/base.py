@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from longctx_bench.core.deprecation import alias_renamed_methods, renamed_attributes, warn_renamed
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.specs import Component
+from longctx_bench.core.specs import Component, validate
 from longctx_bench.methods import override_validation
 from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures
 from longctx_bench.methods.rope_parameters import RotaryPositions, read_positions
+from longctx_bench.methods.tuned_parameters import ObjectiveName, TunedParameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +33,9 @@ QueryScale = Literal["none", "log-n", "llama4"]
 """Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
 context (arXiv 2202.12172); or that of Ministral 3, 1 + beta ln(1 + floor(i / L)). Llama 4's own counts from i + 1, and
 scales its layers without positions alone."""
+
+_AT_A_LENGTH = ("applied_scalar", "attention_temperature", "head_temperatures", "model_overrides", "patch")
+"""What depends on a length, given as the last argument behind the base model."""
 
 _RENAMED_METHODS = {
     "applied": "patch",
@@ -133,6 +138,10 @@ class Method(Component, ABC):
     """Attention temperature by a query's own position, whatever else the method does (:data:`QueryScale`)."""
     query_scale_beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     """beta of ``query_scale: llama4``."""
+    tuned_for: Literal["none"] | ObjectiveName = Field(default="none", exclude=True)
+    """Objective of the sweep (``longctx-bench calibrate --param``) that parameters come from; ``none``: as given."""
+    tuned_parameters: TunedParameters | None = None
+    """The parameters by extension factor that take the place of those given; set by ``tuned_for``."""
 
     @model_serializer(mode="wrap")
     def _without_unused_switches(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -142,11 +151,15 @@ class Method(Component, ABC):
             values.pop("query_scale", None)
         if self.query_scale != "llama4":
             values.pop("query_scale_beta", None)
+        if self.tuned_parameters is None:
+            values.pop("tuned_parameters", None)
         return values
 
     def required_capabilities(self) -> frozenset[Capability]:
-        """Return what the method needs from an engine with its present parameters."""
-        return self.capabilities if self.query_scale == "none" else self.capabilities | {"query_scale"}
+        """Return what the method needs from an engine with its present parameters, whatever the length."""
+        tuned = self.tuned_parameters.table.values() if self.tuned_parameters is not None else ()
+        laws = {self.query_scale, *(values.get("query_scale", "none") for values in tuned)}
+        return self.capabilities if laws == {"none"} else self.capabilities | {"query_scale"}
 
     def scale(self, base: BaseModelInfo, length: int) -> float:
         """Return s = length / training_context, at least 1, or ``factor`` if set."""
@@ -167,6 +180,53 @@ class Method(Component, ABC):
     def with_scalar(self, value: float) -> Self:
         """Return the method with its tunable scalar fixed at ``value`` for all lengths; used by calibration."""
         raise NotImplementedError(f"{type(self).__name__} declares no tunable scalar")
+
+    def with_parameters(self, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """Return the method with other parameters, the same at all lengths.
+
+        Args:
+            values: by name.
+            where: names their origin in an error; the method by default.
+
+        Raises:
+            UserError: there is no such parameter, or it cannot have this value.
+        """
+        given = {**dict(self), **values, "tuned_for": "none", "tuned_parameters": None}
+        return validate(type(self), given, where or f"method {self.component_id()}")
+
+    def with_tuned_parameters(self, fits: Mapping[str, Any]) -> Self:
+        """Return the method with the parameters that ``tuned_for`` names.
+
+        Args:
+            fits: values of :class:`TunedParameters` without their objective, by objective.
+
+        Raises:
+            UserError: there is no such fit, or it is not one of this method.
+        """
+        if self.tuned_for == "none":
+            return self
+        name = self.component_id()
+        if self.tuned_for not in fits:
+            raise UserError(
+                f"the checkpoint has no parameters of {name} that were swept for {self.tuned_for}; make them with "
+                f"`longctx-bench calibrate MODEL --param NAME=VALUES`"
+            )
+        where = f"calibration.json: {name}"
+        tuned = validate(TunedParameters, {**fits[self.tuned_for], "objective": self.tuned_for}, where)
+        for values in tuned.table.values():
+            self.with_parameters(values, where)
+        return self.model_copy(update={"tuned_parameters": tuned, "tuned_for": "none"})
+
+    def at(self, base: BaseModelInfo, length: int) -> Self:
+        """Return the method with the parameters that it has at a length, the same at all lengths."""
+        entry = self.tuned_entry(base, length)
+        if entry is None or self.tuned_parameters is None:
+            return self
+        return self.with_parameters(self.tuned_parameters.table[entry])
+
+    def tuned_entry(self, base: BaseModelInfo, length: int) -> float | None:
+        """Return the entry of ``tuned_parameters`` that is in force at a length; None where none is."""
+        return None if self.tuned_parameters is None else self.tuned_parameters.entry_at(self.scale(base, length))
 
     def with_head_temperatures(self, temperatures: HeadTemperatures) -> Self:
         """Return the method with these temperatures of its heads; used by calibration.
@@ -199,7 +259,10 @@ class Method(Component, ABC):
         return ids
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Complete the declared capabilities and wrap ``model_overrides`` so that its result is validated."""
+        """Complete the declared capabilities, and wrap what depends on a length: see :func:`_with_parameters_at`.
+
+        The result of ``model_overrides`` is validated besides.
+        """
         super().__init_subclass__(**kwargs)
         alias_renamed_methods(cls, _RENAMED_METHODS)
         if "capabilities" not in cls.__dict__:
@@ -210,6 +273,9 @@ class Method(Component, ABC):
         overrides = cls.__dict__.get("model_overrides")
         if overrides is not None:
             cls.model_overrides = _validated(overrides)  # type: ignore[method-assign, assignment]
+        for name in _AT_A_LENGTH:
+            if name in cls.__dict__:
+                setattr(cls, name, _with_parameters_at(cls.__dict__[name]))
 
     @abstractmethod
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
@@ -230,6 +296,20 @@ class Method(Component, ABC):
 
 
 alias_renamed_methods(Method, _RENAMED_METHODS)
+
+
+def _with_parameters_at(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function of :data:`_AT_A_LENGTH` so that it sees the parameters that are in force at its length."""
+    parameters = signature(function)
+
+    @wraps(function)
+    def call(self: Method, *args: Any, **kwargs: Any) -> Any:
+        if self.tuned_parameters is None:
+            return function(self, *args, **kwargs)
+        *_, base, length = parameters.bind(self, *args, **kwargs).args
+        return function(self.at(base, length), *args, **kwargs)
+
+    return call
 
 
 def _validated(

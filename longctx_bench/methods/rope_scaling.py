@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
 from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, scale_heads
 from longctx_bench.methods.override_validation import Change, already_scaled_error
 from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
+from longctx_bench.methods.tuned_parameters import ObjectiveName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -167,19 +170,29 @@ class YaRN(Method):
 
 
 class LongRoPE(Method):
-    """Per-dimension factors found by search (Ding et al. 2024, arXiv 2402.13753); the lists come from the spec.
+    """Per-dimension factors found by search (Ding et al. 2024, arXiv 2402.13753).
 
-    One list is used for a whole cell: ``long_factor`` above the training context, ``short_factor`` up to it.
-    transformers would switch lists in the middle of a sequence.
+    The lists come from the spec, or from ``longctx-bench calibrate --search`` where the spec has none. One list is used
+    for a whole cell: ``long_factor`` above the training context, ``short_factor`` up to it. transformers would switch
+    lists in the middle of a sequence. Searched lists leave the base as it is up to the training context.
     """
 
     id: ClassVar[str] = "longrope"
 
+    tuned_for: Literal["none"] | ObjectiveName = Field(default="needle-loss", exclude=True)
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     """Divisors of the rotary frequencies, one per pair of rotated dimensions (head_dim / 2 with full rotation)."""
 
+    def with_tuned_parameters(self, fits: Mapping[str, Any]) -> Self:
+        is_given = self.short_factor is not None or self.long_factor is not None
+        if self.tuned_for == "needle-loss" and (is_given or "needle-loss" not in fits):
+            return self
+        return super().with_tuned_parameters(fits)
+
     def model_overrides(self, base: BaseModelInfo, length: int) -> dict[str, Any]:
+        if self.tuned_parameters is not None and self.tuned_parameters.objective == "needle-loss":
+            return {}  # Up to the training context, where searched lists are not in force.
         half = base.positions.pairs
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
@@ -188,7 +201,8 @@ class LongRoPE(Method):
                     raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "
-                    f"own YAML and pass its folder with --include-path"
+                    f"own YAML and pass its folder with --include-path, or search for it: `longctx-bench calibrate "
+                    f"MODEL --search`"
                 )
         chosen = list((self.long_factor if length > base.training_context else self.short_factor) or ())
         return _overrides(

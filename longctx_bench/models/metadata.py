@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,9 @@ def _listed(value: Any) -> list[Any]:
 _Size = Annotated[int, Field(gt=0, lt=_LARGEST)]
 _Sizes = Annotated[Any, AfterValidator(_size_or_sizes)]
 _Ids = Annotated[Any, AfterValidator(_id_or_ids)]
+
+TUNED_PARAMETERS = "parameters"
+"""Key in ``calibration.json`` of what was chosen by method, beside the names of scalars."""
 
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
             "_experts_implementation")  # fmt: skip
@@ -102,18 +106,46 @@ class _Recipe(BaseModel):
 
 def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
     """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
-    if tunable is None or not is_local(source):
+    if tunable is None:
         return {}
-    path = fetch(source) / "calibration.json"
-    if not path.is_file():
-        return {}
-    loaded = require_object(path, "run `calibrate` again")
-    try:
-        fits = loaded.get(tunable, {})
+    with _calibrations(source) as loaded:
         return {
             name: {"table": fit["table"]} if name == "heads" else {"c": fit["c"], "table": fit["table"]}
-            for name, fit in fits.items()
+            for name, fit in loaded.get(tunable, {}).items()
         }
+
+
+def read_tuned_parameters(source: Source, method: str) -> dict[str, Any]:
+    """Return the parameters that ``longctx-bench calibrate`` chose for a method on these weights.
+
+    Args:
+        source: of the weights.
+        method: its id.
+
+    Returns:
+        By objective, the arguments of a :class:`~longctx_bench.methods.tuned_parameters.TunedParameters`.
+
+    Raises:
+        UserError: there is a ``calibration.json``, but it is none.
+    """
+    with _calibrations(source) as loaded:
+        fits = loaded.get(TUNED_PARAMETERS, {}).get(method, {})
+        return {name: {"table": fit["table"]} for name, fit in fits.items()}
+
+
+@contextmanager
+def _calibrations(source: Source) -> Iterator[dict[str, Any]]:
+    """Give the content of the ``calibration.json`` beside local weights, empty if there is none.
+
+    Raises:
+        UserError: it cannot be read, or the block found that it is not as it should be.
+    """
+    path = fetch(source) / "calibration.json" if is_local(source) else None
+    if path is None or not path.is_file():
+        yield {}
+        return
+    try:
+        yield require_object(path, "run `calibrate` again")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration ({error}); run `calibrate` again") from error
 

@@ -17,6 +17,7 @@ from longctx_bench.core import provenance
 from longctx_bench.core.errors import ContextTooShort, DiskFull, UserError
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.engines.batching import num_total_tokens
+from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.metadata import virtual_length
 from longctx_bench.registry import Registry
@@ -24,7 +25,7 @@ from longctx_bench.runner.executors.base import CellJob, Executor, JobResult, Op
 from longctx_bench.runner.plan import PlannedCell, RunSpec
 from longctx_bench.runner.request_builder import Part, RequestBuilder
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, TuningRecord
+from longctx_bench.store.schema import SCHEMA_VERSION, CellKey, CellResult, TunedRecord, TuningRecord
 
 
 @dataclass
@@ -270,7 +271,8 @@ class Runner:
         is_plugin = scoring is not None and shipped_metric(planned.spec.task.metric) is None
         measure = scoring.metric if scoring is not None and is_plugin else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
-        tuning = method.applied_scalar(open_cell.model.base, longest)
+        base = open_cell.model.base
+        tuning = method.applied_scalar(base, longest)
         return CellResult(
             schema_version=SCHEMA_VERSION,
             cell=CellKey(cell.model, cell.method, cell.task, cell.length),
@@ -283,10 +285,11 @@ class Runner:
             prompt_tokens=totals.prompt_tokens,
             new_tokens=totals.new_tokens,
             seconds=self.store.total_seconds(cell),
-            factor=method.factor or max(1.0, longest / planned.variant.model.original_length),
-            factor_source=_factor_source(planned),
+            factor=method.at(base, longest).factor or max(1.0, longest / planned.variant.model.original_length),
+            factor_source=_factor_source(planned, method.at(base, longest)),
             applied=open_cell.overrides,
             tuning=None if tuning is None else TuningRecord(*tuning),
+            tuned=_tuned(method, base, longest),
             virtual_length=open_cell.virtual_length,
             spec_hash=planned.spec.hash,
             spec=planned.spec,
@@ -332,9 +335,16 @@ class _Totals:
         return totals
 
 
-def _factor_source(planned: PlannedCell) -> str:
+def _tuned(method: Method, base: BaseModelInfo, length: int) -> TunedRecord | None:
+    tuned, entry = method.tuned_parameters, method.tuned_entry(base, length)
+    return None if tuned is None or entry is None else TunedRecord(entry, tuned.table[entry], tuned.objective)
+
+
+def _factor_source(planned: PlannedCell, at_length: Method) -> str:
     if planned.variant.method.factor is not None:
         return "fixed"
+    if at_length.factor is not None:
+        return "tuned"
     return "each prompt" if planned.cell.length == NATURAL else "derived"
 
 

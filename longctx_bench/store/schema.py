@@ -140,6 +140,16 @@ class TuningRecord(msgspec.Struct, frozen=True):
     source: str
 
 
+class TunedRecord(msgspec.Struct, frozen=True):
+    """The parameters of a method at this length that ``longctx-bench calibrate`` chose."""
+
+    scale: float
+    """Extension factor that they were chosen at."""
+    parameters: dict[str, Any]
+    """Empty where the method's own were as good."""
+    objective: str
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A finished cell: ``cell.json``."""
 
@@ -161,6 +171,7 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     applied: Any = None
     """Config entries that the method changed."""
     tuning: TuningRecord | None = None
+    tuned: TunedRecord | None = None
     virtual_length: float | None = None
     """Largest virtual-length factor in training; None where the weights were not trained with virtual length."""
     spec_hash: str

@@ -395,7 +395,8 @@ def apply_method(model: PreTrainedModel, under_test: ModelUnderTest, length: int
     Raises:
         UserError: the method cannot be applied to this model.
     """
-    overrides = copy.deepcopy(under_test.method.model_overrides(under_test.base, length))
+    method, base = under_test.method.at(under_test.base, length), under_test.base
+    overrides = copy.deepcopy(method.model_overrides(base, length))
     rope = overrides.get("rope_parameters") or getattr(model.config, "rope_parameters", None) or {}
     fixed = fix_to_length(rope, length, model.config)
     if fixed != rope:
@@ -403,7 +404,6 @@ def apply_method(model: PreTrainedModel, under_test: ModelUnderTest, length: int
     if any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in fixed.values()):
         kind = model.config.model_type
         raise UserError(f"a {kind} has longrope in some layers alone, which transformers fails to compute")
-    method, base = under_test.method, under_test.base
     with (
         override_config(model, overrides),
         method.patch(model, base, length),

@@ -110,7 +110,8 @@ def export_checkpoint(
         UserError: the method cannot be exported, the folder is not empty or cannot be written, or the checkpoint does
             not reproduce the method.
     """
-    base, method, length = under_test.base, under_test.method, under_test.length
+    base, length = under_test.base, under_test.length
+    method = under_test.method.at(base, length)
     check_exportable(method, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; name a new folder")

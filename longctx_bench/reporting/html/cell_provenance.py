@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from longctx_bench.core.sanitize import describe_parameters
 from longctx_bench.reporting.results import CellSummary
-from longctx_bench.store.schema import TuningRecord
+from longctx_bench.store.schema import TunedRecord, TuningRecord
 
 
 def provenance(summary: CellSummary) -> dict[str, str]:
@@ -15,6 +16,7 @@ def provenance(summary: CellSummary) -> dict[str, str]:
     fields = {
         "factor": f"{result.factor:g} ({result.factor_source})",
         "calibration": _tuning(result.tuning),
+        "tuned parameters": _tuned(result.tuned),
         "dtype": engine.get("dtype", spec.dtype),
         "device": engine.get("device"),
         "engine": _listed(engine.get("engine", spec.engine), engine.get("attention")),
@@ -42,6 +44,12 @@ def _tuning(tuning: TuningRecord | None) -> str:
     if tuning is None:
         return "none"
     return f"{tuning.scalar.replace('_', ' ')} {tuning.value:.4g} by {tuning.source}"
+
+
+def _tuned(tuned: TunedRecord | None) -> str:
+    if tuned is None:
+        return ""
+    return f"{describe_parameters(tuned.parameters)} by {tuned.objective}, chosen at {tuned.scale:g}x"
 
 
 def _commit(git: dict[str, Any]) -> str:

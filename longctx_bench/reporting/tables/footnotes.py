@@ -1,4 +1,4 @@
-"""Footnotes of tables: extension factors, tuned scalars, detectable difference, differences between cells."""
+"""Footnotes of tables: extension factors, what was tuned, detectable difference, differences between cells."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longctx_bench.core.sanitize import describe_parameters
 from longctx_bench.core.types import NATURAL, Cell
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import is_rate
@@ -36,7 +37,7 @@ _RUN_SETTINGS = ("seed", "dtype", "engine", "chat_template")
 
 
 def method_notes(cells: Sequence[CellSummary]) -> list[str]:
-    """Return notes on extension factors, tuned scalars and virtual length."""
+    """Return notes on extension factors, tuned scalars and parameters, and virtual length."""
     fixed = sorted({f"{s.variant}: factor fixed at {s.result.factor:g}" for s in cells if _is_fixed(s)})
     notes = []
     if not all(map(_is_fixed, cells)):
@@ -44,7 +45,7 @@ def method_notes(cells: Sequence[CellSummary]) -> list[str]:
         if any(summary.cell.length == NATURAL for summary in cells):
             derived += ", the length being each prompt's own where documents are whole"
         notes.append(derived)
-    return notes + fixed + _tunings(cells) + _virtual_lengths(cells)
+    return notes + fixed + _tunings(cells) + _tuned_parameters(cells) + _virtual_lengths(cells)
 
 
 def size_note(cells: Sequence[CellSummary]) -> str:
@@ -223,6 +224,26 @@ def _tunings(cells: Sequence[CellSummary]) -> list[str]:
             by_label.setdefault(label, {}).setdefault(summary.cell.length, set()).add(tuning.value)
     return [
         f"{label}: " + ", ".join(_tuned(length, values_at) for length, values_at in sorted(by_length.items()))
+        for label, by_length in sorted(by_label.items())
+    ]
+
+
+def _tuned_parameters(cells: Sequence[CellSummary]) -> list[str]:
+    """Return one note per model whose parameters ``longctx-bench calibrate`` chose: what they are at each length."""
+    by_label: dict[str, dict[int, list[str]]] = {}
+    for summary in cells:
+        tuned = summary.result.tuned
+        if tuned is None:
+            continue
+        if tuned.objective == "needle-loss":
+            label, text = "factors searched by the loss of needles' answers", f"those for {tuned.scale:g}x"
+        else:
+            label, text = f"parameters swept by {tuned.objective}", describe_parameters(tuned.parameters)
+        texts = by_label.setdefault(f"{summary.variant}: {label}", {}).setdefault(summary.cell.length, [])
+        texts += [] if text in texts else [text]
+    return [
+        f"{label}: "
+        + "; ".join(f"{' or '.join(texts)} at {length_label(length)}" for length, texts in sorted(by_length.items()))
         for label, by_length in sorted(by_label.items())
     ]
 

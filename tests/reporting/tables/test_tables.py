@@ -13,6 +13,7 @@ from helpers.table_cells import cell, hits
 from longctx_bench.core.types import NATURAL
 from longctx_bench.metrics.length_buckets import ScoredExample
 from longctx_bench.reporting.formats import FORMATS
+from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
 from longctx_bench.reporting.tables.cost import cost_tables
 from longctx_bench.reporting.tables.formatting import interval_entry, num_decimals
@@ -131,6 +132,75 @@ def test_tuned_scalars_have_thousands_separators() -> None:
         for length, v in ((512, 1.0), (4096, 1.8571))
     ]
     assert "drope-tiny: temperature by paper: 1 at 512, 1.857 at 4,096" in length_tables(cells)[0].notes
+
+
+def test_tuned_parameters_are_named_at_each_length() -> None:
+    chosen = {512: None, 1024: {"group": 4, "window": 32}, 2048: {}}
+    cells = [
+        cell(
+            "self-extend+tuned",
+            hits(5),
+            length=length,
+            details=None
+            if found is None
+            else {"tuned": {"scale": length / 512, "parameters": found, "objective": "retrieval"}},
+        )
+        for length, found in chosen.items()
+    ]
+    [note] = notes_with(length_tables(cells)[0], "swept")
+    assert note == (
+        "self-extend+tuned-tiny: parameters swept by retrieval: group 4, window 32 at 1,024; its own at 2,048"
+    )
+    searched = {"scale": 4.0, "parameters": {"long_factor": [1.0, 2.0]}, "objective": "needle-loss"}
+    [note] = notes_with(length_tables([cell("longrope", hits(5), 2048, details={"tuned": searched})])[0], "searched")
+    assert note == "longrope-tiny: factors searched by the loss of needles' answers: those for 4x at 2,048"
+
+
+def priced_cells() -> list[CellSummary]:
+    """rope, a method that loses 20 of 100 at 1x, one that is the base there, one that was not measured there."""
+    return [
+        cell("rope", hits(90), 512),
+        cell("rope", hits(0), 1024),
+        cell("yarn@4x", hits(70), 512),
+        cell("yarn@4x", hits(80), 1024),
+        cell("yarn", hits(90), 512),
+        cell("pi", hits(80), 1024),
+        cell("ntk", hits(90), 512, prompts="b"),
+        cell("rope", [2.0, 3.0], 512, "loss", metric="token_loss"),
+        cell("yarn@4x", [2.5, 3.5], 512, "loss", metric="token_loss"),
+        cell("rope", hits(3), 1024, "vt"),
+    ]
+
+
+def test_the_price_at_1x_is_a_column_when_asked() -> None:
+    plain, priced = length_tables(priced_cells()), length_tables(priced_cells(), price=True)
+    loss, niah, vt = priced
+    assert vt == plain[2], "no row has a price"
+    assert niah.header == (*plain[1].header, "1x - base (points)")
+    assert [row[:-1] for row in niah.rows] == list(plain[1].rows)
+    prices = {row[0]: str(row[-1]) for row in niah.rows}
+    assert prices["yarn@4x-tiny"].startswith("-20 [")
+    assert prices["yarn-tiny"].startswith("0")
+    assert prices["rope-tiny"] == prices["pi-tiny"] == prices["ntk-tiny"] == ""
+    assert loss.header[-1] == "1x - base (nats a token)"
+    assert str(loss.rows[1][-1]).startswith("+0.5")
+    assert notes_with(niah, "1x - base")
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "csv", "json", "html"])
+def test_every_format_has_the_price(form: str) -> None:
+    text = FORMATS[form](length_tables(priced_cells(), price=True))
+    assert ("price_low" if form in ("csv", "json") else "1x - base (points)") in text
+
+
+def test_the_price_is_a_number_of_the_cell_at_1x() -> None:
+    lines = csv.DictReader(io.StringIO(FORMATS["csv"](length_tables(priced_cells(), price=True))))
+    prices = {(line["model"], line["task"], line["length"]): line["price"] for line in lines if line["price"]}
+    assert {key: float(price) for key, price in prices.items()} == {
+        ("yarn@4x-tiny", "niah", "512"): pytest.approx(-0.2),
+        ("yarn-tiny", "niah", "512"): 0,
+        ("yarn@4x-tiny", "loss", "512"): 0.5,
+    }
 
 
 def test_fixed_and_derived_factors_are_both_named() -> None:
