@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longctx_bench.api.evaluation import compare, figures, report, run
-    from longctx_bench.api.models import calibrate, calibrate_heads, export, load
+    from longctx_bench.api.models import calibrate, calibrate_heads, calibrate_parameters, export, load, search_factors
 
     __version__: str
 
-__all__ = ["__version__", "calibrate", "calibrate_heads", "compare", "export", "figures", "load", "report", "run"]
-_OF_A_MODEL = frozenset(("calibrate", "calibrate_heads", "export", "load"))
+__all__ = [
+    "__version__", "calibrate", "calibrate_heads", "calibrate_parameters", "compare", "export", "figures", "load",
+    "report", "run", "search_factors",
+]  # fmt: skip
+_OF_A_MODEL = frozenset(("calibrate", "calibrate_heads", "calibrate_parameters", "export", "load", "search_factors"))
 
 
 def __getattr__(name: str) -> Any:

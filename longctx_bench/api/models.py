@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
-from longctx_bench.api.notebook import Calibration, HeadCalibration
+from longctx_bench.api.notebook import Calibration, FactorCalibration, HeadCalibration, ParameterCalibration
 from longctx_bench.core.argument_parsing import (
     Scales,
     dtype_name,
@@ -22,7 +22,8 @@ from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
 from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import NATURAL
-from longctx_bench.methods.base import supports_head_temperatures
+from longctx_bench.methods.base import Method, supports_head_temperatures
+from longctx_bench.methods.rope_scaling import LongRoPE
 from longctx_bench.models.checkpoint import load_tokenizer
 from longctx_bench.models.variant import ModelUnderTest, ModelVariant, ResolvedVariant
 from longctx_bench.registry import Registry
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
     from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
+    from longctx_bench.analysis.calibration.objectives import Objective
+    from longctx_bench.analysis.calibration.search_factors import SearchPoint
+    from longctx_bench.analysis.calibration.sweep_parameters import Trial
     from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.engines.hf.engine import HFEngine
     from longctx_bench.engines.hf.export import ExportResult
@@ -168,7 +172,6 @@ def calibrate(
         UserError: bad input, a method without such a scalar, or a folder that cannot be written.
     """
     from longctx_bench.analysis.calibration import calibrate as sweeps
-    from longctx_bench.analysis.calibration.objectives import Objective, Perplexity, Retrieval
 
     registry = registry or Registry()
     variant = registry.variant(join_names(model, "model"))
@@ -176,17 +179,11 @@ def calibrate(
         raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
     scales = _calibration_scales(scale)
     target = _calibration_folder(model, variant, out)
-    if objective not in (known := ("retrieval", "perplexity")):
-        raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), known)}")
-    if objective == "perplexity" and text is None:
-        raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
+    _require_objective(objective, text)
     examples = parse_int(limit, "limit") or 1
-    resolved, target, engine, encoder = _open_for_calibration(variant, target, dtype, device, batch_tokens)
-    goal: Objective = (
-        Retrieval(engine, encoder, registry, parse_seed(seed))
-        if text is None or objective == "retrieval"
-        else Perplexity(engine, encoder, parse_path(text, "text"))
-    )
+    resolved = variant.resolve()
+    target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
+    goal = _objective(objective, text, engine, encoder, registry, seed)
     fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
     path = sweeps.write_calibration(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)
@@ -211,19 +208,35 @@ def _calibration_folder(model: str, variant: ModelVariant, out: str | Path | Non
     return variant.source.path if variant.source.path.is_dir() else None
 
 
+def _require_objective(objective: str, text: str | Path | None) -> None:
+    if objective not in (known := ("retrieval", "perplexity")):
+        raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), known)}")
+    if objective == "perplexity" and text is None:
+        raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
+
+
+def _objective(
+    objective: str, text: str | Path | None, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int
+) -> Objective:
+    from longctx_bench.analysis.calibration.objectives import Perplexity, Retrieval
+
+    if text is None or objective == "retrieval":
+        return Retrieval(engine, encoder, registry, parse_seed(seed))
+    return Perplexity(engine, encoder, parse_path(text, "text"))
+
+
 def _open_for_calibration(
-    variant: ModelVariant, target: Path | None, dtype: str, device: str, batch_tokens: int | None
-) -> tuple[ResolvedVariant, Path, HFEngine, PromptEncoder]:
-    """Return the resolved model, the folder to write to, an engine with the weights loaded, and the prompt encoder."""
+    resolved: ResolvedVariant, target: Path | None, dtype: str, device: str, batch_tokens: int | None
+) -> tuple[Path, HFEngine, PromptEncoder]:
+    """Return the folder to write to, an engine with the weights loaded, and the prompt encoder."""
     from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
     from longctx_bench.engines.hf.engine import HFEngine
 
-    resolved = variant.resolve()
     target = target or resolved.folder
     require_writable(target)
     engine = HFEngine(str(device), dtype_name(dtype), parse_int(batch_tokens, "batch_tokens"))
     engine.load(resolved.folder)
-    return resolved, target, engine, PromptEncoder(load_tokenizer(resolved.folder))
+    return target, engine, PromptEncoder(load_tokenizer(resolved.folder))
 
 
 def calibrate_heads(
@@ -279,7 +292,8 @@ def calibrate_heads(
     benchmarks = needle_benchmarks(registry, join_names(tasks, "tasks"))
     target = _calibration_folder(model, variant, out)
     steps, examples = parse_int(steps, "steps") or 1, parse_int(limit, "limit") or 1
-    resolved, target, engine, encoder = _open_for_calibration(variant, target, dtype, device, batch_tokens)
+    resolved = variant.resolve()
+    target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
     first_seed = parse_seed(seed)
     temperatures, points = fit_head_temperatures(
         engine.model, variant.method, resolved.base, encoder, [*benchmarks.values()], scales, steps,
@@ -288,13 +302,146 @@ def calibrate_heads(
     fitted = variant.method.with_head_temperatures(temperatures)
     # Other examples than those that the temperatures were fitted on.
     check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    found = {
-        factor: check.score(
-            ModelUnderTest(resolved.base, fitted, round(factor * resolved.base.training_context)), examples
-        )
-        for factor in scales
-    }
+    found = {factor: check.score(_at_scale(resolved, fitted, factor), examples) for factor in scales}
     path = write_head_temperatures(
         target, variant.method, variant.method_name, temperatures, points, benchmarks, first_seed + SEED_OFFSET, found
     )
     return HeadCalibration(variant.name, temperatures, found, path)
+
+
+def calibrate_parameters(
+    model: str,
+    params: Mapping[str, Sequence[Any]],
+    scale: Scales = "2x,4x,8x",
+    objective: str = "retrieval",
+    text: str | Path | None = None,
+    limit: int = 33,
+    seed: int = 42,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[Trial, int], None] | None = None,
+) -> ParameterCalibration:
+    """Sweep parameters of a model's method per scale, as ``longctx-bench calibrate --param`` does.
+
+    All combinations of the values are measured, and the method's own parameters; a run of ``METHOD+tuned`` uses what
+    was chosen.
+
+    Args:
+        model: as ``--model`` takes it, of any method with parameters.
+        params: values to try, by parameter.
+        scale: scales to calibrate at, as for :func:`run`.
+        objective: ``retrieval`` maximizes needle retrieval, ``perplexity`` minimizes the loss on ``text``.
+        text: long text that is not used for tests.
+        limit: examples of each kind per combination; twice as many for the best quarter.
+        seed: of the calibration examples, which are disjoint from all test examples.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_tokens: maximum tokens per batch; from free memory if None.
+        out: output folder of ``calibration.json``; the checkpoint's if None.
+        registry: resolves names; the built-in one if None.
+        tell: called with every trial when it is measured, and the largest number of trials that there can be.
+
+    Returns:
+        The best parameters per scale, all trials, and the written file, where runs find it.
+
+    Raises:
+        UserError: bad input, a parameter that the method or base cannot have, or a folder that cannot be written.
+    """
+    from longctx_bench.analysis.calibration import sweep_parameters as sweeps
+
+    registry = registry or Registry()
+    variant = registry.variant(join_names(model, "model"))
+    settings = sweeps.settings_to_try(variant.method, params)
+    scales = sorted(_calibration_scales(scale))
+    target = _calibration_folder(model, variant, out)
+    _require_objective(objective, text)
+    examples = parse_int(limit, "limit") or 1
+    resolved = variant.resolve()
+    sweeps.require_applicable(variant.method, resolved.base, settings, scales)
+    target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
+    goal = _objective(objective, text, engine, encoder, registry, seed)
+    most = sweeps.num_trials(settings, scales)
+    sweep = sweeps.sweep_parameters(
+        variant.method, resolved.base, goal, settings, scales, examples,
+        lambda trial: None if tell is None else tell(trial, most),
+    )  # fmt: skip
+    path = sweeps.write_parameters(target, variant.method, variant.method_name, goal, sweep)
+    return ParameterCalibration(variant.name, goal.name, sweep, path)
+
+
+def search_factors(
+    model: str,
+    scale: Scales = "2x,4x,8x",
+    population: int = 64,
+    generations: int = 40,
+    limit: int = 33,
+    seed: int = 42,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[SearchPoint, int], None] | None = None,
+) -> FactorCalibration:
+    """Search LongRoPE's factors per scale, as ``longctx-bench calibrate longrope-MODEL --search`` does.
+
+    By evolution of monotonic lists, on the loss of needles' answers. On a CPU the outcome is a function of the
+    arguments.
+
+    Args:
+        model: as ``--model`` takes it, of the method ``longrope``.
+        scale: scales to search at, as for :func:`run`.
+        population: lists in the first generation, at least 4; later ones have half as many new lists.
+        generations: after the first.
+        limit: prompts of each of two needle tasks per list, and in the retrieval score at the end.
+        seed: of the search, and of the prompts, which are disjoint from all test examples.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_tokens: maximum tokens per batch; from free memory if None.
+        out: output folder of ``calibration.json``; the checkpoint's if None.
+        registry: resolves names; the built-in one if None.
+        tell: called with the best list's loss after each generation, and the number of lists per scale.
+
+    Returns:
+        The factors per scale, the share of needles found with them, and the written file, where runs find it.
+
+    Raises:
+        UserError: bad input, another method, a base without rotary positions, or a folder that cannot be written.
+    """
+    from longctx_bench.analysis.calibration import search_factors as searches
+    from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, NeedleLoss, Retrieval
+
+    registry = registry or Registry()
+    variant = registry.variant(join_names(model, "model"))
+    if not isinstance(variant.method, LongRoPE):
+        raise UserError(f"calibrate {model} --search: finds the factors of longrope; name a model longrope-BASE")
+    scales = sorted(_calibration_scales(scale))
+    target = _calibration_folder(model, variant, out)
+    budget = searches.Budget(
+        parse_int(population, "population", least=4) or 4, parse_int(generations, "generations") or 1
+    )
+    prompts, first_seed = parse_int(limit, "limit") or 1, parse_seed(seed)
+    resolved = variant.resolve()
+    for factor in scales:
+        searches.starting_lists(resolved.base, round(factor * resolved.base.training_context))
+    target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
+    goal = NeedleLoss(engine, encoder, registry, first_seed)
+    search = searches.search_factors(
+        resolved.base, goal, scales, prompts, budget, first_seed,
+        lambda point: None if tell is None else tell(point, budget.evaluations),
+    )  # fmt: skip
+    # Other examples than those that the lists were chosen by.
+    check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
+    found = {
+        factor: check.score(_at_scale(resolved, searches.longrope_with(factors), factor), prompts)
+        for factor, factors in search.table.items()
+    }
+    path = searches.write_factors(target, goal, search, budget, prompts, first_seed, found)
+    return FactorCalibration(variant.name, search, found, path)
+
+
+def _at_scale(resolved: ResolvedVariant, method: Method, scale: float) -> ModelUnderTest:
+    return ModelUnderTest(resolved.base, method, round(scale * resolved.base.training_context))

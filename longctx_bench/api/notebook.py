@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from longctx_bench.core.sanitize import describe_parameters
 from longctx_bench.reporting.formats import html_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from longctx_bench.analysis.calibration.calibrate import CalibrationResult
+    from longctx_bench.analysis.calibration.search_factors import FactorSearch
+    from longctx_bench.analysis.calibration.sweep_parameters import ParameterSweep
     from longctx_bench.methods.head_temperatures import HeadTemperatures
     from longctx_bench.reporting.tables.base import Table
 
@@ -148,5 +151,57 @@ class HeadCalibration:
         rows = "".join(f"<tr><td>{scale:g}x</td><td>{share:.1%}</td></tr>" for scale, share in self.retrieval.items())
         return (
             f"<table><caption>{escape(self.model)}: temperatures by head</caption><thead><tr><th>scale</th>"
+            f"<th>needles found</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+@dataclass(frozen=True)
+class ParameterCalibration:
+    """The result of :func:`longctx_bench.calibrate_parameters`."""
+
+    model: str
+    objective: str
+    sweep: ParameterSweep
+    """Best parameters per scale, and all trials."""
+    path: Path
+    """The written ``calibration.json``, which runs of ``METHOD+tuned`` read."""
+
+    @property
+    def table(self) -> dict[float, dict[str, Any]]:
+        """Best parameters by scale; empty where the method's own are as good."""
+        return dict(self.sweep.table)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{scale:g}x</td><td>{escape(describe_parameters(parameters))}</td></tr>"
+            for scale, parameters in self.table.items()
+        )
+        return (
+            f"<table><caption>{escape(self.model)} by {escape(self.objective)}</caption><thead><tr><th>scale</th>"
+            f"<th>parameters</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+@dataclass(frozen=True)
+class FactorCalibration:
+    """The result of :func:`longctx_bench.search_factors`."""
+
+    model: str
+    search: FactorSearch
+    """Factors by scale, and how they were found."""
+    retrieval: dict[float, float]
+    """Share of needles found by scale, on other examples than those chosen by."""
+    path: Path
+    """The written ``calibration.json``, which runs of ``longrope`` read."""
+
+    @property
+    def table(self) -> dict[float, tuple[float, ...]]:
+        """Factors by scale, one per rotary pair, the fastest first."""
+        return dict(self.search.table)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{scale:g}x</td><td>{share:.1%}</td></tr>" for scale, share in self.retrieval.items())
+        return (
+            f"<table><caption>{escape(self.model)}: searched factors</caption><thead><tr><th>scale</th>"
             f"<th>needles found</th></tr></thead><tbody>{rows}</tbody></table>"
         )

@@ -1,19 +1,32 @@
-"""``longctx-bench calibrate``: tune a method's scalar per scale."""
+"""``longctx-bench calibrate``: tune a method's scalar, its parameters or its factors per scale."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
-from longctx_bench.cli.options import engine_options, make_registry, registry_options, writable
+from longctx_bench.cli.options import (
+    engine_options,
+    make_registry,
+    parse_scales,
+    parse_values,
+    registry_options,
+    writable,
+)
+from longctx_bench.cli.output import duration, say
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.sanitize import describe_parameters
 
 if TYPE_CHECKING:
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
     from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
+    from longctx_bench.analysis.calibration.search_factors import SearchPoint
+    from longctx_bench.analysis.calibration.sweep_parameters import Trial
 
 
 @click.command("calibrate")
@@ -51,12 +64,35 @@ if TYPE_CHECKING:
     help="Steps of 8 prompts per scale, with --per-head.",
 )
 @click.option(
+    "--param",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Sweep a parameter of the method instead, over comma-separated values, e.g. group=2,4,8; may be repeated for "
+    "all combinations. Runs of METHOD+tuned use the best.",
+)
+@click.option("--search", is_flag=True, help="Search LongRoPE's factors by evolution, on the loss of needles' answers.")
+@click.option(
+    "--population",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=4),
+    help="Factor lists in the first generation, with --search; half as many new ones in each later generation.",
+)
+@click.option(
+    "--generations",
+    default=40,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Generations after the first, with --search.",
+)
+@click.option(
     "--limit",
     default=33,
     show_default=True,
     type=click.IntRange(min=1),
     help="Examples of each kind per value in the coarse sweep, twice as many in the fine one; with --per-head, in the "
-    "final retrieval score.",
+    "final retrieval score; with --param, per combination, twice as many for the best; with --search, per factor list.",
 )
 @click.option(
     "--seed",
@@ -73,46 +109,111 @@ if TYPE_CHECKING:
 )
 @registry_options
 def calibrate_command(
-    model: str, scale: str, objective: str, text: Path | None, per_head: bool, tasks: str, steps: int, limit: int,
-    seed: int, dtype: str, device: str, batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
+    model: str, scale: str, objective: str, text: Path | None, per_head: bool, tasks: str, steps: int,
+    params: tuple[str, ...], search: bool, population: int, generations: int, limit: int, seed: int,
+    dtype: str, device: str, batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Calibrate the tunable scalar of a MODEL's method per scale: DroPE's temperature, YaRN's attention factor.
 
     Writes calibration.json and a plot of the sweep to the checkpoint's folder, where runs find it. With --per-head the
-    temperatures of all heads, which `calibration: heads` uses, and DroPE by default.
+    temperatures of all heads, which `calibration: heads` uses, and DroPE by default; with --param the best values of a
+    method's parameters, which METHOD+tuned uses; with --search the factors of longrope.
     """
-    from rich.console import Console
-
-    from longctx_bench.api.models import calibrate, calibrate_heads
-
-    console = Console()
-    registry = make_registry(**options)  # type: ignore[arg-type]
+    values = parse_values(params)
+    modes = [name for name, given in (("--per-head", per_head), ("--param", values), ("--search", search)) if given]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)}: calibrate does one of them at a time")
+    if objective != "retrieval" and (per_head or search):
+        raise UserError(f"{modes[0]} fits needle prompts; leave --objective out")
+    common = {
+        "model": model, "scale": scale, "limit": limit, "seed": seed, "dtype": dtype, "device": device,
+        "batch_tokens": batch_tokens, "out": out, "registry": make_registry(**options),  # type: ignore[arg-type]
+    }  # fmt: skip
     if per_head:
-        if objective != "retrieval":
-            raise UserError("--per-head fits needle prompts; leave --objective out")
+        _fit_heads(common, tasks, steps)
+    elif values:
+        _sweep(common, values, objective, text)
+    elif search:
+        _search(common, population, generations)
+    else:
+        _fit_scalar(common, objective, text)
 
-        def print_fit(point: FitPoint) -> None:
-            console.print(
-                f"{point.scale:g}x  step {point.step}/{steps}  loss of answers {point.answer_loss:.4f}, of text "
-                f"{point.text_loss:.4f}",
-                soft_wrap=True,
-            )
 
-        heads = calibrate_heads(
-            model, scale, tasks, steps, limit, seed, dtype, device, batch_tokens, out, registry, print_fit
-        )
-        shares = ", ".join(f"{s:g}x: {100 * share:.1f} %" for s, share in heads.retrieval.items())
-        console.print(f"needles found: {shares}\nwrote {heads.path}", markup=False, soft_wrap=True)
-        return
-    tunable = registry.variant(model).method.tunable
+def _fit_scalar(common: dict[str, Any], objective: str, text: Path | None) -> None:
+    from longctx_bench.api.models import calibrate
 
-    def print_point(point: SweepPoint) -> None:
-        console.print(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
+    tunable = common["registry"].variant(common["model"]).method.tunable
 
-    result = calibrate(
-        model, scale, objective, text, limit, seed, dtype, device, batch_tokens, out, registry, print_point
-    )
+    def tell(point: SweepPoint) -> None:
+        say(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
+
+    result = calibrate(**common, objective=objective, text=text, tell=tell)
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in result.table.items())
-    console.print(
-        f"best {tunable}: {table}; law 1 + {result.fit.c:.3f} ln s\nwrote {result.path}", markup=False, soft_wrap=True
-    )
+    say(f"best {tunable}: {table}; law 1 + {result.fit.c:.3f} ln s")
+    say(f"wrote {result.path}")
+
+
+def _fit_heads(common: dict[str, Any], tasks: str, steps: int) -> None:
+    from longctx_bench.api.models import calibrate_heads
+
+    def tell(point: FitPoint) -> None:
+        say(
+            f"{point.scale:g}x  step {point.step}/{steps}  loss of answers {point.answer_loss:.4f}, of text "
+            f"{point.text_loss:.4f}"
+        )
+
+    result = calibrate_heads(**common, tasks=tasks, steps=steps, tell=tell)
+    _say_found(result.retrieval, result.path)
+
+
+def _sweep(common: dict[str, Any], values: dict[str, list[Any]], objective: str, text: Path | None) -> None:
+    from longctx_bench.api.models import calibrate_parameters
+
+    left = _TimeLeft()
+
+    def tell(trial: Trial, most: int) -> None:
+        say(
+            f"{trial.scale:g}x  {describe_parameters(trial.parameters)}  {objective} {trial.score:.4f}  n {trial.n}  "
+            f"{left.after_step(most)}"
+        )
+
+    result = calibrate_parameters(**common, params=values, objective=objective, text=text, tell=tell)
+    table = "; ".join(f"{scale:g}x: {describe_parameters(best)}" for scale, best in result.table.items())
+    say(f"best parameters: {table}")
+    say(f"wrote {result.path}")
+
+
+def _search(common: dict[str, Any], population: int, generations: int) -> None:
+    from longctx_bench.api.models import search_factors
+
+    left = _TimeLeft()
+    steps = (generations + 1) * len(parse_scales(common["scale"]))
+
+    def tell(point: SearchPoint, most: int) -> None:
+        say(
+            f"{point.scale:g}x  generation {point.generation}/{generations}  lists {point.evaluations:,}/{most:,}  "
+            f"loss of answers {point.loss:.4f}  {left.after_step(steps)}"
+        )
+
+    result = search_factors(**common, population=population, generations=generations, tell=tell)
+    _say_found(result.retrieval, result.path)
+
+
+class _TimeLeft:
+    """Estimates the time that is left from the steps that were made."""
+
+    def __init__(self) -> None:
+        self._started = perf_counter()
+        self._steps = 0
+
+    def after_step(self, total: int) -> str:
+        """Count a step; return steps made, steps in all, and the time until the last of them."""
+        self._steps += 1
+        left = (perf_counter() - self._started) / self._steps * (total - self._steps)
+        return f"({self._steps}/{total}, ETA {duration(left)})"
+
+
+def _say_found(retrieval: Mapping[float, float], path: Path) -> None:
+    shares = ", ".join(f"{scale:g}x: {100 * share:.1f} %" for scale, share in retrieval.items())
+    say(f"needles found: {shares}")
+    say(f"wrote {path}")

@@ -21,6 +21,7 @@ __all__ = [
     "parse_lengths",
     "parse_scales",
     "parse_settings",
+    "parse_values",
     "registry_options",
     "renamed_option",
     "split_commas",
@@ -134,3 +135,23 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         except yaml.YAMLError as error:
             raise UserError(f"--set {pair}: the value is not YAML") from error
     return settings
+
+
+def parse_values(pairs: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Parse ``group=2,4,8`` into ``{"group": [2, 4, 8]}``; values are YAML.
+
+    Raises:
+        UserError: a pair is malformed, or two name one parameter.
+    """
+    values: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, equals, listed = pair.partition("=")
+        if not (equals and name):
+            raise UserError(f"--param {pair}: expected NAME=VALUES, such as group=2,4,8")
+        if name in values:
+            raise UserError(f"--param {pair}: {name} is named twice; give all its values at once")
+        try:
+            values[name] = [yaml.safe_load(value) for value in split_commas(listed)]
+        except yaml.YAMLError as error:
+            raise UserError(f"--param {pair}: a value is not YAML") from error
+    return values

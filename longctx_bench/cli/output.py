@@ -127,3 +127,10 @@ def put_list(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in shown:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: ``40 s``, ``25 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

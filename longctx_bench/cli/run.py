@@ -17,7 +17,7 @@ from longctx_bench.cli.options import (
     registry_options,
     renamed_option,
 )
-from longctx_bench.cli.output import put_list, say
+from longctx_bench.cli.output import duration, put_list, say
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import require_writable
 from longctx_bench.core.sanitize import pluralize, single_line
@@ -134,7 +134,7 @@ def _print_plan(cells: list[Any], engine: Any) -> int:
     total = 0.0
     for item in estimate(cells, engine):
         total += item.seconds or 0.0
-        time = "-" if item.seconds is None else _duration(item.seconds)
+        time = "-" if item.seconds is None else duration(item.seconds)
         memory = "-" if item.memory is None else f"{item.memory / 2**30:.1f} GiB"
         state = "refused" if item.refusal else "done" if item.planned.done else "to run"
         if item.refusal:
@@ -145,14 +145,8 @@ def _print_plan(cells: list[Any], engine: Any) -> int:
     put_list(("cell", "examples", "tokens", "time", "memory", "state"), rows)
     for cell, error in refused.items():
         say(f"{'skipped' if isinstance(error, ContextTooShort) else 'failed'}: {cell}: {error}", err=True)
-    say(f"{pluralize(len(cells), 'cell')}, about {_duration(total)} at most on {engine.device} in {engine.dtype}")
+    say(f"{pluralize(len(cells), 'cell')}, about {duration(total)} at most on {engine.device} in {engine.dtype}")
     return 0 if not refused else 1 if all(isinstance(error, ContextTooShort) for error in refused.values()) else 2
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _print_summary(result: Any, out: Path, printed: set[str]) -> None:

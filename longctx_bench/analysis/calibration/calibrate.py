@@ -20,7 +20,7 @@ from longctx_bench.models.variant import ModelUnderTest
 COARSE, FINE = 0.1, 0.025
 """Steps of the two sweeps. The optimum is narrow: a step of 0.15 can miss it."""
 
-_EQUAL = 1e-9
+SAME_SCORE = 1e-9
 """Scores this close count as equal: sums in another order differ in their last digits."""
 
 
@@ -106,7 +106,7 @@ def _require_a_maximum(
     scores = [point.score for point in points]
     if not all(map(math.isfinite, scores)):
         what = "a score is not finite"
-    elif max(scores) - min(scores) > _EQUAL or min(scores) - min(point.score for point in coarse) > _EQUAL:
+    elif max(scores) - min(scores) > SAME_SCORE or min(scores) - min(point.score for point in coarse) > SAME_SCORE:
         return
     else:
         why = "no value is better than another" if any(scores) else "nothing found at any value"
@@ -126,7 +126,7 @@ def best_value(points: Sequence[SweepPoint]) -> float:
     smooth = [(padded[i] + 2 * padded[i + 1] + padded[i + 2]) / 4 for i in range(len(scores))]
     top = max(smooth)
     # Of several equally good values, the middle one is the farthest from both edges of the plateau.
-    tied = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - _EQUAL]
+    tied = [point.value for point, score in zip(points, smooth, strict=True) if score >= top - SAME_SCORE]
     return tied[len(tied) // 2]
 
 
@@ -138,7 +138,8 @@ def write_calibration(
     Raises:
         UserError: the folder cannot be written.
     """
-    path = store_fit(folder, method, objective.name, {
+    assert method.tunable is not None
+    path = store_fit(folder, (method.tunable, objective.name), {
         "method": method_name,
         "c": round(result.c, 4),
         "table": {f"{scale:g}": value for scale, value in result.table.items()},
@@ -150,16 +151,26 @@ def write_calibration(
     return path
 
 
-def store_fit(folder: Path, method: Method, name: str, fit: Mapping[str, Any]) -> Path:
-    """Add a fit to ``calibration.json`` in a folder of weights, where the method's ``calibration: NAME`` finds it.
+def store_fit(folder: Path, keys: Sequence[str], fit: Mapping[str, Any]) -> Path:
+    """Add a fit to ``calibration.json`` in a folder of weights, where runs find it.
+
+    Args:
+        folder: of the weights.
+        keys: where in the file: the scalar that was fitted, or ``parameters`` and the method's id; last the name of the
+            fit, as the method's ``calibration`` or ``tuned_for`` has it.
+        fit: what was found, and how.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or what is there is no calibration.
     """
     path = folder / "calibration.json"
     calibrations: dict[str, Any] = read_object(path) or {}
-    assert method.tunable is not None
-    calibrations.setdefault(method.tunable, {})[name] = fit
+    place = calibrations
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise UserError(f"{path}: not a calibration ('{key}' is no object); move it away")
+    place[keys[-1]] = fit
     write_json(path, calibrations)
     return path
 

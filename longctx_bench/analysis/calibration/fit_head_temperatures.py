@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from longctx_bench.analysis.calibration.calibrate import store_fit
+from longctx_bench.analysis.calibration.objectives import answer_ids
 from longctx_bench.benchmarks.base import IndexedBenchmark
 from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
@@ -252,8 +253,7 @@ def _batches(
             index, task = divmod(number, len(benchmarks))
             example = benchmarks[task].example(encoder, length, _NEW_TOKENS, seed, index)
             prompt = tuple(encoder.encode(example.prompt, example.answer_prefix))
-            answer = encoder.tokenizer(f" {', '.join(example.references)}.", add_special_tokens=False)["input_ids"]
-            sequences.append(_Sequence((*prompt, *answer), len(prompt)))
+            sequences.append(_Sequence((*prompt, *answer_ids(encoder, example)), len(prompt)))
         return sequences
 
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -276,7 +276,8 @@ def write_head_temperatures(
     scores: dict[float, float],
 ) -> Path:
     """Add the temperatures to ``calibration.json`` in a folder of weights, where ``calibration: heads`` finds them."""
-    return store_fit(folder, method, "heads", {
+    assert method.tunable is not None
+    return store_fit(folder, (method.tunable, "heads"), {
         "method": method_name,
         "table": {f"{scale:g}": list(lines) for scale, lines in temperatures.table.items()},
         "data": f"{', '.join(tasks)}, seed {seed}",

@@ -1,8 +1,8 @@
-"""Calibration objectives: needle retrieval, or log-likelihood of long text."""
+"""Calibration objectives: needle retrieval, or log-likelihood of long text or of the answers of needle prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,36 @@ class Objective(Protocol):
         """Return the mean score over n examples of each kind at the model's length."""
 
 
+def answer_ids(encoder: PromptEncoder, example: Example) -> tuple[int, ...]:
+    """Return the tokens of a needle's answer as they follow its prompt."""
+    text = f" {', '.join(example.references)}."
+    return tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class _NeedlePrompts:
+    """Single-needle and multi-key prompts on essays, made once for all values of a sweep.
+
+    A CPU takes longer to generate long ones than a GPU to read them.
+    """
+
+    def __init__(self, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
+        self.seed = seed + SEED_OFFSET
+        self.data = f"{' and '.join(_TASKS)}, seed {self.seed}"
+        self._encoder = encoder
+        self._registry = registry
+        self._examples_by_task: dict[tuple[str, int], tuple[int, list[Example], list[tuple[int, ...]]]] = {}
+
+    def first(self, task: str, length: int, n: int) -> tuple[list[Example], list[tuple[int, ...]]]:
+        """Return the first n examples of a task, and their token ids."""
+        count, examples, ids = self._examples_by_task.get((task, length), (0, [], []))
+        if count < n:
+            benchmark = self._registry.benchmark(self._registry.tasks[task])
+            examples = list(benchmark.examples(self._encoder, length, _NEW_TOKENS, n, self.seed))
+            ids = [tuple(self._encoder.encode(example.prompt, example.answer_prefix)) for example in examples]
+            self._examples_by_task[task, length] = (n, examples, ids)
+        return examples[:n], ids[:n]
+
+
 class Retrieval:
     """Mean success of single-needle and multi-key retrieval on essays."""
 
@@ -40,19 +70,17 @@ class Retrieval:
 
     def __init__(self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
         self._engine = engine
-        self._encoder = encoder
         self._registry = registry
-        self._seed = seed + SEED_OFFSET
-        self._examples_by_task: dict[tuple[str, int], tuple[int, list[Example], list[Request]]] = {}
-        self.data = f"{' and '.join(_TASKS)}, seed {self._seed}"
+        self._prompts = _NeedlePrompts(encoder, registry, seed)
+        self.data = self._prompts.data
 
     def score(self, model: ModelUnderTest, n: int) -> float:
         """Return the mean over n examples of each task."""
         scores: list[float] = []
         for name in _TASKS:
-            task = self._registry.tasks[name]
-            measure = self._registry.metric(task).metric
-            examples, requests = self._examples(name, model.length, n)
+            measure = self._registry.metric(self._registry.tasks[name]).metric
+            examples, ids = self._prompts.first(name, model.length, n)
+            requests = [Request(example.id, prompt, _NEW_TOKENS) for example, prompt in zip(examples, ids, strict=True)]
             references = {example.id: example.references for example in examples}
 
             def settled(
@@ -60,26 +88,42 @@ class Retrieval:
             ) -> bool:
                 return measure.is_final(text, known[name])
 
-            for batch in self._engine.batches(requests, per_prompt=False):
+            for batch in self._engine.batches(requests, per_prompt=model.method.per_prompt):
                 for item in self._engine.generate(batch, model, settled):
                     scores.append(measure.score(item.text, references[item.example_id]))
         return sum(scores) / len(scores)
 
-    def _examples(self, name: str, length: int, n: int) -> tuple[list[Example], list[Request]]:
-        """Return the first n examples of a task, generated once for all values of a sweep.
 
-        A CPU takes longer to generate long ones than a GPU to read them.
-        """
-        count, examples, requests = self._examples_by_task.get((name, length), (0, [], []))
-        if count < n:
-            benchmark = self._registry.benchmark(self._registry.tasks[name])
-            examples = list(benchmark.examples(self._encoder, length, _NEW_TOKENS, n, self._seed))
+class NeedleLoss:
+    """Mean log-likelihood per token of the answers of needle prompts on essays (LongRoPE2, arXiv 2502.20082)."""
+
+    name = "needle-loss"
+
+    def __init__(self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._prompts = _NeedlePrompts(encoder, registry, seed)
+        self.data = self._prompts.data
+
+    def score(self, model: ModelUnderTest, n: int) -> float:
+        """Return minus the mean loss in nats over the answers of n examples of each task."""
+        losses: list[Sequence[float]] = []
+        for name in _TASKS:
+            examples, prompts = self._prompts.first(name, model.length, n)
+            answers = [answer_ids(self._encoder, example) for example in examples]
             requests = [
-                Request(example.id, tuple(self._encoder.encode(example.prompt, example.answer_prefix)), _NEW_TOKENS)
-                for example in examples
+                Request(example.id, (*prompt, *answer), 0, scored=len(answer))
+                for example, prompt, answer in zip(examples, prompts, answers, strict=True)
             ]
-            self._examples_by_task[name, length] = (n, examples, requests)
-        return examples[:n], requests[:n]
+            for batch in self._batches(requests):
+                losses += [item.losses for item in self._engine.loglikelihood(batch, model)]
+        return -sum(map(sum, losses)) / sum(map(len, losses))
+
+    def _batches(self, requests: Sequence[Request]) -> Iterable[Sequence[Request]]:
+        """Return batches for the engine; on a CPU single requests, so that free memory has no part in the result."""
+        if self._engine.device == "cpu":
+            return [[request] for request in requests]
+        return self._engine.batches(requests, per_prompt=True)
 
 
 class Perplexity:

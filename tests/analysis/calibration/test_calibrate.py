@@ -19,6 +19,7 @@ from longctx_bench.engines.hf.engine import HFEngine
 from longctx_bench.engines.hf.loglikelihood import score_continuations, score_suffixes
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.drope import DroPE
+from longctx_bench.methods.jet_long import JetLong
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
 from longctx_bench.metrics import get_metric
 from longctx_bench.models.variant import ModelUnderTest
@@ -269,6 +270,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
 
     written: list[int] = []
     read: list[list[str]] = []
+    apart: list[bool] = []
 
     class Made:
         def examples(self, encoder: object, length: int, new: int, n: int, seed: int) -> list[Example]:
@@ -278,6 +280,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
     class Reader:
         def batches(self, requests: list[Request], per_prompt: bool) -> list[list[Request]]:
             read.append([request.example_id for request in requests])
+            apart.append(per_prompt)
             return [requests]
 
         def generate(self, batch: list[Request], contestant: ModelUnderTest, settled: object) -> list[SimpleNamespace]:
@@ -295,3 +298,6 @@ def test_a_sweep_writes_its_examples_once() -> None:
     assert read[0] == read[4][:3] == ["0", "1", "2"]
     goal.score(ModelUnderTest(BASE, DroPE(), 1024), 3)
     assert written[4:] == [3, 3]
+    assert not any(apart)
+    goal.score(ModelUnderTest(BASE, JetLong(), 1024), 3)
+    assert apart[-2:] == [True, True], "prompts of other lengths have another factor"
