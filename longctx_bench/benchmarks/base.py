@@ -30,6 +30,9 @@ class Benchmark(Component, ABC):
     """Name of the parameter that sets the number of needle depths, for tasks that place one needle on a grid of depths;
     heatmaps are drawn for these."""
 
+    references_from_data: ClassVar[bool] = True
+    """Whether references are text of a data set, which ``pack --without-texts`` leaves out, and not generated."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         alias_renamed_methods(cls, _RENAMED_METHODS)

@@ -30,6 +30,7 @@ class NeedleInAHaystack(IndexedBenchmark):
     """Needle in a haystack: key-value sentences hidden in text (RULER, arXiv 2404.06654, section 3)."""
 
     id: ClassVar[str] = "needle-in-a-haystack"
+    references_from_data: ClassVar[bool] = False
     grid: ClassVar[str | None] = "depth_grid"
 
     haystack: Literal["essay", "noise", "needle"] = "essay"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("compare")
 @click.argument("a")
 @click.argument("b")
-@click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", default="results", type=click.Path(path_type=Path))
 @click.option("--tasks", help="Comma-separated tasks (default: all).")
 @click.option("--scale", help="Lengths as multiples of the training context, e.g. 2x,4x (default: all).")
 @click.option("--length", help="Lengths in tokens, e.g. 4k, or natural (default: all).")
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def compare_command(
     a: str, b: str, folder: Path, tasks: str | None, scale: str | None, length: str | None, form: str, out: Path | None
 ) -> None:
-    """Compare two models of a run's FOLDER, e.g. yarn-tiny and drope-tiny, on identical examples.
+    """Compare two models of a run's FOLDER or bundle, e.g. yarn-tiny and drope-tiny, on identical examples.
 
     Per cell: difference with its 95 % confidence interval, exact McNemar or permutation test with Holm correction over
     the table, and wins, ties and losses. Examples whose prompts differ are excluded and reported on standard error.

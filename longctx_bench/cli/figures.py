@@ -17,7 +17,7 @@ _FORMATS = ("png", "pdf", "svg")
 
 
 @click.command("figures")
-@click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", default="results", type=click.Path(path_type=Path))
 @click.option(
     "--kind",
     default="heatmap",
@@ -50,24 +50,27 @@ _FORMATS = ("png", "pdf", "svg")
 @click.option("--base", "bases", metavar="MODELS", help="With --paper, comma-separated measured models to show.")
 @click.option(
     "--out", type=click.Path(path_type=Path), callback=writable,
-    help="File (.png, .pdf or .svg) for a single figure, or output folder (default: FOLDER/figures).",
+    help="File (.png, .pdf or .svg) for a single figure, or output folder (default: FOLDER/figures; figures/ in the "
+    "folder of a bundle's name).",
 )  # fmt: skip
 def figures_command(
     folder: Path, kind: str, task: str | None, scale: str | None, forms: str | None, checkpoints: tuple[Path, ...],
     paper: str | None, bases: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw figures of a run's FOLDER: by default, one sheet with the needle heatmaps of all models.
+    """Draw figures of a run's FOLDER or bundle: by default, one sheet with the needle heatmaps of all models.
 
     --kind all draws everything the folder has data for and reports what was left out and why.
     """
     from longctx_bench.reporting.figures import style
     from longctx_bench.reporting.figures.registry import FIGURE_KINDS, FigureInputs, draw_figures
+    from longctx_bench.store.bundle import companion_folder
 
+    default_out = companion_folder(folder) / "figures"
     if paper is not None:
         _reject_options_of_paper(out)
         write_paper(
             paper, folder, split_commas(bases), _parse_choices("--format", forms or "png,pdf", _FORMATS),
-            out or folder / "figures" / Path(paper).stem,
+            out or default_out / Path(paper).stem,
         )  # fmt: skip
         return
     if bases is not None:
@@ -91,7 +94,7 @@ def figures_command(
     if single is not None and len(figures) > 1:
         raise UserError(f"--out {single}: is one file, there are {len(figures)} figures; name a folder, or one --task")
     for name, figure in figures.items():
-        stem = single.with_suffix("") if single else (out or folder / "figures") / name
+        stem = single.with_suffix("") if single else (out or default_out) / name
         for path in style.save(figure, stem, formats):
             say(f"wrote {path}")
     for line in material.missing:

@@ -187,7 +187,7 @@ def _docstring(spec: MethodSpec) -> str:
 @click.argument("folder", default="results", type=click.Path(path_type=Path))
 @rows_option
 def results_command(folder: Path, form: str) -> None:
-    """List the cells of a run's FOLDER."""
+    """List the cells of a run's FOLDER, or of a bundle."""
     from longctx_bench.reporting.results import read_cells
     from longctx_bench.reporting.tables.formatting import cell_columns, score_entry, unit_of
 

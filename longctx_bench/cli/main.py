@@ -22,6 +22,7 @@ from longctx_bench.cli.figures import figures_command
 from longctx_bench.cli.list import list_group
 from longctx_bench.cli.migrate import migrate_command
 from longctx_bench.cli.output import say
+from longctx_bench.cli.pack import pack_command
 from longctx_bench.cli.parity import parity_command
 from longctx_bench.cli.probe import probe_group
 from longctx_bench.cli.report import report_command
@@ -30,6 +31,7 @@ from longctx_bench.cli.run_lm_eval import lm_eval_command
 from longctx_bench.cli.score import score_command
 from longctx_bench.cli.show import show_command
 from longctx_bench.cli.train import train_command
+from longctx_bench.cli.unpack import unpack_command
 from longctx_bench.core.errors import UserError, missing_extra
 from longctx_bench.core.io import disk_is_full
 from longctx_bench.core.provenance import package_version
@@ -59,6 +61,8 @@ cli.add_command(export_command)
 cli.add_command(probe_group)
 cli.add_command(parity_command)
 cli.add_command(check_command)
+cli.add_command(pack_command)
+cli.add_command(unpack_command)
 cli.add_command(migrate_command)
 cli.add_command(lm_eval_command)
 

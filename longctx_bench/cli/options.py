@@ -71,8 +71,12 @@ _ENGINE = (
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Option callback: raise if the file or folder cannot be written."""
+    """Option callback: raise if the file or folder cannot be written, or is a bundle."""
     if value is not None:
+        from longctx_bench.store.bundle import BUNDLE_SUFFIX
+
+        if value.suffix == BUNDLE_SUFFIX and value.is_file():
+            raise UserError(f"--out {value}: is a bundle, which only `longctx-bench pack` writes; choose another")
         require_writable(value, "choose another with --out")
     return value
 

@@ -12,6 +12,7 @@ from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from longctx_bench.reporting.results import Results
+    from longctx_bench.store.run_store import ResultStore
 
 _NOTHING = {
     "tasks": "no two tasks were measured at one length",
@@ -19,7 +20,7 @@ _NOTHING = {
     "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
 }
 """Why a kind of table, or a column, may be empty."""
-_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path, file_okay=False))
+_FOLDER = click.argument("folder", default="results", type=click.Path(path_type=Path))
 
 
 @click.command("report")
@@ -46,10 +47,11 @@ _FOLDER = click.argument("folder", default="results", type=click.Path(path_type=
 def report_command(
     folder: Path, form: str, kind: str | None, column: str | None, out: Path | None, examples: int | None
 ) -> None:
-    """Print the result tables of a run's FOLDER."""
+    """Print the result tables of a run's FOLDER, or of a bundle."""
     from longctx_bench.reporting.formats import FORMATS, print_tables
-    from longctx_bench.reporting.results import read_cells
+    from longctx_bench.reporting.results import read_store
     from longctx_bench.reporting.tables.registry import report_tables
+    from longctx_bench.store.bundle import open_store
 
     form = format_of(form, out)
     if column is not None and (kind or "lengths") != "lengths":
@@ -60,9 +62,10 @@ def report_command(
     page = form == "html" and kind is None
     if examples is not None and not page:
         raise UserError("--examples goes with the page, not with --table")
-    results = read_cells(folder)
+    store = open_store(folder)
+    results = read_store(store)
     if page:
-        put(_page(folder, results, examples), out)
+        put(_page(store, results, examples), out)
     else:
         require_finished(results, folder)
         kind = kind or "lengths"
@@ -77,8 +80,7 @@ def report_command(
         say(f"missing: {line}", err=True)
 
 
-def _page(folder: Path, results: Results, examples: int | None) -> str:
+def _page(store: ResultStore, results: Results, examples: int | None) -> str:
     from longctx_bench.reporting.html import html_page
-    from longctx_bench.store.run_store import ResultStore
 
-    return html_page(results, ResultStore(folder), examples)
+    return html_page(results, store, examples)

@@ -58,7 +58,7 @@ _TEMPERATURES = click.Choice(["auto", "none", "paper", "perplexity", "retrieval"
     "--out",
     default="results",
     show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     help="Results folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Measure existing cells again; their old results move to superseded/.")

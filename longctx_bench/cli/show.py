@@ -13,7 +13,9 @@ from longctx_bench.cli.output import put
 @click.command("show")
 @click.argument("cell")
 @click.argument("example", required=False)
-@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Results folder.")
+@click.option(
+    "--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Results folder, or a bundle."
+)
 @click.option("--compare-with", metavar="MODEL", help="Also show this model's generation for the same example.")
 @renamed_option("--beside", "use --compare-with", metavar="MODEL")
 @registry_options

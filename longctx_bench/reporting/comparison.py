@@ -19,6 +19,7 @@ from longctx_bench.reporting.stats.paired_tests import (
     paired_comparison,
 )
 from longctx_bench.reporting.tables.footnotes import difference_notes, method_notes
+from longctx_bench.reporting.tables.formatting import caveats_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +41,9 @@ class ComparedCell:
     """In the unit of the scores: [0, 1], or nats."""
     p_holm: float
     """``result.p`` Holm-corrected over all cells of the comparison."""
+    caveats_a: str = ""
+    """Gaps in the provenance of ``a``'s cell, :data:`~longctx_bench.reporting.results.CAVEATS`."""
+    caveats_b: str = ""
 
     @property
     def winner(self) -> int:
@@ -150,8 +154,9 @@ def _compare_cell(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, 
     result = paired_comparison(left, right, percent, a.higher_is_better)
     scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None
     cell = ComparedCell(
-        a.cell.task, a.cell.length, scale, a.metric, percent, a.higher_is_better, result, p_holm=result.p
-    )
+        a.cell.task, a.cell.length, scale, a.metric, percent, a.higher_is_better, result, result.p,
+        caveats_of([a]), caveats_of([b]),
+    )  # fmt: skip
     return cell, line
 
 

@@ -20,6 +20,7 @@ from longctx_bench.metrics import shipped_metric
 from longctx_bench.metrics.length_buckets import ScoredExample, buckets_of
 from longctx_bench.reporting.parity_status import ParityStatus, parity_status, read_certificates
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
+from longctx_bench.store.bundle import bundle_hint, open_store
 from longctx_bench.store.cell_folders import is_cell_path
 from longctx_bench.store.reader import DamagedCellError, RecordColumns, count_records, read_columns, read_result
 from longctx_bench.store.run_store import ResultStore
@@ -27,6 +28,12 @@ from longctx_bench.store.schema import CellResult, TaskRecord, to_builtins
 
 _RATES = frozenset(("acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "contains"))
 """lm-eval metrics that are rates and shown in per cent."""
+
+CAVEATS = {
+    "uncommitted code": "measured by code with uncommitted changes",
+    "local weights": "weights out of a local folder, known by their digest alone",
+}
+"""Gaps in a cell's provenance, as in CSV and as in the notes of tables."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,18 @@ class CellSummary:
         return f"{self.cell.method}-{self.cell.model}"
 
     @property
+    def caveats(self) -> tuple[str, ...]:
+        """Why others may be unable to measure the cell again: keys of :data:`CAVEATS`."""
+        git = (self.result.environment or {}).get("git")
+        sources = (self.result.spec.weights or {}, self.result.spec.model.source or {})
+        uncommitted = isinstance(git, dict) and bool(git.get("dirty"))
+        return tuple(
+            caveat
+            for caveat, applies in zip(CAVEATS, (uncommitted, any(s.get("path") for s in sources)), strict=True)
+            if applies
+        )
+
+    @property
     def scale(self) -> float:
         """Length over training context."""
         return self.cell.length / self.original_length
@@ -129,14 +148,19 @@ class Results:
 
 
 def read_cells(folder: Path) -> Results:
-    """Read all cells of a run's folder; damaged and unfinished ones are listed in the result.
+    """Read all cells of a run's folder or of a bundle; damaged and unfinished ones are listed in the result.
 
     Raises:
-        UserError: the folder holds no results, or none that can be read.
+        UserError: there are no results, or none that can be read.
     """
-    store = ResultStore(folder)
+    return read_store(open_store(folder))
+
+
+def read_store(store: ResultStore) -> Results:
+    """Read all cells of an open folder or bundle, as :func:`read_cells` does."""
+    folder = store.folder
     results = Results([], [], [])
-    certificates = read_certificates(folder)
+    certificates = read_certificates(store.files)
     interned: dict[str, Any] = {}
     for path in store.folders():
         name = "/".join(path.parts[-4:])
@@ -152,7 +176,10 @@ def read_cells(folder: Path) -> Results:
         if results.damaged:
             count = len(results.damaged)
             raise UserError(f"{folder}: none of its {count} cells can be read; the first is {results.damaged[0]}")
-        what = "holds no results" if folder.is_dir() else "no such folder"
+        what = "holds no results" if folder.exists() else "no such folder"
+        hint = bundle_hint(folder)
+        if hint is not None:
+            raise UserError(f"{folder}: {what}; {hint}")
         if "runs" in folder.parts:
             above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
             raise UserError(f"{folder}: {what}; give the run's folder, {above}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
@@ -16,11 +16,12 @@ from longctx_bench.core.types import Cell, Example, describe_finish_reason, leng
 from longctx_bench.metrics import shipped_metric
 from longctx_bench.models.trusted_sources import is_trusted
 from longctx_bench.registry import Registry
-from longctx_bench.reporting.results import CellSummary, read_cells
+from longctx_bench.reporting.results import CellSummary, read_store
+from longctx_bench.store.bundle import open_store
 from longctx_bench.store.prompt_excerpts import PromptExcerpt, make_excerpt, read_excerpts
 from longctx_bench.store.reader import DamagedCellError, read_records
 from longctx_bench.store.run_store import ResultStore
-from longctx_bench.store.schema import StoredRecord, to_builtins
+from longctx_bench.store.schema import LEFT_OUT, StoredRecord, to_builtins
 
 
 class _PromptSpec(BaseModel):
@@ -44,17 +45,18 @@ def show_example(
     """Return one example as text: prompt (start, needle, end), references, generation, score.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder, or a bundle.
         cell_name: cell as in reports, such as ``yarn-tiny/niah/1024``.
         example_id: the example; the first one when None.
-        registry: used to rebuild the prompt where the run stored no excerpt.
+        registry: used to rebuild the prompt where the run stored no excerpt; with it, references come back that a
+            bundle leaves out. Where that is not possible, such an example is shown without these texts.
         compare_with: another model, such as ``drope-tiny``, whose generation and score are appended.
 
     Raises:
         UserError: there is no such cell or example, or the rebuilt prompt differs from the one that was run.
     """
-    summary = _find_cell(folder, cell_name)
-    store = ResultStore(folder)
+    store = open_store(folder)
+    summary = _find_cell(store, cell_name)
     requested_id = example_id.zfill(6) if example_id else None
     record, id_range = None, list[str]()
     for candidate in _records(store, summary.cell):
@@ -65,21 +67,27 @@ def show_example(
         raise UserError(f"{cell_name}: has no example {example_id}; it has {id_range[0]} to {id_range[1]}")
     other = "" if compare_with is None else _other_model(store, summary.cell, compare_with, record.hash)
     excerpt = read_excerpts(store.excerpts_path(summary.cell), {record.hash}).get(record.hash)
+    references = record.reference_texts
     if excerpt is None:
-        example = _rebuild_example(summary, record.id, registry or Registry())
+        try:
+            example = _rebuild_example(summary, record.id, registry or Registry())
+        except UserError as error:
+            if not record.references_sha256:
+                raise
+            return escape_control_chars(_text(summary.cell, None, record, references, str(error)) + other)
         if example.hash != record.hash:
             raise UserError(
                 f"{cell_name}: example {record.id}, rebuilt, differs from the one in the run; give the same --data or "
                 "use the version that ran it"
             )
-        excerpt = make_excerpt(example)
-    return escape_control_chars(_text(summary.cell, excerpt, record) + other)
+        excerpt, references = make_excerpt(example), list(example.references)
+    return escape_control_chars(_text(summary.cell, excerpt, record, references) + other)
 
 
 def _other_model(store: ResultStore, cell: Cell, variant: str, example_hash: str) -> str:
     """Return another model's generation and score on the same example, as further lines."""
     name = f"{variant}/{cell.task}/{length_name(cell.length)}"
-    for record in _records(store, _find_cell(store.folder, name).cell):
+    for record in _records(store, _find_cell(store, name).cell):
         if record.hash == example_hash:
             return "\n".join(("", f"=== {name}", *_generation_lines(record)))
     raise UserError(f"--compare-with {variant}: was not given this example; its prompts differ")
@@ -98,8 +106,8 @@ def _records(store: ResultStore, cell: Cell) -> Iterator[StoredRecord]:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _find_cell(folder: Path, name: str) -> CellSummary:
-    results = read_cells(folder)
+def _find_cell(store: ResultStore, name: str) -> CellSummary:
+    results, folder = read_store(store), store.folder
     cells = {str(summary.cell): summary for summary in results.finished}
     if name not in cells:
         variant, _, task_and_length = name.partition("/")
@@ -152,23 +160,31 @@ def _rebuild_example(summary: CellSummary, example_id: str, registry: Registry) 
     return rebuilt
 
 
-def _text(cell: Cell, excerpt: PromptExcerpt, record: StoredRecord) -> str:
-    prompt = excerpt.begin + excerpt.end
-    if excerpt.hidden:
-        needles = "".join(f"\n    ... {needle} ..." for needle in excerpt.needles)
-        prompt = f"{excerpt.begin}\n[... {excerpt.hidden:,} characters{needles} ...]\n{excerpt.end}"
+def _text(
+    cell: Cell, excerpt: PromptExcerpt | None, record: StoredRecord, references: Sequence[str], missing: str = ""
+) -> str:
+    """Return an example as text; without an excerpt, ``missing`` says why there is none."""
+    if excerpt is None:
+        prompt = ["--- prompt", LEFT_OUT, f"[with the data, it would be written again: {missing}]"]
+    else:
+        prompt = ["--- prompt", _prompt_text(excerpt), "--- answer prefix", excerpt.answer_prefix]
+    num_tokens = record.prompt_tokens if excerpt is None else excerpt.n_tokens
     return "\n".join(
         (
-            f"{cell}, example {record.id}: {excerpt.n_tokens:,} prompt tokens{_needles(record)}",
-            "--- prompt",
-            prompt,
-            "--- answer prefix",
-            excerpt.answer_prefix,
+            f"{cell}, example {record.id}: {num_tokens:,} prompt tokens{_needles(record)}",
+            *prompt,
             "--- references",
-            *record.references,
+            *references,
             *_generation_lines(record),
         )
     )
+
+
+def _prompt_text(excerpt: PromptExcerpt) -> str:
+    if not excerpt.hidden:
+        return excerpt.begin + excerpt.end
+    needles = "".join(f"\n    ... {needle} ..." for needle in excerpt.needles)
+    return f"{excerpt.begin}\n[... {excerpt.hidden:,} characters{needles} ...]\n{excerpt.end}"
 
 
 def _generation_lines(record: StoredRecord) -> tuple[str, ...]:

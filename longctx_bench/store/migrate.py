@@ -14,7 +14,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.untrusted_files import read_object
 from longctx_bench.store.cell_folders import reject_symlinks
-from longctx_bench.store.run_store import ResultStore
+from longctx_bench.store.run_store import ResultStore, require_folder
 from longctx_bench.store.schema import (
     UnsupportedVersionError,
     parse_spec,
@@ -43,6 +43,7 @@ def migrate(folder: Path, note: Callable[[str], None]) -> MigrationCounts:
     Raises:
         UserError: there are no results below the folder, or it is not writable.
     """
+    require_folder(folder)
     counts = MigrationCounts()
     for run in _runs_below(folder):
         store = ResultStore(run)

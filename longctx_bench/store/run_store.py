@@ -67,7 +67,16 @@ class ResultStore:
     """Cells below one output folder: reading, writing, resuming."""
 
     def __init__(self, folder: Path) -> None:
+        """Name a folder, which need not exist.
+
+        Raises:
+            UserError: it is a file.
+        """
+        require_folder(folder)
         self.folder = folder
+        """As the user named it."""
+        self.files = folder
+        """Where its files lie: the same, unless they were packed (:mod:`.bundle`)."""
         self.runs = folder / "runs"
 
     @contextmanager
@@ -216,7 +225,7 @@ class ResultStore:
     def excerpts_path(self, cell: Cell) -> Path:
         """Return the file of a cell's prompt excerpts, which need not exist; the methods of a base share it."""
         path, legacy = (
-            self.folder / "prompts" / model / task / f"{length}.jsonl"
+            self.files / "prompts" / model / task / f"{length}.jsonl"
             for model, _, task, length in (cell_path_parts(cell), legacy_cell_path_parts(cell))
         )
         # Excerpts are looked up by hash: two cells may share a legacy file.
@@ -277,6 +286,18 @@ class ResultStore:
         except OSError as error:
             raise write_error(target, error, "choose another folder with --out") from error
         return target
+
+
+def require_folder(path: Path) -> None:
+    """Raise where results cannot be written because there is a file, such as a bundle.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if path.is_file():
+        raise UserError(
+            f"{path}: is a file, and results are written to a folder; `longctx-bench unpack` makes one of a bundle"
+        )
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

@@ -24,6 +24,9 @@ Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 """Printable ASCII."""
 
 
+LEFT_OUT = "[left out: text of a data set]"
+
+
 class CellKey(msgspec.Struct, frozen=True):
     """Which cell this is; see :class:`longctx_bench.core.types.Cell`."""
 
@@ -204,6 +207,8 @@ class StoredRecord(msgspec.Struct, gc=False):
     text: str | None = None
     """The generation; None for tasks without one."""
     references: list[str] = []
+    references_sha256: list[str] = []
+    """In place of ``references``, where a bundle leaves them out."""
     depths: list[Annotated[float, Meta(ge=0, le=100)]] = []
     prompt_tokens: Count = 0
     new_tokens: Count = 0
@@ -212,6 +217,11 @@ class StoredRecord(msgspec.Struct, gc=False):
     words: Count | None = None
     scored: Positive = 1
     curve: list[tuple[Count | float, float]] | None = None
+
+    @property
+    def reference_texts(self) -> list[str]:
+        """The references, with a placeholder for each that was left out."""
+        return self.references or [LEFT_OUT] * len(self.references_sha256)
 
 
 class UnsupportedVersionError(Exception):

@@ -129,7 +129,7 @@ def test_a_folder_of_nothing_but_beginnings_says_so(call, tmp_path: Path) -> Non
 def test_a_folder_that_is_none_or_inside_a_run_is_named(call, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").write_text("")
     code, _, error = call("report", tmp_path / "file")
-    assert (code, f"'{tmp_path / 'file'}' is a file" in error) == (2, True)
+    assert (code, f"{tmp_path / 'file'}: is not a bundle" in error) == (2, True)
     code, _, error = call("report", folder / "runs" / "tiny")
     assert (code, error.endswith(f"the run's folder, {folder}\n")) == (2, True)
 

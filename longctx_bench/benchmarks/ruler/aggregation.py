@@ -28,6 +28,7 @@ class CommonWords(IndexedBenchmark):
     """Find the ten words that a numbered list repeats most (RULER, section 3)."""
 
     id: ClassVar[str] = "ruler-common-words"
+    references_from_data: ClassVar[bool] = False
 
     common_repeats: int = Field(default=30, ge=2)
     uncommon_repeats: int = Field(default=3, ge=1)
@@ -113,6 +114,7 @@ class FrequentWords(IndexedBenchmark):
     """Find the three most frequent coded words; frequencies follow a zeta law (RULER, section 3)."""
 
     id: ClassVar[str] = "ruler-frequent-words"
+    references_from_data: ClassVar[bool] = False
 
     alpha: float = Field(default=2.0, gt=1.0)
     word_length: int = Field(default=6, ge=3)

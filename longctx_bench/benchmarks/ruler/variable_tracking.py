@@ -24,6 +24,7 @@ class VariableTracking(IndexedBenchmark):
     """Find all variables with a value, assigned directly or through ``hops`` copies (RULER, section 3)."""
 
     id: ClassVar[str] = "ruler-variable-tracking"
+    references_from_data: ClassVar[bool] = False
 
     chains: int = Field(default=1, ge=1)
     hops: int = Field(default=4, ge=1)

@@ -47,6 +47,7 @@ class UpstreamCommonWords(UpstreamBenchmark):
     """
 
     id: ClassVar[str] = "ruler-upstream-common-words"
+    references_from_data: ClassVar[bool] = False
 
     common_repeats: int = Field(default=30, ge=1)
     uncommon_repeats: int = Field(default=3, ge=1)
@@ -107,6 +108,7 @@ class UpstreamFrequentWords(UpstreamBenchmark):
     """
 
     id: ClassVar[str] = "ruler-upstream-frequent-words"
+    references_from_data: ClassVar[bool] = False
 
     def title(self) -> str:
         """Name the task in messages."""

@@ -48,6 +48,7 @@ class UpstreamNeedleInAHaystack(UpstreamBenchmark):
     """
 
     id: ClassVar[str] = "ruler-upstream-niah"
+    references_from_data: ClassVar[bool] = False
 
     haystack: Literal["essay", "noise", "needle"] = "essay"
     essays: Source | None = None
@@ -133,6 +134,7 @@ class UpstreamVariableTracking(UpstreamBenchmark):
     """
 
     id: ClassVar[str] = "ruler-upstream-variable-tracking"
+    references_from_data: ClassVar[bool] = False
 
     chains: int = Field(default=1, ge=1)
     hops: int = Field(default=4, ge=1, le=10)

@@ -17,6 +17,7 @@ from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.untrusted_files import UnreadableFile, parse_object, read_content
 from longctx_bench.reporting.figures.cell_selection import at_scale, scale_name
 from longctx_bench.reporting.results import CellSummary, Results, read_cells
+from longctx_bench.store.bundle import companion_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ class FigureInputs:
     """Inputs of figures; cells are read lazily."""
 
     folder: Path
-    """The run's folder."""
+    """The run's folder, or a bundle."""
     tasks: tuple[str, ...] = ()
     """Tasks to draw; all when empty."""
     scale: float | None = None
@@ -80,7 +81,7 @@ class FigureInputs:
         Raises:
             UserError: there are none.
         """
-        files = sorted((self.folder / "probes" / kind).rglob("*.json"))
+        files = sorted((companion_folder(self.folder) / "probes" / kind).rglob("*.json"))
         if not files:
             raise UserError(f"{self.folder}: holds no probe; `longctx-bench probe {kind} MODEL` makes one")
         return files
@@ -146,7 +147,7 @@ def _curves(inputs: FigureInputs) -> FiguresByName:
     missing = [folder for folder in inputs.checkpoints if not folder.is_dir()]
     if missing:
         raise UserError(f"--checkpoints {missing[0]}: no such folder")
-    folders = [inputs.folder, *inputs.checkpoints]
+    folders = [companion_folder(inputs.folder), *inputs.checkpoints]
     if inputs.shipped_curves and not inputs.checkpoints:
         weights = [s.result.spec.weights or {} for s in inputs.results.finished]
         embedded = {name for name in (source.get("embedded") for source in weights) if name}

@@ -168,7 +168,7 @@ class _Columns:
         if index == len(self.prompts):
             prompt: dict[str, Any] = {
                 "hash": record.hash,
-                "references": [self.pool(reference) for reference in record.references],
+                "references": [self.pool(reference) for reference in record.reference_texts],
                 "depths": record.depths,
                 "tokens": record.prompt_tokens if record.document_tokens is None else record.document_tokens,
             }

@@ -57,6 +57,8 @@ def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:
         "ties": result.ties,
         "losses": result.losses,
         "test": result.test,
+        "caveats_a": cell.caveats_a,
+        "caveats_b": cell.caveats_b,
     }
 
 

@@ -12,7 +12,9 @@ from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Table
+from longctx_bench.reporting.tables.footnotes import caveat_notes
 from longctx_bench.reporting.tables.formatting import (
+    caveats_of,
     cell_columns,
     contexts_of,
     length_heading,
@@ -91,7 +93,7 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
         row += ["" if value is None else show(value) for show, value in row_values]
         rows.append((*row, *([_device(summary)] if len(devices) > 1 else [])))
         record = cell_columns(summary) | {"n": summary.n} | {key: values[key][index] for _, key, _, _ in shown}
-        records.append(record | {"device": _device(summary)})
+        records.append(record | {"device": _device(summary), "caveats": caveats_of([summary])})
     heads = ["model", "length", "n", *(title for title, *_ in shown), *(["device"] if len(devices) > 1 else [])]
     notes = [f"device: {devices[0]}"] if len(devices) == 1 else []
     if len(devices) > 1:
@@ -103,5 +105,6 @@ def _cost(task: str, cells: Sequence[CellSummary]) -> Table:
         notes.append("peak memory: on a GPU that of its tensors, on a CPU that of the whole process so far")
     if any(column[1] == "training_tokens" for column in shown):
         notes.append("training tokens: of the run that made the checkpoint; what it was continued from is not counted")
+    notes += caveat_notes(cells)
     title = f"{task}, cost: examples/s, wall time and tokens of each cell"
     return Table(title, tuple(heads), tuple(rows), tuple(notes), tuple(records), keys=2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from longctx_bench.core.sanitize import describe_parameters
 from longctx_bench.core.types import NATURAL, Cell
-from longctx_bench.reporting.results import CellSummary
+from longctx_bench.reporting.results import CAVEATS, CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import is_rate
 from longctx_bench.reporting.stats.paired_tests import (
     MIN_DIFFERING_PAIRS,
@@ -95,7 +95,7 @@ def _test_name(scores: Sequence[Sequence[float] | NDArray[np.float64]], kind: Ce
 def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
     """Return notes on cells that differ from the others in seed, dtype, engine, chat template or version of the task.
 
-    Also notes which vLLM results are certified.
+    Also notes which results others cannot measure again as they were, and which vLLM results are certified.
     """
     notes = []
     for key in _RUN_SETTINGS:
@@ -103,7 +103,13 @@ def difference_notes(cells: Sequence[CellSummary]) -> list[str]:
     notes += _outlier_notes(cells, "protocol", [s.result.spec.task.protocol for s in cells])
     for task in tasks_of(cells):
         notes += _task_version_notes([summary for summary in cells if summary.cell.task == task])
-    return notes + _parity_notes(cells)
+    return notes + caveat_notes(cells) + _parity_notes(cells)
+
+
+def caveat_notes(cells: Sequence[CellSummary]) -> list[str]:
+    """Return notes on cells of uncommitted code and of weights that only their digest identifies."""
+    by_caveat = {caveat: [summary for summary in cells if caveat in summary.caveats] for caveat in CAVEATS}
+    return [f"{CAVEATS[caveat]}: {_all_or_some(group, cells)}" for caveat, group in by_caveat.items() if group]
 
 
 def mark_notes(columns: Iterable[ColumnSignificance], names: Mapping[RowKey, str]) -> list[str]:
@@ -163,10 +169,7 @@ def _parity_notes(cells: Sequence[CellSummary]) -> list[str]:
     for summary in cells:
         if summary.parity is not None:
             by_status.setdefault(str(summary.parity), []).append(summary)
-    notes = [
-        f"made by vLLM, {status}: {'all numbers' if len(group) == len(cells) else describe_cells(group, cells)}"
-        for status, group in sorted(by_status.items())
-    ]
+    notes = [f"made by vLLM, {status}: {_all_or_some(group, cells)}" for status, group in sorted(by_status.items())]
     uncertified = [
         s for status_cells in by_status.values() for s in status_cells if s.parity and not s.parity.certified
     ]
@@ -192,6 +195,10 @@ def _canonical(value: Any, name: str = "") -> tuple[tuple[str, str], ...]:
         for pair in _canonical(value[key], f"{name}.{key}".lstrip("."))
     ]
     return tuple(pairs)
+
+
+def _all_or_some(group: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
+    return "all numbers" if len(group) == len(cells) else describe_cells(group, cells)
 
 
 def describe_cells(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from longctx_bench.core.types import NATURAL
-from longctx_bench.reporting.results import CellSummary
+from longctx_bench.reporting.results import CAVEATS, CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark
 from longctx_bench.reporting.tables.significance import RowKey
 
@@ -32,6 +32,12 @@ def cell_columns(summary: CellSummary) -> dict[str, object]:
         "task": cell.task,
         "length": cell.length,
     }
+
+
+def caveats_of(cells: Iterable[CellSummary]) -> str:
+    """Return what gaps the provenance of some cells has, as one CSV value; empty where it has none."""
+    found = {caveat for summary in cells for caveat in summary.caveats}
+    return "; ".join(caveat for caveat in CAVEATS if caveat in found)
 
 
 def rows_of(cells: Iterable[CellSummary]) -> dict[RowKey, str]:

@@ -11,9 +11,17 @@ from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.stats.confidence_intervals import mean_interval
 from longctx_bench.reporting.stats.paired_tests import PairedResult, min_detectable_difference
 from longctx_bench.reporting.tables.base import Entry, Table
-from longctx_bench.reporting.tables.footnotes import difference_notes, mark_notes, method_notes, scores_note, size_note
+from longctx_bench.reporting.tables.footnotes import (
+    caveat_notes,
+    difference_notes,
+    mark_notes,
+    method_notes,
+    scores_note,
+    size_note,
+)
 from longctx_bench.reporting.tables.formatting import (
     EMPTY,
+    caveats_of,
     cell_columns,
     contexts_of,
     interval_entry,
@@ -71,6 +79,7 @@ def cell_record(summary: CellSummary, significance: RowSignificance) -> dict[str
         "dtype": spec.dtype,
         "engine": spec.engine,
         "parity": None if summary.parity is None else str(summary.parity),
+        "caveats": caveats_of([summary]),
     }
 
 
@@ -156,8 +165,10 @@ def _by_document_length(task: str, cells: Sequence[CellSummary]) -> list[Table]:
             records.append(_bucket_record(summary, buckets, scores))
         at = length_name(length) if not length else f"{length_label(length)} tokens"
         title = f"{task} at {at}, by the documents' length: {metric_description(cells[0])}, (n)"
-        notes = (scores_note(score_sets, cells[0]),) if score_sets else ()
-        tables.append(Table(title, ("model", *(bucket.name for bucket in buckets)), tuple(rows), notes, tuple(records)))
+        notes = [scores_note(score_sets, cells[0])] if score_sets else []
+        notes += caveat_notes(list(by_row.values()))
+        header = ("model", *(bucket.name for bucket in buckets))
+        tables.append(Table(title, header, tuple(rows), tuple(notes), tuple(records)))
     return tables
 
 

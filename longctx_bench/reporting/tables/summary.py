@@ -17,9 +17,10 @@ from longctx_bench.reporting.stats.effective_length import (
 from longctx_bench.reporting.stats.paired_tests import PairedResult, paired_comparison
 from longctx_bench.reporting.stats.position_bias import fit_position_bias
 from longctx_bench.reporting.tables.base import Entry, Table
-from longctx_bench.reporting.tables.footnotes import size_note
+from longctx_bench.reporting.tables.footnotes import caveat_notes, size_note
 from longctx_bench.reporting.tables.formatting import (
     EMPTY,
+    caveats_of,
     cell_columns,
     contexts_of,
     interval_entry,
@@ -81,7 +82,7 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         entries[row] |= _retention_entries(
             retention(by_row[row], by_row.get((row[0], "rope"), {})), cells[0].percent, record
         )
-        records.append(record)
+        records.append(record | {"caveats": caveats_of(by_row[row].values())})
     unit = "points" if cells[0].percent else unit_of(cells[0])
     heads = {
         _OWN: f"effective length ({100 * RELATIVE_THRESHOLD:g} % of own 1x)",
@@ -99,7 +100,8 @@ def _summary(task: str, cells: Sequence[CellSummary]) -> list[Table]:
     topics += ["retention at the training context"] if {_RETENTION, _DIFFERENCE} & set(columns) else []
     title = f"{task}, summary: {' and '.join(topics)}, {n_per_cell(cells)}"
     header = ("model", *(heads[key] for key in columns))
-    return [Table(title, header, tuple(rows), (size_note(cells), *_column_notes(columns)), tuple(records))]
+    notes = (size_note(cells), *_column_notes(columns), *caveat_notes(cells))
+    return [Table(title, header, tuple(rows), notes, tuple(records))]
 
 
 def _column_notes(columns: Sequence[str]) -> list[str]:
@@ -180,6 +182,7 @@ def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
         "slope: of a line through the scores by depth, from the beginning (0 %) to the end (100 %) of the context; "
         "above 0, needles near the end are found more often",
         "worst: the lowest score and its depth, the shallowest of several; none where all depths have one score",
+        *caveat_notes(cells),
     )
     return [
         Table(
@@ -195,7 +198,7 @@ def _position_bias(task: str, cells: Sequence[CellSummary]) -> list[Table]:
 def _slope(summary: CellSummary) -> tuple[Entry, dict[str, object]]:
     bias = fit_position_bias(summary.depths, summary.scores)
     record = cell_columns(summary) | {"slope": bias.slope, "slope_low": bias.low, "slope_high": bias.high}
-    record |= {"worst_depth": bias.worst_depth, "worst_score": bias.worst_score}
+    record |= {"worst_depth": bias.worst_depth, "worst_score": bias.worst_score, "caveats": caveats_of([summary])}
     if len(set(summary.by_depth.values())) == 1:
         return Entry("0"), record
     entry = interval_entry(bias.slope / 100, bias.low / 100, bias.high / 100, percent=True, signed=True)

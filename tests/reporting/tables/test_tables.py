@@ -12,9 +12,11 @@ from helpers.table_cells import cell, hits
 
 from longctx_bench.core.types import NATURAL
 from longctx_bench.metrics.length_buckets import ScoredExample
+from longctx_bench.reporting.comparison import compare
 from longctx_bench.reporting.formats import FORMATS
 from longctx_bench.reporting.results import CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark, Table
+from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_table
 from longctx_bench.reporting.tables.cost import cost_tables
 from longctx_bench.reporting.tables.formatting import interval_entry, num_decimals
 from longctx_bench.reporting.tables.registry import TABLE_KINDS, report_tables
@@ -362,3 +364,66 @@ def test_all_is_every_kind() -> None:
     assert [title.partition(":")[0] for title in each] == [
         "niah", "vt", "1,024 tokens (2x)", "niah, summary", "vt, summary", "niah, cost", "vt, cost",
     ]  # fmt: skip
+
+
+# -- gaps in the provenance ---------------------------------------------------------------------------------------
+
+DIRTY = {"environment": {"git": {"commit": "0123456789abcdef", "dirty": True}}}
+LOCAL = {"weights": {"path": "out/mine"}, "model": {"name": "mine", "original_length": 512}}
+UNCOMMITTED, KNOWN_BY_DIGEST = (
+    "measured by code with uncommitted changes", "weights out of a local folder, known by their digest alone"
+)  # fmt: skip
+
+
+def caveated() -> list[CellSummary]:
+    """Two methods with a gap each, and one without, at the training context and beyond."""
+    depths = [round(10.0 * (place % 11), 2) for place in range(100)]
+    points = [ScoredExample(score, 6_000, 3_000) for score in hits(40)]
+    return [
+        cell(name, hits(count), length, task, details=details, spec=spec, depths=depths, points=points)
+        for name, count, details, spec in (("rope", 80, {}, None), ("yarn", 60, DIRTY, None), ("pi", 40, {}, LOCAL))
+        for length in (512, 1024)
+        for task in ("niah", "multi_news")
+    ]
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "html"])
+@pytest.mark.parametrize("kind", ["lengths", "tasks", "summary", "cost"])
+def test_every_table_names_the_cells_with_gaps_in_their_provenance(kind: str, form: str) -> None:
+    tables = report_tables(caveated(), kind)
+    assert tables
+    for table in tables:
+        shown_text = FORMATS[form]([table])
+        assert f"{UNCOMMITTED}: yarn-tiny" in shown_text, table.title
+        assert f"{KNOWN_BY_DIGEST}: pi-tiny" in shown_text, table.title
+
+
+@pytest.mark.parametrize("kind", ["lengths", "tasks", "summary", "cost", "all"])
+def test_gaps_in_the_provenance_are_a_column_of_csv(kind: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](report_tables(caveated(), kind)))))
+    gaps = {"rope-tiny": "", "yarn-tiny": "uncommitted code", "pi-tiny": "local weights"}
+    assert rows
+    assert all(row["caveats"] == gaps[row["model"]] for row in rows)
+
+
+def test_gaps_that_all_numbers_have_are_said_once() -> None:
+    cells = [cell(name, hits(9, 20), details=DIRTY, spec=LOCAL) for name in ("rope", "yarn")]
+    [table] = length_tables(cells)
+    assert notes_with(table, UNCOMMITTED) == [f"{UNCOMMITTED}: all numbers"]
+    assert notes_with(table, KNOWN_BY_DIGEST) == [f"{KNOWN_BY_DIGEST}: all numbers"]
+    assert cells[0].caveats == ("uncommitted code", "local weights")
+
+
+def test_gaps_of_both_models_of_a_comparison() -> None:
+    comparison = compare(caveated(), "yarn-tiny", "pi-tiny")
+    first, _ = comparison_tables(comparison)
+    assert f"{UNCOMMITTED}: yarn-tiny" in first.notes
+    assert f"{KNOWN_BY_DIGEST}: pi-tiny" in first.notes
+    assert {(row["caveats_a"], row["caveats_b"]) for row in exact_table(comparison).records} == {
+        ("uncommitted code", "local weights")
+    }
+
+
+@pytest.mark.parametrize("environment", [None, {}, {"git": None}, {"git": "x"}, {"git": {"dirty": False}}])
+def test_no_gap_is_made_up(environment: object) -> None:
+    assert cell("rope", hits(3, 9), details={"environment": environment}).caveats == ()
