@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.reference_results import reference, reference_stores
 from identities import MIB, PINNED, big_file, found
 
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
@@ -15,10 +16,9 @@ from longctx_bench.core.specs import PathSource
 from longctx_bench.core.types import Cell
 from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 from longctx_bench.registry import Registry
+from longctx_bench.store.bundle import open_store
 from longctx_bench.store.cell_folders import cell_path_parts
 from longctx_bench.store.schema import parse_result, parse_spec
-
-REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def test_prompts_are_those_of_the_results_that_ship(task: str) -> None:
     registry = Registry()
     folder = checkpoint_folder(registry.variant("tiny").source)
     encoder, spec = PromptEncoder(prompt_tokenizer(folder)), registry.tasks[task]
-    measured = REFERENCE / "tiny/runs/tiny/rope" / task / "1024"
+    store = open_store(reference("tiny"))
+    measured = store.path(Cell("tiny", "rope", task, 1024))
     cell = json.loads((measured / "cell.json").read_text())
     lines = (measured / "records.jsonl").read_text().splitlines()[:3]
     made = registry.benchmark(spec).examples(encoder, 1024, spec.max_new_tokens, 3, cell["spec"]["seed"])
@@ -56,7 +57,8 @@ def test_prompts_are_those_of_the_results_that_ship(task: str) -> None:
 
 
 def test_cells_that_ship_are_where_their_names_say_and_have_their_hashes() -> None:
-    folders = [path.parent for path in REFERENCE.rglob("cell.json")]
+    stores = reference_stores()
+    folders = [folder for store in stores for folder in store.folders() if (folder / "cell.json").exists()]
     assert len(folders) > 600
     for folder in folders:
         details = json.loads((folder / "cell.json").read_bytes())

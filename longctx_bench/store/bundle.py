@@ -225,26 +225,22 @@ def unpack(bundle: Path, folder: Path) -> Manifest:
 
 def _sources(store: ResultStore, without_texts: bool) -> list[_Source]:
     """Return the files to pack, in the order of the bundle."""
-    sources = []
-    for cell in store.folders():
-        edit = _without_references if without_texts and _has_foreign_references(cell) else None
-        for name in _CELL_FILES:
-            sources.append(_Source("", cell / name, edit if name == "records.jsonl" else None))
-    if not sources:
+    cells = store.folders()
+    if not cells:
         what = "holds no results" if store.folder.is_dir() else "no such folder"
         raise UserError(f"{store.folder}: {what}; give the folder that a run wrote")
+    files = [file for cell in cells for file in map(cell.joinpath, _CELL_FILES) if file.exists()]
+    files += (store.folder / "parity").glob("*.json")
     if not without_texts:
-        sources += [_Source("", file) for file in (store.files / "prompts").glob("*/*/*.jsonl")]
-    sources += [_Source("", file) for file in (store.files / "parity").glob("*.json")]
-    named = [
-        _Source(source.file.relative_to(store.files).as_posix(), source.file, source.edit)
-        for source in sources
-        if source.file.exists()
-    ]
-    for source in named:
-        if not _PATH.fullmatch(source.path):
-            raise UserError(f"{source.file}: has a name that no run writes; rename or remove it")
-    return sorted(named, key=lambda source: _order(source.path))
+        files += (store.folder / "prompts").glob("*/*/*.jsonl")
+    edited = {cell / "records.jsonl" for cell in cells if without_texts and _has_foreign_references(cell)}
+    sources = []
+    for file in files:
+        path = file.relative_to(store.folder).as_posix()
+        if not _PATH.fullmatch(path):
+            raise UserError(f"{file}: has a name that no run writes; rename or remove it")
+        sources.append(_Source(path, file, _without_references if file in edited else None))
+    return sorted(sources, key=lambda source: _order(source.path))
 
 
 def _order(path: str) -> tuple[str, ...]:

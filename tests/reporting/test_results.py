@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.reference_results import reference
 from helpers.result_stores import spec_of
 from helpers.table_cells import cell
 
@@ -21,10 +22,10 @@ from longctx_bench.core.types import Cell
 from longctx_bench.engines.echo import EchoEngine
 from longctx_bench.registry import Registry
 from longctx_bench.reporting.comparison import compare
-from longctx_bench.reporting.results import read_cells
+from longctx_bench.reporting.results import read_cells, read_store
+from longctx_bench.store.bundle import open_store
 from longctx_bench.store.run_store import ResultStore
 
-REFERENCE = Path(__file__).parents[2] / "results/reference"
 HURT = Path("runs/tiny/rope/niah/512")
 
 
@@ -112,11 +113,12 @@ def test_a_score_that_is_not_a_number_is_read(copied: Path) -> None:
 
 
 def test_the_score_of_losses_stays_the_mean_over_tokens() -> None:
-    tiny = read_cells(REFERENCE / "tiny")
+    store = open_store(reference("tiny"))
+    tiny = read_store(store)
     losses = [summary for summary in tiny.finished if summary.cell.task == "perplexity_last"]
     assert losses
     for summary in losses:
-        records = list(ResultStore(REFERENCE / "tiny").records(summary.cell))
+        records = list(store.records(summary.cell))
         weights = [record["scored"] for record in records]
         assert summary.score == pytest.approx(np.average(summary.scores, weights=weights))
         assert (summary.percent, summary.higher_is_better) == (False, False)
@@ -144,7 +146,8 @@ def test_a_metric_is_in_per_cent_by_its_name_alone() -> None:
 
 def test_documents_of_their_own_length_have_points(tmp_path: Path) -> None:
     folder = tmp_path / "runs/tiny/drope/multi_news/natural"
-    shutil.copytree(REFERENCE / "longbench/runs/tiny/drope/multi_news/1024", folder)
+    store = open_store(reference("longbench"))
+    shutil.copytree(store.path(Cell("tiny", "drope", "multi_news", 1024)), folder)
     change(folder, cell={"model": "tiny", "method": "drope", "task": "multi_news", "length": 0})
     records = lines_of(folder)
     records[1]["document_tokens"] = 5000  # a method that cut the prompt

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.document_blocks import blocks
+from helpers.reference_results import reference
 from helpers.table_cells import cell, hits
 
 from longctx_bench.core.errors import UserError
@@ -19,7 +20,7 @@ from longctx_bench.reporting.papers.paper_spec import Paper, read_paper
 from longctx_bench.reporting.papers.paper_tables import paper_tables
 from longctx_bench.reporting.tables.base import Table
 
-DEMO = Path(__file__).parents[3] / "results/reference/demo"
+DEMO = reference("demo")
 
 
 def column(table: Table, head: str) -> dict[str, str]:
