@@ -32,8 +32,8 @@ def test_shipped_methods(name: str) -> None:
     spec = REGISTRY.methods[name]
     assert spec.description
     assert spec.paper.startswith("https://")
-    if name in ("alibi", "rnope-swa"):
-        with pytest.raises(UserError, match=f"smollm-360m has no {name} checkpoint"):
+    if name in ("alibi", "rnope-swa") or spec.checkpoint:
+        with pytest.raises(UserError, match=f"smollm-360m has no {spec.checkpoint or name} checkpoint"):
             REGISTRY.variant(f"{name}-smollm-360m")
         return
     needed = {"drope-uniform": "retrieval"}.get(name, name.rpartition("-")[2])

@@ -113,9 +113,8 @@ def test_a_score_that_is_not_a_number_is_read(copied: Path) -> None:
 
 
 def test_the_score_of_losses_stays_the_mean_over_tokens() -> None:
-    store = open_store(reference("tiny"))
-    tiny = read_store(store)
-    losses = [summary for summary in tiny.finished if summary.cell.task == "perplexity_last"]
+    store = open_store(reference("tiny-methods"))
+    losses = [summary for summary in read_store(store).finished if summary.cell.task == "perplexity_last"]
     assert losses
     for summary in losses:
         records = list(store.records(summary.cell))
