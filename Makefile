@@ -54,8 +54,8 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench probe attention yarn-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
 	$(BIN)/longctx-bench report $(REFERENCE) --table all --format md --out $(REFERENCE)/report.md
 	$(BIN)/longctx-bench report $(REFERENCE) --format latex --out $(REFERENCE)/tables.tex
-	$(BIN)/longctx-bench compare drope-tiny yarn-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-yarn.md
-	$(BIN)/longctx-bench compare drope-tiny nope-retrieval-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-nope.md
+	$(BIN)/longctx-bench compare drope-tiny yarn-tiny-control $(REFERENCE) --format md --out $(REFERENCE)/drope-and-yarn.md
+	$(BIN)/longctx-bench compare drope-tiny drope-plain-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-plain.md
 	$(BIN)/longctx-bench figures $(REFERENCE) --kind all
 	$(BIN)/longctx-bench figures $(REFERENCE) --kind curves
 	$(BIN)/longctx-bench figures $(REFERENCE) --kind heatmap --format pdf

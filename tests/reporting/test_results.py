@@ -113,7 +113,7 @@ def test_a_score_that_is_not_a_number_is_read(copied: Path) -> None:
 
 
 def test_the_score_of_losses_stays_the_mean_over_tokens() -> None:
-    store = open_store(reference("tiny-methods"))
+    store = open_store(reference("tiny"))
     losses = [summary for summary in read_store(store).finished if summary.cell.task == "perplexity_last"]
     assert losses
     for summary in losses:
