@@ -1,0 +1,69 @@
+"""scripts/run_on_gpus.py: order, GPUs, failures, and a second start."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longctx_bench.core.specs import read_yaml
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("run_on_gpus", ROOT / "scripts" / "run_on_gpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "run_on_gpus", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def run(script: Any, folder: Path, jobs: str, *more: str) -> int:
+    file = folder / "jobs.yaml"
+    file.write_text(jobs)
+    return int(script.main([str(file), "--logs", str(folder / "logs"), *more]))
+
+
+def test_jobs_wait_for_each_other_and_run_once(script: Any, tmp_path: Path) -> None:
+    jobs = f"""
+second: {{run: "cat {tmp_path}/made", after: [first]}}
+first: {{run: "echo $CUDA_VISIBLE_DEVICES >> {tmp_path}/made", alone: true}}
+"""
+    assert run(script, tmp_path, jobs, "--gpus", "3") == 0
+    assert run(script, tmp_path, jobs, "--gpus", "3") == 0
+    assert (tmp_path / "made").read_text() == "3\n"
+    assert (tmp_path / "logs" / "second.log").read_text() == "3\ndone\n"
+
+
+def test_a_failure_stops_what_waits_for_it_alone(script: Any, tmp_path: Path, capsys: Any) -> None:
+    jobs = 'bad: {run: "exit 3"}\nneeds: {run: "true", after: [bad]}\ngood: {run: "true"}\n'
+    assert run(script, tmp_path, jobs) == 1
+    assert "1 of 3 jobs done; failed: bad, needs" in capsys.readouterr().out
+
+
+def test_a_job_alone_shares_no_gpu(script: Any) -> None:
+    job, other = script.Job("a", "true", alone=True), script.Job("b", "true", status="running", gpu="0")
+    assert script.free_gpu([job, other], job, ["0", "1"], 4) == "1"
+    assert script.free_gpu([job, other], job, ["0"], 4) is None
+    assert script.free_gpu([other], script.Job("c", "true"), ["0"], 2) == "0"
+    assert script.free_gpu([other], script.Job("c", "true"), ["0"], 1) is None
+
+
+@pytest.mark.parametrize("content", ["a: {run: x, after: [b]}", "a: {walk: x}", "[", "a"])
+def test_a_wrong_file_gets_one_line(script: Any, tmp_path: Path, content: str) -> None:
+    with pytest.raises(SystemExit, match="jobs.yaml: "):
+        run(script, tmp_path, content)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results" / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_jobs_that_made_our_results_can_be_read(script: Any, file: Path) -> None:
+    assert [job.name for job in script.read_jobs(file)] == list(read_yaml(file))
