@@ -1,7 +1,9 @@
-"""``python -m bench.banded_attention``: what the methods by distance cost in one layer, beside plain causal attention.
+"""``python -m bench.banded_attention``: what the methods by distance cost, beside plain causal attention.
 
-Time of a prompt and of one more token, and the memory that a prompt takes beyond its queries, keys and values. On a GPU
-the fused way is compared with the one that goes block by block, in the precision of the model.
+In one attention layer: time of a prompt and of one more token, and the memory that a prompt takes beyond its queries,
+keys and values. On a GPU the fused way is compared, in the precision of the model, with the one that goes block by
+block. In whole layers (``--layers``): time of a prompt through a model of Qwen3-1.7B's width, as the transformers
+engine applies the method.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
+from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.methods import METHODS, banded_attention
 from longctx_bench.methods.banded import BandedAttention
 from longctx_bench.methods.banded_attention import BandedRotation
 from longctx_bench.methods.base import BaseModelInfo
+from longctx_bench.models.variant import ModelUnderTest
 
 NAMES = ("self-extend", "rerope", "leaky-rerope", "jet-long", "string", "lm-infinite", "streaming-llm", "dca")
-HEADS, KEY_HEADS, WIDTH = 16, 8, 128
+HEADS, KEY_HEADS, WIDTH, HIDDEN, FFN = 16, 8, 128, 2048, 6144
 """Of Qwen3-1.7B."""
 _REPEATS = 5
 
@@ -59,13 +63,35 @@ def attention(name: str, tokens: int, context: int) -> Callable[..., torch.Tenso
     return lambda q, k, v: banded_attention.banded_attention(module, q, k, v, None)[0]
 
 
+def print_whole_layers(names: list[str], tokens: int, context: int, layers: int, device: torch.device) -> None:
+    """Print the time of a prompt through a model of some layers, without a method and with each."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=layers, num_attention_heads=HEADS,
+        num_key_value_heads=KEY_HEADS, head_dim=WIDTH, vocab_size=1024, max_position_embeddings=context,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config)
+    model.to(device, torch.bfloat16).eval()
+    ids = torch.randint(config.vocab_size, (1, tokens), device=device)
+    base = BaseModelInfo("layers", context, config.to_dict())
+    print(f"\n{layers} whole layers, {tokens} tokens; ms a prompt, MiB, times plain")
+    plain = 0.0
+    for name in ("rope", *names):
+        with apply_method(model, ModelUnderTest(base, METHODS[name](), tokens), tokens), torch.inference_mode():
+            prompt, peak = measure(lambda: model(ids, use_cache=True, logits_to_keep=1), device)
+        plain = plain or prompt
+        print(f"{name:14} {prompt:9.2f} {peak:9.1f} {prompt / plain:9.2f}", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Print a table."""
+    """Print a table, or two."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--context", type=int, default=4096, help="training context")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--methods", default=",".join(NAMES))
+    parser.add_argument("--layers", type=int, default=0, help="also time this many whole layers")
     options = parser.parse_args(arguments)
     device, tokens = torch.device(options.device), options.tokens
     query, key, value = (
@@ -89,6 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
                     by_block = attention(name, tokens, options.context)(query, key, value)
                 apart = float((fused - by_block).abs().max())
             print(f"{name:14} {prompt:9.2f} {peak:9.1f} {token:9.3f} {apart:9.1e}", flush=True)
+    if options.layers:
+        print_whole_layers(options.methods.split(","), tokens, options.context, options.layers, device)
 
 
 if __name__ == "__main__":
