@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MAX_LINES = 9
 """Lines per panel that are still distinguishable."""
 _COLUMNS = 3
-_MAX_TICKS = 5
+_MAX_TICKS = 4
 """Ticks that fit a narrow panel at full font size."""
 _MAX_TITLE = 24
 """Characters of a title that fit a narrow panel at full font size."""
@@ -135,7 +135,7 @@ def _describe(axis: Axes, task: str, cells: Sequence[CellSummary], narrow: bool)
     context = next(iter(contexts)) if len(contexts) == 1 else None
     ticks = [scale_name(scale) + (f"\n{style.tokens(round(context * scale))}" if context else "") for scale in scales]
     axis.set_xscale("log", base=2)
-    # Six ticks overlap in a panel of a third of the page at full size.
+    # Five ticks overlap in a panel of a third of the page at full size.
     axis.set_xticks(scales, ticks, **_size(5, narrow and len(scales) > _MAX_TICKS))
     axis.minorticks_off()
     axis.set_xlabel("scale and length (tokens)" if context else "length / training context")
