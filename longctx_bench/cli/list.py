@@ -14,9 +14,11 @@ import click
 
 from longctx_bench.cli.options import make_registry, registry_options
 from longctx_bench.cli.output import put_list, put_records, rows_option, say
+from longctx_bench.core.errors import UserError
 
 if TYPE_CHECKING:
     from longctx_bench.core.specs import MethodSpec
+    from longctx_bench.methods.base import Method
 
 _long_option = click.option(
     "--long", is_flag=True, help="Also show metrics, protocols, all tasks of each group, and data sources."
@@ -156,12 +158,31 @@ def models_command(form: str, **options: tuple[str, ...]) -> None:
 def methods_command(form: str, **options: tuple[str, ...]) -> None:
     """List the context-extension methods; METHOD-BASE names a model to run."""
     registry = make_registry(**options)  # type: ignore[arg-type]
-    rows = [(spec.name, spec.description or _docstring(spec), spec.paper) for spec in registry.methods.values()]
-    header = ("method", "description", "paper")
+    rows = [
+        (spec.name, spec.description or _docstring(spec), spec.paper, _engines(spec))
+        for spec in registry.methods.values()
+    ]
+    header = ("method", "description", "paper", "engines")
     if form == "terminal":
         put_list(header, rows)
     else:
         put_records([dict(zip(header, row, strict=True)) for row in rows], form)
+
+
+def _engines(spec: MethodSpec) -> str:
+    """Return the engines that have what a method of this package needs; nothing of others, which are not imported."""
+    from longctx_bench.core.code_digest import is_own_module
+    from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED
+    from longctx_bench.methods import METHODS
+
+    location = METHODS.location(spec.use)
+    if not is_own_module(location.partition(":")[0]):
+        return ""
+    try:
+        kind: type[Method] = METHODS.resolve(spec.use, f"baselines/{spec.name}: use", None).value
+    except UserError:  # a YAML may misspell a class of this package; `run` says so
+        return ""
+    return "hf, vllm" if kind.capabilities <= SUPPORTED else "hf"
 
 
 def _docstring(spec: MethodSpec) -> str:

@@ -25,6 +25,8 @@ class LoadedObject(NamedTuple):
     """Its source digest; None for objects of this package."""
 
 
+_PACKAGE = "longctx_bench_plugin_"
+"""Begins the names of the packages that modules from files are in."""
 _CODE: dict[str, CodeDigest] = {}
 """By module name. Kept, because Python keeps imported modules: a later edit of the file is not what runs."""
 
@@ -66,6 +68,14 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
     return LoadedObject(value, code)
 
 
+def location_of(kind: type) -> tuple[str, Path | None]:
+    """Return ``use``, and ``folder`` if that is a file, by which :func:`load_object` finds a class in any process."""
+    if not kind.__module__.startswith(_PACKAGE):
+        return f"{kind.__module__}:{kind.__qualname__}", None
+    path = Path(str(sys.modules[kind.__module__].__file__))
+    return f"{path.name}:{kind.__qualname__}", path.parent
+
+
 def _module_by_name(name: str) -> tuple[ModuleType, CodeDigest | None]:
     code = None if is_own_module(name) else _CODE.get(name) or digest_of_module(name)
     module = importlib.import_module(name)
@@ -83,7 +93,7 @@ def _module_from_file(name: str, where: str, folder: Path | None) -> tuple[Modul
     code = digest_of_file(path)
     # One package per folder and source digest: modules imported before an edit are not reused.
     digest = hashlib.sha256(f"{path.resolve()} {code.sha256}".encode()).hexdigest()[:16]
-    package = ModuleType(f"longctx_bench_plugin_{digest}")
+    package = ModuleType(f"{_PACKAGE}{digest}")
     package.__path__ = [str(path.parent)]
     sys.modules.setdefault(package.__name__, package)
     module_name = f"{package.__name__}.{path.stem.replace('.', '_')}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.nope import nope_rope_parameters
 from longctx_bench.methods.override_validation import Change
 from longctx_bench.methods.rope_parameters import FULL, normalize_config
@@ -27,6 +27,8 @@ from longctx_bench.methods.rope_parameters import FULL, normalize_config
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from longctx_bench.methods.banded_attention import BandedRotation
 
     PositionMap = Callable[[torch.Tensor], torch.Tensor]
     """From positions (int64, of any shape) to others of the same shape, whole or not."""
@@ -76,6 +78,7 @@ class BandedAttention(Method):
     """Base class of methods that are bands of distance; a subclass defines :meth:`bands` and :meth:`exact_up_to`."""
 
     changes: ClassVar[frozenset[Change]] = frozenset({"rotary_pairs"})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"banded_attention"})
 
     log_n: bool = False
     """Multiply the query at position i by max(1, ln(i + 1) / ln(training context)) (Su 2021)."""
@@ -112,18 +115,27 @@ class BandedAttention(Method):
 
     @contextmanager
     def patch(self, model: PreTrainedModel, base: BaseModelInfo, length: int) -> Iterator[None]:
-        if self._is_base(base, length):
+        rotation = self.rotation(base, length)
+        if rotation is None:
             yield
             return
-        from longctx_bench.methods.banded_attention import BandedRotation, use_banded_attention
+        from longctx_bench.methods.banded_attention import use_banded_attention
+
+        with use_banded_attention(model, rotation):
+            yield
+
+    def rotation(self, base: BaseModelInfo, length: int) -> BandedRotation | None:
+        """Return what attention does to positions; None where the base's own attention is kept."""
+        method = self.at(base, length)
+        if method._is_base(base, length):
+            return None
+        from longctx_bench.methods.banded_attention import BandedRotation
         from longctx_bench.methods.rope_frequencies import inverse_frequencies
         from longctx_bench.methods.rope_scaling import RoPE
 
         frequencies, factor = inverse_frequencies(base, RoPE(), base.training_context)
-        log_base = base.training_context if self.log_n else None
-        rotation = BandedRotation(self.bands(base, length), frequencies, factor * self.attention_factor, log_base)
-        with use_banded_attention(model, rotation):
-            yield
+        log_base = base.training_context if method.log_n else None
+        return BandedRotation(method.bands(base, length), frequencies, factor * method.attention_factor, log_base)
 
     def _is_base(self, base: BaseModelInfo, length: int) -> bool:
         """Whether nothing is changed at this length, so that the base's own attention is kept, to the last bit."""

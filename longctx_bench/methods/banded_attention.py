@@ -1,5 +1,6 @@
 """The attention of :mod:`longctx_bench.methods.banded`: rotation by band, and one softmax over all bands.
 
+:func:`make_tables` and :func:`attend` are all of it, for any engine; the rest hands it to models of transformers.
 Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
 no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
 a band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
@@ -70,7 +71,7 @@ class _BandTables:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class Tables:
     """All bands for the tokens of one forward pass, whose layers share them."""
 
     mask: torch.Tensor | None
@@ -86,14 +87,14 @@ class _Active:
 
     def __init__(self, rotation: BandedRotation) -> None:
         self.rotation = rotation
-        self._tables: _Tables | None = None
+        self._tables: Tables | None = None
 
-    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None) -> _Tables:
+    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None) -> Tables:
         """Return the tables of a forward pass, made in its first layer."""
         shape = (query.shape[2], total, query.dtype)
         if self._tables is None or self._tables.mask is not mask or self._tables.shape != shape:
             self._tables = None
-            self._tables = _make_tables(self.rotation, shape, mask, query.device)
+            self._tables = make_tables(self.rotation, shape, mask, query.device)
         return self._tables
 
 
@@ -168,15 +169,31 @@ def banded_attention(
         what = refused[0] if refused else "an attention mask of its own"
         raise UserError(f"banded attention is not defined for a model with {what}")
     tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
-    if tables.query_scale is not None:
-        query = query * tables.query_scale
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    is_fused = all(band.block_mask is not None for band in tables.bands)
-    output = (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
+    output = attend(tables, query, key, value, scale)
     return output.transpose(1, 2).to(query.dtype).contiguous(), None
 
 
-def _attend(tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+def attend(tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attend by bands.
+
+    Args:
+        tables: of this forward pass.
+        query: ``[rows, heads, new tokens, head_dim]``, not rotated.
+        key: ``[rows, key heads, all tokens, head_dim]``, not rotated.
+        value: of the same shape.
+        scale: factor on the logits.
+
+    Returns:
+        ``[rows, heads, new tokens, head_dim]`` in fp32.
+    """
+    if tables.query_scale is not None:
+        query = query * tables.query_scale
+    is_fused = all(band.block_mask is not None for band in tables.bands)
+    return (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
+
+
+def _attend(tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, for any tokens, cached or not, padded or not."""
     rows, heads, new, _ = query.shape
     queries = [rotate(query, *band.query) for band in tables.bands]
@@ -251,7 +268,7 @@ def _merge(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
 
 
 def _attend_fused(
-    tables: _Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
     from torch.nn.attention.flex_attention import AuxRequest
@@ -321,9 +338,17 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _make_tables(
+def make_tables(
     rotation: BandedRotation, shape: tuple[int, int, torch.dtype], mask: torch.Tensor | None, device: torch.device
-) -> _Tables:
+) -> Tables:
+    """Return the tables of a forward pass, which all its layers share.
+
+    Args:
+        rotation: what the method does to positions.
+        shape: new tokens of a row, all its tokens with the cached ones, and the model's precision.
+        mask: which slots hold tokens, bool ``[rows, 1, 1, all tokens]``, without gaps; None: all do.
+        device: of queries and keys.
+    """
     new, total, dtype = shape
     # Slots of padding before each row's first token.
     padding = (
@@ -355,4 +380,4 @@ def _make_tables(
     query_scale = None
     if rotation.log_base is not None:
         query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
-    return _Tables(mask, shape, tuple(bands), query_scale)
+    return Tables(mask, shape, tuple(bands), query_scale)

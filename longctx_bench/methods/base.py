@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Capability = Literal["prompt", "per_prompt", "attention_temperature", "query_scale", "model_patch"]
+Capability = Literal["prompt", "per_prompt", "attention_temperature", "query_scale", "banded_attention", "model_patch"]
 """What a method needs from an engine besides config overrides: changed prompt token ids, a scaling factor per prompt, a
-softmax temperature in all attention layers, queries scaled by their positions, Python code that patches the loaded
-transformers model."""
+softmax temperature in all attention layers, queries scaled by their positions, attention by bands of distance, those of
+each prompt if need be (:mod:`longctx_bench.methods.banded`), Python code that patches the loaded transformers model."""
 
 QueryScale = Literal["none", "log-n", "llama4"]
 """Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
@@ -268,7 +268,7 @@ class Method(Component, ABC):
         if "capabilities" not in cls.__dict__:
             implied: tuple[tuple[str, Capability], ...] = (("prompt", "prompt"), ("patch", "model_patch"))
             cls.capabilities = cls.capabilities | {what for name, what in implied if name in cls.__dict__}
-        if cls.per_prompt:
+        if cls.per_prompt and "banded_attention" not in cls.capabilities:
             cls.capabilities = cls.capabilities | {"per_prompt"}
         overrides = cls.__dict__.get("model_overrides")
         if overrides is not None:

@@ -100,6 +100,16 @@ def test_a_method_of_an_entry_point_is_described_by_its_docstring(
     assert "no_such_package:Gone" in rows["gone"]
 
 
+def test_methods_are_listed_with_the_engines_that_have_what_they_need(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "misspelt.yaml").write_text("use: longctx_bench.methods.rope_scaling:YARN\n")
+    code, shown, _ = call("list", "methods", "--format", "json", "--include-path", tmp_path)
+    engines = {row["method"]: row["engines"] for row in json.loads(shown)}
+    assert code == 0
+    assert engines["yarn"] == engines["self-extend"] == engines["jet-long"] == "hf, vllm"
+    assert engines["dynamic-ntk"] == engines["alibi"] == "hf"
+    assert not engines["misspelt"]
+
+
 @pytest.mark.slow
 def test_a_loss_is_no_percentage(call: Any, tmp_path: Path) -> None:
     reference = Path(__file__).parents[2] / "results" / "reference" / "tiny"

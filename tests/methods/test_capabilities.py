@@ -72,7 +72,7 @@ def test_what_a_class_overrides_is_what_it_asks_for(kind: type[Method], capabili
 
 def test_engines_say_what_they_support() -> None:
     assert HFEngine.supports == EchoEngine.supports == ALL_CAPABILITIES
-    assert {"prompt", "attention_temperature"} == SUPPORTED
+    assert {"prompt", "attention_temperature", "banded_attention"} == SUPPORTED
     assert OpenAIEngine.supports == {"prompt"}
 
 
@@ -100,4 +100,5 @@ def test_no_shipped_method_asks_for_what_transformers_cannot_do() -> None:
     assert asked["dynamic-ntk"] == {"per_prompt"}
     assert asked["crop"] == {"prompt"}
     assert asked["alibi"] == {"model_patch"}
+    assert asked["self-extend"] == asked["jet-long"] == {"banded_attention"}
     assert asked["yarn"] == asked["rope"] == set()

@@ -78,9 +78,10 @@ def certify(
     for cell in cells:
         resolved = cell.variant.resolve()
         vllm.load(resolved.folder)
-        outputs = vllm.generate_with_logprobs(requests[cell.cell], resolved.at(cell.cell.length), TOP_LOGPROBS)
+        model = resolved.at(cell.cell.length)
+        outputs = vllm.generate_with_logprobs(requests[cell.cell], model, TOP_LOGPROBS)
         generations = [Generation(tokens, steps) for tokens, steps in outputs]
-        rotation = rotation_of(vllm.collective_rpc("rotary_table", [1]))
+        rotation = rotation_of(vllm.rotary_table(requests[cell.cell][0], model))
         reference = references[cell.cell]
         section = compare_outputs((reference.answers, reference.rotation), (generations, rotation), tolerance, hf.dtype)
         if reference.rounding is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longctx_bench.analysis.parity.output_comparison import Generation, Rotation, first_difference
 from longctx_bench.core.types import Request
 from longctx_bench.engines import memory
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.models.metadata import eos_token_ids
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -21,6 +23,7 @@ class Reference(NamedTuple):
 
     answers: list[Generation]
     rotation: Rotation | None
+    """With which the first prompt is read."""
     rounding: float | None
     """Nats: the largest difference of first-token log-probabilities from those in fp64; None if not measured."""
 
@@ -40,18 +43,29 @@ def generate_reference(
     """
     import torch
 
-    from longctx_bench.engines.hf.engine import apply_method, load_model
+    from longctx_bench.engines.hf.engine import load_model
 
     model: Any = load_model(folder, dtype, device)
-    with apply_method(model, model_under_test, model_under_test.length), torch.inference_mode():
-        rotary = model.base_model.rotary_emb
-        rotation = None
-        if not model_under_test.base.config["model_type"].endswith("_drope"):
-            rotation = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
-        answers = [_generate(model, request, sorted(eos_token_ids(folder) | request.stop_ids)) for request in requests]
+    eos = eos_token_ids(folder)
+    rotation: Rotation | None = None
+    answers: list[Generation] = []
+    with torch.inference_mode():
+        for request in requests:
+            with _applied(model, model_under_test, request):
+                if not answers and not model_under_test.base.config["model_type"].endswith("_drope"):
+                    rotary = model.base_model.rotary_emb
+                    rotation = Rotation(rotary.inv_freq.double().tolist(), float(rotary.attention_scaling))
+                answers.append(_generate(model, request, sorted(eos | request.stop_ids)))
         # Last, because it converts the loaded weights.
-        rounding = _rounding_error(model, requests[:in_fp64], answers)
+        rounding = _rounding_error(model, model_under_test, requests[:in_fp64], answers)
     return Reference(answers, rotation, rounding)
+
+
+def _applied(model: Any, model_under_test: ModelUnderTest, request: Request) -> AbstractContextManager[None]:
+    from longctx_bench.engines.hf.engine import apply_method
+
+    length = num_total_tokens(request) if model_under_test.method.per_prompt else model_under_test.length
+    return apply_method(model, model_under_test, length)
 
 
 def _generate(model: Any, request: Request, eos_token_ids: list[int]) -> Generation:
@@ -72,7 +86,9 @@ def _generate(model: Any, request: Request, eos_token_ids: list[int]) -> Generat
     return Generation(output.sequences[0, ids.shape[1] :].tolist(), steps)
 
 
-def _rounding_error(model: Any, requests: Sequence[Request], answers: Sequence[Generation]) -> float | None:
+def _rounding_error(
+    model: Any, model_under_test: ModelUnderTest, requests: Sequence[Request], answers: Sequence[Generation]
+) -> float | None:
     """Compare first tokens with those of the same weights in fp64; norms and rotary angles stay in fp32, as coded."""
     import torch
 
@@ -83,7 +99,8 @@ def _rounding_error(model: Any, requests: Sequence[Request], answers: Sequence[G
         differences = []
         for request, answer in zip(requests, answers, strict=False):
             ids = torch.tensor([list(request.input_ids)], device=model.device)
-            logits = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+            with _applied(model, model_under_test, request):
+                logits = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
             differences.append(first_difference(answer.steps[0], _top_logprobs(logits)))
         return max(differences)
     except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -71,6 +71,7 @@ _NOT_EXPORTED: dict[Capability, str] = {
     "per_prompt": "follows each prompt's own length, and a checkpoint has one set of frequencies",
     "prompt": "changes the prompts, not the model",
     "query_scale": "scales queries by their positions, which stock models do not",
+    "banded_attention": "attends by bands of distance, which stock models do not",
     "model_patch": "has its own attention code, which no config can name",
 }
 

@@ -1,5 +1,7 @@
 """The vLLM engine: greedy decoding by vLLM, one ``LLM`` per cell because its positions are fixed.
 
+Methods by distance whose bands follow each prompt (``jet-long``) take one ``LLM`` for all prompts with the same bands.
+
 Token ids go in and come out; end tokens, stop tokens and the stopping criterion are applied here, by the same
 :class:`~longctx_bench.engines.request_state.RequestState` as in the transformers engine.
 """
@@ -10,11 +12,11 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -25,6 +27,7 @@ from longctx_bench.engines import memory
 from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.request_state import RequestState
+from longctx_bench.engines.vllm_backend.banded_config import banded_config, bands_digest
 from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED, vllm_overrides
 from longctx_bench.models.checkpoint import load_tokenizer, read_config
 from longctx_bench.models.metadata import eos_token_ids
@@ -38,6 +41,25 @@ _CPU_CACHE_SHARE = 0.4
 """Share of the free memory that the KV cache may take beyond what one prompt needs."""
 _BLOCK = 128
 """Tokens per block of vLLM's KV cache on a CPU."""
+
+
+class _Built(NamedTuple):
+    """What tells vLLM engines apart."""
+
+    folder: Path
+    hf_overrides: dict[str, Any]
+    bands: str | None
+    """Digest of the bands, for methods by distance."""
+    max_model_len: int
+
+
+@dataclass
+class _Group:
+    """Requests of a batch that one vLLM engine runs."""
+
+    needed: _Built
+    additional_config: dict[str, Any]
+    indices: list[int]
 
 
 class VLLMOptions(DeviceOptions):
@@ -89,7 +111,7 @@ class VLLMEngine:
         self._tokenizer: Any = None
         self.eos_token_ids: frozenset[int] = frozenset()
         self._longest = 0
-        self._built: tuple[Path, str] | None = None
+        self._built: _Built | None = None
         self.llm: Any = None
 
     def load(self, folder: Path) -> None:
@@ -109,7 +131,7 @@ class VLLMEngine:
         return memory.measure_speed(getattr(torch, self.dtype), self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Batch by token budget; methods whose positions differ between prompts are refused anyway."""
+        """Batch by token budget; what positions a prompt needs is told apart within a batch."""
         self._longest = max(map(num_total_tokens, requests), default=0)
         return batch_by_tokens(requests, self._batch_tokens)
 
@@ -121,9 +143,16 @@ class VLLMEngine:
         Raises:
             UserError: vLLM computes the method differently or not at all, or cannot load the model.
         """
-        self.prepare(batch, model)
+        generations: dict[int, Generation] = {}
+        for group in self._groups(batch, model):
+            self._prepare(group)
+            requests = [batch[index] for index in group.indices]
+            generations |= zip(group.indices, self._generate(requests, should_stop), strict=True)
+        yield from (generations[index] for index in range(len(batch)))
+
+    def _generate(self, requests: Sequence[Request], should_stop: StoppingCriterion) -> Iterator[Generation]:
         started = perf_counter()
-        states = {str(index): RequestState(request) for index, request in enumerate(batch)}
+        states = {str(index): RequestState(request) for index, request in enumerate(requests)}
         engine = self.llm.llm_engine
         for request_id, state in states.items():
             request = state.request
@@ -137,7 +166,7 @@ class VLLMEngine:
                 )
                 if finished and not output.finished:
                     engine.abort_request([output.request_id])
-        seconds = (perf_counter() - started) / len(batch)
+        seconds = (perf_counter() - started) / len(requests)
         for state in states.values():
             request, reason = state.request, state.finish_reason or "length"
             yield Generation(request.example_id, state.text, len(request.input_ids), len(state.tokens), reason, seconds)
@@ -178,53 +207,80 @@ class VLLMEngine:
             UserError: as :meth:`generate`.
         """
         self._longest = max(map(num_total_tokens, batch), default=0)
-        self.prepare(batch, model)
-        prompts = [{"prompt_token_ids": list(request.input_ids)} for request in batch]
-        params = [self._sampling(request, logprobs=num_logprobs) for request in batch]
-        outputs = [output.outputs[0] for output in self.llm.generate(prompts, params, use_tqdm=False)]
-        return [
-            (
-                list(output.token_ids),
-                [{token: item.logprob for token, item in step.items()} for step in output.logprobs],
-            )
-            for output in outputs
-        ]
+        results: dict[int, tuple[list[int], list[dict[int, float]]]] = {}
+        for group in self._groups(batch, model):
+            self._prepare(group)
+            requests = [batch[index] for index in group.indices]
+            prompts = [{"prompt_token_ids": list(request.input_ids)} for request in requests]
+            params = [self._sampling(request, logprobs=num_logprobs) for request in requests]
+            outputs = self.llm.generate(prompts, params, use_tqdm=False)
+            for index, output in zip(group.indices, outputs, strict=True):
+                [found] = output.outputs
+                steps = [{token: item.logprob for token, item in step.items()} for step in found.logprobs]
+                results[index] = list(found.token_ids), steps
+        return [results[index] for index in range(len(batch))]
 
-    def prepare(self, batch: Sequence[Request], model: ModelUnderTest) -> None:
-        """Build a vLLM engine with the method's positions, unless the present one has them.
+    def rotary_table(self, request: Request, model: ModelUnderTest) -> list[list[float]] | None:
+        """Return the row ``[cos, sin]`` of position 1 with which a prompt is read; None for models without positions.
+
+        Raises:
+            UserError: as :meth:`generate`.
+        """
+        [group] = self._groups([request], model)
+        self._prepare(group)
+        rows: list[list[float]] | None = self.collective_rpc("rotary_table", [1])
+        return rows
+
+    def _groups(self, batch: Sequence[Request], model: ModelUnderTest) -> list[_Group]:
+        """Return the vLLM engines that a batch needs, with its requests: more than one for bands that follow prompts.
 
         Raises:
             UserError: as :meth:`generate`.
         """
         assert self._folder is not None
-        longest = max(self._longest, *map(num_total_tokens, batch))
-        max_model_len = max(model.length, longest)
-        lengths = {num_total_tokens(request) for request in batch} if model.length == NATURAL else {model.length}
-        overrides = [vllm_overrides(model.base, model.method, length, max_model_len) for length in sorted(lengths)]
-        if any(other != overrides[0] for other in overrides):
+        base, method = model.base, model.method
+        max_model_len = max(model.length, self._longest, *map(num_total_tokens, batch))
+        follows_prompts = model.length == NATURAL or method.per_prompt
+        by_length: dict[int, list[int]] = {}
+        for index, request in enumerate(batch):
+            by_length.setdefault(num_total_tokens(request) if follows_prompts else model.length, []).append(index)
+        groups: dict[str, _Group] = {}
+        for length, indices in by_length.items():
+            overrides = vllm_overrides(base, method, length, max_model_len)
+            needed = _Built(self._folder, overrides, bands_digest(base, method, length, max_model_len), max_model_len)
+            config = banded_config(base, method, length)
+            groups.setdefault(repr(needed), _Group(needed, config, [])).indices.extend(indices)
+        if len(groups) > 1 and "banded_attention" not in method.required_capabilities():
             raise UserError(
-                f"--engine vllm cannot run {type(model.method).__name__} at --length natural: its factor follows each "
+                f"--engine vllm cannot run {type(method).__name__} at --length natural: its factor follows each "
                 f"prompt, and vLLM's positions are fixed for all prompts; use --engine hf"
             )
-        key = (self._folder, repr((overrides[0], max_model_len)))
-        if key != self._built:
-            self._drop()
-            self.llm = self._build(self._folder, overrides[0], max_model_len)
-            self._built = key
+        return list(groups.values())
 
-    def _build(self, folder: Path, overrides: dict[str, Any], max_model_len: int) -> Any:
+    def _prepare(self, group: _Group) -> None:
+        """Build the vLLM engine of a group, unless it is the present one."""
+        if group.needed != self._built:
+            self._drop()
+            self.llm = self._build(group)
+            self._built = group.needed
+
+    def _build(self, group: _Group) -> Any:
         from vllm import LLM
 
+        needed = group.needed
         options: dict[str, Any] = {}
         if self.device == "cpu":
-            options = {"enforce_eager": True, "kv_cache_memory_bytes": self._cache_bytes(folder, max_model_len)}
+            options["kv_cache_memory_bytes"] = self._cache_bytes(needed.folder, needed.max_model_len)
+        # Attention by bands has other shapes in each pass, which no CUDA graph can replay.
+        options["enforce_eager"] = self.device == "cpu" or needed.bands is not None
         try:
             return LLM(
-                model=str(folder),
+                model=str(needed.folder),
                 skip_tokenizer_init=True,
                 dtype=self.dtype,
-                max_model_len=max_model_len,
-                hf_overrides=overrides,
+                max_model_len=needed.max_model_len,
+                hf_overrides=needed.hf_overrides,
+                additional_config=group.additional_config,
                 generation_config="vllm",
                 enable_prefix_caching=True,
                 tensor_parallel_size=self._tensor_parallel,
@@ -234,7 +290,7 @@ class VLLMEngine:
                 **options,
             )
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
-            raise UserError(f"{folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
+            raise UserError(f"{needed.folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
 
     def _cache_bytes(self, folder: Path, max_model_len: int) -> int:
         estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)

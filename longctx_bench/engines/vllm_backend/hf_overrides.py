@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.engines.vllm_backend.banded_config import rotation_at
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.factor_list import with_mscale
 from longctx_bench.methods.nope import identity_llama3_rope_parameters
@@ -22,7 +23,10 @@ ARCHITECTURES = {
 }
 """model_type -> the plug-in's class for it, without positions and with any softmax scale."""
 
-SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature"})
+BANDED_ARCHITECTURES = {"llama": "LlamaBandedForCausalLM", "qwen2": "Qwen2BandedForCausalLM"}
+"""model_type -> the plug-in's class for it with attention by bands."""
+
+SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature", "banded_attention"})
 """What methods may need of vLLM, with the plug-in's classes."""
 _WHY_NOT: dict[Capability, str] = {
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
@@ -45,7 +49,8 @@ def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_l
 
     Returns:
         ``max_position_embeddings`` and, complete, ``rope_parameters``; for models without positions whose softmax is
-        scaled or whose queries are normalised also ``architectures``, the plug-in's class, and ``softmax_scale``.
+        scaled or whose queries are normalised also ``architectures``, the plug-in's class, and ``softmax_scale``; for
+        methods by distance ``architectures`` (what they do to positions is in ``banded_config.py``).
 
     Raises:
         UserError: vLLM would not compute this method, or this base, as transformers does.
@@ -67,6 +72,8 @@ def _without_positions(base: BaseModelInfo, method: Method, length: int, max_mod
     overrides: dict[str, Any] = {"rope_parameters": rope, "max_position_embeddings": max_model_len}
     beta = method.attention_temperature(base, length)
     kind = base.config["model_type"]
+    if rotation_at(base, method, length) is not None:
+        return overrides | {"architectures": [BANDED_ARCHITECTURES[kind]]}
     if beta != 1.0 or kind.endswith("_drope"):
         scale = base.config.get("softmax_scale") or base.head_dim**-0.5
         overrides |= {"architectures": [ARCHITECTURES[kind]], "softmax_scale": scale * beta}

@@ -9,14 +9,21 @@ from typing import Any
 
 
 def register() -> None:
-    """Register ``llama_drope`` and ``qwen2_drope``: their configs with transformers, their classes with vLLM."""
+    """Register model classes with vLLM by their names, and the configs of ``llama_drope`` and ``qwen2_drope``.
+
+    A model is of such a class if its config or this project's engine says so; no other is touched.
+    """
     from vllm import ModelRegistry
 
     import longctx_bench.methods.modeling_drope  # noqa: F401  (registers the configs)
 
-    for name in ("LlamaDropeForCausalLM", "Qwen2DropeForCausalLM"):
-        # By name, so that vLLM can inspect the class in a subprocess before it uses any device.
-        ModelRegistry.register_model(name, f"longctx_bench.engines.vllm_backend.modeling_drope:{name}")
+    for module, names in (
+        ("modeling_drope", ("LlamaDropeForCausalLM", "Qwen2DropeForCausalLM")),
+        ("modeling_banded", ("LlamaBandedForCausalLM", "Qwen2BandedForCausalLM")),
+    ):
+        for name in names:
+            # By name, so that vLLM can inspect the class in a subprocess before it uses any device.
+            ModelRegistry.register_model(name, f"longctx_bench.engines.vllm_backend.{module}:{name}")
 
 
 class WorkerExtension:

@@ -143,7 +143,7 @@ class SameAgain:
         self.row = [factor * math.cos(angle) for angle in angles] + [factor * math.sin(angle) for angle in angles]
         return [(answer.tokens, answer.steps) for answer in found.answers]
 
-    def collective_rpc(self, question: str, positions: list[int]) -> list[list[float]]:
+    def rotary_table(self, request: Any, model: Any) -> list[list[float]]:
         return [self.row]
 
     def settings(self) -> dict[str, Any]:

@@ -14,11 +14,14 @@ from longctx_bench.engines.vllm_backend.hf_overrides import vllm_overrides
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.drope import DroPE
+from longctx_bench.methods.jet_long import JetLong
 from longctx_bench.methods.mrrope import MrRoPEPro
 from longctx_bench.methods.nope import NoPE
+from longctx_bench.methods.rerope import ReRoPE
 from longctx_bench.methods.rnope_swa import RNoPESWA
 from longctx_bench.methods.rope_scaling import NTK, PI, Crop, DynamicNTK, Llama3, LongRoPE, RoPE, YaRN
 from longctx_bench.methods.scalar_schedule import ScalarSchedule
+from longctx_bench.methods.self_extend import SelfExtend
 
 UNROTATED = {"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
@@ -106,8 +109,28 @@ def test_a_published_scale_is_multiplied_by_the_temperature() -> None:
     assert plain["architectures"] == ["LlamaDropeForCausalLM"]
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("method", [SelfExtend(), JetLong(), ReRoPE()], ids=lambda method: type(method).__name__)
+def test_a_method_by_distance_asks_for_the_plug_in_and_no_rotation(method: Method, kind: str) -> None:
+    found = overrides(method, kind=kind)
+    assert found["architectures"] == [f"{kind.title()}BandedForCausalLM"]
+    assert found["rope_parameters"] == overrides(NoPE(), kind=kind)["rope_parameters"]
+    assert found["max_position_embeddings"] == 2048
+
+
+def test_a_method_by_distance_that_changes_nothing_is_the_base() -> None:
+    assert overrides(JetLong(), 512) == overrides(RoPE(), 512)
+
+
 class Patches(RoPE):
-    """A method of someone's own that rewrites the loaded model, as SelfExtend does."""
+    """A method of someone's own that rewrites the loaded model."""
+
+    def patch(self, model: Any, base: BaseModelInfo, length: int) -> Any:
+        raise AssertionError("must be refused before")
+
+
+class PatchedBands(SelfExtend):
+    """Bands, and something besides that vLLM knows nothing of."""
 
     def patch(self, model: Any, base: BaseModelInfo, length: int) -> Any:
         raise AssertionError("must be refused before")
@@ -128,6 +151,9 @@ LISTS = LongRoPE(short_factor=(1.0,) * 8, long_factor=(2.0,) * 8)
         (LISTS, {}, "longrope"),
         (ALiBi(), {"rope_parameters": UNROTATED}, "changes a loaded model"),
         (Patches(), {}, "changes a loaded model"),
+        (PatchedBands(), {}, "changes a loaded model"),
+        (SelfExtend(query_scale="llama4"), {}, "do not scale queries"),
+        (SelfExtend(), {"kind": "mistral"}, "mistral"),
         (Strange(), {}, "attention_sinks"),
         (RNoPESWA(), {"kind": "smollm3"}, "smollm3"),
         (RoPE(), {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
