@@ -5,6 +5,7 @@ BIN := .venv/bin
 DEMO := results/demo
 
 REFERENCE := results/reference/tiny
+RESULTS := $(REFERENCE).bundle
 RATIOS := results/benchmarks.jsonl
 
 .PHONY: demo test wheels docs vllm lowest newest lint audit benchmarks reference browser clean
@@ -52,15 +53,15 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench probe factors tiny --scale 8x --out $(REFERENCE)
 	$(BIN)/longctx-bench probe attention drope-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
 	$(BIN)/longctx-bench probe attention yarn-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
-	$(BIN)/longctx-bench report $(REFERENCE) --table all --format md --out $(REFERENCE)/report.md
-	$(BIN)/longctx-bench report $(REFERENCE) --format latex --out $(REFERENCE)/tables.tex
-	$(BIN)/longctx-bench compare drope-tiny yarn-tiny-control $(REFERENCE) --format md --out $(REFERENCE)/drope-and-yarn.md
-	$(BIN)/longctx-bench compare drope-tiny drope-plain-tiny $(REFERENCE) --format md --out $(REFERENCE)/drope-and-plain.md
-	$(BIN)/longctx-bench figures $(REFERENCE) --kind all
-	$(BIN)/longctx-bench figures $(REFERENCE) --kind curves
-	$(BIN)/longctx-bench figures $(REFERENCE) --kind heatmap --format pdf
-	$(BIN)/longctx-bench figures $(REFERENCE) --paper drope --base tiny --format png
-	$(BIN)/longctx-bench report $(REFERENCE) --format html --out $(REFERENCE)/page.html
+	$(BIN)/longctx-bench report $(RESULTS) --table all --format md --out $(REFERENCE)/report.md
+	$(BIN)/longctx-bench report $(RESULTS) --format latex --out $(REFERENCE)/tables.tex
+	$(BIN)/longctx-bench compare drope-tiny yarn-tiny-control $(RESULTS) --format md --out $(REFERENCE)/drope-and-yarn.md
+	$(BIN)/longctx-bench compare drope-tiny drope-plain-tiny $(RESULTS) --format md --out $(REFERENCE)/drope-and-plain.md
+	$(BIN)/longctx-bench figures $(RESULTS) --kind all
+	$(BIN)/longctx-bench figures $(RESULTS) --kind curves
+	$(BIN)/longctx-bench figures $(RESULTS) --kind heatmap --format pdf
+	$(BIN)/longctx-bench figures $(RESULTS) --paper drope --base tiny --format png
+	$(BIN)/longctx-bench report $(RESULTS) --format html --out $(REFERENCE)/page.html
 
 # The page's tests drive a real browser; without one they are skipped. Debian's names, as root.
 browser:

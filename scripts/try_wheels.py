@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "reference" / "tiny"
+RESULTS = ROOT / "results" / "reference" / "tiny.bundle"
 DEMO = ["run", "--model", "drope-tiny", "--tasks", "niah", "--scale", "2x", "--limit", "2"]
 
 

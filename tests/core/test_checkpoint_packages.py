@@ -133,7 +133,7 @@ main()
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_results_are_read_without_torch(arguments: list[Any], code: int, said: str, tmp_path: Path) -> None:
-    results = str(ROOT / "results" / "reference" / "tiny")
+    results = str(ROOT / "results" / "reference" / "tiny.bundle")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *(results if each == "RESULTS" else each for each in arguments)],
         cwd=tmp_path,
