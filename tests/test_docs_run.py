@@ -34,7 +34,7 @@ def test_every_block_is_run_or_says_why_not(document: str) -> None:
     assert found
     for block in found:
         where = f"{document}: line {block.line}"
-        assert block.kind in {"", "yaml", "python", "csv", "toml", "text"}, where
+        assert block.kind in {"", "bash", "yaml", "python", "csv", "toml", "text"}, where
         if block.run_by is not None:
             assert Path(document).name in (ROOT / block.run_by).read_text(encoding="utf-8"), where
         elif block.why_not is None:
