@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 
 def is_interactive() -> bool:
     """Whether somebody watches: standard error is a terminal, or this is a notebook."""
-    return _can_redraw(Console(file=sys.stderr))
-
-
-def _can_redraw(console: Console) -> bool:
+    console = Console(file=sys.stderr)
     return console.is_terminal or console.is_jupyter
 
 
+def _can_redraw(console: Console) -> bool:
+    # Without ipywidgets, rich would warn in place of each step of the bar.
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 class ProgressBar:
-    """Shows a run on standard error or in a notebook; in a pipe, one line per cell instead of a moving bar."""
+    """Shows a run on standard error or in a notebook: a moving bar or, in a pipe and without ipywidgets, lines."""
 
     def __init__(self) -> None:
         # Bound now: sys.stderr is redirected while lm-eval runs, to hide its own progress bars.
@@ -55,6 +58,8 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # In a notebook, stopping does not draw the last state.
+        self._progress.refresh()
         self._progress.stop()
 
     def begin(self, cells: int, examples: int) -> None:
