@@ -8,7 +8,7 @@ REFERENCE := results/reference/tiny
 RESULTS := $(REFERENCE).bundle
 RATIOS := results/benchmarks.jsonl
 
-.PHONY: demo test wheels docs vllm lowest newest lint audit benchmarks reference browser clean
+.PHONY: demo test wheels docs vllm lowest newest lint lock audit benchmarks reference browser clean
 
 demo: .venv/.installed
 	$(BIN)/longctx-bench run --model rope-tiny,ntk-tiny,yarn-tiny,drope-tiny --tasks niah \
@@ -88,6 +88,15 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# constraints.txt again: one version of everything for each supported Python and system. What pyproject.toml still allows
+# stays as it is; UPGRADE=1 takes the newest of everything, UPGRADE=NAME of one package.
+lock:
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra docs --no-annotate \
+	  --custom-compile-command 'make lock' --output-file constraints.txt \
+	  $(if $(UPGRADE),$(if $(filter 1,$(UPGRADE)),--upgrade,--upgrade-package $(UPGRADE))) pyproject.toml
+
 # The pinned dependencies against the known vulnerabilities; what the package index does not know is listed as skipped.
 audit:
 	$(PYTHON) -m venv .venv-audit
@@ -113,4 +122,4 @@ audit:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit .venv-lowest .venv-newest dist site results/demo
+	rm -rf .venv .venv-vllm .venv-audit .venv-lock .venv-lowest .venv-newest dist site results/demo

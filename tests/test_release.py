@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -19,6 +21,29 @@ def test_the_version_is_that_of_the_citation_and_the_changelog() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert citation["version"] == newest[1] == PROJECT["version"]
+
+
+def test_the_lock_file_has_a_version_within_bounds_of_every_requirement() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    pinned: dict[str, list[Requirement]] = {}
+    for pin in map(Requirement, filter(None, map(str.strip, lines))):
+        assert [entry.operator for entry in pin.specifier] == ["=="], pin
+        pinned.setdefault(canonicalize_name(pin.name), []).append(pin)
+    extras = PROJECT["optional-dependencies"]
+    # vLLM has versions of its own (requirements-vllm.txt), the weights too.
+    locked = [name for name in extras if name not in {"vllm", "tiny", "smollm"}]
+    for text in [*PROJECT["dependencies"], *(text for name in locked for text in extras[name])]:
+        needed = Requirement(text)
+        if needed.name == PROJECT["name"]:
+            continue
+        for python in re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"])):
+            environment = {"python_version": python, "python_full_version": f"{python}.9"}
+            [pin] = [
+                pin
+                for pin in pinned[canonicalize_name(needed.name)]
+                if pin.marker is None or pin.marker.evaluate(environment)
+            ]
+            assert needed.specifier.contains(next(iter(pin.specifier)).version), (text, str(pin))
 
 
 def test_every_supported_python_is_tested() -> None:
