@@ -22,7 +22,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 from longctx_bench.methods.nope import nope_rope_parameters
 from longctx_bench.methods.override_validation import Change
-from longctx_bench.methods.rope_parameters import FULL, normalize_config
+from longctx_bench.methods.rope_parameters import FULL
 
 if TYPE_CHECKING:
     import torch
@@ -165,13 +165,12 @@ def require_whole_rotation(base: BaseModelInfo, method: str) -> None:
         UserError: it does not, or it is not known to.
     """
     positions = base.positions
-    kinds = set(normalize_config(base.name, base.config).get("layer_types") or ())
     why = None
     if positions.pairs == 0:
         why = "it has no rotary positions left"
     elif 2 * positions.pairs != positions.head_dim:
         why = f"it rotates only {2 * positions.pairs} of the {positions.head_dim} dimensions of a head"
-    elif positions.nested is not None or positions.window is not None or kinds - {FULL}:
+    elif positions.nested is not None or positions.window is not None or positions.layer_types - {FULL}:
         why = "some of its layers attend to a window alone"
     elif positions.rope["rope_type"] in _LENGTH_DEPENDENT:
         why = f"its own scaling ('{positions.rope['rope_type']}') depends on the length"

@@ -31,6 +31,8 @@ class RotaryPositions:
     """``model_type``."""
     window: int | None = None
     """Sliding window of all rotated layers; None if one of them has full attention."""
+    layer_types: frozenset[str] = frozenset()
+    """The kinds of attention of the layers; empty if the config does not tell them apart."""
 
     @property
     def pairs(self) -> int:
@@ -103,7 +105,8 @@ def read_positions(name: str, config: Mapping[str, Any], training_context: int) 
         raise UserError(f"{name}: its config names no rope_theta: it has no rotary positions to change")
     heads = full.get("num_attention_heads")
     head_dim = full.get("head_dim") or (int(full["hidden_size"]) // int(heads) if heads else 0)
-    return RotaryPositions(rope, int(head_dim), training_context, nested, kind, _window(full))
+    kinds = frozenset(full.get("layer_types") or ())
+    return RotaryPositions(rope, int(head_dim), training_context, nested, kind, _window(full), kinds)
 
 
 def normalize_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
