@@ -3,7 +3,8 @@
 - ``<!-- not run: WHY -->``: no part of the block.
 - ``<!-- not run, lines with WORDS: WHY -->``: not those lines.
 - ``<!-- run by: tests/FILE.py -->``: that test reads the document and runs the block.
-- ``<!-- run with: OPTIONS -->``: appended to each ``longctx-bench run``, ``calibrate`` and ``examples``, to be short.
+- ``<!-- run with: OPTIONS -->``: appended to each ``longctx-bench run``, ``calibrate``, ``check`` and ``examples``, to
+  be short.
 
 A YAML, CSV or Python block whose last line before it ends in ```NAME`:`` is written to that file, for the commands
 that follow; any other Python block is run. A ``text`` block shows something and is not run.
@@ -44,7 +45,7 @@ class Block:
         """The lines to run, continued ones joined, without those that are left out and without comments."""
         lines = [re.sub(r"\s+#\s.*", "", line) for line in self.text.replace("\\\n", "").splitlines()]
         kept = [line for line in lines if line.strip() and not any(words in line for words, _ in self.left_out)]
-        short = re.compile(r"longctx-bench (run|calibrate|examples) ")
+        short = re.compile(r"longctx-bench (run|calibrate|check|examples) ")
         return [f"{line} {self.options}".strip() if short.match(line) else line for line in kept]
 
 
