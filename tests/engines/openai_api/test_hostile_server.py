@@ -177,7 +177,9 @@ def test_an_answer_packed_otherwise_than_asked_for_is_refused(hostile: Hostile, 
     _refused(ask, "was not asked for")
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"{}" * 99)[:-9], b""], ids=["not gzip", "cut short", "empty"]
+)
 def test_a_damaged_packed_answer_is_asked_for_again(hostile: Hostile, ask: Any, content: bytes) -> None:
     def once(handler: Any, honest: bytes, number: int) -> None:
         handler.say(gzip.compress(honest) if number > 2 else content, Content_Encoding="gzip")
