@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bench.report_speed import measure
 from bench.synthetic_store import make_store
@@ -33,6 +34,7 @@ def test_an_invented_store_reads_like_a_real_one(tmp_path: Path) -> None:
     assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_timing_says_what_it_read(tmp_path: Path) -> None:
     made, reading, report = measure(2, 3, 2, 5, tmp_path)
     assert made.startswith("made 60 records in 12 cells, ")

@@ -67,6 +67,7 @@ def test_a_prompt_is_the_whole_text(tokenizer: Any, fresh: Any, prompt: str, pre
     assert encoder.size(prompt) == len(whole(tokenizer, prompt, special=False))
 
 
+@pytest.mark.slow
 @CHECKED
 @given(prompt=TEXTS, prefix=TEXTS)
 def test_a_chat_is_the_whole_text(tokenizer: Any, fresh: Any, prompt: str, prefix: str) -> None:

@@ -64,6 +64,7 @@ def test_the_page_differs_in_the_names_alone(call: Any, folder: Path, bundle: Pa
     assert second.replace("made.bundle", "made") == first
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_and_lie_in_the_folder_of_its_name(call: Any, folder: Path, bundle: Path) -> None:
     code, _, _ = call("figures", folder, "--kind", "heatmap,length")
     assert code == 0
@@ -158,6 +159,7 @@ def test_texts_that_were_left_out_come_back_with_the_data(call: Any, tiny_folder
     assert (code, "differs from the one in the run" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_reading_results_needs_no_torch(bundle: Path, folder: Path) -> None:
     code = (
         "import sys\n"

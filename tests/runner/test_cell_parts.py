@@ -363,6 +363,7 @@ _HASHES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "values"), [(NumbersById, st.integers(0, 2**62)), (HashesById, _HASHES)])
 def test_maps_by_example_are_dicts_in_order(kind: Any, values: Any) -> None:
     @given(st.lists(st.tuples(st.booleans(), _NAMES, values)))

@@ -57,6 +57,7 @@ def test_two_processes_write_the_same_bytes(several: None, alone: list[str]) -> 
     assert list(export_lines(jobs("niah_single_1,vt,qa_1"), FOLDER)) == alone
 
 
+@pytest.mark.slow
 def test_the_other_process_writes_too(several: None, monkeypatch: pytest.MonkeyPatch, alone: list[str]) -> None:
     own: list[int] = []
     write = export_prompts._Writer.lines

@@ -68,6 +68,7 @@ def generated_tokens(folder: Path, model: ModelUnderTest) -> list[list[int]]:
     return [row.tolist() for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [YaRN(), ALiBi(), DynamicNTK()], ids=lambda method: type(method).__name__)
 def test_every_switch_gives_the_tokens_of_exact_mode(tiny_folder: Path, method: Method) -> None:
     model = under_test(tiny_folder, method)
@@ -81,6 +82,7 @@ def test_every_switch_gives_the_tokens_of_exact_mode(tiny_folder: Path, method: 
         assert generate(made, drafted, model) == exact, off
 
 
+@pytest.mark.slow
 def test_all_ends_of_a_request_are_those_of_exact_mode(tiny_folder: Path) -> None:
     model, exact, ours = under_test(tiny_folder, YaRN()), engine(tiny_folder, exact=True), engine(tiny_folder)
     plain = generate(exact, requests(), model)
@@ -128,6 +130,7 @@ def test_a_checkpoints_generation_config_is_no_part_of_greedy_decoding(tiny_fold
     assert generate(made, requests(), model) == expected
 
 
+@pytest.mark.slow
 def test_exact_mode_is_an_engine_argument_that_results_name(tmp_path: Path, call: Any) -> None:
     made = make_engine("hf", {"exact": "true"}, device="cpu", dtype="float32")
     assert made.settings()["exact"] is True

@@ -121,6 +121,7 @@ def test_what_the_kernel_does_not_compute_is_left_to_the_models_own(what: str, m
     assert used == ["kernel" if what == "fits" else "own"]
 
 
+@pytest.mark.slow
 def test_a_layer_in_another_module_than_its_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """DroPE's and other derived classes stand in a module of their own, their layers in the architecture's."""
     own = modeling_llama.apply_rotary_pos_emb

@@ -50,6 +50,7 @@ def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"no server after {_START_SECONDS} s: {log.read_text()[-3000:]}")
 
 
+@pytest.mark.slow
 def test_the_length_that_is_served_is_the_one_that_was_exported(call: Any, tmp_path: Path) -> None:
     export, serve, run = (shlex.split(command) for command in serving().commands)
     assert export[:2] == ["longctx-bench", "export"]

@@ -112,6 +112,7 @@ def test_shards_hold_each_new_book_once(tmp_path: Path, capsys: pytest.CaptureFi
         assert (tmp_path / "b" / shard.name).read_bytes() == shard.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_shard_never_exceeds_its_size(tmp_path: Path) -> None:
     rng = random.Random(0)
     writer = ShardWriter(tmp_path, 0, 300_000)
