@@ -15,6 +15,8 @@ demo: .venv/.installed
 	  --scale 1x,2x,4x,8x --limit 22 --out $(DEMO)
 	$(BIN)/longctx-bench figures $(DEMO)
 
+# Bytecode is kept, or each of the many processes that the tests start would compile everything again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/.installed-dev lint
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
