@@ -112,7 +112,7 @@ def test_methods_are_listed_with_the_engines_that_have_what_they_need(call: Any,
 
 @pytest.mark.slow
 def test_a_loss_is_no_percentage(call: Any, tmp_path: Path) -> None:
-    reference = Path(__file__).parents[2] / "results" / "reference" / "tiny"
+    reference = Path(__file__).parents[2] / "results" / "reference" / "tiny.bundle"
     code, shown, _ = call("list", "results", reference)
     assert code == 0
     [line] = [line for line in shown.splitlines() if line.startswith("yarn-tiny/perplexity_last/512 ")]
