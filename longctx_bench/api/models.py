@@ -300,9 +300,8 @@ def calibrate_heads(
         first_seed + SEED_OFFSET, parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
     )  # fmt: skip
     fitted = variant.method.with_head_temperatures(temperatures)
-    # Other examples than those that the temperatures were fitted on.
     check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    found = {factor: check.score(_at_scale(resolved, fitted, factor), examples) for factor in scales}
+    found = _share_found(check, resolved, dict.fromkeys(scales, fitted), examples)
     path = write_head_temperatures(
         target, variant.method, variant.method_name, temperatures, points, benchmarks, first_seed + SEED_OFFSET, found
     )
@@ -433,15 +432,20 @@ def search_factors(
         resolved.base, goal, scales, prompts, budget, first_seed,
         lambda point: None if tell is None else tell(point, budget.evaluations),
     )  # fmt: skip
-    # Other examples than those that the lists were chosen by.
     check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    found = {
-        factor: check.score(_at_scale(resolved, searches.longrope_with(factors), factor), prompts)
-        for factor, factors in search.table.items()
-    }
+    found = _share_found(
+        check, resolved, {factor: searches.longrope_with(factors) for factor, factors in search.table.items()}, prompts
+    )
     path = searches.write_factors(target, goal, search, budget, prompts, first_seed, found)
     return FactorCalibration(variant.name, search, found, path)
 
 
-def _at_scale(resolved: ResolvedVariant, method: Method, scale: float) -> ModelUnderTest:
-    return ModelUnderTest(resolved.base, method, round(scale * resolved.base.training_context))
+def _share_found(
+    check: Objective, resolved: ResolvedVariant, methods: Mapping[float, Method], examples: int
+) -> dict[float, float]:
+    """Return the share of needles found at each scale; ``check`` draws other examples than the fit did."""
+    context = resolved.base.training_context
+    return {
+        scale: check.score(ModelUnderTest(resolved.base, method, round(scale * context)), examples)
+        for scale, method in methods.items()
+    }

@@ -127,12 +127,9 @@ class Calibration:
         return dict(self.fit.table)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{scale:g}x</td><td>{value:g}</td></tr>" for scale, value in self.table.items())
-        name = escape(self.parameter.replace("_", " "))
-        return (
-            f"<table><caption>{escape(self.model)} by {escape(self.objective)}: 1 + {self.fit.c:.3f} ln s</caption>"
-            f"<thead><tr><th>scale</th><th>{name}</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        caption = f"{self.model} by {self.objective}: 1 + {self.fit.c:.3f} ln s"
+        values = {scale: f"{value:g}" for scale, value in self.table.items()}
+        return _table_by_scale(caption, self.parameter.replace("_", " "), values)
 
 
 @dataclass(frozen=True)
@@ -148,11 +145,7 @@ class HeadCalibration:
     """The written ``calibration.json``, which runs read."""
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{scale:g}x</td><td>{share:.1%}</td></tr>" for scale, share in self.retrieval.items())
-        return (
-            f"<table><caption>{escape(self.model)}: temperatures by head</caption><thead><tr><th>scale</th>"
-            f"<th>needles found</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return _table_of_found(f"{self.model}: temperatures by head", self.retrieval)
 
 
 @dataclass(frozen=True)
@@ -172,14 +165,8 @@ class ParameterCalibration:
         return dict(self.sweep.table)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{scale:g}x</td><td>{escape(describe_parameters(parameters))}</td></tr>"
-            for scale, parameters in self.table.items()
-        )
-        return (
-            f"<table><caption>{escape(self.model)} by {escape(self.objective)}</caption><thead><tr><th>scale</th>"
-            f"<th>parameters</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        values = {scale: describe_parameters(parameters) for scale, parameters in self.table.items()}
+        return _table_by_scale(f"{self.model} by {self.objective}", "parameters", values)
 
 
 @dataclass(frozen=True)
@@ -200,8 +187,17 @@ class FactorCalibration:
         return dict(self.search.table)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{scale:g}x</td><td>{share:.1%}</td></tr>" for scale, share in self.retrieval.items())
-        return (
-            f"<table><caption>{escape(self.model)}: searched factors</caption><thead><tr><th>scale</th>"
-            f"<th>needles found</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return _table_of_found(f"{self.model}: searched factors", self.retrieval)
+
+
+def _table_of_found(caption: str, retrieval: Mapping[float, float]) -> str:
+    return _table_by_scale(caption, "needles found", {scale: f"{share:.1%}" for scale, share in retrieval.items()})
+
+
+def _table_by_scale(caption: str, heading: str, values: Mapping[float, str]) -> str:
+    """Return an HTML table with a line per scale; the texts are escaped."""
+    rows = "".join(f"<tr><td>{scale:g}x</td><td>{escape(value)}</td></tr>" for scale, value in values.items())
+    return (
+        f"<table><caption>{escape(caption)}</caption><thead><tr><th>scale</th><th>{escape(heading)}</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
+    )

@@ -107,17 +107,16 @@ class NeedleLoss:
 
     def score(self, model: ModelUnderTest, n: int) -> float:
         """Return minus the mean loss in nats over the answers of n examples of each task."""
-        losses: list[Sequence[float]] = []
-        for name in _TASKS:
-            examples, prompts = self._prompts.first(name, model.length, n)
-            answers = [answer_ids(self._encoder, example) for example in examples]
-            requests = [
-                Request(example.id, (*prompt, *answer), 0, scored=len(answer))
-                for example, prompt, answer in zip(examples, prompts, answers, strict=True)
-            ]
-            for batch in self._batches(requests):
-                losses += [item.losses for item in self._engine.loglikelihood(batch, model)]
-        return -sum(map(sum, losses)) / sum(map(len, losses))
+        batches = (batch for task in _TASKS for batch in self._batches(self._requests(task, model.length, n)))
+        return _mean_loglikelihood(self._engine, batches, model)
+
+    def _requests(self, task: str, length: int, n: int) -> list[Request]:
+        examples, prompts = self._prompts.first(task, length, n)
+        answers = [answer_ids(self._encoder, example) for example in examples]
+        return [
+            Request(example.id, (*prompt, *answer), 0, scored=len(answer))
+            for example, prompt, answer in zip(examples, prompts, answers, strict=True)
+        ]
 
     def _batches(self, requests: Sequence[Request]) -> Iterable[Sequence[Request]]:
         """Return batches for the engine; on a CPU single requests, so that free memory has no part in the result."""
@@ -142,12 +141,7 @@ class Perplexity:
         """Return minus the mean loss in nats over at most n windows."""
         windows = self._windows(model.length, n)
         requests = [Request(str(index), ids, 0, scored=len(ids) - 1) for index, ids in enumerate(windows)]
-        losses = [
-            item.losses
-            for batch in self._engine.batches(requests, per_prompt=True)
-            for item in self._engine.loglikelihood(batch, model)
-        ]
-        return -sum(map(sum, losses)) / sum(map(len, losses))
+        return _mean_loglikelihood(self._engine, self._engine.batches(requests, per_prompt=True), model)
 
     def _windows(self, length: int, n: int) -> Sequence[Sequence[int]]:
         if not self._ids:
@@ -161,3 +155,9 @@ class Perplexity:
         if not windows:
             raise UserError(f"--text {self._text}: holds {len(self._ids)} tokens, one window takes {length}")
         return windows
+
+
+def _mean_loglikelihood(engine: HFEngine, batches: Iterable[Sequence[Request]], model: ModelUnderTest) -> float:
+    """Return minus the mean loss in nats over all scored tokens."""
+    losses = [item.losses for batch in batches for item in engine.loglikelihood(batch, model)]
+    return -sum(map(sum, losses)) / sum(map(len, losses))
