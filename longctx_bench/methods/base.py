@@ -24,10 +24,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Capability = Literal["prompt", "per_prompt", "attention_temperature", "query_scale", "banded_attention", "model_patch"]
-"""What a method needs from an engine besides config overrides: changed prompt token ids, a scaling factor per prompt, a
-softmax temperature in all attention layers, queries scaled by their positions, attention by bands of distance, those of
-each prompt if need be (:mod:`longctx_bench.methods.banded`), Python code that patches the loaded transformers model."""
+Capability = Literal[
+    "prompt", "per_prompt", "attention_temperature", "head_temperatures", "query_scale", "banded_attention",
+    "sliding_window", "derived_attention_factor", "model_patch",
+]  # fmt: skip
+"""What a method needs from an engine besides config overrides:
+
+- ``prompt``: changed prompt token ids.
+- ``per_prompt``: a scaling factor per prompt.
+- ``attention_temperature``: one softmax temperature for all attention layers.
+- ``head_temperatures``: one softmax temperature per attention head.
+- ``query_scale``: queries scaled by their positions.
+- ``banded_attention``: attention by bands of distance, per prompt if need be (:mod:`longctx_bench.methods.banded`).
+- ``sliding_window``: a checkpoint some of whose layers attend to a window.
+- ``derived_attention_factor``: the factor on cos and sin that transformers derives from the lengths for ``longrope``.
+- ``model_patch``: Python code that patches the loaded transformers model.
+"""
 
 QueryScale = Literal["none", "log-n", "llama4"]
 """Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
@@ -156,10 +168,16 @@ class Method(Component, ABC):
         return values
 
     def required_capabilities(self) -> frozenset[Capability]:
-        """Return what the method needs from an engine with its present parameters, whatever the length."""
+        """Return what the method may need from an engine with its present parameters, at any length."""
         tuned = self.tuned_parameters.table.values() if self.tuned_parameters is not None else ()
         laws = {self.query_scale, *(values.get("query_scale", "none") for values in tuned)}
         return self.capabilities if laws == {"none"} else self.capabilities | {"query_scale"}
+
+    def capabilities_at(self, base: BaseModelInfo, length: int) -> frozenset[Capability]:
+        """Return what the method needs from an engine at a length."""
+        heads: frozenset[Capability] = frozenset({"head_temperatures"})
+        others = self.required_capabilities() - heads
+        return others if self.head_temperatures(base, length) is None else others | heads
 
     def scale(self, base: BaseModelInfo, length: int) -> float:
         """Return s = length / training_context, at least 1, or ``factor`` if set."""

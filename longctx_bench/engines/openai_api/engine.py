@@ -48,7 +48,7 @@ class OpenAIEngine:
     """Requests greedy completions and log-probabilities of prompts from a server."""
 
     name = "openai"
-    supports: frozenset[Capability] = frozenset({"prompt"})
+    supports: frozenset[Capability] = frozenset({"prompt", "sliding_window"})
     Options: ClassVar[type[Spec]] = OpenAIOptions
     dtype = "server"
     device = "server"
@@ -306,10 +306,8 @@ def require_served_as_is(under_test: ModelUnderTest) -> None:
     """
     method, base = under_test.method, under_test.base
     entries = method.model_overrides(base, under_test.length)
-    if (
-        not method.required_capabilities() <= OpenAIEngine.supports
-        or method.head_temperatures(base, under_test.length) is not None
-        or any(entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG)
+    if not method.capabilities_at(base, under_test.length) <= OpenAIEngine.supports or any(
+        entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG
     ):
         raise UserError(
             f"{base.name}: a server runs its model as it is and cannot apply {type(method).__name__}; write it "
