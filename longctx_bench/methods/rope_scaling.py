@@ -207,7 +207,7 @@ class LongRoPE(Method):
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
                 if base.positions.scaling is not None:
-                    # Lists would not help: what every other scaling says of such a base is the true reason.
+                    # Lists would not help: report what the other methods report for a base that is scaled already.
                     raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "

@@ -123,7 +123,7 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
     It names the recipe's sequence length as training context, and a control's own rotary base.
 
     Raises:
-        UserError: no model can have it, or the base is not Llama- or Qwen2-like, is quantised, has no rotary positions
+        UserError: the config is invalid, or the base is not Llama- or Qwen2-like, is quantised, has no rotary positions
             or a shorter context than the recipe's.
     """
     assert recipe.base is not None

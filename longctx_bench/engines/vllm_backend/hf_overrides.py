@@ -33,7 +33,7 @@ _WHY_NOT: dict[Capability, str] = {
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
     "query_scale": "its models of this type do not scale queries by their positions",
     "sliding_window": "some of its layers attend to a window, which is not checked there",
-    "derived_attention_factor": "its longrope takes the factor from elsewhere and holds both lists at once",
+    "derived_attention_factor": "its longrope derives the factor on cos and sin otherwise and holds both lists at once",
     "model_patch": "this method changes a loaded model of transformers, beyond its config",
 }
 
@@ -112,9 +112,9 @@ def _one_list(base: BaseModelInfo, method: Method, rope: dict[str, Any]) -> dict
 def _check_base(base: BaseModelInfo) -> None:
     kind = base.config.get("model_type")
     if kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        checked = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"--engine vllm: {base.name} is a {kind}, which is not checked to run as in transformers (only {known} "
+            f"--engine vllm: {base.name} is a {kind}, which is not checked to run as in transformers (only {checked} "
             f"are); use --engine hf"
         )
     windows = base.config.get("use_sliding_window") or "sliding_attention" in (base.config.get("layer_types") or ())

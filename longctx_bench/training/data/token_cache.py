@@ -50,7 +50,7 @@ def token_arrays(
         sources: where the documents come from.
         root: folder that paths are relative to.
         tokenizer: a transformers tokenizer with an EOS token.
-        limit: tokens after which a hub dataset's stream is left.
+        limit: tokens after which reading a hub dataset stops.
         cache: folder of the arrays; :func:`cache_folder` unless given.
 
     Raises:
