@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NOTHING = {
     "tasks": "no two tasks were measured at one length",
-    "price": "no method was measured alongside rope at the training context, on the same prompts",
+    "price": "no method was measured beside rope at the training context, on the same prompts",
     "summary": "nothing to sum up: no task was measured in per cent, or beside rope at the training context",
 }
 """Why a kind of table, or a column, may be empty."""
