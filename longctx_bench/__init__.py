@@ -1,6 +1,6 @@
 """longctx-bench: does a method really let a model read beyond the context it was trained on?
 
-The functions here are the Python door, ``longctx-bench`` is the command line.
+The functions here are the Python API; ``longctx-bench`` is the command line.
 """
 
 from __future__ import annotations

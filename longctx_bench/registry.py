@@ -57,7 +57,7 @@ class SwitchedMethod(NamedTuple):
     """A method's name, taken apart."""
 
     name: str
-    """As results know it: 4x, however it was written."""
+    """The name in results, in canonical form: ``@4x``, not ``@4.0x``."""
     plain: str
     """The method that a YAML or package names."""
     params: dict[str, Any]
@@ -166,11 +166,11 @@ class Registry:
         return did_you_mean(plain_method_name(method), self.methods)
 
     def has_method(self, name: str) -> bool:
-        """Whether a method is called so, switches included: ``yarn``, ``yarn@4x``, ``yarn+log-n``."""
+        """Whether there is a method of this name, switches included: ``yarn``, ``yarn@4x``, ``yarn+log-n``."""
         return self._switched(name) is not None
 
     def _switched(self, name: str) -> SwitchedMethod | None:
-        """Return what a method's name says, ``METHOD[@FACTORx][+LAW][+tuned]``; None if there is no such method."""
+        """Parse a method's name, ``METHOD[@FACTORx][+LAW][+tuned]``; None if there is no such method."""
         if name in self.methods:
             return SwitchedMethod(name, name, {})
         plain = plain_method_name(name)
@@ -282,13 +282,13 @@ class Registry:
                         raise UserError(f"--protocol {protocol}: task '{member}' does not have it")
                     chosen[member] = self._lm_eval(member)
                     continue
-                other = f"{member}@{protocol.partition('@')[2]}" if protocol else member
-                task = other if other in self.tasks else member
+                protocol_task = f"{member}@{protocol.partition('@')[2]}" if protocol else member
+                task = protocol_task if protocol_task in self.tasks else member
                 if task not in self.tasks:
                     raise UserError(f"--tasks: unknown task '{task}'{did_you_mean(task, [*self.tasks, *self.groups])}")
                 if protocol and self.tasks[task].protocol != protocol:
-                    known = {spec.protocol for spec in self.tasks.values()}
-                    hint = "" if protocol in known else did_you_mean(protocol, known)
+                    protocols = {spec.protocol for spec in self.tasks.values()}
+                    hint = "" if protocol in protocols else did_you_mean(protocol, protocols)
                     raise UserError(f"--protocol {protocol}: task '{task}' does not have it{hint}")
                 chosen[task] = self.tasks[task]
         if not chosen:
@@ -412,9 +412,9 @@ def _component(
     if not (isinstance(loaded.value, type) and issubclass(loaded.value, kind)):
         raise UserError(f"{where}: use: {use}: is not a subclass of longctx_bench's {kind.__name__}")
     if missing := sorted(getattr(loaded.value, "__abstractmethods__", ())):
-        # To its author nothing but a misspelt name looks like this: what the class itself defines may be near.
-        near = difflib.get_close_matches(missing[0], _defined(loaded.value), n=1)
-        also = f", only '{near[0]}'" if near else ""
+        # Usually the author misspelt the name of a method: suggest the closest that the class itself defines.
+        similar = difflib.get_close_matches(missing[0], _defined(loaded.value), n=1)
+        also = f", only '{similar[0]}'" if similar else ""
         raise UserError(f"{where}: use: {use}: does not define '{missing[0]}'{also}")
     return LoadedClass(loaded.value, loaded.code)
 

@@ -14,6 +14,7 @@ import longctx_bench.methods.modeling_drope  # the DroPE model type
 from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.methods.alibi import slopes
 from longctx_bench.registry import Registry
+from longctx_bench.training.recipe import read_recipe
 
 MEMBERS = ["rope", "control", "drope", "drope-plain", "nope", "nope-virtual", "alibi", "rnope-swa"]
 IDS = torch.randint(26, 5000, (1, 300), generator=torch.Generator().manual_seed(3))
@@ -38,6 +39,7 @@ def test_a_member_is_small_and_says_what_it_is(member: str) -> None:
     card = (folder(member) / "README.md").read_text()
     for fact in ("tokens seen", "validation loss", "Seed", "Command", "commit", "Not made for"):
         assert fact in card
+    assert read_recipe(f"{member}-tiny").description in card
     assert (folder(member) / "tokenizer.json").read_bytes() == (folder("rope") / "tokenizer.json").read_bytes()
 
 

@@ -134,8 +134,8 @@ def run(
         cells = plan(spec, batch_executor.engine, store, registry)
         if not all(planned.done for planned in cells):
             check_server(batch_executor.engine)
-        shown = is_interactive() if progress is None else progress
-        bar: AbstractContextManager[Progress] = ProgressBar() if shown else nullcontext(NoProgress())
+        show_bar = is_interactive() if progress is None else progress
+        bar: AbstractContextManager[Progress] = ProgressBar() if show_bar else nullcontext(NoProgress())
         with bar as watcher:
             result = Runner(batch_executor, store, registry, spec, watcher).run(cells)
     if result.failed:
@@ -256,28 +256,28 @@ def figures(
         return _paper_figures(paper, parse_path(folder, "folder"), split_commas(join_names(base, "base")))
     if base is not None:
         raise UserError("base goes with paper")
-    asked = split_commas(join_names("heatmap" if kind is None else kind, "kind"))
-    kinds = list(FIGURE_KINDS) if asked == ["all"] else asked
+    requested = split_commas(join_names("heatmap" if kind is None else kind, "kind"))
+    kinds = list(FIGURE_KINDS) if requested == ["all"] else requested
     for name in kinds:
         if name not in FIGURE_KINDS:
             raise UserError(f"kind {name}: unknown{did_you_mean(name, [*FIGURE_KINDS, 'all'])}")
     if not kinds:
         raise UserError(f"kind: names nothing; known: {', '.join(FIGURE_KINDS)}")
-    natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
-    scales = (float(NATURAL),) if natural else parse_scales(scale, "scale")
+    is_natural = isinstance(scale, str) and scale.strip().lower() == length_name(NATURAL)
+    scales = (float(NATURAL),) if is_natural else parse_scales(scale, "scale")
     if len(scales) > 1:
         raise UserError(f"scale {scale}: expected one scale, such as 2x")
-    runs = tuple(Path(part) for part in split_commas(join_names(checkpoints, "checkpoints")))
+    checkpoint_folders = tuple(Path(part) for part in split_commas(join_names(checkpoints, "checkpoints")))
     selected = tuple(split_commas(join_names(task, "task")))
-    material = FigureInputs(
+    inputs = FigureInputs(
         parse_path(folder, "folder"),
         selected,
         scales[0] if scales else None,
-        checkpoints=runs,
-        shipped_curves=asked != ["all"],  # they are of other runs than the folder's
+        checkpoints=checkpoint_folders,
+        shipped_curves=requested != ["all"],  # they are of other runs than the folder's
     )
     left_out: list[str] = []
-    drawn = FigureSet(draw_figures(material, kinds, left_out.append))
+    drawn = FigureSet(draw_figures(inputs, kinds, left_out.append))
     drawn.left_out = tuple(left_out)
     return drawn
 
@@ -288,10 +288,10 @@ def _paper_figures(paper: str | Path, folder: Path, models: Sequence[str]) -> Fi
     from longctx_bench.reporting.papers.paper_spec import read_paper
     from longctx_bench.reporting.papers.result_lookup import require_models
 
-    material = FigureInputs(folder, models=tuple(models))
+    inputs = FigureInputs(folder, models=tuple(models))
     layout = read_paper(join_names(paper, "paper"))
-    require_models(material.results.finished, models)
-    figures_by_name = dict(paper_figures(layout, material))
+    require_models(inputs.results.finished, models)
+    figures_by_name = dict(paper_figures(layout, inputs))
     drawn = FigureSet({name: figure for name, figure in figures_by_name.items() if not isinstance(figure, str)})
     drawn.left_out = tuple(f"{name}, {figure}" for name, figure in figures_by_name.items() if isinstance(figure, str))
     return drawn

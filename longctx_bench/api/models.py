@@ -209,8 +209,8 @@ def _calibration_folder(model: str, variant: ModelVariant, out: str | Path | Non
 
 
 def _require_objective(objective: str, text: str | Path | None) -> None:
-    if objective not in (known := ("retrieval", "perplexity")):
-        raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), known)}")
+    if objective not in (objectives := ("retrieval", "perplexity")):
+        raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), objectives)}")
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
 
@@ -295,17 +295,18 @@ def calibrate_heads(
     resolved = variant.resolve()
     target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
     first_seed = parse_seed(seed)
+    fit_seed = first_seed + SEED_OFFSET
     temperatures, points = fit_head_temperatures(
         engine.model, variant.method, resolved.base, encoder, [*benchmarks.values()], scales, steps,
-        first_seed + SEED_OFFSET, parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
+        fit_seed, parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
     )  # fmt: skip
     fitted = variant.method.with_head_temperatures(temperatures)
     check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    found = _share_found(check, resolved, dict.fromkeys(scales, fitted), examples)
+    shares_found = _shares_found(check, resolved, dict.fromkeys(scales, fitted), examples)
     path = write_head_temperatures(
-        target, variant.method, variant.method_name, temperatures, points, benchmarks, first_seed + SEED_OFFSET, found
+        target, variant.method, variant.method_name, temperatures, points, benchmarks, fit_seed, shares_found
     )
-    return HeadCalibration(variant.name, temperatures, found, path)
+    return HeadCalibration(variant.name, temperatures, shares_found, path)
 
 
 def calibrate_parameters(
@@ -362,10 +363,10 @@ def calibrate_parameters(
     sweeps.require_applicable(variant.method, resolved.base, settings, scales)
     target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
     goal = _objective(objective, text, engine, encoder, registry, seed)
-    most = sweeps.num_trials(settings, scales)
+    max_trials = sweeps.num_trials(settings, scales)
     sweep = sweeps.sweep_parameters(
         variant.method, resolved.base, goal, settings, scales, examples,
-        lambda trial: None if tell is None else tell(trial, most),
+        lambda trial: None if tell is None else tell(trial, max_trials),
     )  # fmt: skip
     path = sweeps.write_parameters(target, variant.method, variant.method_name, goal, sweep)
     return ParameterCalibration(variant.name, goal.name, sweep, path)
@@ -433,14 +434,14 @@ def search_factors(
         lambda point: None if tell is None else tell(point, budget.evaluations),
     )  # fmt: skip
     check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    found = _share_found(
+    shares_found = _shares_found(
         check, resolved, {factor: searches.longrope_with(factors) for factor, factors in search.table.items()}, prompts
     )
-    path = searches.write_factors(target, goal, search, budget, prompts, first_seed, found)
-    return FactorCalibration(variant.name, search, found, path)
+    path = searches.write_factors(target, goal, search, budget, prompts, first_seed, shares_found)
+    return FactorCalibration(variant.name, search, shares_found, path)
 
 
-def _share_found(
+def _shares_found(
     check: Objective, resolved: ResolvedVariant, methods: Mapping[float, Method], examples: int
 ) -> dict[float, float]:
     """Return the share of needles found at each scale; ``check`` draws other examples than the fit did."""

@@ -129,11 +129,11 @@ def _sentences(text: str) -> Iterator[str]:
         if len(line) <= _MAX_LINE or not 0 < _MIN_SENTENCE * line.count(". ") < len(line):
             yield line
             continue
-        first, *others, last = line.split(". ")
-        yield f"{first}."
-        for other in others:
-            yield f" {other}."
-        yield f" {last}"
+        first_sentence, *middle_sentences, last_sentence = line.split(". ")
+        yield f"{first_sentence}."
+        for sentence in middle_sentences:
+            yield f" {sentence}."
+        yield f" {last_sentence}"
 
 
 def _ends_without_space(text: str) -> bool:
@@ -194,15 +194,15 @@ class _Layout(msgspec.Struct):
 
 
 def _cuts_at_white_space(layout: _Layout) -> bool:
-    *before, last = layout.steps
+    *earlier_steps, last_step = layout.steps
     return bool(
         (layout.normalizer or {}).get("type") in (None, "NFC")
         and layout.model.type == "BPE"
         and not layout.model.dropout
-        and last.get("type") == "ByteLevel"
-        and last.get("use_regex", True)
-        and not last.get("add_prefix_space")
-        and all(step.get("type") == "Digits" for step in before)
+        and last_step.get("type") == "ByteLevel"
+        and last_step.get("use_regex", True)
+        and not last_step.get("add_prefix_space")
+        and all(step.get("type") == "Digits" for step in earlier_steps)
         and not any(sign in token.content for token in layout.added_tokens for sign in " \n")
         and not any(token.lstrip or token.rstrip or token.single_word for token in layout.added_tokens)
     )
@@ -216,10 +216,12 @@ def _plain_pre_tokens(layout: _Layout) -> Callable[[str], list[str]]:
     """
     excluded = {"'", *chain.from_iterable(token.content for token in layout.added_tokens)}
     marks = re.escape("".join(sorted(set(string.punctuation) - excluded)))
-    single = any(step.get("individual_digits") for step in layout.steps) and not excluded.intersection(string.digits)
+    splits_digits = any(step.get("individual_digits") for step in layout.steps) and not excluded.intersection(
+        string.digits
+    )
     if not marks:
         return lambda word: [word]
-    run = f"[A-Za-z{marks}{'0-9' if single else ''}]+"
-    plain = re.compile(rf" ?{run}(?:\n{run})*").fullmatch
-    pieces = re.compile(rf" ?[A-Za-z]+| ?[{marks}]+|[0-9]|\n| ").findall
-    return lambda word: pieces(word) if plain(word) else [word]
+    run = f"[A-Za-z{marks}{'0-9' if splits_digits else ''}]+"
+    is_plain = re.compile(rf" ?{run}(?:\n{run})*").fullmatch
+    split_pre_tokens = re.compile(rf" ?[A-Za-z]+| ?[{marks}]+|[0-9]|\n| ").findall
+    return lambda word: split_pre_tokens(word) if is_plain(word) else [word]

@@ -70,19 +70,21 @@ class Perplexity(Benchmark):
 
     def _non_overlapping(self, encoder: PromptEncoder, size: int, n: int) -> Iterator[tuple[list[int], int]]:
         scored = self.last or size
-        firsts = 0
+        num_first_windows = 0
         for text in self._documents():
             ids = _tokens(encoder, text, size)
-            if len(ids) >= size and firsts < n:
-                firsts += 1
+            if len(ids) >= size and num_first_windows < n:
+                num_first_windows += 1
                 yield ids[:size], scored
-            if firsts == n:
+            if num_first_windows == n:
                 return
         # Fewer long documents than requested windows: only now are they tokenised further.
-        whole = [ids for text in self._documents() if len(ids := _tokens(encoder, text, size * (n + 1))) >= 2 * size]
-        remaining = n - firsts
+        long_documents = [
+            ids for text in self._documents() if len(ids := _tokens(encoder, text, size * (n + 1))) >= 2 * size
+        ]
+        remaining = n - num_first_windows
         for turn in range(1, n):
-            for ids in whole:
+            for ids in long_documents:
                 window = ids[turn * size : (turn + 1) * size]
                 if len(window) == size and remaining:
                     remaining -= 1
@@ -133,5 +135,5 @@ def _ids(encoder: PromptEncoder, text: str) -> list[int]:
 
 def _special_prefix(encoder: PromptEncoder) -> tuple[int, ...]:
     """Return the special tokens that the tokenizer puts before a text, such as BOS."""
-    plain, whole = _ids(encoder, "a"), PromptEncoder(encoder.tokenizer).encode("a")
-    return tuple(whole[: len(whole) - len(plain)])
+    plain, with_special = _ids(encoder, "a"), PromptEncoder(encoder.tokenizer).encode("a")
+    return tuple(with_special[: len(with_special) - len(plain)])

@@ -102,12 +102,14 @@ class PromptEncoder:
         starts_turn = self.chat_template and not answer_prefix
         end = answer_prefix if starts_turn or answer_prefix else prompt[-_END:]
         gap = "" if starts_turn or end[-1:].isspace() else " "
-        before, both = (
+        end_ids, continued_ids = (
             self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
             for text in (end, end + gap + answer)
         )
-        diverges = next((index for index, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
-        return list(both[min(len(before), len(both)) if diverges is None else diverges :])
+        diverges = next(
+            (index for index, (a, b) in enumerate(zip(end_ids, continued_ids, strict=False)) if a != b), None
+        )
+        return list(continued_ids[min(len(end_ids), len(continued_ids)) if diverges is None else diverges :])
 
     def count(self, prompt: str, answer_prefix: str = "") -> int:
         """Return the number of tokens that :meth:`encode` returns."""

@@ -169,12 +169,12 @@ def _fit_heads(common: dict[str, Any], tasks: str, steps: int) -> None:
 def _sweep(common: dict[str, Any], values: dict[str, list[Any]], objective: str, text: Path | None) -> None:
     from longctx_bench.api.models import calibrate_parameters
 
-    left = _TimeLeft()
+    time_left = _TimeLeft()
 
-    def tell(trial: Trial, most: int) -> None:
+    def tell(trial: Trial, max_trials: int) -> None:
         say(
             f"{trial.scale:g}x  {describe_parameters(trial.parameters)}  {objective} {trial.score:.4f}  n {trial.n}  "
-            f"{left.after_step(most)}"
+            f"{time_left.after_step(max_trials)}"
         )
 
     result = calibrate_parameters(**common, params=values, objective=objective, text=text, tell=tell)
@@ -186,13 +186,14 @@ def _sweep(common: dict[str, Any], values: dict[str, list[Any]], objective: str,
 def _search(common: dict[str, Any], population: int, generations: int) -> None:
     from longctx_bench.api.models import search_factors
 
-    left = _TimeLeft()
+    time_left = _TimeLeft()
     steps = (generations + 1) * len(parse_scales(common["scale"]))
 
-    def tell(point: SearchPoint, most: int) -> None:
+    def tell(point: SearchPoint, max_lists: int) -> None:
         say(
-            f"{point.scale:g}x  generation {point.generation}/{generations}  lists {point.evaluations:,}/{most:,}  "
-            f"loss of answers {point.loss:.4f}  {left.after_step(steps)}"
+            f"{point.scale:g}x  generation {point.generation}/{generations}  "
+            f"lists {point.evaluations:,}/{max_lists:,}  loss of answers {point.loss:.4f}  "
+            f"{time_left.after_step(steps)}"
         )
 
     result = search_factors(**common, population=population, generations=generations, tell=tell)
@@ -209,8 +210,8 @@ class _TimeLeft:
     def after_step(self, total: int) -> str:
         """Count a step; return steps made, steps in all, and the time until the last of them."""
         self._steps += 1
-        left = (perf_counter() - self._started) / self._steps * (total - self._steps)
-        return f"({self._steps}/{total}, ETA {duration(left)})"
+        seconds_left = (perf_counter() - self._started) / self._steps * (total - self._steps)
+        return f"({self._steps}/{total}, ETA {duration(seconds_left)})"
 
 
 def _say_found(retrieval: Mapping[float, float], path: Path) -> None:

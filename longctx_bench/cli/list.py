@@ -170,8 +170,12 @@ def methods_command(form: str, **options: tuple[str, ...]) -> None:
 
 
 def _engines(spec: MethodSpec) -> str:
-    """Return the engines that have what a method of this package needs; nothing of others, which are not imported."""
+    """Return the engines that have all that a method of this package may need, with the parameters of its YAML.
+
+    Methods of other packages are not imported, and have no entry.
+    """
     from longctx_bench.core.code_digest import is_own_module
+    from longctx_bench.core.specs import validate
     from longctx_bench.engines.vllm_backend.hf_overrides import SUPPORTED
     from longctx_bench.methods import METHODS
 
@@ -180,9 +184,10 @@ def _engines(spec: MethodSpec) -> str:
         return ""
     try:
         kind: type[Method] = METHODS.resolve(spec.use, f"baselines/{spec.name}: use", None).value
-    except UserError:  # a YAML may misspell a class of this package; `run` says so
+        method = validate(kind, spec.params, f"method {spec.name}")
+    except UserError:  # a YAML may misspell a class or a parameter of this package; `run` says so
         return ""
-    return "hf, vllm" if kind.capabilities <= SUPPORTED else "hf"
+    return "hf, vllm" if method.required_capabilities() <= SUPPORTED else "hf"
 
 
 def _docstring(spec: MethodSpec) -> str:

@@ -22,9 +22,9 @@ def migrate_command(folders: tuple[Path, ...]) -> None:
 
     failed = 0
     for folder in folders:
-        done = migrate(folder, say)
-        failed += done.failed
-        left = f", {done.failed} left as they are" if done.failed else ""
-        print(f"{folder}: {done.rewritten} files migrated, {done.current} up to date{left}")
+        counts = migrate(folder, say)
+        failed += counts.failed
+        unchanged = f", {counts.failed} left as they are" if counts.failed else ""
+        print(f"{folder}: {counts.rewritten} files migrated, {counts.current} up to date{unchanged}")
     if failed:
         sys.exit(2)

@@ -68,7 +68,7 @@ def digest_of_module(module: str) -> CodeDigest:
         return _ImportSearch(folder=path.parent).code(module, package, path)
     distributions = packages_distributions()
     distribution = {*distributions.get(top, ())}
-    siblings = {name for name, others in distributions.items() if distribution & {*others}}
+    siblings = {name for name, providers in distributions.items() if distribution & {*providers}}
     return _ImportSearch(folder=path.parent, names=siblings).code(module, package, path)
 
 
@@ -163,7 +163,7 @@ class _ImportSearch:
 
     def _modules(self, module: str) -> Iterator[tuple[str, str, Path]]:
         """Yield label, package and file of every module that importing a dotted name executes."""
-        top, *rest = module.split(".")
+        top, *parts = module.split(".")
         if not top or is_own_module(top):
             return
         name, folders = "", [self._folder] if self._folder is not None else []
@@ -173,8 +173,8 @@ class _ImportSearch:
         elif self._names is not None and top not in self._names:
             return
         else:
-            rest = [top, *rest]
-        for part in rest:
+            parts = [top, *parts]
+        for part in parts:
             name = f"{name}.{part}" if name else part
             endings = ("/__init__.py", *EXTENSION_SUFFIXES, ".py")
             yield from _first(name, [Path(f"{folder / part}{ending}") for folder in folders for ending in endings])

@@ -56,7 +56,7 @@ def write_digests(path: Path, final_path: Path | None = None) -> None:
         final_path: where it will be moved to; default: ``path``.
 
     Raises:
-        UserError: the note cannot be written.
+        UserError: the digests cannot be written.
     """
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     # Read back from disk, so that corruption during the write does not get a valid digest.

@@ -23,8 +23,9 @@ except ImportError:  # Windows: what a killed process left there stays
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
 """Errors that concern the whole disk rather than one path."""
-_LONGEST, _DIGITS = 200, 8
-"""Characters of a name, so that an ending still fits into the 255 bytes of most file systems; those of its digest."""
+_MAX_NAME, _DIGEST_CHARS = 200, 8
+"""Characters of a file name at most, so that a suffix still fits into the 255 bytes of most file systems; characters of
+the digest in a shortened one."""
 _BLOCK = 1 << 16
 
 
@@ -47,10 +48,10 @@ def require_writable(path: Path, advice: str = "choose another folder with --out
     Raises:
         UserError: the parent is a file or not writable.
     """
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if there != path.absolute() and not there.is_dir():
-        raise write_error(path, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"), advice)
-    if not os.access(there, os.W_OK):
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if existing != path.absolute() and not existing.is_dir():
+        raise write_error(path, NotADirectoryError(errno.ENOTDIR, f"{existing} is a file"), advice)
+    if not os.access(existing, os.W_OK):
         raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), advice)
 
 
@@ -60,7 +61,7 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: a folder cannot be created.
     """
-    absent = [each for each in (path, *path.parents) if not each.exists()]
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for created in absent:
         sync_folder(created.parent)
@@ -76,7 +77,7 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems know no such thing; they do it at once.
+        # Some network file systems do not support this: they write a folder's entries at once.
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
     finally:
@@ -107,10 +108,10 @@ def move_files(source: Path, folder: Path, last: str) -> None:
     _sync_both(source, folder)
 
 
-def _sync_both(before: Path, after: Path) -> None:
-    """Make sure that what was moved from one folder to another is in that one alone, and stays there."""
-    sync_folder(after)
-    sync_folder(before)
+def _sync_both(source: Path, target: Path) -> None:
+    """Flush both folders of a move, so that a power failure neither undoes it nor leaves a file in both."""
+    sync_folder(target)
+    sync_folder(source)
 
 
 def sync_file(path: Path) -> None:
@@ -129,14 +130,14 @@ def append(path: Path, content: bytes, advice: str = "choose another folder with
     Raises:
         UserError: the disk is full, the file cannot be written, or it is a symbolic link (links are not followed).
     """
-    left = memoryview(content)
+    remaining = memoryview(content)
     try:
-        # Without a buffer: closing the file would write what is left in one, after the file was cut.
+        # Unbuffered: closing the file would flush the rest of a buffer after the file was truncated.
         with open(path, "ab", buffering=0, opener=_open_no_follow) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                while left:
-                    left = left[file.write(left) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
                 os.fsync(file.fileno())
                 if not size:
                     sync_folder(path.parent)
@@ -156,9 +157,9 @@ def truncate_partial_line(path: Path, advice: str = "choose another folder with 
     try:
         with open(path, "r+b", opener=_open_no_follow) as file:
             size = file.seek(0, os.SEEK_END)
-            whole = _last_line_end(file, size)
-            if whole < size:
-                file.truncate(whole)
+            end_of_lines = _last_line_end(file, size)
+            if end_of_lines < size:
+                file.truncate(end_of_lines)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -296,10 +297,10 @@ def safe_name(name: str) -> str:
     names are truncated, and ``~`` with a digest is appended, which no unchanged name contains.
     """
     plain = plain_name(name)
-    if plain == name and len(plain) <= _LONGEST:
+    if plain == name and len(plain) <= _MAX_NAME:
         return name
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
-    return f"{plain[: _LONGEST - _DIGITS - 1]}~{digest}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_CHARS]
+    return f"{plain[: _MAX_NAME - _DIGEST_CHARS - 1]}~{digest}"
 
 
 def plain_name(name: str) -> str:

@@ -25,19 +25,19 @@ def parquet_rows(file: Path, columns: Sequence[str], needed: Sequence[str] = ())
     """Yield a file's rows: texts, lists of texts and numbers by column.
 
     Args:
-        file: of the ending ``.parquet``.
-        columns: names at the top level; of those that the file does not have, its rows have nothing.
-        needed: those of them that it must have.
+        file: a ``.parquet`` file.
+        columns: top-level columns to read; those that the file lacks are left out of its rows.
+        needed: the columns that the file must have.
 
     Raises:
-        UserError: pyarrow is not installed, the file is damaged, lacks a column or holds something else in it, or it
+        UserError: pyarrow is not installed, or the file is damaged, lacks a needed column, has one of another type, or
             unpacks to far more than text does.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{file}: .parquet needs the package 'pyarrow': pip install pyarrow")
-    asked = {"file": str(file.resolve()), "columns": list(columns), "needed": list(needed)}
+    arguments = {"file": str(file.resolve()), "columns": list(columns), "needed": list(needed)}
     process = subprocess.Popen(
-        [sys.executable, "-P", str(_PROGRAM), json.dumps(asked)],
+        [sys.executable, "-P", str(_PROGRAM), json.dumps(arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,8 +1,8 @@
 """Subprocess that reads a parquet file for :mod:`longctx_bench.core.parquet_reader`, with a memory limit.
 
-Run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``,
-``columns``, and ``needed``, those without which there is nothing to read. Each row becomes a line on standard output, a
-JSON object; what is wrong with the file becomes one last line, a JSON text.
+Run as a file, so that it imports nothing of this package. Its only argument is a JSON object: ``file``, ``columns``,
+and ``needed``, the columns that the file must have. Each row becomes a JSON object on a line of standard output; an
+error in the file becomes a JSON string on the last line.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ _MEMORY = 6 << 30
 """Bytes of address space: the process itself takes two, a page of long documents one or two each time it is copied."""
 _LONGEST = 1 << 26
 """Bytes of a row's text: twenty times the longest document of any benchmark here."""
-_ROWS = 256
-"""Decoded at a time, where they cannot take more than the next number."""
-_TOGETHER = 1 << 30
-"""Bytes."""
+_MAX_ROWS = 256
+"""Rows that are decoded at a time; fewer where they could take more than :data:`_MAX_BYTES`."""
+_MAX_BYTES = 1 << 30
 _BUFFER = 1 << 20
-"""Bytes of a file that are read at a time, where a row group may have gigabytes."""
+"""Bytes of a file that are read at a time, since a row group may have gigabytes."""
 
 
 class _Unfit(Exception):
-    """What is wrong with a file that pyarrow can read."""
+    """A file that pyarrow can read, but not one of text; the message says why."""
 
 
 def serve(file: str, columns: list[str], needed: list[str]) -> None:
-    """Write the rows; what ends this process otherwise, its exit status tells."""
+    """Write the rows, and an error in the file as the last line; any other failure shows in the exit status."""
     import pyarrow
 
     encoder = msgspec.json.Encoder()
@@ -41,14 +40,14 @@ def serve(file: str, columns: list[str], needed: list[str]) -> None:
         for rows in _batches(file, columns, needed):
             sys.stdout.buffer.write(encoder.encode_lines(rows))
     except MemoryError:
-        said = "it decompresses to more than the memory limit"
+        message = "it decompresses to more than the memory limit"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = f"not a readable parquet file ({' '.join(str(error).split()):.200})"
+        message = f"not a readable parquet file ({' '.join(str(error).split()):.200})"
     except _Unfit as error:
-        said = str(error)
+        message = str(error)
     else:
         return
-    sys.stdout.buffer.write(encoder.encode(said) + b"\n")
+    sys.stdout.buffer.write(encoder.encode(message) + b"\n")
 
 
 def _batches(file: str, columns: list[str], needed: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -78,7 +77,7 @@ def _rows_at_once(metadata: Any) -> int:
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     largest = max((column.total_uncompressed_size for column in columns), default=1)
-    return int(min(_ROWS, max(1, _TOGETHER // max(1, largest))))
+    return int(min(_MAX_ROWS, max(1, _MAX_BYTES // max(1, largest))))
 
 
 def _size(batch: Any) -> int:

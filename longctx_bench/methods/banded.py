@@ -149,13 +149,13 @@ def tokens_within(method: Method, base: BaseModelInfo, tokens: int | None, share
     Raises:
         UserError: it is longer than the training context.
     """
-    found = max(1, round(base.training_context * share)) if tokens is None else tokens
-    if found > base.training_context:
+    num_tokens = max(1, round(base.training_context * share)) if tokens is None else tokens
+    if num_tokens > base.training_context:
         raise UserError(
-            f"{base.name}: {type(method).component_id()}'s {name} of {found} tokens is longer than the training "
+            f"{base.name}: {type(method).component_id()}'s {name} of {num_tokens} tokens is longer than the training "
             f"context of {base.training_context}"
         )
-    return found
+    return num_tokens
 
 
 def require_whole_rotation(base: BaseModelInfo, method: str) -> None:
@@ -165,16 +165,18 @@ def require_whole_rotation(base: BaseModelInfo, method: str) -> None:
         UserError: it does not, or it is not known to.
     """
     positions = base.positions
-    why = None
+    reason = None
     if positions.pairs == 0:
-        why = "it has no rotary positions left"
+        reason = "it has no rotary positions left"
     elif 2 * positions.pairs != positions.head_dim:
-        why = f"it rotates only {2 * positions.pairs} of the {positions.head_dim} dimensions of a head"
+        reason = f"it rotates only {2 * positions.pairs} of the {positions.head_dim} dimensions of a head"
     elif positions.nested is not None or positions.window is not None or positions.layer_types - {FULL}:
-        why = "some of its layers attend to a window alone"
+        reason = "some of its layers attend to a window alone"
     elif positions.rope["rope_type"] in _LENGTH_DEPENDENT:
-        why = f"its own scaling ('{positions.rope['rope_type']}') depends on the length"
+        reason = f"its own scaling ('{positions.rope['rope_type']}') depends on the length"
     elif positions.kind not in MODEL_TYPES:
-        why = f"a {positions.kind} is none of the model types that this is tested with (baselines/README.md lists them)"
-    if why is not None:
-        raise UserError(f"{base.name}: {method} cannot rotate its queries and keys by distance: {why}")
+        reason = (
+            f"a {positions.kind} is none of the model types that this is tested with (baselines/README.md lists them)"
+        )
+    if reason is not None:
+        raise UserError(f"{base.name}: {method} cannot rotate its queries and keys by distance: {reason}")

@@ -1,9 +1,9 @@
 """The attention of :mod:`longctx_bench.methods.banded`: rotation by band, and one softmax over all bands.
 
-:func:`make_tables` and :func:`attend` are all of it, for any engine; the rest hands it to models of transformers.
+:func:`make_tables` and :func:`attend` work for any engine; the rest connects them to models of transformers.
 Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
 no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
-a band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
+per band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "longctx_bench_banded"
 _MAX_LOGITS = 2**24
-"""Logits of a block of queries, where they are made: 64 MiB in fp32."""
+"""Logits of a block of queries that are in memory at a time: 64 MiB in fp32."""
 _MIN_BLOCK, _MAX_BLOCK = 16, 128
 """Queries in a block: keys that only some of them attend to are read by all."""
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -46,9 +46,9 @@ class BandedRotation:
 
     bands: tuple[Band, ...]
     frequencies: Sequence[float]
-    """Radians a token for each pair of dimensions, ``[head_dim / 2]``."""
+    """Radians per token for each pair of dimensions, ``[head_dim / 2]``."""
     factor: float = 1.0
-    """On cos and sin."""
+    """Factor on cos and sin."""
     log_base: int | None = None
     """Queries at position i are multiplied by max(1, ln(i + 1) / ln log_base); None: they are not."""
 
@@ -106,16 +106,16 @@ _ACTIVE: dict[int, _Active] = {}
 def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> Iterator[None]:
     """Attend by bands inside the block, with a model whose own rotation is switched off."""
     key = id(model.config)
-    before = _ACTIVE.get(key)
+    previous = _ACTIVE.get(key)
     with override_attention(model, IMPLEMENTATION, banded_attention, padding_mask):
         _ACTIVE[key] = _Active(rotation)
         try:
             yield
         finally:
-            if before is None:
+            if previous is None:
                 del _ACTIVE[key]
             else:
-                _ACTIVE[key] = before
+                _ACTIVE[key] = previous
 
 
 def padding_mask(**arguments: Any) -> torch.Tensor | None:
@@ -164,10 +164,10 @@ def banded_attention(
     Returns:
         ``[rows, new tokens, heads, head_dim]``, and None.
     """
-    refused = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
-    if refused or (attention_mask is not None and attention_mask.shape[-2] != 1):
-        what = refused[0] if refused else "an attention mask of its own"
-        raise UserError(f"banded attention is not defined for a model with {what}")
+    unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
+    if unsupported or (attention_mask is not None and attention_mask.shape[-2] != 1):
+        feature = unsupported[0] if unsupported else "an attention mask of its own"
+        raise UserError(f"banded attention is not defined for a model with {feature}")
     tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = attend(tables, query, key, value, scale)
@@ -295,8 +295,8 @@ def _flex_attention() -> Any:
     return torch.compile(flex_attention)
 
 
-def _takes_fused(new: int, mask: torch.Tensor | None, device: torch.device) -> bool:
-    return device.type == "cuda" and mask is None and new >= _FUSED_FROM
+def _takes_fused(num_new_tokens: int, mask: torch.Tensor | None, device: torch.device) -> bool:
+    return device.type == "cuda" and mask is None and num_new_tokens >= _FUSED_FROM
 
 
 def _block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch.device) -> BlockMask:
@@ -367,9 +367,9 @@ def make_tables(
     for band in rotation.bands:
         first = band.first(of_queries).clamp(min=0) + padding
         last = torch.minimum(band.last(of_queries), of_queries) + padding
-        # Of queries that are padding there is none, and of others none that is padding.
-        some = (first <= last) & (of_queries >= 0)
-        first, last = torch.where(some, first, total), torch.where(some, last, -1)
+        # Padding queries have no key in a band, and no query has a padding key.
+        has_keys = (first <= last) & (of_queries >= 0)
+        first, last = torch.where(has_keys, first, total), torch.where(has_keys, last, -1)
         span = slice(min(int(first.min()), total), max(int(last.max()) + 1, 0))
         if span.start < span.stop:
             at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))

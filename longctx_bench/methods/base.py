@@ -24,18 +24,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Capability = Literal["prompt", "per_prompt", "attention_temperature", "query_scale", "banded_attention", "model_patch"]
-"""What a method needs from an engine besides config overrides: changed prompt token ids, a scaling factor per prompt, a
-softmax temperature in all attention layers, queries scaled by their positions, attention by bands of distance, those of
-each prompt if need be (:mod:`longctx_bench.methods.banded`), Python code that patches the loaded transformers model."""
+Capability = Literal[
+    "prompt", "per_prompt", "attention_temperature", "head_temperatures", "query_scale", "banded_attention",
+    "sliding_window", "derived_attention_factor", "model_patch",
+]  # fmt: skip
+"""What a method needs from an engine besides config overrides:
+
+- ``prompt``: changed prompt token ids.
+- ``per_prompt``: a scaling factor per prompt.
+- ``attention_temperature``: one softmax temperature for all attention layers.
+- ``head_temperatures``: one softmax temperature per attention head.
+- ``query_scale``: queries scaled by their positions.
+- ``banded_attention``: attention by bands of distance, per prompt if need be (:mod:`longctx_bench.methods.banded`).
+- ``sliding_window``: a checkpoint some of whose layers attend to a window.
+- ``derived_attention_factor``: the factor on cos and sin that transformers derives from the lengths for ``longrope``.
+- ``model_patch``: Python code that patches the loaded transformers model.
+"""
 
 QueryScale = Literal["none", "log-n", "llama4"]
 """Law of the factor on the query at position i (from 0): 1; Su's log-n, max(1, ln(i + 1) / ln L), L the training
 context (arXiv 2202.12172); or that of Ministral 3, 1 + beta ln(1 + floor(i / L)). Llama 4's own counts from i + 1, and
-scales its layers without positions alone."""
+scales only its layers without positions."""
 
 _AT_A_LENGTH = ("applied_scalar", "attention_temperature", "head_temperatures", "model_overrides", "patch")
-"""What depends on a length, given as the last argument behind the base model."""
+"""Methods of a class whose last two arguments are the base model and a length."""
 
 _RENAMED_METHODS = {
     "applied": "patch",
@@ -120,9 +132,9 @@ class Method(Component, ABC):
     """Name of the scalar that ``longctx-bench calibrate`` tunes; also its key in ``calibration.json``."""
 
     tunable_span: ClassVar[float] = 0.7
-    """Calibration searches from 1 to 1 + span x ln s, and at least"""
+    """Calibration searches from 1 to 1 + ``tunable_span`` x ln s, or to 1 + ``tunable_reach`` where that is more."""
     tunable_reach: ClassVar[float] = 0.0
-    """to 1 + reach."""
+    """See :attr:`tunable_span`."""
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     """What the method needs from an engine; an engine that lacks any of it rejects the method. ``prompt`` and
@@ -145,7 +157,7 @@ class Method(Component, ABC):
 
     @model_serializer(mode="wrap")
     def _without_unused_switches(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is switched off: a cell that was measured before there was a switch is still that cell."""
+        """Leave out switches that are off, so that cells measured before a switch existed keep their identity."""
         values: dict[str, Any] = handler(self)
         if self.query_scale == "none":
             values.pop("query_scale", None)
@@ -156,10 +168,16 @@ class Method(Component, ABC):
         return values
 
     def required_capabilities(self) -> frozenset[Capability]:
-        """Return what the method needs from an engine with its present parameters, whatever the length."""
+        """Return what the method may need from an engine with its present parameters, at any length."""
         tuned = self.tuned_parameters.table.values() if self.tuned_parameters is not None else ()
         laws = {self.query_scale, *(values.get("query_scale", "none") for values in tuned)}
         return self.capabilities if laws == {"none"} else self.capabilities | {"query_scale"}
+
+    def capabilities_at(self, base: BaseModelInfo, length: int) -> frozenset[Capability]:
+        """Return what the method needs from an engine at a length."""
+        heads: frozenset[Capability] = frozenset({"head_temperatures"})
+        others = self.required_capabilities() - heads
+        return others if self.head_temperatures(base, length) is None else others | heads
 
     def scale(self, base: BaseModelInfo, length: int) -> float:
         """Return s = length / training_context, at least 1, or ``factor`` if set."""
@@ -259,15 +277,15 @@ class Method(Component, ABC):
         return ids
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Complete the declared capabilities, and wrap what depends on a length: see :func:`_with_parameters_at`.
+        """Complete the declared capabilities, and wrap the methods that depend on a length.
 
-        The result of ``model_overrides`` is validated besides.
+        See :func:`_with_parameters_at`. The result of ``model_overrides`` is also validated.
         """
         super().__init_subclass__(**kwargs)
         alias_renamed_methods(cls, _RENAMED_METHODS)
         if "capabilities" not in cls.__dict__:
             implied: tuple[tuple[str, Capability], ...] = (("prompt", "prompt"), ("patch", "model_patch"))
-            cls.capabilities = cls.capabilities | {what for name, what in implied if name in cls.__dict__}
+            cls.capabilities = cls.capabilities | {capability for name, capability in implied if name in cls.__dict__}
         if cls.per_prompt and "banded_attention" not in cls.capabilities:
             cls.capabilities = cls.capabilities | {"per_prompt"}
         overrides = cls.__dict__.get("model_overrides")

@@ -32,11 +32,11 @@ class CoPE(FactorList):
     def factors(self, base: BaseModelInfo, length: int) -> list[float]:
         pairs = base.positions.pairs
         clipped = min(self.clipped, pairs)
-        kept = [1.0] * (pairs - clipped)
+        unchanged = [1.0] * (pairs - clipped)
         if self.hard:
-            return kept + [DROPPED] * clipped
-        angles = [math.pi * place / max(1, clipped - 1) for place in range(clipped)]
-        return kept + [_divisor((1 + math.cos(angle)) / 2) for angle in angles]
+            return unchanged + [DROPPED] * clipped
+        angles = [math.pi * index / max(1, clipped - 1) for index in range(clipped)]
+        return unchanged + [_divisor((1 + math.cos(angle)) / 2) for angle in angles]
 
 
 def _divisor(share: float) -> float:

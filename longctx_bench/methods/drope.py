@@ -16,4 +16,5 @@ class DroPE(NoPE):
     needs_checkpoint: ClassVar[bool] = True
 
     calibration: Calibration = "auto"
-    """As for NoPE; by default our retrieval fit if the checkpoint has one, else the paper's formula."""
+    """As for NoPE; by default temperatures by head if the checkpoint has them, else our retrieval fit, else the paper's
+    formula."""

@@ -31,28 +31,28 @@ class DualChunkAttention(BandedAttention):
     0.05 ln(length / training context) + 1 (``attention_factor``), which the paper does not have."""
 
     def bands(self, base: BaseModelInfo, length: int) -> tuple[Band, ...]:
-        size, chunk = self._sizes(base)
+        chunk_size, stride = self._sizes(base)
 
         def start(i: torch.Tensor, back: int) -> torch.Tensor:
-            return (i // chunk - back) * chunk
+            return (i // stride - back) * stride
 
         def within(position: torch.Tensor) -> torch.Tensor:
-            return position % chunk
+            return position % stride
 
-        own = Band(first=lambda i: start(i, 0), last=lambda i: i, query=within, key=within)
-        previous = Band(
+        same_chunk = Band(first=lambda i: start(i, 0), last=lambda i: i, query=within, key=within)
+        previous_chunk = Band(
             first=lambda i: start(i, 1),
             last=lambda i: start(i, 0) - 1,
-            query=lambda i: (within(i) + chunk).clamp(max=size),
+            query=lambda i: (within(i) + stride).clamp(max=chunk_size),
             key=within,
         )
-        older = Band(
+        older_chunks = Band(
             first=lambda i: i * 0,
             last=lambda i: start(i, 1) - 1,
-            query=lambda i: i * 0 + min(2 * chunk - 1, size),
+            query=lambda i: i * 0 + min(2 * stride - 1, chunk_size),
             key=within,
         )
-        return own, previous, older
+        return same_chunk, previous_chunk, older_chunks
 
     def exact_up_to(self, base: BaseModelInfo, length: int) -> int:
         size, chunk = self._sizes(base)

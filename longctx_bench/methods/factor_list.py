@@ -19,7 +19,7 @@ class FactorList(Method):
 
     Engines get transformers' and vLLM's type ``longrope``. Both switch from ``short_factor`` to ``long_factor`` at the
     training context, so both are the same list here; and both derive a factor on cos and sin from lengths unless it is
-    given, so it is.
+    given, as it is here.
     """
 
     @abstractmethod

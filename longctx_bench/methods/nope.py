@@ -10,7 +10,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
 from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, scale_heads
 from longctx_bench.methods.override_validation import Change
-from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule, may_be_by_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,6 +95,10 @@ class NoPE(Method):
 
     def uses_factor(self) -> bool:
         return self.temperature is not None
+
+    def required_capabilities(self) -> frozenset[Capability]:
+        needed = super().required_capabilities()
+        return needed | {"head_temperatures"} if may_be_by_head(self.calibration, self.temperature) else needed
 
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         if self.temperature is not None:

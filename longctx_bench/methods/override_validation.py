@@ -64,19 +64,24 @@ def _merge(
     changes: Collection[Change],
     name: str,
     base: RotaryPositions,
-    own: Mapping[str, Any],
-    new: Mapping[str, Any],
+    base_rope: Mapping[str, Any],
+    method_rope: Mapping[str, Any],
 ) -> dict[str, Any]:
-    before = RotaryPositions({"rope_type": "default", **own}, base.head_dim, base.training_context)
-    update = {"rope_type": new.get("rope_type") or new.get("type") or before.rope["rope_type"], **new}
+    original = RotaryPositions({"rope_type": "default", **base_rope}, base.head_dim, base.training_context)
+    update = {
+        "rope_type": method_rope.get("rope_type") or method_rope.get("type") or original.rope["rope_type"],
+        **method_rope,
+    }
     update.pop("type", None)
-    same_type = update["rope_type"] == before.rope["rope_type"] or before.rope["rope_type"] == "default"
-    merged = {key: value for key, value in own.items() if key != "type" and (same_type or key not in _SCALING)} | update
-    if merged == before.rope:
+    same_type = update["rope_type"] == original.rope["rope_type"] or original.rope["rope_type"] == "default"
+    merged = {
+        key: value for key, value in base_rope.items() if key != "type" and (same_type or key not in _SCALING)
+    } | update
+    if merged == original.rope:
         return merged
-    if before.pairs == 0 and not is_unrotated(update):
+    if original.pairs == 0 and not is_unrotated(update):
         raise UserError(f"{name}: has no rotary positions left for {method} to change")
-    if "llama_4_scaling_beta" in own:
+    if "llama_4_scaling_beta" in base_rope:
         raise UserError(
             f"{name}: scales queries by position in addition to RoPE ('llama_4_scaling_beta'), which {method} does not "
             f"support; run it without a method"
@@ -84,16 +89,16 @@ def _merge(
     if base.kind in _DEFAULT_ONLY and merged["rope_type"] != "default":
         raise UserError(f"{name}: a {base.kind} does not support rotary positions of type '{merged['rope_type']}'")
     if is_unrotated(merged):
-        _reject_undeclared(method, changes, name, {"rotary_pairs": (before.pairs, 0)})
+        _reject_undeclared(method, changes, name, {"rotary_pairs": (original.pairs, 0)})
         return merged
-    if before.scaling is not None and "scaling" not in changes:
-        raise already_scaled_error(method, name, before.scaling, base.training_context)
+    if original.scaling is not None and "scaling" not in changes:
+        raise already_scaled_error(method, name, original.scaling, base.training_context)
     start = merged.get("original_max_position_embeddings") or base.training_context
     changed: dict[Change, tuple[float, float]] = {
-        "rotary_pairs": (before.pairs, num_rotary_pairs(merged, base.head_dim)),
-        "theta": (float(before.rope["rope_theta"]), float(merged["rope_theta"])),
+        "rotary_pairs": (original.pairs, num_rotary_pairs(merged, base.head_dim)),
+        "theta": (float(original.rope["rope_theta"]), float(merged["rope_theta"])),
         # A scaling of the base model has its own original length, and is replaced as a whole if declared.
-        "original_length": (base.training_context if before.scaling is None else start, start),
+        "original_length": (base.training_context if original.scaling is None else start, start),
     }
     _reject_undeclared(method, changes, name, changed)
     if base.window is not None and base.window <= base.training_context:
@@ -116,11 +121,11 @@ def already_scaled_error(method: str, name: str, scaling: str, length: int) -> U
 def _reject_undeclared(
     method: str, changes: Collection[Change], name: str, changed: Mapping[Change, tuple[float, float]]
 ) -> None:
-    for what, (before, after) in changed.items():
-        if before != after and what not in changes:
+    for change, (before, after) in changed.items():
+        if before != after and change not in changes:
             raise UserError(
-                f"{name}: {method} would change its {what} from {before:g} to {after:g}, which it does not declare; "
-                f"leave that out of rope_parameters, or declare it: changes = frozenset({{'{what}'}})"
+                f"{name}: {method} would change its {change} from {before:g} to {after:g}, which it does not declare; "
+                f"leave that out of rope_parameters, or declare it: changes = frozenset({{'{change}'}})"
             )
 
 

@@ -27,7 +27,7 @@ def log_n_factors(training_context: int, positions: torch.Tensor) -> torch.Tenso
 
     Args:
         training_context: tokens.
-        positions: integers, any shape; of padding any number.
+        positions: integers, any shape; any number for padding.
     """
     import torch
 
@@ -42,7 +42,7 @@ def query_factors(law: QueryScale, beta: float, training_context: int, positions
         law: which one.
         beta: of ``llama4``.
         training_context: tokens.
-        positions: integers, any shape; of padding any number.
+        positions: integers, any shape; any number for padding.
     """
     import torch
 
@@ -61,7 +61,7 @@ def scale_queries(model: PreTrainedModel, law: QueryScale, beta: float, training
     own included, come after it.
 
     Raises:
-        UserError: the model's queries are not known to be found here.
+        UserError: a model type whose queries are not known to come out of these modules.
     """
     if law == "none":
         yield

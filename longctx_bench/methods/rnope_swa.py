@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.base import BaseModelInfo, Capability, Method
 
 
 class RNoPESWA(Method):
@@ -12,6 +12,7 @@ class RNoPESWA(Method):
 
     id: ClassVar[str] = "rnope-swa"
     checkpoint: ClassVar[str | None] = "rnope-swa"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"sliding_window"})
 
     def uses_factor(self) -> bool:
         return False

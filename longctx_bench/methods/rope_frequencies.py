@@ -13,17 +13,17 @@ def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tup
     """Return a method's inverse frequencies at one length, as transformers computes them from its config entries.
 
     Args:
-        base: names head width and rotary base.
+        base: the base model's properties.
         method: one that changes the rotary frequencies, or leaves them alone.
         length: tokens, which the method derives its factor from.
 
     Returns:
-        Radians a token for each pair of rotated dimensions, the fastest first; and the factor that cos
-        and sin are multiplied with (1 but for YaRN and LongRoPE).
+        Radians per token for each pair of rotated dimensions, the fastest first; and the factor on cos and sin (1
+        except for YaRN and LongRoPE).
 
     Raises:
-        UserError: the method takes positions away, or cannot be applied to this base, or transformers knows no such
-            rotation as the base's config has.
+        UserError: the method takes positions away, or cannot be applied to this base, or transformers does
+            not know the rotation in the base's config.
     """
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -40,7 +40,7 @@ def inverse_frequencies(base: BaseModelInfo, method: Method, length: int) -> tup
     shape: dict[str, Any] = {"head_dim": dims, "hidden_size": 2 * dims, "num_attention_heads": 2}
     try:
         rotary: Any = LlamaRotaryEmbedding(LlamaConfig(**shape, **entries))
-    except Exception as error:  # a config is anybody's
+    except Exception as error:  # the config is untrusted
         raise UserError(
             f"{base.name}: config.json has rotary entries that transformers does not compute "
             f"({type(error).__name__}: {error!s:.200})"

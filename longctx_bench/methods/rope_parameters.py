@@ -157,16 +157,16 @@ def native_context(name: str, config: Mapping[str, Any]) -> int | None:
     ``max_position_embeddings``, except for YaRN checkpoints that set it to the length before scaling (Qwen): there it
     is factor times that length.
     """
-    full = normalize_config(name, config)
-    length = full.get("max_position_embeddings")
+    entries = normalize_config(name, config)
+    length = entries.get("max_position_embeddings")
     if not isinstance(length, int) or length < 1:
         return None
-    rope = full.get("rope_parameters") or {}
-    whole = rope.get(FULL)
-    rope = whole if isinstance(whole, Mapping) else rope
+    rope = entries.get("rope_parameters") or {}
+    full_attention = rope.get(FULL)
+    rope = full_attention if isinstance(full_attention, Mapping) else rope
     if (rope.get("rope_type") or rope.get("type")) == "yarn":
-        before = rope.get("original_max_position_embeddings") or length
-        length = max(length, int(before * (rope.get("factor") or 1.0)))
+        unscaled_length = rope.get("original_max_position_embeddings") or length
+        length = max(length, int(unscaled_length * (rope.get("factor") or 1.0)))
     return length
 
 

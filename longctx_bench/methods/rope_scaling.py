@@ -12,7 +12,7 @@ from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.methods.base import AppliedScalar, BaseModelInfo, Capability, Method
 from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, scale_heads
 from longctx_bench.methods.override_validation import Change, already_scaled_error
-from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule
+from longctx_bench.methods.scalar_schedule import Calibration, ScalarSchedule, fitted_schedule, may_be_by_head
 from longctx_bench.methods.tuned_parameters import ObjectiveName
 
 if TYPE_CHECKING:
@@ -126,6 +126,10 @@ class YaRN(Method):
     attention_law: ScalarSchedule | HeadTemperatures | None = None
     """The fitted attention factor as a function of s, or the temperatures of the heads; set by ``calibration``."""
 
+    def required_capabilities(self) -> frozenset[Capability]:
+        needed = super().required_capabilities()
+        return needed | {"head_temperatures"} if may_be_by_head(self.calibration, self.attention_law) else needed
+
     def with_calibration(self, fits: Mapping[str, Any]) -> Self:
         return self.model_copy(update={"attention_law": fitted_schedule(self.calibration, fits, None)})
 
@@ -178,11 +182,17 @@ class LongRoPE(Method):
     """
 
     id: ClassVar[str] = "longrope"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"derived_attention_factor"})
 
     tuned_for: Literal["none"] | ObjectiveName = Field(default="needle-loss", exclude=True)
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     """Divisors of the rotary frequencies, one per pair of rotated dimensions (head_dim / 2 with full rotation)."""
+
+    def capabilities_at(self, base: BaseModelInfo, length: int) -> frozenset[Capability]:
+        needed = super().capabilities_at(base, length)
+        # Searched lists leave the base as it is up to the training context.
+        return needed if self.model_overrides(base, length) else needed - {"derived_attention_factor"}
 
     def with_tuned_parameters(self, fits: Mapping[str, Any]) -> Self:
         is_given = self.short_factor is not None or self.long_factor is not None
@@ -197,7 +207,7 @@ class LongRoPE(Method):
         for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
             if factors is None or len(factors) != half:
                 if base.positions.scaling is not None:
-                    # Lists would not help: what every other scaling says of such a base is the true reason.
+                    # Lists would not help: report what the other methods report for a base that is scaled already.
                     raise already_scaled_error("longrope", base.name, base.positions.scaling, base.training_context)
                 raise UserError(
                     f"longrope needs '{name}', a list of {half} numbers for {base.name}: set it under params: in your "

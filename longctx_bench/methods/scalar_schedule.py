@@ -77,6 +77,13 @@ def fitted_schedule(
     return validate(ScalarSchedule, {**fits[calibration], "source": calibration}, f"calibration.json: {calibration}")
 
 
+def may_be_by_head(calibration: Calibration, schedule: ScalarSchedule | HeadTemperatures | None) -> bool:
+    """Whether a method has temperatures by head, or may get them from a calibration that is not read yet."""
+    if schedule is not None:
+        return isinstance(schedule, HeadTemperatures)
+    return calibration in ("auto", "heads")
+
+
 def fit_slope(table: dict[float, float]) -> float:
     """Return the least-squares c of 1 + c ln s for a table of values by scale s."""
     logs = [math.log(scale) for scale in table if scale > 1]

@@ -54,10 +54,10 @@ class SelfExtend(BandedAttention):
             return self.group
         window = tokens_within(self, base, self.window, 1 / 4)
         target = round(self.scale(base, length) * base.training_context)
-        room = _TRAINED_SHARE * base.training_context - window
-        if room <= 0:
+        free_distances = _TRAINED_SHARE * base.training_context - window
+        if free_distances <= 0:
             raise UserError(
                 f"{base.name}: self-extend's window of {window} tokens leaves no room for groups within 2/3 of the "
                 f"training context of {base.training_context}; set a smaller window, or 'group'"
             )
-        return max(1, math.ceil((target - window) / room))
+        return max(1, math.ceil((target - window) / free_distances))

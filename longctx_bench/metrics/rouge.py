@@ -4,8 +4,8 @@ The two differ: rouge splits sentences at every full stop, keeps case and punctu
 once, over the union of all pairs of sentences; rouge-score lowers case, keeps ``a-z0-9`` alone and counts every word of
 one longest common subsequence.
 
-rouge retraces the common subsequence of two sentences by recursion, one frame a step, and LongBench takes any exception
-for a score of 0. So long sentences score 0 there, and have to score 0 here, wherever this code is called from.
+rouge retraces the common subsequence of two sentences by recursion, one frame per step, and LongBench takes any
+exception for a score of 0. So long sentences score 0 there, and must score 0 here, wherever this code is called from.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ _TOKENIZER_FILES = (
 )
 
 _INDEX = "model.safetensors.index.json"
-"""Says which file of weights in several holds what."""
-_LARGEST = 256 << 20
-"""Bytes of a file beside the weights, which is read whole: several times the largest there is."""
+"""Index of weights that are split over several files."""
+_MAX_FILE_BYTES = 256 << 20
+"""Maximum bytes of a file beside the weights, which is read whole: several times the largest known one."""
 _ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """Every folder with a tokenizer has one of these."""
 
@@ -75,21 +75,23 @@ def _refuse_large(folder: Path) -> None:
     """Refuse files beside the weights that would fill the memory: libraries read them whole."""
     read = [*tokenizer_files(folder), folder / "generation_config.json", *folder.glob("additional_chat_templates/*")]
     for file in read:
-        if file.is_file() and file.stat().st_size > _LARGEST:
-            raise UserError(f"{file}: is larger than {_LARGEST >> 20} MiB, as none is; fetch the model again")
+        if file.is_file() and file.stat().st_size > _MAX_FILE_BYTES:
+            raise UserError(
+                f"{file}: is larger than {_MAX_FILE_BYTES >> 20} MiB, which no such file is; fetch the model again"
+            )
 
 
 def _refuse_weights_elsewhere(folder: Path) -> None:
-    """Refuse an index that names weights of another folder: they are no part of what results know the model by."""
+    """Refuse an index that names weights of another folder, which the digest of the model would not cover."""
     index = folder / _INDEX
     if not index.exists():
         return
     try:
-        weights = parse_object(read_content(index, _LARGEST)).get("weight_map")
+        weights = parse_object(read_content(index, _MAX_FILE_BYTES)).get("weight_map")
     except (FileNotFoundError, UnreadableFile) as error:
         raise UserError(f"{index}: {error}; fetch the model again") from error
-    files = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
-    for name in sorted(files):
+    names = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
+    for name in sorted(names):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: names {name!a:.80} for weights; expected safetensors files beside it")
 
@@ -113,9 +115,9 @@ def require_known_quantization(folder: Path) -> None:
 
     settings = read_config(folder).get("quantization_config") or {}
     kind = settings.get("quant_method")
-    # bitsandbytes' oldest configs name no method; transformers tells them by these.
-    old = settings.get("load_in_8bit") or settings.get("load_in_4bit")
-    if settings and not old and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
+    # The oldest bitsandbytes configs name no method; transformers recognises them by these keys.
+    is_old_bitsandbytes = settings.get("load_in_8bit") or settings.get("load_in_4bit")
+    if settings and not is_old_bitsandbytes and kind not in list(AUTO_QUANTIZATION_CONFIG_MAPPING):
         raise UserError(f"{folder}: its quantisation {kind!r:.60} is not supported by transformers; use other weights")
 
 
@@ -147,7 +149,7 @@ def stored_tokenizer(folder: Path) -> Any:
     return transformers_tokenizer(folder)
 
 
-def transformers_tokenizer(place: Path | str, revision: str | None = None) -> Any:
+def transformers_tokenizer(name_or_path: Path | str, revision: str | None = None) -> Any:
     """Return the transformers tokenizer of a folder or hub repository.
 
     Raises:
@@ -156,12 +158,12 @@ def transformers_tokenizer(place: Path | str, revision: str | None = None) -> An
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except BaseException as error:  # transformers raises many kinds for a missing or broken tokenizer
         # A panic in the Rust library is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{place}: its tokenizer cannot be loaded ({error_summary(error)})") from error
+        raise UserError(f"{name_or_path}: its tokenizer cannot be loaded ({error_summary(error)})") from error
 
 
 def prompt_tokenizer(folder: Path) -> Any:
@@ -185,12 +187,12 @@ def _cached_build(name: str, make: Callable[[Path], None]) -> Path:
     """Return a folder of models in the cache, as :func:`longctx_bench.core.file_cache.made_once` does."""
     folder = cache_dir() / "models" / name
 
-    def into(made: Path) -> None:
-        made.mkdir()
-        make(made)
+    def make_in(scratch: Path) -> None:
+        scratch.mkdir()
+        make(scratch)
 
     try:
-        return made_once(folder, into, ".converting-")
+        return made_once(folder, make_in, ".converting-")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; set LONGCTX_BENCH_CACHE") from error
 
@@ -216,11 +218,11 @@ def _apply_delta(folder: Path) -> Path:
             )
         base = checkpoint_folder(origin.source)
         merge_delta(file, base, scratch / "model.safetensors")
-        others = [each for each in folder.iterdir() if each.is_file() and not each.name.endswith(_NOT_COPIED)]
-        for each in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *others]:
+        other_files = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith(_NOT_COPIED)]
+        for path in [*([] if tokenizer_files(folder) else tokenizer_files(base)), *other_files]:
             # Calibrations are read from the original folder, where `calibrate` may update them.
-            if not each.name.startswith("calibration"):
-                shutil.copyfile(each, scratch / each.name)
+            if not path.name.startswith("calibration"):
+                shutil.copyfile(path, scratch / path.name)
 
     # The header of the delta weights has the sha256 of their contents, so that it identifies the whole file.
     identity = content_digest(PathSource(path=folder)) or ""

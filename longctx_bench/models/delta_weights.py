@@ -114,20 +114,20 @@ def decompress_codes(stream: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     try:
         # Bounded, because a crafted stream could fill the memory.
         codes = bytearray(unpacker.decompress(stream.numpy().data, max(1, shape.numel())))
-        more = unpacker.decompress(unpacker.unconsumed_tail, 1)
+        surplus = unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as error:
         raise ValueError(error) from error
     if len(codes) != shape.numel():
         raise ValueError(f"{len(codes)} codes in place of {shape.numel()}")
-    if more or not unpacker.eof:
+    if surplus or not unpacker.eof:
         raise ValueError(f"more codes than {shape.numel()}")
     return torch.frombuffer(codes, dtype=torch.int8).view(shape)
 
 
 def apply_delta(base: torch.Tensor, scale: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Return the restored matrix in bfloat16. Each operation rounds once, so that all machines get the same bits."""
-    rest = codes.float().mul_(steps.float()[:, None])
-    return (base.float() * scale).add_(rest).bfloat16()
+    difference = codes.float().mul_(steps.float()[:, None])
+    return (base.float() * scale).add_(difference).bfloat16()
 
 
 def write_delta(file: Path, tensors: dict[str, torch.Tensor], origin: DeltaBase) -> None:
@@ -189,12 +189,17 @@ def merge_delta(file: Path, base_folder: Path, out: Path) -> None:
 
 
 def _matrix(name: str, stored: SafetensorsReader, base: SafetensorsReader) -> torch.Tensor:
-    before = base[name]
+    base_matrix = base[name]
     scale, steps, stream = (stored[name + part] for part in (SCALE, STEPS, CODES))
     # Other shapes would be broadcast, and could fill the memory.
-    if before.dim() != 2 or scale.numel() != 1 or steps.shape != before.shape[:1] or stream.dtype != torch.uint8:
-        raise ValueError(f"{name}: shapes do not match the base's {list(before.shape)}")
-    return apply_delta(before, scale.reshape(()), steps, decompress_codes(stream, before.shape))
+    if (
+        base_matrix.dim() != 2
+        or scale.numel() != 1
+        or steps.shape != base_matrix.shape[:1]
+        or stream.dtype != torch.uint8
+    ):
+        raise ValueError(f"{name}: shapes do not match the base's {list(base_matrix.shape)}")
+    return apply_delta(base_matrix, scale.reshape(()), steps, decompress_codes(stream, base_matrix.shape))
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -204,9 +209,10 @@ def _metadata(file: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise damaged_file_error(file, error) from error
     if metadata.get("difference") != _FORMAT:
-        found = metadata.get("difference", "none")
+        file_format = metadata.get("difference", "none")
         raise UserError(
-            f"{file}: delta weights of format {found}, not {_FORMAT}; use the version of longctx-bench that wrote it"
+            f"{file}: delta weights of format {file_format}, not {_FORMAT}; use the version of longctx-bench that "
+            "wrote it"
         )
     return metadata
 

@@ -34,21 +34,21 @@ class LightTokenizer:
 
     split_special_tokens = False
 
-    def __init__(self, backend: Tokenizer, named: Mapping[str, str], whole: Callable[[], Any]) -> None:
+    def __init__(self, backend: Tokenizer, named: Mapping[str, str], load_full: Callable[[], Any]) -> None:
         """Wrap the tokenizer of a ``tokenizer.json``.
 
         Args:
             backend: the file's tokenizer.
             named: special tokens by name in ``tokenizer_config.json``.
-            whole: loads transformers' tokenizer of the folder.
+            load_full: loads transformers' tokenizer of the folder.
         """
         self.backend_tokenizer = backend
         self.eos_token_id = backend.token_to_id(named.get("eos_token", ""))
         self.sep_token_id = backend.token_to_id(named.get("sep_token", ""))
-        self._load = whole
+        self._load_full = load_full
 
     @classmethod
-    def from_folder(cls, folder: Path, whole: Callable[[Path], Any]) -> LightTokenizer | None:
+    def from_folder(cls, folder: Path, load_full: Callable[[Path], Any]) -> LightTokenizer | None:
         """Read a checkpoint folder's tokenizer; None if transformers would not use its file unchanged."""
         from tokenizers import Tokenizer
 
@@ -79,17 +79,17 @@ class LightTokenizer:
             or not all(token in added_tokens and _plain(added_tokens[token]) for token in named.values())
         ):
             return None
-        return cls(backend, named, lambda: whole(folder))
+        return cls(backend, named, lambda: load_full(folder))
 
     @cached_property
-    def _whole(self) -> Any:
-        return self._load()
+    def _full(self) -> Any:
+        return self._load_full()
 
     def __getattr__(self, name: str) -> Any:
         # Copying and pickling ask for special methods, which must not load anything.
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._whole, name)
+        return getattr(self._full, name)
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size()
@@ -99,7 +99,7 @@ class LightTokenizer:
     ) -> Any:
         """Return ``{"input_ids": ...}`` for one or several texts; other options go to transformers' tokenizer."""
         if others.get("return_attention_mask") is not False or any(others.values()):
-            return self._whole(text, add_special_tokens=add_special_tokens, verbose=verbose, **others)
+            return self._full(text, add_special_tokens=add_special_tokens, verbose=verbose, **others)
         if isinstance(text, str):
             return {"input_ids": self.encode(text, add_special_tokens)}
         # One by one: most are words, for which thread overhead dominates.
@@ -108,13 +108,13 @@ class LightTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True, **others: Any) -> list[int]:
         """Return a text's token ids."""
         if others:
-            return list(self._whole.encode(text, add_special_tokens=add_special_tokens, **others))
+            return list(self._full.encode(text, add_special_tokens=add_special_tokens, **others))
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **others: Any) -> str:
         """Return the text of token ids."""
         if others:
-            return str(self._whole.decode(ids, skip_special_tokens=skip_special_tokens, **others))
+            return str(self._full.decode(ids, skip_special_tokens=skip_special_tokens, **others))
         return self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
 

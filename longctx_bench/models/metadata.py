@@ -14,12 +14,12 @@ from longctx_bench.core.sources import fetch, is_local
 from longctx_bench.core.specs import Source, validate
 from longctx_bench.core.untrusted_files import require_object
 
-_LARGEST = 2**31
-_LEAST_HEAD = 4
+_MAX_SIZE = 2**31
+_MIN_HEAD_DIM = 4
 
 
 def _size_or_sizes(value: Any) -> Any:
-    if all(each is None or (type(each) is int and 0 < each < _LARGEST) for each in _listed(value)):
+    if all(each is None or (type(each) is int and 0 < each < _MAX_SIZE) for each in _listed(value)):
         return value
     raise ValueError("must be a number above 0, or a list of them by layer")
 
@@ -34,7 +34,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-_Size = Annotated[int, Field(gt=0, lt=_LARGEST)]
+_Size = Annotated[int, Field(gt=0, lt=_MAX_SIZE)]
 _Sizes = Annotated[Any, AfterValidator(_size_or_sizes)]
 _Ids = Annotated[Any, AfterValidator(_id_or_ids)]
 
@@ -58,7 +58,7 @@ class _Rotary(BaseModel):
 
 
 class _Config(BaseModel):
-    """The entries of a ``config.json`` that this project computes with; what else stands there is transformers'."""
+    """The entries of a ``config.json`` that this project computes with; all others are left to transformers."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -83,7 +83,7 @@ class _Config(BaseModel):
 
 
 class _Generation(BaseModel):
-    """What is read of a ``generation_config.json``."""
+    """The entries that are read from a ``generation_config.json``."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -97,7 +97,7 @@ class _VirtualLength(BaseModel):
 
 
 class _Recipe(BaseModel):
-    """What is read of a ``recipe.json``: see :class:`longctx_bench.training.recipe.Recipe`."""
+    """The entries that are read from a ``recipe.json``: see :class:`longctx_bench.training.recipe.Recipe`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -105,7 +105,7 @@ class _Recipe(BaseModel):
 
 
 def read_calibration(source: Source, tunable: str | None) -> dict[str, Any]:
-    """Return what ``longctx-bench calibrate`` found for these weights: by objective, the arguments of a Law."""
+    """Return the scalar schedules that ``longctx-bench calibrate`` fitted to these weights, by objective."""
     if tunable is None:
         return {}
     with _calibrations(source) as loaded:
@@ -126,7 +126,7 @@ def read_tuned_parameters(source: Source, method: str) -> dict[str, Any]:
         By objective, the arguments of a :class:`~longctx_bench.methods.tuned_parameters.TunedParameters`.
 
     Raises:
-        UserError: there is a ``calibration.json``, but it is none.
+        UserError: there is a ``calibration.json`` that is not a calibration.
     """
     with _calibrations(source) as loaded:
         fits = loaded.get(TUNED_PARAMETERS, {}).get(method, {})
@@ -138,7 +138,7 @@ def _calibrations(source: Source) -> Iterator[dict[str, Any]]:
     """Give the content of the ``calibration.json`` beside local weights, empty if there is none.
 
     Raises:
-        UserError: it cannot be read, or the block found that it is not as it should be.
+        UserError: it cannot be read, or the block raised because its content is malformed.
     """
     path = fetch(source) / "calibration.json" if is_local(source) else None
     if path is None or not path.is_file():
@@ -156,7 +156,7 @@ def virtual_length(source: Source) -> float | None:
     The ``recipe.json`` that training leaves beside weights says so.
 
     Raises:
-        UserError: there is one, but it is no recipe.
+        UserError: there is a ``recipe.json`` that is not a recipe.
     """
     if not is_local(source):
         return None
@@ -176,7 +176,7 @@ def model_config(path: Path, name: str) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     config = require_object(file, "expected a Hugging Face model folder")
     where = f"{name}: config.json"
-    _refuse_impossible(config, where)
+    _reject_impossible(config, where)
     for key, value in _entries(config):
         if (key in _KERNELS and not _plain_kernels(value)) or (key in _HUB_KERNELS and value):
             raise UserError(f"{where}: '{key}' names code to fetch (got {value!r:.80}), which is never run; remove it")
@@ -193,12 +193,12 @@ def eos_token_ids(folder: Path) -> frozenset[int]:
     file = folder / "generation_config.json"
     if file.exists():
         generation = require_object(file, "fetch the model again")
-        own = validate(_Generation, generation, str(file)).eos_token_id
-        stop = stop if own is None else own
+        generation_stop = validate(_Generation, generation, str(file)).eos_token_id
+        stop = stop if generation_stop is None else generation_stop
     return frozenset([] if stop is None else _listed(stop))
 
 
-def _refuse_impossible(config: dict[str, Any], where: str) -> None:
+def _reject_impossible(config: dict[str, Any], where: str) -> None:
     checked = validate(_Config, config, where)
     for name in ("rope_parameters", "rope_scaling"):
         rotary = config.get(name) or {}
@@ -207,24 +207,24 @@ def _refuse_impossible(config: dict[str, Any], where: str) -> None:
     heads, size = checked.num_attention_heads, checked.head_dim
     if size is None and isinstance(heads, int) and checked.hidden_size is not None:
         size = checked.hidden_size // heads
-    if isinstance(size, int) and size < _LEAST_HEAD:
+    if isinstance(size, int) and size < _MIN_HEAD_DIM:
         raise UserError(f"{where}: makes attention heads of {size} dimensions; expected a Hugging Face model folder")
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield all entries of a config, also nested ones."""
-    left: list[Any] = [config]
-    while left:
-        value = left.pop()
+    pending: list[Any] = [config]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             yield from value.items()
-            left.extend(value.values())
+            pending.extend(value.values())
         elif isinstance(value, list):
-            left.extend(value)
+            pending.extend(value)
 
 
 def _plain_kernels(value: Any) -> bool:
     """Whether an implementation is a plain name such as ``sdpa``; with a slash it would be a repository."""
     if isinstance(value, dict):
-        return all(_plain_kernels(each) for each in value.values())
+        return all(_plain_kernels(name) for name in value.values())
     return value is None or (isinstance(value, str) and all(char.isalnum() or char in "_-" for char in value))

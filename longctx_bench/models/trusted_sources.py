@@ -36,8 +36,10 @@ def is_trusted(source: Source, models: Iterable[ModelSpec] = ()) -> bool:
         source: the source that an untrusted file names.
         models: models that the user lists, in addition to built-in ones.
     """
-    sources = [each for model in (*_listed(), *models) for each in _of(model)]
-    branches = {(one.hub, one.type) for one in sources if isinstance(one, HubSource) and one.revision is None}
+    sources = [weights for model in (*_listed(), *models) for weights in _sources_of(model)]
+    branches = {
+        (listed.hub, listed.type) for listed in sources if isinstance(listed, HubSource) and listed.revision is None
+    }
     return (
         source in sources
         or isinstance(source, ShippedSource)
@@ -52,8 +54,8 @@ def _listed() -> tuple[ModelSpec, ...]:
     return tuple(validate(ModelSpec, {"name": name, **entry}, name) for name, entry in read_yaml(file).items())
 
 
-def _of(model: ModelSpec) -> list[Source]:
-    return [model.source, *(own.source for own in model.checkpoints.values())]
+def _sources_of(model: ModelSpec) -> list[Source]:
+    return [model.source, *(checkpoint.source for checkpoint in model.checkpoints.values())]
 
 
 def _entry(source: Source) -> tuple[Path, dict[str, str]]:

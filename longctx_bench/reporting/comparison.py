@@ -97,8 +97,8 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
         refused += [line] if line else []
     if not compared:
         reason = refused[0] if refused else f"{a} and {b} share no task at one length; run both with the same --tasks"
-        more = f" (and {len(refused) - 1} more such cells)" if len(refused) > 1 else ""
-        raise UserError(f"nothing to compare: {reason}{more}")
+        others = f" (and {len(refused) - 1} more such cells)" if len(refused) > 1 else ""
+        raise UserError(f"nothing to compare: {reason}{others}")
     refused += [*_unmatched_cells(a, cells_a, cells_b), *_unmatched_cells(b, cells_b, cells_a)]
     corrected = holm_correction([cell.result.p for cell in compared])
     rows = tuple(replace(cell, p_holm=p) for cell, p in zip(compared, corrected, strict=True))
@@ -139,19 +139,19 @@ def _compare_cell(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, 
     name = f"{a.cell.task} at {length_name(a.cell.length)}"
     if a.metric != b.metric:
         return None, f"{name}: not compared: {a.variant} is scored by {a.metric}, {b.variant} by {b.metric}"
-    left, right = paired_contributions(a, b)
+    scores_a, scores_b = paired_contributions(a, b)
     line = ""
-    if len(left) < max(len(a.scores), len(b.scores)):
-        counts = " and ".join(f"{len(s.scores) - len(left)} of {len(s.scores)} of {s.variant}" for s in (a, b))
+    if len(scores_a) < max(len(a.scores), len(b.scores)):
+        counts = " and ".join(f"{len(s.scores) - len(scores_a)} of {len(s.scores)} of {s.variant}" for s in (a, b))
         line = f"{name}: examples without an identical counterpart: {counts}: {_reasons(a, b)}; "
-        line += f"left out, {len(left)} pairs compared" if len(left) else "not compared"
-    if not len(left):
+        line += f"left out, {len(scores_a)} pairs compared" if len(scores_a) else "not compared"
+    if not len(scores_a):
         return None, line or f"{name}: not compared: no examples"
-    num_not_finite = int(np.count_nonzero(~(np.isfinite(left) & np.isfinite(right))))
+    num_not_finite = int(np.count_nonzero(~(np.isfinite(scores_a) & np.isfinite(scores_b))))
     if num_not_finite:
-        return None, f"{name}: not compared: {num_not_finite} of {len(left)} pairs have a score that is not finite"
+        return None, f"{name}: not compared: {num_not_finite} of {len(scores_a)} pairs have a score that is not finite"
     percent = a.percent and b.percent
-    result = paired_comparison(left, right, percent, a.higher_is_better)
+    result = paired_comparison(scores_a, scores_b, percent, a.higher_is_better)
     scale = a.scale if a.cell.length != NATURAL and a.original_length == b.original_length else None
     cell = ComparedCell(
         a.cell.task, a.cell.length, scale, a.metric, percent, a.higher_is_better, result, result.p,
@@ -162,15 +162,15 @@ def _compare_cell(a: CellSummary, b: CellSummary) -> tuple[ComparedCell | None, 
 
 def _reasons(a: CellSummary, b: CellSummary) -> str:
     """Describe what differs between two cells that should have the same examples."""
-    left, right = a.result.spec, b.result.spec
+    spec_a, spec_b = a.result.spec, b.result.spec
     reasons = []
-    if left.seed != right.seed:
-        reasons.append(f"different seeds ({left.seed} and {right.seed})")
+    if spec_a.seed != spec_b.seed:
+        reasons.append(f"different seeds ({spec_a.seed} and {spec_b.seed})")
     if a.cell.model != b.cell.model:
         reasons.append(f"different base models ({a.cell.model} and {b.cell.model}), perhaps with different tokenizers")
-    if left.task.as_measured() != right.task.as_measured():
+    if spec_a.task.as_measured() != spec_b.task.as_measured():
         reasons.append("different versions of the task")
-    if left.chat_template != right.chat_template:
+    if spec_a.chat_template != spec_b.chat_template:
         reasons.append("a chat template for one of them only")
     if len(a.scores) != len(b.scores):
         reasons.append(f"different --limit ({len(a.scores)} and {len(b.scores)} examples)")
@@ -178,12 +178,12 @@ def _reasons(a: CellSummary, b: CellSummary) -> str:
 
 
 def _unmatched_cells(
-    name: str, cells: dict[tuple[str, int], CellSummary], other: dict[tuple[str, int], CellSummary]
+    name: str, cells: dict[tuple[str, int], CellSummary], other_cells: dict[tuple[str, int], CellSummary]
 ) -> list[str]:
     """List the cells of a model that the other one lacks, one line per task."""
     lengths: dict[str, list[int]] = {}
     for task, length in cells:
-        if (task, length) not in other:
+        if (task, length) not in other_cells:
             lengths.setdefault(task, []).append(length)
     return [
         f"{task} at {', '.join(map(length_name, sorted(unmatched)))}: measured for {name} only"

@@ -176,14 +176,14 @@ def read_store(store: ResultStore) -> Results:
         if results.damaged:
             count = len(results.damaged)
             raise UserError(f"{folder}: none of its {count} cells can be read; the first is {results.damaged[0]}")
-        what = "holds no results" if folder.exists() else "no such folder"
+        problem = "holds no results" if folder.exists() else "no such folder"
         hint = bundle_hint(folder)
         if hint is not None:
-            raise UserError(f"{folder}: {what}; {hint}")
+            raise UserError(f"{folder}: {problem}; {hint}")
         if "runs" in folder.parts:
-            above = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
-            raise UserError(f"{folder}: {what}; give the run's folder, {above}")
-        raise UserError(f"{folder}: {what}; `longctx-bench run --out {folder}` makes one")
+            run_folder = folder.parents[len(folder.parts) - folder.parts.index("runs") - 1]
+            raise UserError(f"{folder}: {problem}; give the run's folder, {run_folder}")
+        raise UserError(f"{folder}: {problem}; `longctx-bench run --out {folder}` makes one")
     return results
 
 

@@ -127,8 +127,8 @@ class Runner:
 
     def _close(self, cell: OpenCell, run_result: RunResult, error: Exception) -> None:
         """Drop the rest of a failed cell and record the reason once; raises as :meth:`_record_failure`."""
-        already, cell.closed = cell.closed, True
-        if not already:
+        was_closed, cell.closed = cell.closed, True
+        if not was_closed:
             self._record_failure(run_result, cell.planned, error)
 
     def _record_failure(self, run_result: RunResult, planned: PlannedCell, error: Exception) -> None:
@@ -229,10 +229,10 @@ class Runner:
             summary = asdict(batch.harness)
             self._finish(cell, batch.engine, run_result, lm_eval=summary.pop("details"), **summary)
             return
-        new = [item for item in batch.finished if item.record["id"] not in cell.stored]
-        self.store.append(planned.cell, new)
-        cell.num_remaining -= len(new)
-        self.progress.advance(len(new))
+        new_records = [item for item in batch.finished if item.record["id"] not in cell.stored]
+        self.store.append(planned.cell, new_records)
+        cell.num_remaining -= len(new_records)
+        self.progress.advance(len(new_records))
         if result.last:
             job.release()
             cell.num_running_jobs -= 1
@@ -246,14 +246,14 @@ class Runner:
 
     def _require_memory(self, planned: PlannedCell, folder: Path, length: int) -> None:
         engine = self.executor.engine
-        footprint = engine.estimate_memory(folder)
-        if footprint is None:
+        memory = engine.estimate_memory(folder)
+        if memory is None:
             return
-        needed = footprint.peak(length, chunk=planned.strategy.prefill_chunk(length))
-        if needed > footprint.available:
+        needed = memory.peak(length, chunk=planned.strategy.prefill_chunk(length))
+        if needed > memory.available:
             raise UserError(
                 f"length {length} needs about {_gib(needed)} of memory for one prompt and "
-                f"{_gib(footprint.available)} are free on {engine.device}; choose a smaller length or "
+                f"{_gib(memory.available)} are free on {engine.device}; choose a smaller length or "
                 f"--dtype bfloat16"
             )
 
@@ -269,7 +269,7 @@ class Runner:
         # Recorded for plug-in metrics only: reports know the shipped ones and import no plug-ins.
         scoring = planned.strategy.scoring(planned.task, self.registry)
         is_plugin = scoring is not None and shipped_metric(planned.spec.task.metric) is None
-        measure = scoring.metric if scoring is not None and is_plugin else None
+        plugin_metric = scoring.metric if scoring is not None and is_plugin else None
         longest = cell.length or totals.longest_prompt + planned.task.max_new_tokens
         base = open_cell.model.base
         tuning = method.applied_scalar(base, longest)
@@ -297,8 +297,8 @@ class Runner:
             environment=provenance.environment(),
             executor=self.executor.describe(),
             peak_memory=open_cell.peak_memory,
-            percent=None if measure is None else measure.percent,
-            higher_is_better=None if measure is None else measure.higher_is_better,
+            percent=None if plugin_metric is None else plugin_metric.percent,
+            higher_is_better=None if plugin_metric is None else plugin_metric.higher_is_better,
             finished=provenance.now(),
         )
 

@@ -9,7 +9,7 @@ It holds what reports and further runs read of a folder: cells, records, timings
 Files of one name lie together, sorted so that a task's records by different methods, which share prompts and
 references, follow each other. The same folder always gives the same bytes.
 
-Bundles are foreign files. They are read through a scratch folder: only paths that a run writes, each once, of the size
+Bundles are not trusted. They are read through a scratch folder: only paths that a run writes, each once, of the size
 and digest in the manifest, and no more in all than is plausible for compressed text.
 """
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HEAD_DIM_STEP = 8
-"""The flash kernels need a multiple of it."""
+"""The flash kernels need a head dimension that is a multiple of this."""
 CAUSAL = "longctx_bench_causal"
 ALIBI = "longctx_bench_alibi_causal"
 

@@ -24,36 +24,36 @@ _CONFIG = "config.json"
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Save a copy of ``model`` in bf16, adapters merged, with its tokenizer. The model itself is not changed.
 
-    Where its config.json is, all of it is, on the disk.
+    config.json is written last: where it exists, the whole model is on the disk.
 
     Raises:
         UserError: no space on the disk.
     """
-    plain = copy.deepcopy(model).cpu()
-    merge_adapters(plain)
-    plain.bfloat16()
+    exported = copy.deepcopy(model).cpu()
+    merge_adapters(exported)
+    exported.bfloat16()
     # The training attention exists in this process only: the config must not name it.
-    plain.config._attn_implementation = "sdpa"
-    made = folder.with_name(folder.name + ".new")
-    shutil.rmtree(made, ignore_errors=True)
-    # Of one file its bar says nothing, and it would stand among the lines of the run.
+    exported.config._attn_implementation = "sdpa"
+    scratch = folder.with_name(folder.name + ".new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    # The bar for a single file tells nothing, and would break up the run's output.
     logging.disable_progress_bar()
     try:
-        made.mkdir(parents=True)
-        plain.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        for file in made.iterdir():
+        scratch.mkdir(parents=True)
+        exported.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        for file in scratch.iterdir():
             file.chmod(0o644)
-        # An earlier export's would stand for this one.
+        # That of an earlier export would mark this one as complete.
         (folder / _CONFIG).unlink(missing_ok=True)
-        move_files(made, folder, last=_CONFIG)
+        move_files(scratch, folder, last=_CONFIG)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free
         raise UserError(
             f"{folder}: cannot write the model: {error.strerror or error} ({free / 1e9:.1f} GB free); make room"
         ) from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def average_checkpoints(folders: list[Path], out: Path) -> None:

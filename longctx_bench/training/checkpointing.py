@@ -57,7 +57,7 @@ def save_state(
     new = folder / f"new-{step:08d}"
     final = folder / f"step-{step:08d}"
     if final.exists():
-        # The run was stopped right after it resumed from there.
+        # The run was stopped right after it had resumed from this step.
         return
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -65,7 +65,7 @@ def save_state(
         save_file(_trainable_weights(model), new / "weights.safetensors")
         torch.save(optimizer.state_dict(), new / "optimiser.pt")
         write_text(new / "progress.json", json.dumps({"step": step, **log}))
-        # On the disk before the older ones go: power may fail at any moment.
+        # Flush it before the older ones are removed: power may fail at any moment.
         for file in new.iterdir():
             sync_file(file)
         sync_folder(new)
@@ -78,11 +78,11 @@ def save_state(
             f"{folder}: cannot write a checkpoint: {error.strerror or error} ({free / 1e9:.1f} GB free); make room "
             f"and repeat the command: the run resumes from its last checkpoint"
         ) from error
-    for other in folder.iterdir():
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+    for older in folder.iterdir():
+        if older != final:
+            shutil.rmtree(older, ignore_errors=True)
     with suppress(OSError):
-        # Or half of an older one might come back once this one is forgotten.
+        # Without this, a power failure could bring back a part of an older one.
         sync_folder(folder)
 
 

@@ -70,7 +70,7 @@ tags: [longctx-bench, long-context, {recipe.positions}]
 - **Data**: {text}; documents packed end to end, EOS between them; {retrieval}.
 - **Seed**: {recipe.seed}.
 
-Made for research on context extension: to be compared with models that differ in their positions only.
+Made for research on context extension: to be compared with other models trained on the same text.
 Not made for use as an assistant, for facts, or for any decision: it is small, knows little, and was neither
 aligned nor filtered.
 

@@ -123,7 +123,7 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
     It names the recipe's sequence length as training context, and a control's own rotary base.
 
     Raises:
-        UserError: no model can have it, or the base is not Llama- or Qwen2-like, is quantised, has no rotary positions
+        UserError: the config is invalid, or the base is not Llama- or Qwen2-like, is quantised, has no rotary positions
             or a shorter context than the recipe's.
     """
     assert recipe.base is not None
@@ -176,10 +176,10 @@ def without_positions(model: PreTrainedModel, qk_norm: bool) -> PreTrainedModel:
     config = config_class(**fields)
     config.architectures = [model_class.__name__]
     drope_model: PreTrainedModel = model_class(config).to(torch.float32)
-    absent = drope_model.load_state_dict(model.state_dict(), strict=False)
-    new = {key for key in absent.missing_keys if not key.endswith(("q_norm.weight", "k_norm.weight"))}
-    assert not new, new
-    assert not absent.unexpected_keys, absent.unexpected_keys
+    mismatched = drope_model.load_state_dict(model.state_dict(), strict=False)
+    missing = {key for key in mismatched.missing_keys if not key.endswith(("q_norm.weight", "k_norm.weight"))}
+    assert not missing, missing
+    assert not mismatched.unexpected_keys, mismatched.unexpected_keys
     with torch.no_grad():
         for name, parameter in drope_model.named_parameters():
             if name.endswith(("q_norm.weight", "k_norm.weight")):

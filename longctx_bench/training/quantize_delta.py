@@ -120,13 +120,13 @@ def pack(
         raise UserError(f"--out {out}: is the folder of the model or of its base; choose another")
     model_folder = checkpoint_folder(PathSource(path=folder))
     moments = input_moments(model_folder, text, tokens) if text is not None else {}
-    with open_safetensors(model_folder) as model, open_safetensors(base_folder) as before:
-        delta = _quantize(model, before, share or _FIRST_SHARE, moments)
+    with open_safetensors(model_folder) as model, open_safetensors(base_folder) as base_weights:
+        delta = _quantize(model, base_weights, share or _FIRST_SHARE, moments)
         if size is not None:
-            delta, share = _fit_size(model, before, delta, size, moments)
+            delta, share = _fit_size(model, base_weights, delta, size, moments)
         assert share is not None
         origin = DeltaBase(
-            base if not isinstance(source, PathSource) else source.path.name, source, tensors_digest(before)
+            base if not isinstance(source, PathSource) else source.path.name, source, tensors_digest(base_weights)
         )
         with atomic_write(out / DELTA_FILE) as temporary:
             write_delta(temporary, delta.tensors, origin)
@@ -153,7 +153,7 @@ def _source(base: str) -> Source:
 
 
 def _fit_size(
-    model: SafetensorsReader, before: SafetensorsReader, delta: _QuantizedDelta, size: int, moments: _Moments
+    model: SafetensorsReader, base_weights: SafetensorsReader, delta: _QuantizedDelta, size: int, moments: _Moments
 ) -> tuple[_QuantizedDelta, float]:
     """Search for the step size that gives a file of ``size`` bytes.
 
@@ -168,7 +168,7 @@ def _fit_size(
             return delta, share
         surplus = delta.bytes + _max_header_bytes(delta) - size * (1 + _MIN_FILL) / 2
         share *= 2 ** min(4.0, 8 * surplus / max(1, delta.num_weights))
-        delta = _quantize(model, before, share, moments)
+        delta = _quantize(model, base_weights, share, moments)
     raise UserError(f"--bytes {size}: not reached; --share {share:.3g} takes {delta.bytes} bytes; give --share")
 
 
@@ -177,16 +177,18 @@ def _max_header_bytes(delta: _QuantizedDelta) -> int:
     return 1000 + sum(len(name) + 90 for name in delta.tensors)
 
 
-def _quantize(model: SafetensorsReader, before: SafetensorsReader, share: float, moments: _Moments) -> _QuantizedDelta:
+def _quantize(
+    model: SafetensorsReader, base_weights: SafetensorsReader, share: float, moments: _Moments
+) -> _QuantizedDelta:
     tensors: dict[str, torch.Tensor] = {}
     errors, output_errors = [], []
-    matrices = [name for name in model if model[name].dim() == 2 and _shape(before, name) == model[name].shape]
+    matrices = [name for name in model if model[name].dim() == 2 and _shape(base_weights, name) == model[name].shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
         quantized = pool.map(
-            lambda name: _quantize_matrix(name, model[name], before[name], share, moments.get(name)), matrices
+            lambda name: _quantize_matrix(name, model[name], base_weights[name], share, moments.get(name)), matrices
         )
-        for parts, error, output_error in quantized:
-            tensors |= parts
+        for stored, error, output_error in quantized:
+            tensors |= stored
             errors.append(error)
             output_errors += output_error
     for name in model:
@@ -204,12 +206,12 @@ def _shape(weights: SafetensorsReader, name: str) -> torch.Size | None:
 def _quantize_matrix(
     name: str, trained: torch.Tensor, base: torch.Tensor, share: float, moments: torch.Tensor | None
 ) -> tuple[dict[str, torch.Tensor], _Error, list[_Error]]:
-    weight, before = trained.float(), base.float()
+    weight, base_weight = trained.float(), base.float()
     if not bool(weight.isfinite().all()):
         raise UserError(f"{name}: has non-finite weights")
     # One scale per matrix, for the effect of weight decay; one per row would take as many bytes as it saves.
-    scale = (before.flatten() @ weight.flatten()) / before.square().sum().clamp_min(1e-30)
-    residual = weight - before * scale
+    scale = (base_weight.flatten() @ weight.flatten()) / base_weight.square().sum().clamp_min(1e-30)
+    residual = weight - base_weight * scale
     min_steps = residual.abs().amax(1) / (MAX_CODE - 1)  # One less, because the step itself is rounded.
     steps = torch.maximum(weight.square().mean(1).sqrt() * share, min_steps).clamp_min(1e-30).bfloat16()
     if moments is None:
@@ -263,12 +265,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--bytes", type=float, help="size of the delta weights, instead of --share, such as 88e6")
     parser.add_argument("--text", type=Path, help="calibration text: round weights by GPTQ instead of to nearest")
     parser.add_argument("--tokens", type=int, default=16_384, help="number of calibration tokens")
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if chosen.bytes is not None and not 0 < chosen.bytes < 1e15:
-            raise UserError(f"--bytes {chosen.bytes}: must be a number of bytes, such as 88e6")
-        size = None if chosen.bytes is None else int(chosen.bytes)
-        packed = pack(chosen.folder, chosen.base, chosen.out, chosen.share, size, chosen.text, chosen.tokens)
+        if options.bytes is not None and not 0 < options.bytes < 1e15:
+            raise UserError(f"--bytes {options.bytes}: must be a number of bytes, such as 88e6")
+        size = None if options.bytes is None else int(options.bytes)
+        packed = pack(options.folder, options.base, options.out, options.share, size, options.text, options.tokens)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -86,9 +86,9 @@ class VirtualLength(Spec):
     factor: float = Field(default=16.0, gt=1)
     """Largest r: ln r is uniform in [0, ln factor]."""
     share: float = Field(default=0.75, gt=0, le=1)
-    """Of the sequences that draw one; the others have r = 1."""
+    """Share of the sequences that draw ln r; the others have r = 1."""
     by: Literal["spans", "distance"] = "spans"
-    """Which keys stand for several."""
+    """Which keys stand for several: see above."""
 
 
 class Recipe(Spec):
@@ -99,7 +99,7 @@ class Recipe(Spec):
     kind: Literal["pretrain", "recalibrate", "control"]
     positions: Positions
     shape: Shape | None = None
-    """Of a fresh model; ``pretrain`` only."""
+    """Sizes of a fresh model; ``pretrain`` only."""
     base: str | None = None
     """Folder, embedded name, name in ``models.yaml`` or hub id of the checkpoint to continue; not for ``pretrain``."""
     base_revision: str | None = None
@@ -121,7 +121,7 @@ class Recipe(Spec):
     retrieval_pool: int = Field(default=65_536, gt=0)
     """Distinct retrieval sequences."""
     retrieval_needles: int = Field(default=10, ge=1)
-    """Most needles that a retrieval sequence hides."""
+    """Maximum needles in a retrieval sequence."""
     retrieval_exercises: Literal["one-question", "mixed"] = "mixed"
     """``one-question`` as in RULER: one question, which may ask for several values, and collapsed white space in the
     haystack. ``mixed``: half of the exercises hide one to four needles and ask one or two questions, each with its
@@ -132,13 +132,13 @@ class Recipe(Spec):
     """For models without positions (``nope``, ``drope``)."""
     softmax_temperatures: tuple[PositiveFloat, PositiveFloat] | None = None
     """Each training sequence multiplies its attention logits by a number drawn log-uniformly between these two, so that
-    the model stands the sharper softmax that a longer context wants; 1 everywhere without it, and when validating."""
+    the model tolerates the sharper softmax that a longer context needs; 1 without it, and when validating."""
     temperatures_by: Literal["sequence", "head"] = "sequence"
     """One draw for a whole sequence, or one for each of its heads (the same in all layers)."""
     sequence_length: int = Field(gt=1)
     """Tokens of a sequence: the training context that the saved config names."""
     tokens: int = Field(gt=0)
-    """Budget of the whole run; whole steps of it are taken."""
+    """Budget of the whole run, rounded down to whole steps."""
     tokens_per_step: int = Field(gt=0)
     micro_batch: int = Field(default=16, gt=0)
     """Sequences in one pass of one device."""
@@ -215,12 +215,12 @@ class Recipe(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights: the recipe without its names, places and machine settings."""
-        places = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
-        rhythm = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
-        values = self.model_dump(mode="json", exclude=places | rhythm)
-        # What was not an option yet is left out where it says what runs did before: they are to resume.
-        for name, before in _BEFORE_OPTIONS.items():
-            if values[name] == before:
+        names_and_machine = {"name", "description", "data_description", "corpus", "compile", "micro_batch"}
+        intervals = {"evaluate_every", "checkpoint_every", "candidates", "candidate_every"}
+        values = self.model_dump(mode="json", exclude=names_and_machine | intervals)
+        # Options of later versions are left out at what runs did before them, so that those runs still resume.
+        for name, former_value in _FORMER_VALUES.items():
+            if values[name] == former_value:
                 del values[name]
         if self.softmax_temperatures is None:
             del values["temperatures_by"]
@@ -229,7 +229,7 @@ class Recipe(Spec):
         return values
 
 
-_BEFORE_OPTIONS = {
+_FORMER_VALUES = {
     "softmax_temperatures": None,
     "virtual_length": None,
     "crops": "fixed",
@@ -292,4 +292,4 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         else:
             place[last] = value
     except (IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"--set {key}: the recipe has no such place") from error
+        raise UserError(f"--set {key}: the recipe has no such key") from error

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from longctx_bench.cli.output import put_list
+from longctx_bench.core.errors import UserError
+from longctx_bench.engines.vllm_backend.hf_overrides import vllm_overrides
 from longctx_bench.registry import Registry
 
 
@@ -108,6 +110,25 @@ def test_methods_are_listed_with_the_engines_that_have_what_they_need(call: Any,
     assert engines["yarn"] == engines["self-extend"] == engines["jet-long"] == "hf, vllm"
     assert engines["dynamic-ntk"] == engines["alibi"] == "hf"
     assert not engines["misspelt"]
+
+
+def test_vllm_is_listed_for_exactly_the_methods_that_its_engine_takes(call: Any) -> None:
+    _, shown, _ = call("list", "methods", "--format", "json")
+    listed = {row["method"]: "vllm" in row["engines"].split(", ") for row in json.loads(shown)}
+    registry = Registry()
+    lists = {"short_factor": (1.0,) * 32, "long_factor": (2.0,) * 32}
+    refusals = {}
+    for name in registry.methods:
+        variant = registry.variant(f"{name}-tiny")
+        method = variant.method.with_parameters(lists) if name == "longrope" else variant.method
+        try:
+            vllm_overrides(variant.resolve().base, method, 1024, 1024)
+        except UserError as error:
+            refusals[name] = str(error)
+    assert {name for name, runs in listed.items() if not runs} == refusals.keys()
+    assert all(refusal.startswith("--engine vllm") for refusal in refusals.values())
+    assert {"yarn-heads", "longrope", "rnope-swa", "drope"} <= refusals.keys()
+    assert not {"yarn", "drope-uniform", "jet-long"} & refusals.keys()
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_a_key_that_stands_twice_is_refused_and_no_other(keys: list[str], flow: 
     if len(set(keys)) == len(keys):
         assert load_yaml(f"outer:\n  - {text}" if flow else text)
         return
-    with pytest.raises(yaml.YAMLError, match="stands there again"):
+    with pytest.raises(yaml.YAMLError, match="is repeated"):
         load_yaml(f"outer:\n  - {text}" if flow else text)
 
 

@@ -73,7 +73,7 @@ def test_what_a_class_overrides_is_what_it_asks_for(kind: type[Method], capabili
 def test_engines_say_what_they_support() -> None:
     assert HFEngine.supports == EchoEngine.supports == ALL_CAPABILITIES
     assert {"prompt", "attention_temperature", "banded_attention"} == SUPPORTED
-    assert OpenAIEngine.supports == {"prompt"}
+    assert OpenAIEngine.supports == {"prompt", "sliding_window"}
 
 
 @pytest.mark.parametrize("kind", [PatchesModels, PatchesTemperature, FollowsPrompts])

@@ -61,7 +61,7 @@ def calibrate(
 
     Args:
         method: one with a tunable scalar.
-        base: the checkpoint's facts.
+        base: the checkpoint's properties.
         objective: what to maximise.
         scales: extension factors, each above 1.
         n: examples of each kind per value.
@@ -96,7 +96,7 @@ def calibrate(
 def _require_a_maximum(
     points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], scale: float, objective: str
 ) -> None:
-    """Refuse a sweep whose scores are all equal: the middle value would be stored as the best.
+    """Reject a sweep whose scores are all equal: the middle value would be stored as the best.
 
     Equal scores are a result where the coarse sweep has worse ones: a plateau, whose middle is the choice.
 
@@ -105,17 +105,17 @@ def _require_a_maximum(
     """
     scores = [point.score for point in points]
     if not all(map(math.isfinite, scores)):
-        what = "a score is not finite"
+        problem = "a score is not finite"
     elif max(scores) - min(scores) > SAME_SCORE or min(scores) - min(point.score for point in coarse) > SAME_SCORE:
         return
     else:
-        why = "no value is better than another" if any(scores) else "nothing found at any value"
-        what = f"{why}: {objective} is {scores[0]:.4g} at all {len(scores)}"
+        reason = "no value is better than another" if any(scores) else "nothing found at any value"
+        problem = f"{reason}: {objective} is {scores[0]:.4g} at all {len(scores)}"
     values = [point.value for point in points]
-    other = "perplexity" if objective == "retrieval" else "retrieval"
+    other_objective = "perplexity" if objective == "retrieval" else "retrieval"
     raise UserError(
-        f"calibrate at {scale:g}x: {what}, from {min(values):g} to {max(values):g}; nothing is written. Try more "
-        f"--limit, --objective {other}, or another --scale"
+        f"calibrate at {scale:g}x: {problem}, from {min(values):g} to {max(values):g}; nothing is written. Try more "
+        f"--limit, --objective {other_objective}, or another --scale"
     )
 
 
@@ -161,16 +161,16 @@ def store_fit(folder: Path, keys: Sequence[str], fit: Mapping[str, Any]) -> Path
         fit: what was found, and how.
 
     Raises:
-        UserError: the folder cannot be written, or what is there is no calibration.
+        UserError: the folder cannot be written, or its ``calibration.json`` is not a calibration.
     """
     path = folder / "calibration.json"
     calibrations: dict[str, Any] = read_object(path) or {}
-    place = calibrations
+    section = calibrations
     for key in keys[:-1]:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
-            raise UserError(f"{path}: not a calibration ('{key}' is no object); move it away")
-    place[keys[-1]] = fit
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: not a calibration ('{key}' is not an object); move it away")
+    section[keys[-1]] = fit
     write_json(path, calibrations)
     return path
 

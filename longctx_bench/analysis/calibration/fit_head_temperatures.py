@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 BATCH = 8
 """Sequences per step."""
 LEARNING_RATE, FINAL_RATE = 0.03, 0.05
-"""Of ln T under Adam: peak, and the share of it that a cosine ends at. At 0.05 the loss diverged at 8x."""
+"""Adam's learning rate for ln T: its peak, and the share of it at the end of the cosine. At 0.05 the loss diverged."""
 _WARMUP_STEPS = 5
 TEXT_WEIGHT = 0.5
-"""Of the text's loss beside that of the answers, which are 1: without it the temperatures serve needles alone."""
+"""Weight of the text's loss, that of the answers being 1: without it the temperatures would suit needles alone."""
 _TEXT_POSITIONS = 256
 """Positions per sequence at which the text's loss is taken."""
 _BATCH_TOKENS = 65_536

@@ -25,12 +25,12 @@ from longctx_bench.models.variant import ModelUnderTest
 
 STEPS = 100
 """Steps of a factor between 1 and 2."""
-_LARGEST = 1.25
-"""Times the extension factor: the largest factor of a pair."""
+_MAX_FACTOR = 1.25
+"""Maximum factor of a pair, as a multiple of the extension factor."""
 _RATE = 0.3
 """Probability that a mutation redraws a factor, or that a crossover takes the other parent's."""
 _TRIES = 100
-"""To make a list that was not measured before."""
+"""Attempts to make a list that was not measured before."""
 
 Steps = tuple[int, ...]
 """A list of factors in steps of 1 / :data:`STEPS`, from the fastest pair on, none below the one before it."""
@@ -118,7 +118,7 @@ def search_factors(
         def score(steps: Steps, length: int = length) -> float:
             return objective.score(ModelUnderTest(base, longrope_with(_factors(steps)), length), n)
 
-        evolution = _Evolution(score, round(_LARGEST * scale * STEPS), Random(f"{seed} {scale:g}"))
+        evolution = _Evolution(score, round(_MAX_FACTOR * scale * STEPS), Random(f"{seed} {scale:g}"))
         starts[scale] = {name: -evolution.measure(factors) for name, factors in starting_lists(base, length).items()}
         for generation in range(budget.generations + 1):
             if generation:
@@ -151,28 +151,28 @@ def starting_lists(base: BaseModelInfo, length: int) -> dict[str, list[float]]:
 class _Evolution:
     """A population of lists with their scores, and the next generations of it."""
 
-    def __init__(self, score: Callable[[Steps], float], largest: int, random: Random) -> None:
+    def __init__(self, score: Callable[[Steps], float], max_steps: int, random: Random) -> None:
         self.scores: dict[Steps, float] = {}
-        """Of all lists that were measured, in that order."""
+        """Score of each measured list, in the order of measurement."""
         self._score = score
-        self._largest = largest
-        """Of a factor, in steps."""
+        self._max_steps = max_steps
+        """Maximum of a factor, in steps."""
         self._random = random
 
     def measure(self, factors: Sequence[float]) -> float:
         """Measure a list from elsewhere, rounded to steps and made monotonic; return its score."""
-        steps, least = [], STEPS
+        steps, previous = [], STEPS
         for factor in factors:
-            least = max(least, min(self._largest, round(factor * STEPS)))
-            steps.append(least)
+            previous = max(previous, min(self._max_steps, round(factor * STEPS)))
+            steps.append(previous)
         self._add(tuple(steps))
         return self.scores[tuple(steps)]
 
     def populate(self, size: int) -> None:
-        """Add mutations of the lists that are there, of each in turn, up to a number of lists."""
+        """Add mutations of the present lists, of each in turn, until there are ``size`` lists."""
         parents = list(self.scores)
-        for place in range(size - len(parents)):
-            self._add(self._mutation(parents[place % len(parents)]))
+        for index in range(size - len(parents)):
+            self._add(self._mutation(parents[index % len(parents)]))
 
     def breed(self, budget: Budget) -> None:
         """Add the children of the better half of a population."""
@@ -195,7 +195,7 @@ class _Evolution:
         """Return the parent with some factors redrawn between their neighbours; None if all such were measured."""
 
         def mutated() -> Steps:
-            child = [STEPS, *parent, self._largest]
+            child = [STEPS, *parent, self._max_steps]
             for pair in range(1, len(child) - 1):
                 if self._random.random() < _RATE:
                     child[pair] = self._random.randint(child[pair - 1], child[pair + 1])
@@ -207,10 +207,10 @@ class _Evolution:
         """Return the first list with some factors of the second, where it stays monotonic; else a mutation of it."""
 
         def crossed() -> Steps:
-            child = [STEPS, *a, self._largest]
-            for pair, other in enumerate(b, 1):
-                if self._random.random() < _RATE and child[pair - 1] <= other <= child[pair + 1]:
-                    child[pair] = other
+            child = [STEPS, *a, self._max_steps]
+            for pair, step in enumerate(b, 1):
+                if self._random.random() < _RATE and child[pair - 1] <= step <= child[pair + 1]:
+                    child[pair] = step
             return tuple(child[1:-1])
 
         return self._new(crossed) or self._mutation(a)
@@ -230,7 +230,7 @@ def write_factors(
     budget: Budget,
     n: int,
     seed: int,
-    found: dict[float, float],
+    shares_found: dict[float, float],
 ) -> Path:
     """Add the lists and how they were found to ``calibration.json``, where ``longrope`` finds them.
 
@@ -249,7 +249,7 @@ def write_factors(
         },
         "seed": seed,
         "starts": {f"{scale:g}": losses for scale, losses in search.starts.items()},
-        "retrieval": {f"{scale:g}": round(share, 4) for scale, share in found.items()},
+        "retrieval": {f"{scale:g}": round(share, 4) for scale, share in shares_found.items()},
         "made": {"at": provenance.now(), **provenance.environment()},
         "search": [asdict(point) for point in search.points],
     })  # fmt: skip

@@ -18,7 +18,7 @@ from longctx_bench.models.metadata import TUNED_PARAMETERS
 from longctx_bench.models.variant import ModelUnderTest
 
 _FINAL_SHARE = 1 / 4
-"""Of the settings that were swept, the best that many are measured again, with twice the examples."""
+"""Share of the swept settings, the best of them, that is measured again with twice the examples."""
 _SET_BY_CALIBRATION = frozenset({"calibration", "tuned_for", "tuned_parameters"})
 
 
@@ -123,13 +123,13 @@ def sweep_parameters(
             tell(trials[-1])
             return trials[-1]
 
-        own, *others = [measure(setting, n) for setting in settings]
+        own_trial, *other_trials = [measure(setting, n) for setting in settings]
         table[scale] = {}
-        if all(abs(trial.score - own.score) <= SAME_SCORE for trial in others):
+        if all(abs(trial.score - own_trial.score) <= SAME_SCORE for trial in other_trials):
             continue
         # Sorting is stable: of equal ones those given first.
-        best = sorted(others, key=lambda trial: -trial.score)[: _num_finalists(settings)]
-        finals = [measure(trial.parameters, 2 * n) for trial in (own, *best)]
+        best = sorted(other_trials, key=lambda trial: -trial.score)[: _num_finalists(settings)]
+        finals = [measure(trial.parameters, 2 * n) for trial in (own_trial, *best)]
         table[scale] = max(finals, key=lambda trial: trial.score).parameters
     if not any(trial.score for trial in trials):
         raise UserError(

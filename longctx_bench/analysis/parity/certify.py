@@ -91,7 +91,7 @@ def certify(
             }
         section["scores"] = _scores(registry, prompts, cell, reference.answers, generations)
         sections.setdefault(_name(cell), {})[str(cell.cell.length)] = section
-    written = {}
+    certificates = {}
     for name, measured in sections.items():
         cell = next(cell for cell in cells if _name(cell) == name)
         # What reports match with a cell, and what two measurements must share to be one certificate.
@@ -118,13 +118,13 @@ def certify(
         }
         path = out / "parity" / f"{safe_name(name)}-{hf.dtype}.json"
         lengths = _kept(path, certificate) | measured
-        written[path] = certificate | {
+        certificates[path] = certificate | {
             "certified": all(section["passed"] for section in lengths.values()),
             "lengths": dict(sorted(lengths.items(), key=lambda item: int(item[0]))),
             "finished": provenance.now(),
         }
-        write_json(path, written[path])
-    return written
+        write_json(path, certificates[path])
+    return certificates
 
 
 def _kept(path: Path, certificate: dict[str, Any]) -> dict[str, Any]:

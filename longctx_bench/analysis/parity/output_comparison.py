@@ -57,7 +57,7 @@ def compare_outputs(
     """
     (mine, rotation), (theirs, other_rotation) = reference, other
     rotary = _compare_rotations(rotation, other_rotation, FREQUENCY[dtype])
-    first = [first_difference(a.steps[0], b.steps[0]) for a, b in zip(mine, theirs, strict=True)]
+    first_differences = [first_difference(a.steps[0], b.steps[0]) for a, b in zip(mine, theirs, strict=True)]
     differences = []
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a.tokens != b.tokens:
@@ -65,7 +65,7 @@ def compare_outputs(
     share = 1 - len(differences) / len(mine)
     passed = (
         rotary["same"] is not False
-        and max(first) <= tolerance.first_token
+        and max(first_differences) <= tolerance.first_token
         and share >= tolerance.equal_share
         and all(difference["explained"] for difference in differences)
     )
@@ -73,7 +73,7 @@ def compare_outputs(
         "passed": passed,
         "prompts": len(mine),
         "rotary": rotary,
-        "first_token": {"largest_difference": max(first)},
+        "first_token": {"largest_difference": max(first_differences)},
         "greedy": {"equal_share": share, "differences": differences},
     }
 
@@ -87,17 +87,24 @@ def explain(mine: Generation, theirs: Generation, tolerance: float) -> dict[str,
         below the tolerance.
     """
     pairs = zip_longest(mine.tokens, theirs.tokens)
-    step, (own, other) = next((position, pair) for position, pair in enumerate(pairs) if pair[0] != pair[1])
-    gap, gap_too = (_gap(answer, step, own, other) for answer in (mine, theirs))
-    explained = gap is not None and gap < tolerance
-    return {"step": step, "hf": own, "vllm": other, "hf_gap": gap, "vllm_gap": gap_too, "explained": explained}
+    step, (my_token, their_token) = next((position, pair) for position, pair in enumerate(pairs) if pair[0] != pair[1])
+    my_gap, their_gap = (_gap(answer, step, my_token, their_token) for answer in (mine, theirs))
+    explained = my_gap is not None and my_gap < tolerance
+    return {
+        "step": step,
+        "hf": my_token,
+        "vllm": their_token,
+        "hf_gap": my_gap,
+        "vllm_gap": their_gap,
+        "explained": explained,
+    }
 
 
-def _gap(answer: Generation, step: int, one: int | None, other: int | None) -> float | None:
+def _gap(answer: Generation, step: int, a: int | None, b: int | None) -> float | None:
     logprobs = answer.steps[step] if step < len(answer.steps) else {}
-    if one not in logprobs or other not in logprobs:
+    if a not in logprobs or b not in logprobs:
         return None
-    return abs(logprobs[one] - logprobs[other])
+    return abs(logprobs[a] - logprobs[b])
 
 
 def rotation_of(rows: list[list[float]] | None) -> Rotation | None:

@@ -108,8 +108,8 @@ def choose_heads(at_context: MeanAttention) -> dict[str, tuple[int, int]]:
     """Choose a positional and a semantic head, as (layer, head), from the attention at the training context (1x).
 
     The semantic head is the one with most mean attention on the needle's key and value. The positional head is, of
-    the others, the one with most mean attention on the last :data:`NEAR` tokens: a fixed place, whatever stands
-    there. Of equals the first layer and head wins.
+    the others, the one with most mean attention on the last :data:`NEAR` tokens: a fixed position, whatever
+    the token there. Ties go to the first layer and head.
     """
     shape = at_context.needle.shape
     semantic = np.unravel_index(np.argmax(at_context.needle), shape)
@@ -129,7 +129,7 @@ def attention_by_length(
 
     Args:
         attention: returns the attention of the last token.
-        base: the checkpoint's facts.
+        base: the checkpoint's properties.
         method: whose scaling is measured.
         prompts: by length; the training context must be among them, since heads are chosen there.
 

@@ -229,17 +229,17 @@ class MethodTrial:
                 generated[state.request.example_id] = state.tokens
         return [generated[str(index)] for index in range(len(self._prompts))]
 
-    def _gap(self, prompt: list[int], one: list[int], other: list[int]) -> float:
+    def _gap(self, prompt: list[int], a: list[int], b: list[int]) -> float:
         """Return the difference in logits of the first two tokens that differ; 0 for equal outputs."""
-        position = next((index for index, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), None)
+        position = next((index for index, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), None)
         if position is None:
             return 0.0
         method = self._model_under_test.method
-        prefix = [*method.prompt(self._model_under_test.base, prompt, NEW_TOKENS), *one[:position]]
+        prefix = [*method.prompt(self._model_under_test.base, prompt, NEW_TOKENS), *a[:position]]
         length = len(prefix) - position + NEW_TOKENS if method.per_prompt else self._model_under_test.length
         with self._applied(length):
             logits = self._ends([prefix])[0][-1]
-        return abs(float(logits[one[position]] - logits[other[position]]))
+        return abs(float(logits[a[position]] - logits[b[position]]))
 
     # -- the base -----------------------------------------------------------------------------------------------
 
@@ -264,22 +264,22 @@ class MethodTrial:
 
     def _undone(self) -> Check:
         """Compare the model's state with that before the method, after all checks and after an error inside it."""
-        left = self._before.differences(ModelState(self._model))
+        changed = self._before.differences(ModelState(self._model))
         when = "afterwards"
-        if not left:
-            hidden = True
+        if not changed:
+            is_hidden = True
             try:
                 with self._applied():
                     raise _Stop
             except _Stop:
-                hidden = False
+                is_hidden = False
             except Exception as error:  # noqa: BLE001 (as in checks)
                 return Check("undone", "failed", detail=f"an error inside becomes another one: {_error_summary(error)}")
-            if hidden:
+            if is_hidden:
                 return Check("undone", "failed", detail="an error inside is hidden")
-            left, when = self._before.differences(ModelState(self._model)), "after an error inside"
-        if left:
-            named = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+            changed, when = self._before.differences(ModelState(self._model)), "after an error inside"
+        if changed:
+            named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             return Check("undone", "failed", detail=f"not restored {when}: {named}")
         difference = _difference(self._ends([self._within])[0], self._base)
         return Check("undone", "passed" if difference == 0 else "failed", difference)
@@ -302,9 +302,9 @@ class MethodTrial:
         return pad_token_ids(rows, pads).to(self._model.device)
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Return the largest difference of two tensors; infinity if it is not finite."""
-    difference = float((one - other).abs().max())
+    difference = float((a - b).abs().max())
     return difference if math.isfinite(difference) else math.inf
 
 

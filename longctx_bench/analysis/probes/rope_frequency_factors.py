@@ -13,22 +13,22 @@ from longctx_bench.methods.rope_frequencies import inverse_frequencies
 from longctx_bench.methods.rope_scaling import RoPE
 
 METHODS = ("pi", "ntk", "yarn", "llama3", "longrope")
-"""That change frequencies; longrope only with lists that a user gives."""
+"""Methods that change the rotary frequencies; longrope only with lists that a user gives."""
 
 
 def scaling_factors(base: BaseModelInfo, methods: Mapping[str, Method], scale: float) -> dict[str, Any]:
     """Return the ratio of each method's inverse frequencies to RoPE's, by pair of dimensions.
 
-    A factor of 1 leaves a pair alone, 1 / s slows it down as position interpolation does. What YaRN and LongRoPE
-    multiply cos and sin with is no part of it and is given apart.
+    A factor of 1 leaves a pair alone, 1 / s slows it down as position interpolation does. The factor
+    that YaRN and LongRoPE put on cos and sin is not part of it and is returned separately.
 
     Args:
-        base: the checkpoint's facts.
+        base: the checkpoint's properties.
         methods: by name; they derive their factor s from the length.
         scale: length / training context.
 
     Returns:
-        What :func:`write_factors` writes: ``rope`` has RoPE's inverse frequencies in radians a token, ``factors`` the
+        What :func:`write_factors` writes: ``rope`` has RoPE's inverse frequencies in radians per token, ``factors`` the
         ratios by method, both of head_dim / 2 numbers, the fastest pair first.
 
     Raises:

@@ -70,7 +70,7 @@ def agreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], factor: 
             bias = torch.zeros(1, len(ids), device=model.device)
             bias[:, FIRST:-LAST] = math.log(factor)
             expected, biased, plain = (
-                _last(model, tokens, given) for tokens, given in ((repeated, None), (ids, bias), (ids, None))
+                _last(model, tokens, key_bias) for tokens, key_bias in ((repeated, None), (ids, bias), (ids, None))
             )
             distances.append([
                 float((with_bias - truth).norm() / (without - truth).norm())
@@ -149,5 +149,5 @@ def _last(
     return states, output.logits[0].float().log_softmax(dim=-1)
 
 
-def _divergence(expected: torch.Tensor, other: torch.Tensor) -> float:
-    return float((expected.exp() * (expected - other)).sum(dim=-1).mean())
+def _divergence(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    return float((expected.exp() * (expected - actual)).sum(dim=-1).mean())

@@ -74,9 +74,9 @@ def _find(folder: Path, name: str) -> list[Path]:
         split = sorted((root / name).glob("**/*.parquet"))
         if split:
             return split
-    files = [*folder.glob("*"), *(folder / "data").glob("*")]
-    here = {file.name.partition(".")[0] for file in files if not file.name.startswith(".")} - {"data"}
-    raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){did_you_mean(name, sorted(here))}")
+    present = [*folder.glob("*"), *(folder / "data").glob("*")]
+    available = {file.name.partition(".")[0] for file in present if not file.name.startswith(".")} - {"data"}
+    raise UserError(f"{folder}: has no {name}.jsonl (nor .jsonl.gz, .parquet){did_you_mean(name, sorted(available))}")
 
 
 def _zipped(path: Path, name: str) -> Iterator[LongBenchRow]:

@@ -115,7 +115,7 @@ class CudaGraphDecoder:
             try:
                 self._decode()
             except BaseException:
-                # The error that is raised is the first one, out of memory above all, and not the broken capture.
+                # Raise this error, such as out of memory, and not that of the capture that it broke.
                 with suppress(RuntimeError):
                     graph.capture_end()
                 raise

@@ -313,9 +313,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """Return a checkpoint's config as transformers' class of its model.
 
     Raises:
-        UserError: no model can have it, it names code to fetch, or its quantisation is none that transformers knows.
+        UserError: the config is invalid, names code to fetch, or has a quantisation that transformers does not know.
     """
-    eos_token_ids(folder)  # transformers takes anything for them, and stops at nothing
+    eos_token_ids(folder)  # transformers accepts invalid ones, and then never stops
     require_known_quantization(folder)
     with _transformers_errors(folder):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -337,7 +337,7 @@ def load_model(folder: Path, dtype: str, device: str, config: PreTrainedConfig |
     config = load_config(folder) if config is None else config
     with _transformers_errors(folder):
         check_attention_only(folder, config)
-        # sdpa leaves the cap on the logits out, without a word (Gemma 2).
+        # sdpa silently ignores a cap on the logits (Gemma 2).
         capped = getattr(config, "attn_logit_softcapping", None)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -378,7 +378,7 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
         ) from error
     except (MemoryError, UserError):
         raise
-    # What transformers raises for a config that cannot be, or that lacks a package, is of no one kind.
+    # For an invalid config or a missing package transformers raises errors of many types.
     except Exception as error:
         raise UserError(f"{folder}: the model cannot be loaded ({error_summary(error)})") from error
     finally:

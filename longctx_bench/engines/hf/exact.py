@@ -43,7 +43,7 @@ def generate_exact(
         model: with a method applied.
         tokenizer: of the model.
         eos_token_ids: its end tokens.
-        request: its drafts are not looked at.
+        request: its drafts are ignored.
         should_stop: called after each token.
 
     Returns:

@@ -127,7 +127,7 @@ def export_checkpoint(
     source_dtype = (
         "bfloat16" if (base.config.get("dtype") or base.config.get("torch_dtype")) == "bfloat16" else "float32"
     )
-    chosen = dtype if dtype != "auto" else source_dtype if beta == 1.0 else "float32"
+    export_dtype = dtype if dtype != "auto" else source_dtype if beta == 1.0 else "float32"
     model = load_model(source, "float32", "cpu")
     ids = _prompt(model, min(length, base.training_context + _NUM_COMPARED))
     with apply_method(model, under_test, length):
@@ -139,20 +139,24 @@ def export_checkpoint(
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
     try:
-        _save(model, chosen, source, scratch)
+        _save(model, export_dtype, source, scratch)
         del model
         loaded = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32).eval()
         actual, architecture = _logits(loaded, ids), type(loaded).__name__
-        tolerance = TOLERANCE if chosen == "float32" or (chosen == source_dtype and beta == 1.0) else TOLERANCE_ROUNDED
-        written = _compare(expected, actual, folder, mark, chosen, tolerance, ids.shape[1], architecture)
-        write_text(scratch / "README.md", card(written))
+        tolerance = (
+            TOLERANCE
+            if export_dtype == "float32" or (export_dtype == source_dtype and beta == 1.0)
+            else TOLERANCE_ROUNDED
+        )
+        result = _compare(expected, actual, folder, mark, export_dtype, tolerance, ids.shape[1], architecture)
+        write_text(scratch / "README.md", card(result))
         scratch.chmod(0o755)
         scratch.replace(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return written
+    return result
 
 
 def _fold_method(model: PreTrainedModel, method: Method, base: BaseModelInfo, mark: ExportMetadata) -> PreTrainedModel:
@@ -255,28 +259,28 @@ def _compare(
     return ExportResult(folder, mark, dtype, difference, tolerance, agreeing, len(expected), prompt, architecture)
 
 
-def summary(written: ExportResult) -> str:
+def summary(result: ExportResult) -> str:
     """Return one sentence on how well a checkpoint reproduces its method."""
     return (
-        f"loaded plainly in float32, its logits at the last {written.positions} of {written.prompt} tokens differ from "
-        f"the method's by at most {written.difference:.1e} of their standard deviation (tolerance "
-        f"{written.tolerance:g}); the likeliest token is the same at {written.agreeing} of {written.positions}"
+        f"loaded plainly in float32, its logits at the last {result.positions} of {result.prompt} tokens differ from "
+        f"the method's by at most {result.difference:.1e} of their standard deviation (tolerance "
+        f"{result.tolerance:g}); the likeliest token is the same at {result.agreeing} of {result.positions}"
     )
 
 
-def served_by(written: ExportResult) -> str:
+def served_by(result: ExportResult) -> str:
     """Return one sentence on which servers run a checkpoint."""
-    if "Drope" in written.architecture:
+    if "Drope" in result.architecture:
         return (
-            f"Its class is {written.architecture}: no stock Llama normalises queries and keys. vLLM runs it where "
+            f"Its class is {result.architecture}: no stock Llama normalises queries and keys. vLLM runs it where "
             "longctx-bench is installed beside it."
         )
-    return f"Servers that know {written.architecture} run it."
+    return f"Servers that know {result.architecture} run it."
 
 
-def card(written: ExportResult) -> str:
+def card(result: ExportResult) -> str:
     """Return the model card: where the checkpoint comes from, and how to serve it."""
-    mark = written.mark
+    mark = result.mark
     folded = (
         f" A softmax temperature of {mark.temperature:.4g} is multiplied into its queries."
         if mark.temperature != 1
@@ -291,13 +295,13 @@ tags: [longctx-bench, long-context, {mark.method}]
 
 The base `{mark.model}`, trained at {mark.original_length} tokens, with the method `{mark.method}` at factor \
 {mark.factor:g} written into its config and weights.{folded}
-It is that method at this length alone. {served_by(written)}
+It is that method at this length alone. {served_by(result)}
 
-Weights: {written.dtype}. Check: {summary(written)}.
+Weights: {result.dtype}. Check: {summary(result)}.
 
 ```
 longctx-bench export {mark.method}-{mark.model} FOLDER --length {mark.length}
-vllm serve FOLDER --max-model-len {mark.length} --dtype {written.dtype} --generation-config vllm
+vllm serve FOLDER --max-model-len {mark.length} --dtype {result.dtype} --generation-config vllm
 longctx-bench run --model FOLDER --engine openai --base-url http://localhost:8000 --length {mark.length}
 ```
 """

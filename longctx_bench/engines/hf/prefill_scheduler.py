@@ -12,7 +12,7 @@ from longctx_bench.engines.request_state import RequestState
 MAX_LOGITS_PER_PASS = 2**27
 """Logits that a forward pass may return to verify drafts: half a GiB in fp32."""
 _MIN_SAVED_FRACTION = 0.25
-"""Of all prompt tokens, that prefix sharing must save for prompts to be prefilled one by one."""
+"""Share of all prompt tokens that prefix sharing must save for prompts to be prefilled one by one."""
 
 
 def schedule_prefills(

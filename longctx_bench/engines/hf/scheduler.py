@@ -41,7 +41,7 @@ class SchedulerConfig:
     max_finished_share: float = 0.0
     """Share of finished rows that the running batch may have: on a GPU a row costs less than copying the cache."""
     async_scheduling: bool = False
-    """Launch the next pass before the output of the last one is looked at, so that a GPU does not wait."""
+    """Launch the next pass before the output of the last one is processed, so that a GPU does not wait."""
     reference_drafts: bool = True
     """Verify the drafts that requests come with, behind their prompts."""
     prompt_lookup: bool = True
@@ -78,7 +78,7 @@ class Scheduler:
             states: of the requests, all waiting.
             runner: whose model decodes them.
             tokenizer: of the model.
-            config: see there.
+            config: how they are scheduled.
             should_stop: called after each token of each request.
             prefill_token_budget: prompt tokens, of all rows, that a forward pass has memory for.
             max_batch_tokens: padded tokens (prompts and completions) of the running batch; no limit when None.
@@ -87,7 +87,7 @@ class Scheduler:
         self._prefill_token_budget = prefill_token_budget
         self._max_batch_tokens = num_padded_tokens(states) if max_batch_tokens is None else max_batch_tokens
         self._supports_concat = runner.new_cache().supports_concat
-        # Joining a running batch, forking a cache and cutting drafts off it want keys that stay as they are.
+        # Joining a running batch, forking a cache and cutting drafts off it require keys that do not change.
         self._is_continuous = self._supports_concat and runner.has_stable_keys
         graph = runner.supports_cuda_graph if config.cuda_graph is None else config.cuda_graph
         self._use_graph = self._is_continuous and graph
@@ -98,11 +98,11 @@ class Scheduler:
         self._pending = deque(
             [states] if self._is_continuous else split_by_token_budget(states, self._max_batch_tokens)
         )
-        """Requests that may share the running batch; a part begins when the one before it is finished."""
+        """Groups of requests that may share the running batch; a group begins when the one before it is finished."""
         self._waiting: deque[list[RequestState]] = deque()
-        """By the forward pass that prefills them."""
+        """Waiting requests, grouped by the forward pass that prefills them."""
         self._prefilled: list[tuple[RequestState, CacheSlice]] = []
-        """To be admitted to the running batch, all at once."""
+        """Prefilled requests, which are admitted to the running batch all at once."""
         self._running: RunningBatch | None = None
         self._cached_prompt = _CachedPrompt()
         self._is_admitting: bool | None = None
@@ -142,7 +142,7 @@ class Scheduler:
             self._update_prefill(step, tokens.tolist())
         elif not step.use_graph:
             self._update_decode(step, tokens.tolist())
-        # A graph that was closed had run one step too many.
+        # Of a closed graph, this is the one step that it ran too many.
         elif step.batch.graph is not None:
             self._update_graph(step.batch, tokens.tolist())
 
@@ -230,8 +230,8 @@ class Scheduler:
         self._prefilled = []
         self._running = self._join(joined, self._cached_prompt.cache)
 
-    def _join(self, parts: list[tuple[RequestState, CacheSlice]], keep: KVCache | None) -> RunningBatch:
-        states, slices = [state for state, _ in parts], [part for _, part in parts]
+    def _join(self, rows: list[tuple[RequestState, CacheSlice]], keep: KVCache | None) -> RunningBatch:
+        states, slices = [state for state, _ in rows], [part for _, part in rows]
         longest = max(part.num_tokens for part in slices)
         cache = KVCache.concat(slices, self._runner.cache_capacity(states), keep)
         return RunningBatch.from_cache(
@@ -253,24 +253,29 @@ class Scheduler:
             self._running = RunningBatch.from_cache(step.states, step.cache, step.left_pads, self._runner.device)
             self._drop_finished()
             return
-        ends = [len(state.request.input_ids) + right for state, right in zip(step.states, accepted, strict=True)]
-        parts = [(state, CacheSlice(step.cache, row, 0, ends[row])) for row, state in enumerate(step.states)]
-        unfinished = [part for part in parts if not part[0].is_finished]
-        if 0 < len(unfinished) < len(parts):
+        ends = [
+            len(state.request.input_ids) + num_accepted
+            for state, num_accepted in zip(step.states, accepted, strict=True)
+        ]
+        rows = [(state, CacheSlice(step.cache, row, 0, ends[row])) for row, state in enumerate(step.states)]
+        unfinished = [row_slice for row_slice in rows if not row_slice[0].is_finished]
+        if 0 < len(unfinished) < len(rows):
             # The cache of the finished ones is freed before others are prefilled.
             unfinished = self._join(unfinished, None).take_slices()
         self._prefilled += unfinished
 
     def _update_decode(self, step: DecodeStep, tokens: list[list[int]]) -> None:
         batch = step.batch
-        before = [len(state.tokens) for state in batch.states]
+        num_tokens_before = [len(state.tokens) for state in batch.states]
         accepted = self._accept(batch.states, tokens, step.drafts)
         batch.extend_mask(1 + max(map(len, step.drafts)), accepted)
         if self._use_lookup:
-            for state, draft, right, start in zip(batch.states, step.drafts, accepted, before, strict=True):
+            for state, draft, num_accepted, start in zip(
+                batch.states, step.drafts, accepted, num_tokens_before, strict=True
+            ):
                 drafter = self._drafter(state)
                 drafter.append(state.tokens[start:])
-                drafter.update_acceptance(len(draft), right)
+                drafter.update_acceptance(len(draft), num_accepted)
         self._drop_finished()
 
     def _update_graph(self, batch: RunningBatch, tokens: list[list[int]]) -> None:
@@ -284,7 +289,7 @@ class Scheduler:
         """Append to each request its greedy tokens for as long as the draft agrees with them, and the one after.
 
         Returns:
-            How many tokens of each draft were right, and stay in the cache.
+            The number of accepted tokens of each draft, which stay in the cache.
         """
         accepted = []
         for state, greedy, draft in zip(states, tokens, drafts, strict=True):

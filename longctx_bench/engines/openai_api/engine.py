@@ -48,7 +48,7 @@ class OpenAIEngine:
     """Requests greedy completions and log-probabilities of prompts from a server."""
 
     name = "openai"
-    supports: frozenset[Capability] = frozenset({"prompt"})
+    supports: frozenset[Capability] = frozenset({"prompt", "sliding_window"})
     Options: ClassVar[type[Spec]] = OpenAIOptions
     dtype = "server"
     device = "server"
@@ -97,7 +97,7 @@ class OpenAIEngine:
         self._find_model()
 
     def estimate_memory(self, folder: Path) -> MemoryEstimate | None:
-        """Return None: the server does not tell."""
+        """Return None: the server does not report it."""
         return None
 
     def measure_speed(self) -> tuple[float, float]:
@@ -157,7 +157,7 @@ class OpenAIEngine:
         }
 
     def peak_memory(self) -> int | None:
-        """Return None: the server does not tell."""
+        """Return None: the server does not report it."""
         return None
 
     # -- what the server accepts -----------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class OpenAIEngine:
         """Request a token in each format until the server accepts one: ids before text, with vLLM's extra fields."""
         ids = list(self._tokenizer.encode("The quick brown fox jumps over the lazy dog"))
         request = Request("", ids, 1)
-        last: Exception | None = None
+        last_error: Exception | None = None
         for as_ids, extras in product((True, False), (True, False)):
             body = payloads.generation_payload(model.id, ids if as_ids else self._text(ids), request, extras)
             try:
@@ -192,13 +192,13 @@ class OpenAIEngine:
             except ApiStatusError as error:
                 if error.status in {401, 403, 404}:
                     raise self._refusal(f"{error} (/completions)") from error
-                last = error
+                last_error = error
                 continue
             except RetriesExhausted as error:
                 if not error.answered:
                     self._model = None
                     raise self._refusal(f"{error}") from error
-                last = error
+                last_error = error
                 continue
             # A server that reads ids as text, or as prompts of one token each, counts other prompt tokens.
             if not as_ids or completion.prompt_tokens in {None, len(ids)}:
@@ -207,7 +207,7 @@ class OpenAIEngine:
                 self._reports_stops = extras and "stop_reason" in completion.choices[0].model_fields_set
                 return
         self._model = None
-        raise self._refusal(f"takes no completions: {last}")
+        raise self._refusal(f"takes no completions: {last_error}")
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -262,22 +262,24 @@ class OpenAIEngine:
         if read is not None and abs(read - sent) > slack:
             raise self._refusal(f"read {read} tokens of a prompt of {sent}; it cuts prompts or has another tokenizer")
         choice = completion.choices[0]
-        text, new = choice.text, completion.completion_tokens
-        if new is not None and new > request.max_new_tokens:
-            raise self._refusal(f"says that it wrote {new} tokens; {request.max_new_tokens} were asked for")
+        text, num_new_tokens = choice.text, completion.completion_tokens
+        if num_new_tokens is not None and num_new_tokens > request.max_new_tokens:
+            raise self._refusal(f"says that it wrote {num_new_tokens} tokens; {request.max_new_tokens} were asked for")
         ids = self._tokens(text, request)
         reason = "length" if choice.finish_reason == "length" else "stop" if choice.stop_reason is not None else "eos"
-        if reason == "length" and new is not None and new < request.max_new_tokens:
-            raise self._refusal(f"ended after {new} of {request.max_new_tokens} new tokens; its context is too short")
+        if reason == "length" and num_new_tokens is not None and num_new_tokens < request.max_new_tokens:
+            raise self._refusal(
+                f"ended after {num_new_tokens} of {request.max_new_tokens} new tokens; its context is too short"
+            )
         ends = frozenset() if self._reports_stops else request.stop_ids
-        if ends or new is None:
-            stops = (place for place, token in enumerate(ids) if token in ends)
-            end = next((place + 1 for place in stops if place >= request.min_new_tokens), None)
+        if ends or num_new_tokens is None:
+            stops = (index for index, token in enumerate(ids) if token in ends)
+            end = next((index + 1 for index in stops if index >= request.min_new_tokens), None)
             if end is not None:
-                text, reason, new = self._tokenizer.decode(ids[:end], skip_special_tokens=True), "stop", end
-            new = min(len(ids), request.max_new_tokens) if new is None else new
+                text, reason, num_new_tokens = self._tokenizer.decode(ids[:end], skip_special_tokens=True), "stop", end
+            num_new_tokens = min(len(ids), request.max_new_tokens) if num_new_tokens is None else num_new_tokens
         text = self._client.key.masked_in_answer(text)
-        return Generation(request.example_id, text, sent, new, reason, seconds)
+        return Generation(request.example_id, text, sent, num_new_tokens, reason, seconds)
 
     def _tokens(self, text: str, request: Request) -> list[int]:
         """Return the tokens of a text.
@@ -306,10 +308,8 @@ def require_served_as_is(under_test: ModelUnderTest) -> None:
     """
     method, base = under_test.method, under_test.base
     entries = method.model_overrides(base, under_test.length)
-    if (
-        not method.required_capabilities() <= OpenAIEngine.supports
-        or method.head_temperatures(base, under_test.length) is not None
-        or any(entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG)
+    if not method.capabilities_at(base, under_test.length) <= OpenAIEngine.supports or any(
+        entries[key] != base.config.get(key) for key in entries if key not in _IGNORED_CONFIG
     ):
         raise UserError(
             f"{base.name}: a server runs its model as it is and cannot apply {type(method).__name__}; write it "

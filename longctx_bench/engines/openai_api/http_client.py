@@ -200,7 +200,7 @@ async def _read_content(response: httpx2.Response, max_bytes: int) -> bytes:
         if max(size, raw) > max_bytes:
             if response.status_code != 200:
                 break
-            raise ApiStatusError(200, f"more than {max_bytes >> 20} MiB, which is no answer to what was asked")
+            raise ApiStatusError(200, f"more than {max_bytes >> 20} MiB, which no response to this request has")
     if unzip and not unzip.eof and response.status_code == 200:
         raise zlib.error("cut off")
     return b"".join(chunks)[:max_bytes]

@@ -31,7 +31,7 @@ def rotation_at(base: BaseModelInfo, method: Method, length: int) -> BandedRotat
 def bands_digest(base: BaseModelInfo, method: Method, length: int, max_model_len: int) -> str | None:
     """Return a digest of what a method by distance does at all positions; None where :func:`rotation_at` is None.
 
-    Two lengths with the same digest are read alike, though the method was told different ones.
+    Lengths with the same digest can share a vLLM engine.
     """
     rotation = rotation_at(base, method, length)
     if rotation is None:

@@ -43,8 +43,8 @@ _BLOCK = 128
 """Tokens per block of vLLM's KV cache on a CPU."""
 
 
-class _Built(NamedTuple):
-    """What tells vLLM engines apart."""
+class _EngineKey(NamedTuple):
+    """The settings that are fixed when a vLLM engine is built: requests with other ones need another engine."""
 
     folder: Path
     hf_overrides: dict[str, Any]
@@ -57,7 +57,7 @@ class _Built(NamedTuple):
 class _Group:
     """Requests of a batch that one vLLM engine runs."""
 
-    needed: _Built
+    key: _EngineKey
     additional_config: dict[str, Any]
     indices: list[int]
 
@@ -111,7 +111,7 @@ class VLLMEngine:
         self._tokenizer: Any = None
         self.eos_token_ids: frozenset[int] = frozenset()
         self._longest = 0
-        self._built: _Built | None = None
+        self._built_key: _EngineKey | None = None
         self.llm: Any = None
 
     def load(self, folder: Path) -> None:
@@ -131,7 +131,7 @@ class VLLMEngine:
         return memory.measure_speed(getattr(torch, self.dtype), self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
-        """Batch by token budget; what positions a prompt needs is told apart within a batch."""
+        """Batch by token budget; requests that need different positions are separated later, within a batch."""
         self._longest = max(map(num_total_tokens, requests), default=0)
         return batch_by_tokens(requests, self._batch_tokens)
 
@@ -215,9 +215,9 @@ class VLLMEngine:
             params = [self._sampling(request, logprobs=num_logprobs) for request in requests]
             outputs = self.llm.generate(prompts, params, use_tqdm=False)
             for index, output in zip(group.indices, outputs, strict=True):
-                [found] = output.outputs
-                steps = [{token: item.logprob for token, item in step.items()} for step in found.logprobs]
-                results[index] = list(found.token_ids), steps
+                [completion] = output.outputs
+                steps = [{token: item.logprob for token, item in step.items()} for step in completion.logprobs]
+                results[index] = list(completion.token_ids), steps
         return [results[index] for index in range(len(batch))]
 
     def rotary_table(self, request: Request, model: ModelUnderTest) -> list[list[float]] | None:
@@ -247,9 +247,9 @@ class VLLMEngine:
         groups: dict[str, _Group] = {}
         for length, indices in by_length.items():
             overrides = vllm_overrides(base, method, length, max_model_len)
-            needed = _Built(self._folder, overrides, bands_digest(base, method, length, max_model_len), max_model_len)
+            key = _EngineKey(self._folder, overrides, bands_digest(base, method, length, max_model_len), max_model_len)
             config = banded_config(base, method, length)
-            groups.setdefault(repr(needed), _Group(needed, config, [])).indices.extend(indices)
+            groups.setdefault(repr(key), _Group(key, config, [])).indices.extend(indices)
         if len(groups) > 1 and "banded_attention" not in method.required_capabilities():
             raise UserError(
                 f"--engine vllm cannot run {type(method).__name__} at --length natural: its factor follows each "
@@ -259,27 +259,27 @@ class VLLMEngine:
 
     def _prepare(self, group: _Group) -> None:
         """Build the vLLM engine of a group, unless it is the present one."""
-        if group.needed != self._built:
+        if group.key != self._built_key:
             self._drop()
             self.llm = self._build(group)
-            self._built = group.needed
+            self._built_key = group.key
 
     def _build(self, group: _Group) -> Any:
         from vllm import LLM
 
-        needed = group.needed
+        key = group.key
         options: dict[str, Any] = {}
         if self.device == "cpu":
-            options["kv_cache_memory_bytes"] = self._cache_bytes(needed.folder, needed.max_model_len)
+            options["kv_cache_memory_bytes"] = self._cache_bytes(key.folder, key.max_model_len)
         # Attention by bands has other shapes in each pass, which no CUDA graph can replay.
-        options["enforce_eager"] = self.device == "cpu" or needed.bands is not None
+        options["enforce_eager"] = self.device == "cpu" or key.bands is not None
         try:
             return LLM(
-                model=str(needed.folder),
+                model=str(key.folder),
                 skip_tokenizer_init=True,
                 dtype=self.dtype,
-                max_model_len=needed.max_model_len,
-                hf_overrides=needed.hf_overrides,
+                max_model_len=key.max_model_len,
+                hf_overrides=key.hf_overrides,
                 additional_config=group.additional_config,
                 generation_config="vllm",
                 enable_prefix_caching=True,
@@ -290,7 +290,7 @@ class VLLMEngine:
                 **options,
             )
         except (RuntimeError, ValueError, OSError, AssertionError) as error:
-            raise UserError(f"{needed.folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
+            raise UserError(f"{key.folder}: vLLM cannot load it ({type(error).__name__}: {error!s:.300})") from error
 
     def _cache_bytes(self, folder: Path, max_model_len: int) -> int:
         estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)
@@ -302,7 +302,7 @@ class VLLMEngine:
         if self.llm is None:
             return
         self.llm.llm_engine.engine_core.shutdown()
-        self.llm = self._built = None
+        self.llm = self._built_key = None
         gc.collect()
 
     def _sampling(self, request: Request, logprobs: int | None = None) -> Any:

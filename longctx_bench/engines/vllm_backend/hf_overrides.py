@@ -29,8 +29,11 @@ BANDED_ARCHITECTURES = {"llama": "LlamaBandedForCausalLM", "qwen2": "Qwen2Banded
 SUPPORTED: frozenset[Capability] = frozenset({"prompt", "attention_temperature", "banded_attention"})
 """What methods may need of vLLM, with the plug-in's classes."""
 _WHY_NOT: dict[Capability, str] = {
+    "head_temperatures": "its heads have temperatures of their own; `longctx-bench export` writes them",
     "per_prompt": "its positions are set once for all prompts, and this method's by each prompt",
     "query_scale": "its models of this type do not scale queries by their positions",
+    "sliding_window": "some of its layers attend to a window, which is not checked there",
+    "derived_attention_factor": "its longrope derives the factor on cos and sin otherwise and holds both lists at once",
     "model_patch": "this method changes a loaded model of transformers, beyond its config",
 }
 
@@ -56,10 +59,8 @@ def vllm_overrides(base: BaseModelInfo, method: Method, length: int, max_model_l
         UserError: vLLM would not compute this method, or this base, as transformers does.
     """
     _check_base(base)
-    if method.head_temperatures(base, length) is not None:
-        raise _unsupported(base, method, "its heads have temperatures of their own; `longctx-bench export` writes them")
     entries = method.model_overrides(base, length)
-    _check_method(base, method, entries)
+    _check_method(base, method, length, entries)
     rope = entries.get("rope_parameters") or _own_rope(base)
     if is_unrotated(rope) or base.config["model_type"].endswith("_drope"):
         return _without_positions(base, method, length, max_model_len)
@@ -104,16 +105,16 @@ def _rotated(base: BaseModelInfo, method: Method, rope: dict[str, Any], max_mode
 
 def _one_list(base: BaseModelInfo, method: Method, rope: dict[str, Any]) -> dict[str, Any]:
     if rope.get("attention_factor") is None or rope["short_factor"] != rope["long_factor"]:
-        raise _unsupported(base, method, "its longrope takes the factor from elsewhere and holds both lists at once")
+        raise _unsupported(base, method, _WHY_NOT["derived_attention_factor"])
     return with_mscale(rope)
 
 
 def _check_base(base: BaseModelInfo) -> None:
     kind = base.config.get("model_type")
     if kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        checked = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"--engine vllm: {base.name} is a {kind}, which is not checked to run as in transformers (only {known} "
+            f"--engine vllm: {base.name} is a {kind}, which is not checked to run as in transformers (only {checked} "
             f"are); use --engine hf"
         )
     windows = base.config.get("use_sliding_window") or "sliding_attention" in (base.config.get("layer_types") or ())
@@ -124,8 +125,8 @@ def _check_base(base: BaseModelInfo) -> None:
         raise UserError(f"--engine vllm: {base.name} is a Qwen2 with its own head_dim, which vLLM does not read")
 
 
-def _check_method(base: BaseModelInfo, method: Method, entries: dict[str, Any]) -> None:
-    for capability in sorted(method.required_capabilities() - SUPPORTED):
+def _check_method(base: BaseModelInfo, method: Method, length: int, entries: dict[str, Any]) -> None:
+    for capability in sorted(method.capabilities_at(base, length) - SUPPORTED):
         raise _unsupported(base, method, _WHY_NOT[capability])
     unknown = sorted(entries.keys() - _FROM_CONFIG)
     if unknown:

@@ -132,7 +132,7 @@ def mark_notes(columns: Iterable[ColumnSignificance], names: Mapping[RowKey, str
     return [note]
 
 
-def _outlier_notes(cells: Sequence[CellSummary], what: str, values: Sequence[object]) -> list[str]:
+def _outlier_notes(cells: Sequence[CellSummary], setting: str, values: Sequence[object]) -> list[str]:
     """Return one note per value other than the most frequent one, with its cells."""
     texts = ["none" if value is None else str(value) for value in values]
     counts = Counter(texts)
@@ -140,9 +140,9 @@ def _outlier_notes(cells: Sequence[CellSummary], what: str, values: Sequence[obj
         return []
     most_common = counts.most_common(1)[0][0]
     return [
-        f"not the same for all cells: {what} is {other}, not {most_common}, in "
-        f"{describe_cells([s for s, value in zip(cells, texts, strict=True) if value == other], cells)}"
-        for other in sorted(set(counts) - {most_common})
+        f"not the same for all cells: {setting} is {outlier}, not {most_common}, in "
+        f"{describe_cells([s for s, value in zip(cells, texts, strict=True) if value == outlier], cells)}"
+        for outlier in sorted(set(counts) - {most_common})
     ]
 
 
@@ -152,9 +152,9 @@ def _task_version_notes(cells: Sequence[CellSummary]) -> list[str]:
     specs = [_canonical(summary.result.spec.task.as_measured()) for summary in cells]
     counts = Counter(specs)
     most_common = counts.most_common(1)[0][0]
-    for other in sorted(set(counts) - {most_common}):
-        keys = sorted({key for key, _ in set(other) ^ set(most_common)})
-        differing = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other]
+    for other_spec in sorted(set(counts) - {most_common}):
+        keys = sorted({key for key, _ in set(other_spec) ^ set(most_common)})
+        differing = [summary for summary, spec in zip(cells, specs, strict=True) if spec == other_spec]
         verb = "differs" if len(keys) == 1 else "differ"
         notes.append(
             f"another version of {cells[0].cell.task} ({list_names(keys)} {verb}) in {describe_cells(differing, cells)}"
@@ -201,14 +201,14 @@ def _all_or_some(group: Sequence[CellSummary], cells: Sequence[CellSummary]) -> 
     return "all numbers" if len(group) == len(cells) else describe_cells(group, cells)
 
 
-def describe_cells(some: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
-    """Return cells as short text: a row's name where all of its cells are in ``some``, else with tasks and lengths."""
+def describe_cells(subset: Sequence[CellSummary], cells: Sequence[CellSummary]) -> str:
+    """Return cells as short text: a row's name where ``subset`` has all of its cells, else with tasks and lengths."""
     tasks = {summary.cell.task for summary in cells}
     num_cells: Counter[RowKey] = Counter(map(row_of, cells))
     by_row: dict[RowKey, list[Cell]] = {}
-    for summary in some:
+    for summary in subset:
         by_row.setdefault(row_of(summary), []).append(summary.cell)
-    names = rows_of(some)
+    names = rows_of(subset)
     texts = []
     for row, row_cells in ((row, by_row[row]) for row in names):
         if len(row_cells) == num_cells[row]:

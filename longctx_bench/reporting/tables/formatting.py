@@ -35,9 +35,9 @@ def cell_columns(summary: CellSummary) -> dict[str, object]:
 
 
 def caveats_of(cells: Iterable[CellSummary]) -> str:
-    """Return what gaps the provenance of some cells has, as one CSV value; empty where it has none."""
-    found = {caveat for summary in cells for caveat in summary.caveats}
-    return "; ".join(caveat for caveat in CAVEATS if caveat in found)
+    """Return the gaps in the provenance of some cells as one CSV value, empty where there are none."""
+    caveats = {caveat for summary in cells for caveat in summary.caveats}
+    return "; ".join(caveat for caveat in CAVEATS if caveat in caveats)
 
 
 def rows_of(cells: Iterable[CellSummary]) -> dict[RowKey, str]:

@@ -72,7 +72,7 @@ class CellJob:
 
     @property
     def model(self) -> ModelUnderTest:
-        """BaseModelInfo, method and length."""
+        """Base model, method and length."""
         return self.cell.model
 
     @property

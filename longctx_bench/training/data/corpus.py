@@ -10,28 +10,28 @@ from longctx_bench.core.text_files import TEXT_SUFFIXES, row_text, text_suffix
 from longctx_bench.training.recipe import TextSource
 
 
-def files(source: TextSource, root: Path) -> list[Path]:
+def corpus_files(source: TextSource, root: Path) -> list[Path]:
     """Return the files of a source, sorted by name.
 
     Raises:
         UserError: nothing there, or a file whose type is not known.
     """
     assert source.path is not None
-    place = root.expanduser() / Path(source.path).expanduser()
-    if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES)
-    elif place.is_file():
-        found = [place]
+    path = root.expanduser() / Path(source.path).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and text_suffix(file) in TEXT_SUFFIXES)
+    elif path.is_file():
+        files = [path]
     else:
-        found = sorted(place.parent.glob(place.name)) if place.parent.is_dir() else []
-    if not found:
-        raise UserError(f"{place}: no text there; give a file, folder or pattern (--set corpus=FOLDER moves the root)")
-    for file in found:
+        files = sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
+    if not files:
+        raise UserError(f"{path}: no text there; give a file, folder or pattern (--set corpus=FOLDER moves the root)")
+    for file in files:
         if text_suffix(file) not in TEXT_SUFFIXES:
             raise UserError(f"{file}: not a known kind of text; known: {' '.join(TEXT_SUFFIXES)} and .xz, .zst of them")
         if file.stat().st_size == 0:
             raise UserError(f"{file}: empty file; remove it from the corpus")
-    return found
+    return files
 
 
 def hub_documents(source: TextSource) -> Iterator[str]:

@@ -14,7 +14,7 @@ from longctx_bench.core.io import move_files
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.core.text_files import read_documents
 from longctx_bench.models.checkpoint import stored_tokenizer
-from longctx_bench.training.data.corpus import files, hub_documents
+from longctx_bench.training.data.corpus import corpus_files, hub_documents
 from longctx_bench.training.data.sequence_packing import Batches, PackedText
 from longctx_bench.training.data.synthetic_retrieval_workers import retrieval_pool
 from longctx_bench.training.data.token_cache import token_arrays
@@ -96,7 +96,9 @@ def _tokenizer(recipe: Recipe, out: Path) -> Any:
     streams = [
         hub_documents(source)
         if source.hub is not None
-        else chain.from_iterable(read_documents(file, source.text_field) for file in files(source, recipe.corpus))
+        else chain.from_iterable(
+            read_documents(file, source.text_field) for file in corpus_files(source, recipe.corpus)
+        )
         for source in recipe.data
     ]
     documents = islice(chain.from_iterable(streams), _TOKENIZER_DOCUMENTS)

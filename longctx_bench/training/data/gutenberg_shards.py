@@ -186,7 +186,7 @@ def write_shards(
     files = source_files(source, seed)
     out.mkdir(parents=True, exist_ok=True)
     writers = [ShardWriter(out, number, max_bytes, preset) for number in range(_WRITERS)]
-    written = [0] * _WRITERS
+    characters_by_writer = [0] * _WRITERS
     counts: Counter[str] = Counter()
     rows: list[tuple[str, int, float, str | Future[str]]] = []
     # Threads suffice, as lzma releases the GIL; one per writer, so that its documents keep their order.
@@ -200,8 +200,8 @@ def write_shards(
             if not book:
                 rows.append((name, 0, share, reason))
                 continue
-            number = written.index(min(written))
-            written[number] += len(book)
+            number = characters_by_writer.index(min(characters_by_writer))
+            characters_by_writer[number] += len(book)
             pending.append(pools[number].submit(writers[number].add, book))
             rows.append((name, len(book), share, pending[-1]))
             while len(pending) > _MAX_PENDING:
@@ -217,8 +217,8 @@ def write_shards(
             pool.shutdown(cancel_futures=True)
     with (out / "books.tsv").open("w", encoding="utf-8", errors="replace") as stream:
         stream.write("file\tcharacters\tshare known\twhere or why not\n")
-        for name, size, share, where in rows:
-            shard_or_reason = where if isinstance(where, str) else where.result()
+        for name, size, share, outcome in rows:
+            shard_or_reason = outcome if isinstance(outcome, str) else outcome.result()
             stream.write(f"{' '.join(name.split())}\t{size}\t{share:.3f}\t{shard_or_reason}\n")
     return counts
 

@@ -15,7 +15,7 @@ import numpy as np
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import cache_dir, made_once
 from longctx_bench.core.text_files import read_documents
-from longctx_bench.training.data.corpus import files, hub_documents
+from longctx_bench.training.data.corpus import corpus_files, hub_documents
 from longctx_bench.training.recipe import TextSource
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def token_arrays(
         sources: where the documents come from.
         root: folder that paths are relative to.
         tokenizer: a transformers tokenizer with an EOS token.
-        limit: tokens after which a hub dataset's stream is left.
+        limit: tokens after which reading a hub dataset stops.
         cache: folder of the arrays; :func:`cache_folder` unless given.
 
     Raises:
@@ -68,7 +68,8 @@ def token_arrays(
             jobs.append(partial(_cached, folder, name, hub_documents(source), tokenizer, limit))
         else:
             jobs += [
-                partial(_file_tokens, folder, base, file, source.text_field, tokenizer) for file in files(source, root)
+                partial(_file_tokens, folder, base, file, source.text_field, tokenizer)
+                for file in corpus_files(source, root)
             ]
     # A slow tokenizer of transformers is not safe to share between threads, nor would they make it faster.
     threads = min(_MAX_FILES_AT_ONCE, len(jobs)) if getattr(tokenizer, "is_fast", False) else 1

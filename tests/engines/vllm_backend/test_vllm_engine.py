@@ -265,7 +265,7 @@ def test_bands_follow_each_prompt(llama: Path, engines: tuple[Any, HFEngine], me
     groups = ours._groups(asked, contestant(llama, method, length))
     kinds = {None: {1, 3, 5}, "LlamaBandedForCausalLM": {0, 2, 4}} if method.per_prompt else {}
     for kind, members in kinds.items():
-        of_kind = [group for group in groups if group.needed.hf_overrides.get("architectures", [None]) == [kind]]
+        of_kind = [group for group in groups if group.key.hf_overrides.get("architectures", [None]) == [kind]]
         assert {index for group in of_kind for index in group.indices} == members
     batch = [asked[index] for index in (3, 0, 2)]
     ours.batches(batch, method.per_prompt)

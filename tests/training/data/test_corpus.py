@@ -15,7 +15,7 @@ import pytest
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.text_files import read_documents
-from longctx_bench.training.data.corpus import files
+from longctx_bench.training.data.corpus import corpus_files
 from longctx_bench.training.data.sequence_packing import Batches, PackedText, RetrievalPool
 from longctx_bench.training.data.token_cache import token_arrays
 from longctx_bench.training.recipe import TextSource
@@ -30,7 +30,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
         stream.write("three\0\0four")
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "five"}) + "\n\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["six"]}), tmp_path / "d.parquet")
-    found = files(TextSource(path="."), tmp_path)
+    found = corpus_files(TextSource(path="."), tmp_path)
     assert [text for file in found for text in read_documents(file)] == [
         "one",
         "two",
@@ -58,12 +58,12 @@ def test_documents_of_every_kind_of_file(tmp_path: Path) -> None:
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        [list(read_documents(file)) for file in files(TextSource(path=name), tmp_path)]
+        [list(read_documents(file)) for file in corpus_files(TextSource(path=name), tmp_path)]
 
 
 def test_a_missing_corpus_says_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--set corpus=FOLDER"):
-        files(TextSource(path="absent/*.txt"), tmp_path)
+        corpus_files(TextSource(path="absent/*.txt"), tmp_path)
 
 
 def test_tokens_are_made_once_with_an_end_after_each_document(

@@ -143,12 +143,12 @@ class RayExecutor:
         Raises:
             UserError: no worker is left and none can be started.
         """
-        more = True
+        has_more = True
         while True:
             self._drop_closed()
-            more = more and self._take_jobs(jobs)
+            has_more = has_more and self._take_jobs(jobs)
             self._submit()
-            if not more and not self._ready and not self._pool.busy():
+            if not has_more and not self._ready and not self._pool.busy():
                 return
             for member, task, answer in self._pool.wait(note):
                 if answer is None:
@@ -173,18 +173,18 @@ class RayExecutor:
     def _take_jobs(self, jobs: Iterator[CellJob]) -> bool:
         """Take jobs while workers could run out of batches; return False when there are no more jobs."""
         taken: list[list[Task]] = []
-        more = True
+        has_more = True
         while self._num_batching < _MAX_BATCHING and len(self._ready) + len(taken) < self._layout.workers:
             job = next(jobs, None)
             if job is None:
-                more = False
+                has_more = False
                 break
             running = _RunningJob(job)
             self._num_batching += running.num_pending is None
             taken.append([Task(running)])
         # Before the waiting batches, which keep the other workers busy in the meantime.
         self._ready.extendleft(reversed(taken))
-        return more
+        return has_more
 
     def _submit(self) -> None:
         for member in self._pool.members:

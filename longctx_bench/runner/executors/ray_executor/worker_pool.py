@@ -115,7 +115,7 @@ class WorkerPool(Generic[T]):
         """
         results: list[tuple[WorkerHandle[T], T, Any]] = []
         for reference in [] if self._gone else self._poll():
-            member = next((one for one in self.members if reference in one.in_flight), None)
+            member = next((worker for worker in self.members if reference in worker.in_flight), None)
             if member is None:
                 continue  # Its worker was lost a moment ago.
             answer = self._answer(reference)
