@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -68,9 +69,34 @@ def test_every_method_and_group_is_documented() -> None:
 
 
 def test_readme_is_short_and_leads_to_every_page() -> None:
-    assert len(README.splitlines()) < 150
+    assert len(README.splitlines()) < 120
     for page in ("getting-started", "concepts", "commands", "statistics", "results", "methods", "tasks", "engines"):
         assert f"(docs/{page}.md" in README, page
+
+
+def test_the_front_table_is_what_its_records_say(call: Any) -> None:
+    code, out, _ = call("report", str(ROOT / "results/reference/demo.bundle"), "--format", "md")
+    assert code == 0
+    _, _, behind = README.partition("<!-- front table: the demo -->\n")
+    assert behind.startswith(out.strip() + "\n\n![needle heatmaps of the demo")
+
+
+@pytest.mark.slow
+def test_the_table_of_smollm_is_what_its_records_say(call: Any) -> None:
+    code, out, _ = call("report", str(ROOT / "results/reference/smollm.bundle"), "--format", "md")
+    assert code == 0
+    title = "**niah: string_match_all in % [95 % interval], higher is better, n = 506 a cell**"
+    table = title + out.partition(title)[2].partition("\n\n**")[0]
+    assert table.strip() + "\n\n" in (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    # README has three of its rows in words.
+    front = " ".join(README.split())
+    for name, said in {
+        "drope-smollm": "(`drope-smollm`) it finds {}, {} and {} %",
+        "yarn-smollm": "(`yarn-smollm`) {}, {} and {}.",
+        "yarn-heads-smollm": "(`yarn-heads-smollm`), finds {}, {} and {}.",
+    }.items():
+        [row] = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+        assert said.format(*(cell.split()[0].strip("*†") for cell in row.strip("| ").split(" | ")[2:])) in front, name
 
 
 @pytest.mark.parametrize("page", sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]))
