@@ -148,6 +148,8 @@ def _fit_scalar(common: dict[str, Any], objective: str, text: Path | None) -> No
         say(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
 
     result = calibrate(**common, objective=objective, text=text, tell=tell)
+    for left_out, problem in result.fit.left_out.items():
+        say(f"left out {left_out:g}x: {problem}")
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in result.table.items())
     say(f"best {tunable}: {table}; law 1 + {result.fit.c:.3f} ln s")
     say(f"wrote {result.path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class CalibrationResult:
     c: float
     """Of 1 + c ln s, by least squares over the table."""
     sweep: list[SweepPoint]
+    left_out: dict[float, str] = field(default_factory=dict)
+    """Scales without a best value, with the reason."""
 
 
 def calibrate(
@@ -68,9 +70,9 @@ def calibrate(
         tell: called with every point as soon as it is measured.
 
     Raises:
-        UserError: at one of the scales no value scores better than another.
+        UserError: at none of the scales does a value score better than another.
     """
-    table, sweep = {}, []
+    table, sweep, left_out = {}, [], {}
     for scale in scales:
         length = round(scale * base.training_context)
 
@@ -82,41 +84,44 @@ def calibrate(
 
         steps = max(2, math.ceil(max(method.tunable_reach, method.tunable_span * math.log(scale)) / COARSE))
         coarse = [measure(round(1 + COARSE * step, 4), n) for step in range(steps + 1)]
-        _require_a_maximum(coarse, coarse, scale, objective.name)
-        centre = best_value(coarse)
-        fine = [
-            measure(round(centre + FINE * step, 4), 2 * n) for step in range(-3, 4) if centre + FINE * step >= 1 - 1e-9
-        ]
-        _require_a_maximum(fine, coarse, scale, objective.name)
-        table[scale] = best_value(fine)
-        sweep += coarse + fine
-    return CalibrationResult(table, fit_slope(table), sweep)
+        fine = []
+        problem = _without_maximum(coarse, coarse, objective.name)
+        if problem is None:
+            centre = best_value(coarse)
+            values = [round(centre + FINE * step, 4) for step in range(-3, 4)]
+            fine = [measure(value, 2 * n) for value in values if value >= 1]
+            problem = _without_maximum(fine, coarse, objective.name)
+        if problem is None:
+            table[scale] = best_value(fine)
+            sweep += coarse + fine
+        else:
+            left_out[scale] = problem
+    if not table:
+        scale, problem = next(iter(left_out.items()))
+        other_objective = "perplexity" if objective.name == "retrieval" else "retrieval"
+        raise UserError(
+            f"calibrate at {scale:g}x: {problem}; nothing is written. Try more --limit, --objective {other_objective}, "
+            f"or another --scale"
+        )
+    return CalibrationResult(table, fit_slope(table), sweep, left_out)
 
 
-def _require_a_maximum(
-    points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], scale: float, objective: str
-) -> None:
-    """Reject a sweep whose scores are all equal: the middle value would be stored as the best.
+def _without_maximum(points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], objective: str) -> str | None:
+    """Say why a sweep has no best value: all scores are equal, or one is not finite. None where it has one.
 
-    Equal scores are a result where the coarse sweep has worse ones: a plateau, whose middle is the choice.
-
-    Raises:
-        UserError: all scores are equal, or one is not finite.
+    The middle value would be stored otherwise. Equal scores are a result where the coarse sweep has worse ones: a
+    plateau, whose middle is the choice.
     """
     scores = [point.score for point in points]
     if not all(map(math.isfinite, scores)):
         problem = "a score is not finite"
     elif max(scores) - min(scores) > SAME_SCORE or min(scores) - min(point.score for point in coarse) > SAME_SCORE:
-        return
+        return None
     else:
         reason = "no value is better than another" if any(scores) else "nothing found at any value"
         problem = f"{reason}: {objective} is {scores[0]:.4g} at all {len(scores)}"
     values = [point.value for point in points]
-    other_objective = "perplexity" if objective == "retrieval" else "retrieval"
-    raise UserError(
-        f"calibrate at {scale:g}x: {problem}, from {min(values):g} to {max(values):g}; nothing is written. Try more "
-        f"--limit, --objective {other_objective}, or another --scale"
-    )
+    return f"{problem}, from {min(values):g} to {max(values):g}"
 
 
 def best_value(points: Sequence[SweepPoint]) -> float:

@@ -165,6 +165,20 @@ def test_nothing_is_chosen_among_equals(scores: tuple[float, ...]) -> None:
         calibrate(DroPE(), BASE, Flat(*scores), [2.0], 5, lambda point: None)
 
 
+def test_a_scale_where_nothing_is_found_does_not_cost_the_others() -> None:
+    class Near(Peak):
+        def score(self, contestant: ModelUnderTest, n: int) -> float:
+            return super().score(contestant, n) if contestant.length < 6 * BASE.training_context else 0.0
+
+    fit = calibrate(DroPE(), BASE, Near(), [2.0, 8.0, 4.0], 5, lambda point: None)
+    assert sorted(fit.table) == [2.0, 4.0]
+    assert fit.left_out.keys() == {8.0}
+    assert "nothing found at any value" in fit.left_out[8.0]
+    assert {point.scale for point in fit.sweep} == {2.0, 4.0}
+    alone = calibrate(DroPE(), BASE, Near(), [2.0, 4.0], 5, lambda point: None)
+    assert (fit.table, fit.c) == (alone.table, alone.c)
+
+
 def test_what_only_the_coarse_sweep_saw_is_nothing() -> None:
     class Lucky(Peak):
         def score(self, contestant: ModelUnderTest, n: int) -> float:
