@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.specs import HubSource, PathSource, Source, validate
 from longctx_bench.engines.hf.engine import load_config, load_model
@@ -102,8 +103,11 @@ def base_source(name: str, revision: str | None = None) -> Source:
         return validate(HubSource, {"hub": name, "revision": revision}, f"base '{name}'")
     model = Registry().models.get(name)
     if model is None:
+        recipe = shipped_folder("baselines") / "recipes" / f"{name}.yaml"
+        train = f"; train it first (`longctx-bench train {name}`) and name its folder with --set base=FOLDER"
         raise UserError(
             f"base '{name}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
+            + (train if recipe.is_file() else "")
         )
     return model.source
 

@@ -122,10 +122,12 @@ class Recipe(Spec):
     """Distinct retrieval sequences."""
     retrieval_needles: int = Field(default=10, ge=1)
     """Most needles that a retrieval sequence hides."""
-    retrieval_exercises: Literal["one-question", "mixed"] = "mixed"
+    retrieval_exercises: Literal["one-question", "mixed", "several-answers"] = "mixed"
     """``one-question`` as in RULER: one question, which may ask for several values, and collapsed white space in the
     haystack. ``mixed``: half of the exercises hide one to four needles and ask one or two questions, each with its
-    answer before the next, and haystacks keep their line breaks."""
+    answer before the next, and haystacks keep their line breaks. ``several-answers``: as ``mixed``, but a third of the
+    exercises, in place of a fifth, ask for several values at once, and those of one key are given in the order of
+    their needles, in place of any order."""
     crops: Literal["fixed", "random"] = "random"
     """Each pass over the text cuts it into sequences at the same places, or at other ones."""
     virtual_length: VirtualLength | None = None

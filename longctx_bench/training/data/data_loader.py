@@ -59,7 +59,7 @@ def prepare_data(recipe: Recipe, out: Path) -> TrainingData:
             recipe.retrieval_pool,
             recipe.seed,
             max_needles=recipe.retrieval_needles,
-            mixed=recipe.retrieval_exercises == "mixed",
+            mix=recipe.retrieval_exercises,
         )
     batches = Batches(
         text,

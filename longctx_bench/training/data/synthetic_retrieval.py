@@ -10,13 +10,16 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from longctx_bench.benchmarks import haystack
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.benchmarks.ruler.word_lists import adjective_noun
 
 _KIND = "numbers"
+
+Mix = Literal["one-question", "mixed", "several-answers"]
+"""See :attr:`longctx_bench.training.recipe.Recipe.retrieval_exercises`."""
 
 
 class Kind(NamedTuple):
@@ -29,13 +32,18 @@ class Kind(NamedTuple):
     """Needles of each key."""
 
 
-_ONE_QUESTION = (
-    *(Kind(keys, (1,)) for keys in (1, 1, 2, 4, 4, 6, 8, 10)),
-    *(Kind(3, (2,)), Kind(4, (4,)), Kind(8, (2,)), Kind(1, (1,), 2), Kind(1, (1,), 4)),
-)
-"""One needle, many keys, several keys in a question, several values: each entry as likely."""
+_ONE_ANSWER = tuple(Kind(keys, (1,)) for keys in (1, 1, 2, 4, 4, 6, 8, 10))
+"""One needle, or one key among many: each entry as likely."""
+_SEVERAL_ANSWERS = (Kind(3, (2,)), Kind(4, (4,)), Kind(8, (2,)), Kind(1, (1,), 2), Kind(1, (1,), 4))
+"""Several keys in a question, or several values of a key."""
 _FEW_NEEDLES = tuple(Kind(keys, (1,) * asked) for keys in (1, 2, 3, 4) for asked in (1, 2) if asked <= keys)
 """One to four needles, one or two questions one after the other."""
+_MIXES: dict[Mix, tuple[tuple[Kind, ...], ...]] = {
+    "one-question": (_ONE_ANSWER + _SEVERAL_ANSWERS,),
+    "mixed": (_FEW_NEEDLES, _ONE_ANSWER + _SEVERAL_ANSWERS),
+    "several-answers": (_FEW_NEEDLES, _ONE_ANSWER, _SEVERAL_ANSWERS),
+}
+"""Kinds of exercises, in groups that are drawn equally often."""
 
 # Where a sentence ends within running text: behind its closing quotes, before white space.
 _SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*(?=\s)")
@@ -82,7 +90,7 @@ def exercise(
     length: int,
     keys: int | None = None,
     max_needles: int = 10,
-    mixed: bool = False,
+    mix: Mix = "one-question",
 ) -> Exercise | None:
     """Hide needles in ``text`` and ask for them, in at most ``length`` tokens; None where it cannot fit.
 
@@ -94,12 +102,13 @@ def exercise(
         length: tokens that :attr:`Exercise.text` and an EOS may take.
         keys: make this many needles with one question, in place of a mix of kinds.
         max_needles: kinds of exercise with more needles are left out.
-        mixed: half of the exercises have few needles and up to two questions in a row, and the haystack keeps its line
-            breaks. Otherwise there is one question, and white space in the haystack is collapsed, as in RULER.
+        mix: ``one-question`` collapses white space in the haystack, as in RULER; the others keep line breaks.
+            ``several-answers`` gives the values of a key in the order of their needles, the others in any.
     """
     rng = random.Random(f"{seed}:{index}")
-    kinds = _FEW_NEEDLES if mixed and rng.random() < 0.5 else _ONE_QUESTION
-    kinds = tuple(kind for kind in kinds if kind.keys * kind.values <= max_needles)
+    groups = _MIXES[mix]
+    group = groups[int(rng.random() * len(groups))] if len(groups) > 1 else groups[0]
+    kinds = tuple(kind for kind in group if kind.keys * kind.values <= max_needles)
     kind = rng.choice(kinds) if keys is None else Kind(keys, (1,))
     names = _distinct_keys(rng, kind.keys)
     values = {name: [f"{rng.randint(1_000_000, 9_999_999)}" for _ in range(kind.values)] for name in names}
@@ -114,10 +123,15 @@ def exercise(
     instruction, questions = _wording(asked, kind, values)
     # Two spare: the EOS, and a token more where a needle splits the haystack.
     room = length - len(encode(instruction + " ".join(needles) + questions).ids) - 2
-    fill = _between_lines if mixed else _between_sentences
+    fill = _between_sentences if mix == "one-question" else _between_lines
     pieces = fill(text, encode, room, needles, depths) if room >= 0 else None
     while pieces is not None:
-        made = _assembled(instruction, pieces, questions, tuple(value for name in asked for value in values[name]))
+        if mix == "several-answers":
+            body = "".join(piece for piece, _ in pieces)
+            values = {name: sorted(values[name], key=body.index) for name in names}
+            _, questions = _wording(asked, kind, values)
+        answer = tuple(value for name in asked for value in values[name])
+        made = _assembled(instruction, pieces, questions, answer)
         excess = len(encode(made.text).ids) + 1 - length
         if excess <= 0:
             return made

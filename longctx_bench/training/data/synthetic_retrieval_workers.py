@@ -19,7 +19,7 @@ from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
-from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, exercise
+from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, Mix, exercise
 from longctx_bench.training.data.token_cache import cache_folder, tokenizer_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def retrieval_pool(
     seed: int,
     cache: Path | None = None,
     max_needles: int = 10,
-    mixed: bool = False,
+    mix: Mix = "one-question",
 ) -> RetrievalPool:
     """Return ``count`` retrieval sequences, generated on all cores or read from the cache.
 
@@ -53,7 +53,7 @@ def retrieval_pool(
         seed: of all random choices; the rows do not depend on the number of cores.
         cache: folder of the cached rows; :func:`~longctx_bench.training.data.token_cache.cache_folder` by default.
         max_needles: needles per exercise at most.
-        mixed: as in :func:`longctx_bench.training.data.synthetic_retrieval.exercise`.
+        mix: as in :func:`longctx_bench.training.data.synthetic_retrieval.exercise`.
 
     Raises:
         UserError: the context is too short for any exercise, or the tokenizer has no character offsets.
@@ -65,7 +65,7 @@ def retrieval_pool(
     folder = cache or cache_folder()
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
-    name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {max_needles} {mixed}"
+    name = f"retrieval 5 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {max_needles} {mix}"
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.exercises"
 
     def generate(target: Path) -> None:
@@ -73,7 +73,7 @@ def retrieval_pool(
             np.empty((count, text.length + 1), dtype=text.arrays[0].dtype),
             np.empty((count, text.length + 1), dtype=np.bool_),
         )
-        for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mixed):
+        for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mix):
             pool.rows[first : first + len(block.rows)] = block.rows
             pool.haystack[first : first + len(block.rows)] = block.haystack
         target.mkdir()
@@ -98,7 +98,7 @@ def _encode_function(tokenizer: Tokenizer) -> Encode:
 
 
 def _generate_blocks(
-    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mixed: bool
+    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mix: Mix
 ) -> Iterator[tuple[int, RetrievalPool]]:
     """Yield blocks of rows, each with the index of its first row, in order."""
     starts = list(range(0, count, _ROWS_PER_TASK))
@@ -107,7 +107,7 @@ def _generate_blocks(
     backend = tokenizer.backend_tokenizer
     if workers == 1 or not on_disk:
         generator = _Generator(
-            text, _encode_function(backend), backend.decode, tokenizer.eos_token_id, max_needles, mixed
+            text, _encode_function(backend), backend.decode, tokenizer.eos_token_id, max_needles, mix
         )
         for first in starts:
             yield first, generator.rows(first, min(_ROWS_PER_TASK, count - first), seed)
@@ -123,7 +123,7 @@ def _generate_blocks(
             "length": text.length,
             "eos": tokenizer.eos_token_id,
             "max_needles": max_needles,
-            "mixed": mixed,
+            "mix": mix,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         with ProcessPoolExecutor(workers, context, _start_worker, (str(folder),)) as pool:
@@ -144,7 +144,7 @@ class _Generator:
     decode: Callable[[list[int]], str]
     eos: int
     max_needles: int
-    mixed: bool
+    mix: Mix
 
     def rows(self, first: int, count: int, seed: int) -> RetrievalPool:
         """Return rows ``first`` to ``first + count`` of the pool."""
@@ -171,7 +171,7 @@ class _Generator:
                 self.encode,
                 max_tokens,
                 max_needles=self.max_needles,
-                mixed=self.mixed,
+                mix=self.mix,
             )
             if example is not None:
                 encoded = self.encode(example.text)
@@ -200,7 +200,7 @@ def _start_worker(folder: str) -> None:
         tokenizer.decode,
         settings["eos"],
         settings["max_needles"],
-        settings["mixed"],
+        settings["mix"],
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from longctx_bench.core.errors import UserError
 from longctx_bench.training.data import synthetic_retrieval, synthetic_retrieval_workers
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
-from longctx_bench.training.data.synthetic_retrieval import Encoded
+from longctx_bench.training.data.synthetic_retrieval import Encoded, Mix
 from longctx_bench.training.data.synthetic_retrieval_workers import retrieval_pool
 from longctx_bench.training.data.token_cache import token_arrays
 from longctx_bench.training.recipe import TextSource
@@ -64,7 +64,7 @@ def test_mixed_exercises_ask_in_turn_and_keep_line_breaks(length: int, prose: Pr
     text = prose(5, 400).replace(". ", ".\n\n", 200)
     asked = set()
     for index in range(60):
-        made = synthetic_retrieval.exercise(0, index, text, encode, length, mixed=True)
+        made = synthetic_retrieval.exercise(0, index, text, encode, length, mix="mixed")
         assert made is not None
         assert length - 6 < len(encode(made.text).ids) + 1 <= length
         assert "\n\n" in made.text
@@ -77,11 +77,27 @@ def test_mixed_exercises_ask_in_turn_and_keep_line_breaks(length: int, prose: Pr
     assert asked == {1, 2}
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mixed: bool, prose: Prose) -> None:
+def test_several_answers_are_a_third_and_in_the_order_of_their_needles(prose: Prose) -> None:
+    text = prose(5, 400)
+    made = [synthetic_retrieval.exercise(0, index, text, encode, 300, mix="several-answers") for index in range(240)]
+    answers = [re.findall(r"\d{7}", exercise.text.split("?")[1]) for exercise in made if exercise]
+    assert 0.25 < sum(len(answer) > 1 for answer in answers) / len(made) < 0.42
+    several = 0
+    for exercise, answer in zip(made, answers, strict=True):
+        assert exercise is not None
+        body, *_ = exercise.text.split("?")
+        key_of = {value: key for key, value in re.findall(r"for ([^.]+) is: (\d{7})\.", body)}
+        if len(answer) > 1 and len({key_of[value] for value in answer}) == 1:
+            several += 1
+            assert answer == sorted(answer, key=body.index)
+    assert several > 15
+
+
+@pytest.mark.parametrize("mix", ["one-question", "mixed", "several-answers"])
+def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mix: Mix, prose: Prose) -> None:
     text = prose(5, 400)
     for index in range(20):
-        made = synthetic_retrieval.exercise(0, index, text, encode, 300, mixed=mixed)
+        made = synthetic_retrieval.exercise(0, index, text, encode, 300, mix=mix)
         assert made is not None
         ids, spans = encode(made.text)
         flags = made.is_haystack(spans)
