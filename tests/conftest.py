@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.tiny_models import make_model, make_tokenizer
 from hypothesis import settings
+
+from longctx_bench.engines import memory
 
 # Test processes share two cores: threads that wait for each other make each of them slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +36,12 @@ def frozen_imports() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_once() -> None:
+    """Measure this machine's speed once, and not for every plan of a run."""
+    memory.measure_speed = lru_cache(memory.measure_speed)
 
 
 @pytest.fixture
@@ -102,6 +111,15 @@ def mistral_encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
     tokenizer.model_max_length = int(1e30)
     return PromptEncoder(tokenizer)
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``check`` decodes 8 tokens in place of 24, which take half of its time."""
+    from longctx_bench.analysis.probes import method_contract, method_trial
+
+    for module in (method_trial, method_contract):
+        monkeypatch.setattr(module, "NEW_TOKENS", 8)
 
 
 @pytest.fixture
