@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longctx_bench.analysis.probes import method_contract, method_trial
 from longctx_bench.analysis.probes.method_contract import check_method
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import PathSource
@@ -109,13 +108,6 @@ class Mine(RoPE):
     def patch(self, model, base, length):
         layers = [layer.self_attn for layer in model.model.layers]
 """
-
-
-@pytest.fixture
-def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decode 8 tokens in place of 24, which take half of a check's time."""
-    for module in (method_trial, method_contract):
-        monkeypatch.setattr(module, "NEW_TOKENS", 8)
 
 
 def plugin(folder: Path, source: str, name: str = "mine") -> Path:
