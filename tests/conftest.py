@@ -5,12 +5,21 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.tiny_models import make_model, make_tokenizer
 from hypothesis import settings
+
+from longctx_bench import registry
+from longctx_bench.core import plugin_registry, specs
+from longctx_bench.core.yaml_loader import load_yaml
+from longctx_bench.engines import memory
 
 # Test processes share two cores: threads that wait for each other make each of them slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +42,35 @@ def frozen_imports() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_once() -> None:
+    """Measure this machine's speed once, and not for every plan of a run."""
+    memory.measure_speed = lru_cache(memory.measure_speed)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def read_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Parse a text of YAML and look for installed packages once, and not for each of a thousand registries."""
+    temporary = str(tmp_path_factory.getbasetemp())
+    parsed = lru_cache(load_yaml)
+
+    @lru_cache
+    def found(group: str, path: tuple[str, ...]) -> Any:
+        return entry_points(group=group)
+
+    def installed(group: str) -> Any:
+        # What a test has installed may change.
+        if any(folder.startswith(temporary) for folder in sys.path):
+            return entry_points(group=group)
+        return found(group, tuple(sys.path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specs, "load_yaml", lambda text: deepcopy(parsed(text)))
+        for module in (plugin_registry, registry):
+            patch.setattr(module, "entry_points", installed)
+        yield
 
 
 @pytest.fixture
@@ -102,6 +140,15 @@ def mistral_encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
     tokenizer.model_max_length = int(1e30)
     return PromptEncoder(tokenizer)
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``check`` decodes 8 tokens in place of 24, which take half of its time."""
+    from longctx_bench.analysis.probes import method_contract, method_trial
+
+    for module in (method_trial, method_contract):
+        monkeypatch.setattr(module, "NEW_TOKENS", 8)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def test_a_block_that_is_a_file_is_used_by_a_command_behind_it(document: str) ->
             assert any(part in later for part in parts), f"{document}: line {block.line}: nothing reads {block.file}"
 
 
+@pytest.mark.usefixtures("few_tokens")
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_blocks_run_in_their_order(document: str, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from longctx_bench.models.checkpoint import checkpoint_folder, prompt_tokenizer
 from longctx_bench.registry import Registry
 from longctx_bench.store.bundle import open_store
 from longctx_bench.store.cell_folders import cell_path_parts
+from longctx_bench.store.run_store import ResultStore
 from longctx_bench.store.schema import parse_result, parse_spec
 
 
@@ -43,13 +44,18 @@ def test_every_task_has_prompts(now: dict[str, Any]) -> None:
     assert set(Registry().tasks) - written <= {"qa_2@paper"}, "whose documents take more tokens than these lengths"
 
 
+@pytest.fixture(scope="module")
+def shipped() -> ResultStore:
+    """The tiny family's results, unpacked."""
+    return open_store(reference("tiny"))
+
+
 @pytest.mark.parametrize("task", ["niah", "niah_multikey", "niah_multiquery", "niah_multivalue"])
-def test_prompts_are_those_of_the_results_that_ship(task: str) -> None:
+def test_prompts_are_those_of_the_results_that_ship(shipped: ResultStore, task: str) -> None:
     registry = Registry()
     folder = checkpoint_folder(registry.variant("tiny").source)
     encoder, spec = PromptEncoder(prompt_tokenizer(folder)), registry.tasks[task]
-    store = open_store(reference("tiny"))
-    measured = store.path(Cell("tiny", "rope", task, 1024))
+    measured = shipped.path(Cell("tiny", "rope", task, 1024))
     cell = json.loads((measured / "cell.json").read_text())
     lines = (measured / "records.jsonl").read_text().splitlines()[:3]
     made = registry.benchmark(spec).examples(encoder, 1024, spec.max_new_tokens, 3, cell["spec"]["seed"])

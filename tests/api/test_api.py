@@ -168,12 +168,12 @@ def test_a_model_is_loaded_for_a_length_as_the_command_line_writes_it() -> None:
 @pytest.mark.slow
 def test_a_calibration_is_written_and_shown(tmp_path: Path) -> None:
     tried: list[Any] = []
-    found = longctx_bench.calibrate("drope-tiny", 1.5, limit=1, device="cpu", out=tmp_path, tell=tried.append)
-    assert set(found.table) == {1.5}
+    found = longctx_bench.calibrate("drope-tiny", 1.25, limit=1, device="cpu", out=tmp_path, tell=tried.append)
+    assert set(found.table) == {1.25}
     assert len(tried) == len(found.fit.sweep) > 3
     assert found.path == tmp_path / "calibration.json"
     assert found.parameter in found.path.read_text()
-    assert "1.5x" in found._repr_html_()
+    assert "1.25x" in found._repr_html_()
     for given in ({"scale": "1x"}, {"objective": "retrievel"}, {"objective": "perplexity"}, {"out": None}):
         with pytest.raises(UserError):
             longctx_bench.calibrate("yarn-tiny", **{"scale": 2, "out": tmp_path, **given})  # type: ignore[arg-type]

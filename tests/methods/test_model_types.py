@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +47,41 @@ README = Path(__file__).parent.parent.parent / "baselines" / "README.md"
 HEADING = "## Which method runs on which model type\n"
 
 
+def tokens() -> torch.Tensor:
+    """50 tokens, which lie within the training context."""
+    return torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
+
+
+def beyond_context() -> torch.Tensor:
+    """The same and then backwards."""
+    return torch.cat([tokens(), tokens().flip(1)], dim=1)
+
+
+@lru_cache(maxsize=2)
+@torch.inference_mode()
+def plain_logits(model: Any, prompt: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Logits without a method, which are those of every method's base."""
+    logits: torch.Tensor = model(prompt()).logits
+    return logits
+
+
 def checked(engine: HFEngine, base: BaseModelInfo, method: Method) -> None:
     """At 1x the base to the last bit, if frequencies are all that is changed; at 2x the same tokens in any batch."""
     model: Any = engine._model
-    ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
+    ids, plain = tokens(), plain_logits(model, tokens)
     # Methods by distance may change nothing up to the training context.
-    wide = torch.cat([ids, ids.flip(1)], dim=1) if isinstance(method, BandedAttention) else ids
+    longer = beyond_context if isinstance(method, BandedAttention) else tokens
     with torch.inference_mode():
-        plain = model(ids).logits
         with apply_method(model, ModelUnderTest(base, method, CONTEXT), CONTEXT):
             at_context = model(ids).logits
         assert torch.equal(model(ids).logits, plain), "a method must be undone"
         with apply_method(model, ModelUnderTest(base, method, 2 * CONTEXT), 2 * CONTEXT):
-            beyond = model(wide).logits
-        plain_beyond = model(wide).logits
+            beyond = model(longer()).logits
     positions = bool(NoPE.changes & method.changes) and not isinstance(method, BandedAttention)
     differs = positions or method.changes_at_1x
     assert torch.equal(at_context, plain) == (not differs), type(method).__name__
     if not isinstance(method, RoPE | RNoPESWA):
-        assert not torch.equal(beyond, plain_beyond), f"{type(method).__name__} does nothing"
+        assert not torch.equal(beyond, plain_logits(model, longer)), f"{type(method).__name__} does nothing"
     who, asked = ModelUnderTest(base, method, 2 * CONTEXT), prompts()
     alone = answers(engine, who, asked, together=False)
     # A guess that is right, and one that is wrong after two tokens.
@@ -93,7 +111,7 @@ def test_which_layers_rotate_is_known(kind: str, tiny_folder: Path, tmp_path: Pa
     entries = {**OTHERS[kind], "layer_types": ["full_attention"] * 2}
     config = build(tmp_path / "model", kind, entries, tiny_folder)
     model: Any = load_model(tmp_path / "model", "float32", "cpu")
-    ids = torch.randint(5, 250, (1, 50), generator=torch.Generator().manual_seed(1))
+    ids = tokens()
     with torch.inference_mode():
         plain = model(ids).logits
         with apply_method(model, ModelUnderTest(BaseModelInfo("x", CONTEXT, config), NoPE(), CONTEXT), CONTEXT):

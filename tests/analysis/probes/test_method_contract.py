@@ -131,7 +131,7 @@ def results(folder: Path, model: Path, **settings: Any) -> dict[str, str]:
 
 
 def failed(folder: Path, model: Path) -> set[str]:
-    return {name for name, result in results(folder, model, prompt_tokens=200).items() if result == "failed"}
+    return {name for name, result in results(folder, model, prompt_tokens=184).items() if result == "failed"}
 
 
 def on_tiny() -> list[str]:
@@ -169,6 +169,7 @@ def first_layers(variant: ModelVariant, layers: int, folder: Path) -> ModelVaria
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_tokens")
 @pytest.mark.parametrize("method", on_tiny())
 def test_what_ships_passes(method: str, tiny_folder: Path, tmp_path: Path) -> None:
     registry = Registry()
@@ -183,7 +184,7 @@ def test_what_ships_passes(method: str, tiny_folder: Path, tmp_path: Path) -> No
     if base == "tiny":
         # Every fourth layer of rnope-swa is of another kind.
         variant = first_layers(variant, 4 if method == "rnope-swa" else 2, tmp_path)
-    found = check_method(variant, "cpu", prompt_tokens=216)
+    found = check_method(variant, "cpu", prompt_tokens=200)
     assert found.passed, found.checks
     assert found.length == (1024 if base == "tiny" else 512)
     judged = {check.name: check.result for check in found.checks}
@@ -208,10 +209,12 @@ def test_an_attention_that_keeps_to_it_passes(tmp_path: Path, tiny_folder: Path,
 
 
 @pytest.mark.slow
-def test_an_attention_that_ignores_mask_and_positions_fails_where_rows_are_padded(tmp_path: Path, call: Call) -> None:
+def test_an_attention_that_ignores_mask_and_positions_fails_where_rows_are_padded(
+    tmp_path: Path, tiny_folder: Path, call: Call
+) -> None:
     folder = plugin(tmp_path / "plugin", self_extend(**BY_SLOTS))
     code, out, _ = call(
-        *("check", "mine", "--model", "rope-tiny", "--include-path", folder, "--device", "cpu"),
+        *("check", "mine", "--model", tiny_folder, "--include-path", folder, "--device", "cpu"),
         *("--prompt-tokens", "200"),
     )
     assert code == 1
@@ -263,6 +266,7 @@ def test_an_attention_in_the_place_of_transformers_own_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_tokens")
 @pytest.mark.parametrize(
     ("body", "wrong"),
     [
@@ -300,6 +304,7 @@ def test_each_thing_that_is_wrong_is_named(tmp_path: Path, tiny_folder: Path, bo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_tokens")
 def test_what_changes_at_1x_says_so(tmp_path: Path, tiny_folder: Path) -> None:
     body = "before = layers[0].scaling\n        layers[0].scaling = 1.1 * before\n        try:\n            yield\n"
     body += "        finally:\n            layers[0].scaling = before\n"
@@ -307,7 +312,7 @@ def test_what_changes_at_1x_says_so(tmp_path: Path, tiny_folder: Path) -> None:
     assert failed(folder, tiny_folder) == {"1x"}
     declared = PATCH.replace("(RoPE):\n", "(RoPE):\n    changes_at_1x: ClassVar[bool] = True\n\n")
     plugin(folder, f"{declared}        {body}")
-    found = results(folder, tiny_folder, prompt_tokens=200)
+    found = results(folder, tiny_folder, prompt_tokens=184)
     assert found.pop("1x") == "not applicable"
     assert {*found.values()} == {"passed"}
 
