@@ -18,7 +18,7 @@ demo: .venv/.installed
 # Bytecode is kept, or each of the many processes that the tests start would compile everything again.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/.installed-dev lint
-	$(BIN)/pytest -q -n 2 --dist worksteal
+	$(BIN)/pytest -q -n 3 --dist worksteal
 
 # All distributions into dist/, their sizes, and what they do in new environments without a checkout.
 wheels: .venv/.installed-dev
@@ -48,7 +48,7 @@ lowest newest:
 	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python --no-deps --requirement .venv-$@/versions.txt
 	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python --no-deps --editable .
 	.venv-$@/bin/uv pip check --python .venv-$@/bin/python
-	.venv-$@/bin/python -m pytest -q -n 2 --dist worksteal
+	.venv-$@/bin/python -m pytest -q -n 3 --dist worksteal
 
 # Tables, figures and the page of the tiny family, again from its records: what docs/results.md shows.
 reference: .venv/.installed

@@ -34,6 +34,11 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that mostly wait, for Ray's processes, so that others fill that time."""
+    items.sort(key=lambda item: item.path.name != "test_ray_cluster.py")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen_imports() -> None:
     """Leave what was imported before a module's tests out of garbage collection.

@@ -66,7 +66,7 @@ def run_task(
     manager = _manager(benchmark)
     lm = LongCtxLM(engine, model, tokenizer)
     try:
-        with redirect_stderr(io.StringIO()), without_git():
+        with redirect_stderr(io.StringIO()), without_git(), _without_environment():
             evaluation = simple_evaluate(
                 model=lm,
                 tasks=[benchmark.task],
@@ -101,6 +101,19 @@ def without_git() -> Iterator[None]:
         yield
     finally:
         evaluator.get_git_commit_hash = original
+
+
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Keep lm-eval from asking pip and gcc what the environment is, which takes seconds: the cell records it."""
+    from lm_eval import evaluator
+
+    original = evaluator.add_env_info
+    evaluator.add_env_info = lambda storage: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = original
 
 
 def _manager(benchmark: LMEval) -> Any:
