@@ -166,7 +166,8 @@ def calibrate(
         tell: called with every point when it is measured.
 
     Returns:
-        The best value per scale, the coefficient of the fitted law, and the written file, where runs find it.
+        The best value per scale, the scales that have none, the coefficient of the fitted law, and the written file,
+        where runs find it.
 
     Raises:
         UserError: bad input, a method without such a scalar, or a folder that cannot be written.
