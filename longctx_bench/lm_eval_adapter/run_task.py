@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,30 +90,27 @@ def run_task(
     return _result(results[benchmark.task], evaluation["samples"][benchmark.task], evaluation, benchmark.task)
 
 
-@contextmanager
-def without_git() -> Iterator[None]:
+def without_git() -> AbstractContextManager[None]:
     """Stop lm-eval from calling git in the current folder, which prints an error outside a repository."""
-    from lm_eval import evaluator
+    return _replaced("get_git_commit_hash", lambda: None)  # the cell records this project's commit
 
-    original = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None  # the cell records this project's commit
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = original
+
+def _without_environment() -> AbstractContextManager[None]:
+    """Keep lm-eval from asking pip and gcc what the environment is, which takes seconds: the cell records it."""
+    return _replaced("add_env_info", lambda storage: None)
 
 
 @contextmanager
-def _without_environment() -> Iterator[None]:
-    """Keep lm-eval from asking pip and gcc what the environment is, which takes seconds: the cell records it."""
+def _replaced(name: str, function: Callable[..., None]) -> Iterator[None]:
+    """Replace a function of lm-eval's evaluator."""
     from lm_eval import evaluator
 
-    original = evaluator.add_env_info
-    evaluator.add_env_info = lambda storage: None
+    original = getattr(evaluator, name)
+    setattr(evaluator, name, function)
     try:
         yield
     finally:
-        evaluator.add_env_info = original
+        setattr(evaluator, name, original)
 
 
 def _manager(benchmark: LMEval) -> Any:

@@ -84,18 +84,17 @@ def calibrate(
 
         steps = max(2, math.ceil(max(method.tunable_reach, method.tunable_span * math.log(scale)) / COARSE))
         coarse = [measure(round(1 + COARSE * step, 4), n) for step in range(steps + 1)]
-        fine = []
-        problem = _without_maximum(coarse, coarse, objective.name)
-        if problem is None:
+        try:
+            _require_maximum(coarse, coarse, objective.name)
             centre = best_value(coarse)
             values = [round(centre + FINE * step, 4) for step in range(-3, 4)]
             fine = [measure(value, 2 * n) for value in values if value >= 1]
-            problem = _without_maximum(fine, coarse, objective.name)
-        if problem is None:
-            table[scale] = best_value(fine)
-            sweep += coarse + fine
-        else:
-            left_out[scale] = problem
+            _require_maximum(fine, coarse, objective.name)
+        except _NoMaximumError as error:
+            left_out[scale] = str(error)
+            continue
+        table[scale] = best_value(fine)
+        sweep += coarse + fine
     if not table:
         scale, problem = next(iter(left_out.items()))
         other_objective = "perplexity" if objective.name == "retrieval" else "retrieval"
@@ -106,22 +105,28 @@ def calibrate(
     return CalibrationResult(table, fit_slope(table), sweep, left_out)
 
 
-def _without_maximum(points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], objective: str) -> str | None:
-    """Say why a sweep has no best value: all scores are equal, or one is not finite. None where it has one.
+class _NoMaximumError(Exception):
+    """A sweep at one scale has no best value; the message says why."""
 
-    The middle value would be stored otherwise. Equal scores are a result where the coarse sweep has worse ones: a
-    plateau, whose middle is the choice.
+
+def _require_maximum(points: Sequence[SweepPoint], coarse: Sequence[SweepPoint], objective: str) -> None:
+    """Reject a sweep whose scores are all equal: the middle value would be stored as the best.
+
+    Equal scores are a result where the coarse sweep has worse ones: a plateau, whose middle is the choice.
+
+    Raises:
+        _NoMaximumError: all scores are equal, or one is not finite.
     """
     scores = [point.score for point in points]
     if not all(map(math.isfinite, scores)):
         problem = "a score is not finite"
     elif max(scores) - min(scores) > SAME_SCORE or min(scores) - min(point.score for point in coarse) > SAME_SCORE:
-        return None
+        return
     else:
         reason = "no value is better than another" if any(scores) else "nothing found at any value"
         problem = f"{reason}: {objective} is {scores[0]:.4g} at all {len(scores)}"
     values = [point.value for point in points]
-    return f"{problem}, from {min(values):g} to {max(values):g}"
+    raise _NoMaximumError(f"{problem}, from {min(values):g} to {max(values):g}")
 
 
 def best_value(points: Sequence[SweepPoint]) -> float:
