@@ -18,6 +18,8 @@ _POSITIONS = {
     "drope": "positions dropped and weights recalibrated (DroPE), in Sakana AI's format",
 }
 
+_ONE_VALUE = ", except exercises that ask for several values of one key"
+
 
 def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
     """Return the card. ``facts`` are what the run measured: parameters, losses, tokens, seconds, device, versions."""
@@ -41,7 +43,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any]) -> str:
         retrieval += (
             f"; virtual length: {virtual.share:.0%} of the sequences raise the attention logits of some keys (by "
             f"{virtual.by}) by a number drawn between 0 and ln {virtual.factor:g}, which stands for a context up to "
-            f"{virtual.factor:g} times as long; this is not part of the DroPE paper's recipe"
+            f"{virtual.factor:g} times as long{'' if virtual.several_values else _ONE_VALUE}; this is not part of the "
+            f"DroPE paper's recipe"
         )
     measured = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
     # Folders of this machine mean nothing to a reader: their last part names the model.

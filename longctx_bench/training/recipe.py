@@ -89,6 +89,9 @@ class VirtualLength(Spec):
     """Of the sequences that draw one; the others have r = 1."""
     by: Literal["spans", "distance"] = "spans"
     """Which keys stand for several."""
+    several_values: bool = True
+    """Exercises that ask for several values of one key draw r, too. Without it they keep r = 1: a model that has
+    to find needles among more haystack than there is forgets which of several values it has given already."""
 
 
 class Recipe(Spec):
@@ -126,6 +129,8 @@ class Recipe(Spec):
     """``one-question`` as in RULER: one question, which may ask for several values, and collapsed white space in the
     haystack. ``mixed``: half of the exercises hide one to four needles and ask one or two questions, each with its
     answer before the next, and haystacks keep their line breaks."""
+    retrieval_values: Literal["random", "appearance"] = "random"
+    """Order of an answer's values of one key: any, or that in which the haystack has them."""
     crops: Literal["fixed", "random"] = "random"
     """Each pass over the text cuts it into sequences at the same places, or at other ones."""
     virtual_length: VirtualLength | None = None
@@ -226,6 +231,8 @@ class Recipe(Spec):
             del values["temperatures_by"]
         if self.virtual_length is not None and self.virtual_length.by == "spans":
             del values["virtual_length"]["by"]
+        if self.virtual_length is not None and self.virtual_length.several_values:
+            del values["virtual_length"]["several_values"]
         return values
 
 
@@ -234,6 +241,7 @@ _BEFORE_OPTIONS = {
     "virtual_length": None,
     "crops": "fixed",
     "retrieval_exercises": "one-question",
+    "retrieval_values": "random",
 }
 
 

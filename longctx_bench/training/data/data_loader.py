@@ -60,6 +60,7 @@ def prepare_data(recipe: Recipe, out: Path) -> TrainingData:
             recipe.seed,
             max_needles=recipe.retrieval_needles,
             mixed=recipe.retrieval_exercises == "mixed",
+            in_order=recipe.retrieval_values == "appearance",
         )
     batches = Batches(
         text,

@@ -51,6 +51,8 @@ class RetrievalPool(NamedTuple):
     """``[count, length + 1]``: an exercise, EOS, then ordinary text up to the row's end."""
     haystack: NDArray[np.bool_]
     """``[count, length + 1]``: which tokens are the text that the needles of a row are hidden in."""
+    values_per_key: NDArray[np.integer[Any]]
+    """``[count]``: values of each key of the exercise."""
 
 
 class Batches:
@@ -121,7 +123,11 @@ class Batches:
         bias = np.zeros((count, length), dtype=np.float32)
         for place in range(first, first + count):
             row = bias[place - first]
-            haystack = self.pool.haystack[chosen[place], :length] if exercise[place] and self.pool is not None else None
+            haystack = None
+            if exercise[place] and self.pool is not None:
+                if self.pool.values_per_key[chosen[place]] > 1 and not virtual.several_values:
+                    continue
+                haystack = self.pool.haystack[chosen[place], :length]
             if virtual.by == "distance":
                 row[:] = _bias_by_distance(float(logits[place]), length, haystack)
             elif haystack is not None:

@@ -63,6 +63,8 @@ class Exercise:
     """Character ranges of the text that are haystack, in order."""
     values: tuple[str, ...]
     """The values asked for, each of them in a needle."""
+    values_per_key: int
+    """Needles of each key."""
 
     def is_haystack(self, spans: Sequence[tuple[int, int]]) -> list[bool]:
         """Tell of each token, by its character span, whether it ends in the haystack."""
@@ -83,6 +85,7 @@ def exercise(
     keys: int | None = None,
     max_needles: int = 10,
     mixed: bool = False,
+    in_order: bool = False,
 ) -> Exercise | None:
     """Hide needles in ``text`` and ask for them, in at most ``length`` tokens; None where it cannot fit.
 
@@ -96,6 +99,7 @@ def exercise(
         max_needles: kinds of exercise with more needles are left out.
         mixed: half of the exercises have few needles and up to two questions in a row, and the haystack keeps its line
             breaks. Otherwise there is one question, and white space in the haystack is collapsed, as in RULER.
+        in_order: the values of a key are answered in the order of their needles, and not in any.
     """
     rng = random.Random(f"{seed}:{index}")
     kinds = _FEW_NEEDLES if mixed and rng.random() < 0.5 else _ONE_QUESTION
@@ -117,7 +121,12 @@ def exercise(
     fill = _between_lines if mixed else _between_sentences
     pieces = fill(text, encode, room, needles, depths) if room >= 0 else None
     while pieces is not None:
-        made = _assembled(instruction, pieces, questions, tuple(value for name in asked for value in values[name]))
+        if in_order:
+            body = "".join(piece for piece, _ in pieces)
+            values = {name: sorted(values[name], key=body.index) for name in names}
+            _, questions = _wording(asked, kind, values)
+        answer = tuple(value for name in asked for value in values[name])
+        made = _assembled(instruction, pieces, questions, answer, kind.values)
         excess = len(encode(made.text).ids) + 1 - length
         if excess <= 0:
             return made
@@ -176,14 +185,16 @@ def _between_lines(text: str, encode: Encode, room: int, needles: list[str], dep
     return [*pieces, (text[start:], True)]
 
 
-def _assembled(instruction: str, pieces: Pieces, questions: str, values: tuple[str, ...]) -> Exercise:
+def _assembled(
+    instruction: str, pieces: Pieces, questions: str, values: tuple[str, ...], values_per_key: int
+) -> Exercise:
     ranges = []
     text = instruction
     for piece, is_haystack in pieces:
         if is_haystack and piece:
             ranges.append((len(text), len(text) + len(piece)))
         text += piece
-    return Exercise(text + questions, tuple(ranges), values)
+    return Exercise(text + questions, tuple(ranges), values, values_per_key)
 
 
 def _distinct_keys(rng: random.Random, count: int) -> list[str]:

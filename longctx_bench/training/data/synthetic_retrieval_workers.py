@@ -19,7 +19,7 @@ from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
-from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, exercise
+from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, Exercise, exercise
 from longctx_bench.training.data.token_cache import cache_folder, tokenizer_text
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def retrieval_pool(
     cache: Path | None = None,
     max_needles: int = 10,
     mixed: bool = False,
+    in_order: bool = False,
 ) -> RetrievalPool:
     """Return ``count`` retrieval sequences, generated on all cores or read from the cache.
 
@@ -54,6 +55,7 @@ def retrieval_pool(
         cache: folder of the cached rows; :func:`~longctx_bench.training.data.token_cache.cache_folder` by default.
         max_needles: needles per exercise at most.
         mixed: as in :func:`longctx_bench.training.data.synthetic_retrieval.exercise`.
+        in_order: as there.
 
     Raises:
         UserError: the context is too short for any exercise, or the tokenizer has no character offsets.
@@ -65,17 +67,19 @@ def retrieval_pool(
     folder = cache or cache_folder()
     sizes = [len(array) for array in text.arrays]
     ends = [array[-64:].tolist() for array in text.arrays]
-    name = f"retrieval 4 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {max_needles} {mixed}"
+    kinds = f"{max_needles} {mixed} {in_order}"
+    name = f"retrieval 5 {tokenizer_text(tokenizer)} {sizes} {ends} {text.length} {count} {seed} {kinds}"
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.exercises"
 
     def generate(target: Path) -> None:
         pool = RetrievalPool(
             np.empty((count, text.length + 1), dtype=text.arrays[0].dtype),
             np.empty((count, text.length + 1), dtype=np.bool_),
+            np.empty(count, dtype=np.uint8),
         )
-        for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mixed):
-            pool.rows[first : first + len(block.rows)] = block.rows
-            pool.haystack[first : first + len(block.rows)] = block.haystack
+        for first, block in _generate_blocks(text, tokenizer, count, seed, max_needles, mixed, in_order):
+            for whole, part in zip(pool, block, strict=True):
+                whole[first : first + len(part)] = part
         target.mkdir()
         for field, array in pool._asdict().items():
             np.save(target / f"{field}.npy", array)
@@ -98,7 +102,7 @@ def _encode_function(tokenizer: Tokenizer) -> Encode:
 
 
 def _generate_blocks(
-    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mixed: bool
+    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mixed: bool, in_order: bool
 ) -> Iterator[tuple[int, RetrievalPool]]:
     """Yield blocks of rows, each with the index of its first row, in order."""
     starts = list(range(0, count, _ROWS_PER_TASK))
@@ -107,7 +111,7 @@ def _generate_blocks(
     backend = tokenizer.backend_tokenizer
     if workers == 1 or not on_disk:
         generator = _Generator(
-            text, _encode_function(backend), backend.decode, tokenizer.eos_token_id, max_needles, mixed
+            text, _encode_function(backend), backend.decode, tokenizer.eos_token_id, max_needles, mixed, in_order
         )
         for first in starts:
             yield first, generator.rows(first, min(_ROWS_PER_TASK, count - first), seed)
@@ -124,6 +128,7 @@ def _generate_blocks(
             "eos": tokenizer.eos_token_id,
             "max_needles": max_needles,
             "mixed": mixed,
+            "in_order": in_order,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         with ProcessPoolExecutor(workers, context, _start_worker, (str(folder),)) as pool:
@@ -145,20 +150,25 @@ class _Generator:
     eos: int
     max_needles: int
     mixed: bool
+    in_order: bool
 
     def rows(self, first: int, count: int, seed: int) -> RetrievalPool:
         """Return rows ``first`` to ``first + count`` of the pool."""
         length = self.text.length
         rows = np.empty((count, length + 1), dtype=self.text.arrays[0].dtype)
         haystack = np.zeros((count, length + 1), dtype=np.bool_)
+        values = np.empty(count, dtype=np.uint8)
         for offset in range(count):
-            ids, flags, filler = self._exercise(first + offset, seed)
-            rows[offset] = np.concatenate([np.asarray(ids, dtype=filler.dtype), filler])[: length + 1]
-            haystack[offset, : len(flags)] = flags
-        return RetrievalPool(rows, haystack)
+            example, filler = self._exercise(first + offset, seed)
+            encoded = self.encode(example.text)
+            ids = np.asarray([*encoded.ids, self.eos], dtype=filler.dtype)
+            rows[offset] = np.concatenate([ids, filler])[: length + 1]
+            haystack[offset, : len(encoded.ids)] = example.is_haystack(encoded.spans)
+            values[offset] = example.values_per_key
+        return RetrievalPool(rows, haystack, values)
 
-    def _exercise(self, index: int, seed: int) -> tuple[list[int], list[bool], Tokens]:
-        """Return an exercise's tokens with EOS, which of them are haystack, and the text that fills up the row."""
+    def _exercise(self, index: int, seed: int) -> tuple[Exercise, Tokens]:
+        """Return an exercise, and the text that fills up its row."""
         length = self.text.length
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng([seed, index, attempt])
@@ -172,11 +182,10 @@ class _Generator:
                 max_tokens,
                 max_needles=self.max_needles,
                 mixed=self.mixed,
+                in_order=self.in_order,
             )
             if example is not None:
-                encoded = self.encode(example.text)
-                filler = self.text.row((row + 1) % len(self.text))
-                return [*encoded.ids, self.eos], example.is_haystack(encoded.spans), filler
+                return example, self.text.row((row + 1) % len(self.text))
         raise UserError(f"sequence_length {length} is too short for retrieval sequences; set retrieval_share to 0")
 
 
@@ -201,6 +210,7 @@ def _start_worker(folder: str) -> None:
         settings["eos"],
         settings["max_needles"],
         settings["mixed"],
+        settings["in_order"],
     )
 
 

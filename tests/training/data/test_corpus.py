@@ -159,7 +159,7 @@ def test_rows_predict_every_token_once() -> None:
 
 def test_a_step_is_a_function_of_seed_and_index() -> None:
     text = PackedText([np.arange(0, 81, dtype=np.uint16)], 4)
-    pool = RetrievalPool(np.full((3, 5), 999, dtype=np.uint16), np.zeros((3, 5), dtype=np.bool_))
+    pool = RetrievalPool(np.full((3, 5), 999, dtype=np.uint16), np.zeros((3, 5), dtype=np.bool_), np.ones(3, np.uint8))
     batches = Batches(text, 4, seed=0, pool=pool, retrieval_share=0.5)
     whole = [batches.step(index) for index in range(40)]
     fresh = Batches(text, 4, seed=0, pool=pool, retrieval_share=0.5)
@@ -174,7 +174,7 @@ def test_a_step_is_a_function_of_seed_and_index() -> None:
 
 def test_each_draw_of_an_exercise_has_other_digits() -> None:
     text = PackedText([np.arange(20, 101, dtype=np.uint16)], 4)
-    pool = RetrievalPool(np.array([[1, 2, 15, 1, 3]], dtype=np.uint16), np.zeros((1, 5), dtype=np.bool_))
+    pool = RetrievalPool(np.array([[1, 2, 15, 1, 3]], dtype=np.uint16), np.zeros((1, 5), dtype=np.bool_), np.array([1]))
     batches = Batches(text, 4, seed=0, pool=pool, retrieval_share=0.999, digits=range(10))
     rows = [row.tolist() for index in range(20) for row in batches.step(index) if row[2] == 15]
     assert all(row[0] == row[3] and len({row[0], row[1], row[4]}) == 3 and max(row[0], row[1]) < 10 for row in rows)

@@ -78,6 +78,31 @@ def test_mixed_exercises_ask_in_turn_and_keep_line_breaks(length: int, prose: Pr
 
 
 @pytest.mark.parametrize("mixed", [False, True])
+def test_values_in_the_order_of_their_needles(mixed: bool, prose: Prose) -> None:
+    text = prose(5, 400)
+    several = shuffled = 0
+    for index in range(120):
+        made, other = (
+            synthetic_retrieval.exercise(0, index, text, encode, 300, mixed=mixed, in_order=in_order)
+            for in_order in (True, False)
+        )
+        assert made is not None
+        assert other is not None
+        assert made.values_per_key == other.values_per_key
+        assert sorted(made.values) == sorted(other.values)
+        if made.values_per_key == 1:
+            assert made == other
+            continue
+        several += 1
+        body, answer = made.text.split("?")
+        assert list(made.values) == sorted(made.values, key=body.index)
+        assert re.findall(r"\d{7}", answer) == list(made.values)
+        shuffled += list(other.values) != sorted(other.values, key=body.index)
+    assert several > 2
+    assert shuffled > 0
+
+
+@pytest.mark.parametrize("mixed", [False, True])
 def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mixed: bool, prose: Prose) -> None:
     text = prose(5, 400)
     for index in range(20):
@@ -111,7 +136,9 @@ def test_the_pool_is_cached_rows_of_exercises(corpus: Path, tokenizer: Any, tmp_
         made = tokenizer.decode(row.tolist()).split(tokenizer.eos_token)[0]
         assert made.endswith(".")
         assert "quiz you" in made
-    for row, haystack in zip(*pool, strict=True):
+    assert pool.values_per_key.tolist() == again.values_per_key.tolist()
+    for row, haystack, values in zip(*pool, strict=True):
+        assert values in (1, 2, 4)
         text_of_haystack = tokenizer.decode(row[haystack].tolist())
         assert "special magic" not in text_of_haystack
         assert tokenizer.decode(row[~haystack].tolist()).count(" is:") == tokenizer.decode(row.tolist()).count(" is:")
@@ -180,7 +207,7 @@ def test_a_worker_and_the_command_start_without_torch() -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", ["rows", "haystack"])
+@pytest.mark.parametrize("name", ["rows", "haystack", "values_per_key"])
 def test_a_damaged_pool_is_made_again(corpus: Path, tokenizer: Any, tmp_path: Path, name: str) -> None:
     text = PackedText(token_arrays([TextSource(path="train.txt")], corpus, tokenizer, 0, tmp_path), 600)
     before = [np.array(array) for array in retrieval_pool(text, tokenizer, 3, 0, tmp_path)]

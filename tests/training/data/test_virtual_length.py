@@ -103,8 +103,8 @@ def _batches(pool: RetrievalPool | None, share: float, batch: int = 400) -> Batc
 def test_text_raises_spans_and_exercises_their_haystack() -> None:
     haystack = np.zeros((2, 21), dtype=np.bool_)
     haystack[0, 3:9] = haystack[1, 10:21] = True
-    pool = RetrievalPool(np.zeros((2, 21), dtype=np.uint16) + np.array([[1], [2]], dtype=np.uint16), haystack)
-    batches = _batches(pool, 0.5)
+    rows = np.zeros((2, 21), dtype=np.uint16) + np.array([[1], [2]], dtype=np.uint16)
+    batches = _batches(RetrievalPool(rows, haystack, np.array([1, 4])), 0.5)
     virtual = VirtualLength(factor=16, share=0.75)
     rows, bias = batches.step(5), batches.key_bias(5, virtual)
     assert bias.shape == (400, 20)
@@ -122,6 +122,11 @@ def test_text_raises_spans_and_exercises_their_haystack() -> None:
     for biases in bias[~is_exercise]:
         assert len(set(biases.tolist())) <= 2
         assert (np.diff(np.concatenate(([0], biases > 0, [0])).astype(int)) == 1).sum() <= 3
+    spared = batches.key_bias(5, virtual.model_copy(update={"several_values": False}))
+    asks_for_several = is_exercise & (rows[:, 0] == 2)
+    assert asks_for_several.sum() > 50
+    assert not spared[asks_for_several].any()
+    assert np.array_equal(spared[~asks_for_several], bias[~asks_for_several]), "the others draw what they drew"
 
 
 def test_random_crops_cut_each_pass_at_other_places() -> None:
@@ -227,7 +232,7 @@ def test_by_distance_an_exercises_needles_stand_once_for_its_questions() -> None
     haystack = np.zeros((1, 21), dtype=np.bool_)
     haystack[0, 2:12] = True
     haystack[0, 5:7] = False
-    pool = RetrievalPool(np.full((1, 21), 1, dtype=np.uint16), haystack)
+    pool = RetrievalPool(np.full((1, 21), 1, dtype=np.uint16), haystack, np.ones(1, dtype=np.uint8))
     bias = _batches(pool, 1.0, 50).key_bias(1, VirtualLength(factor=16, share=1.0, by="distance"))
     assert (bias[:, 0] > 0).all()
     for row in bias:
@@ -241,6 +246,8 @@ def test_runs_by_spans_resume_as_before_there_was_another_way(small: Any) -> Non
     spans = read_recipe(small(positions="nope", virtual_length={"factor": 4, "by": "spans"}))
     distance = read_recipe(small(positions="nope", virtual_length={"factor": 4, "by": "distance"}))
     assert spans.identity()["virtual_length"] == {"factor": 4.0, "share": 0.75}
+    one = read_recipe(small(positions="nope", virtual_length={"factor": 4, "several_values": False}))
+    assert one.identity()["virtual_length"] == {"factor": 4.0, "share": 0.75, "several_values": False}
     assert distance.identity()["virtual_length"]["by"] == "distance"
     with pytest.raises(UserError, match="'spans' or 'distance'"):
         read_recipe(small(positions="nope", virtual_length={"by": "chance"}))
