@@ -14,6 +14,8 @@ from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.specs import Spec, read_yaml, validate
 
 Positions = Literal["rope", "nope", "alibi", "rnope-swa", "drope"]
+ExerciseMix = Literal["one-question", "mixed", "several-answers"]
+"""See :attr:`Recipe.retrieval_exercises`."""
 
 
 class TextSource(Spec):
@@ -122,7 +124,7 @@ class Recipe(Spec):
     """Distinct retrieval sequences."""
     retrieval_needles: int = Field(default=10, ge=1)
     """Maximum needles in a retrieval sequence."""
-    retrieval_exercises: Literal["one-question", "mixed", "several-answers"] = "mixed"
+    retrieval_exercises: ExerciseMix = "mixed"
     """``one-question`` as in RULER: one question, which may ask for several values, and collapsed white space in the
     haystack. ``mixed``: half of the exercises hide one to four needles and ask one or two questions, each with its
     answer before the next, and haystacks keep their line breaks. ``several-answers``: as ``mixed``, but a third of the

@@ -10,16 +10,14 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from longctx_bench.benchmarks import haystack
 from longctx_bench.benchmarks.ruler import prompt_templates
 from longctx_bench.benchmarks.ruler.word_lists import adjective_noun
+from longctx_bench.training.recipe import ExerciseMix
 
 _KIND = "numbers"
-
-Mix = Literal["one-question", "mixed", "several-answers"]
-"""See :attr:`longctx_bench.training.recipe.Recipe.retrieval_exercises`."""
 
 
 class Kind(NamedTuple):
@@ -38,7 +36,7 @@ _SEVERAL_ANSWERS = (Kind(3, (2,)), Kind(4, (4,)), Kind(8, (2,)), Kind(1, (1,), 2
 """Several keys in a question, or several values of a key."""
 _FEW_NEEDLES = tuple(Kind(keys, (1,) * asked) for keys in (1, 2, 3, 4) for asked in (1, 2) if asked <= keys)
 """One to four needles, one or two questions one after the other."""
-_MIXES: dict[Mix, tuple[tuple[Kind, ...], ...]] = {
+_MIXES: dict[ExerciseMix, tuple[tuple[Kind, ...], ...]] = {
     "one-question": (_ONE_ANSWER + _SEVERAL_ANSWERS,),
     "mixed": (_FEW_NEEDLES, _ONE_ANSWER + _SEVERAL_ANSWERS),
     "several-answers": (_FEW_NEEDLES, _ONE_ANSWER, _SEVERAL_ANSWERS),
@@ -90,7 +88,7 @@ def exercise(
     length: int,
     keys: int | None = None,
     max_needles: int = 10,
-    mix: Mix = "one-question",
+    mix: ExerciseMix = "one-question",
 ) -> Exercise | None:
     """Hide needles in ``text`` and ask for them, in at most ``length`` tokens; None where it cannot fit.
 

@@ -19,8 +19,9 @@ from longctx_bench.core.file_cache import made_once
 from longctx_bench.core.provenance import usable_cores
 from longctx_bench.core.temp_dirs import ScratchFolder
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
-from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, Mix, exercise
+from longctx_bench.training.data.synthetic_retrieval import Encode, Encoded, exercise
 from longctx_bench.training.data.token_cache import cache_folder, tokenizer_text
+from longctx_bench.training.recipe import ExerciseMix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def retrieval_pool(
     seed: int,
     cache: Path | None = None,
     max_needles: int = 10,
-    mix: Mix = "one-question",
+    mix: ExerciseMix = "one-question",
 ) -> RetrievalPool:
     """Return ``count`` retrieval sequences, generated on all cores or read from the cache.
 
@@ -98,7 +99,7 @@ def _encode_function(tokenizer: Tokenizer) -> Encode:
 
 
 def _generate_blocks(
-    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mix: Mix
+    text: PackedText, tokenizer: Any, count: int, seed: int, max_needles: int, mix: ExerciseMix
 ) -> Iterator[tuple[int, RetrievalPool]]:
     """Yield blocks of rows, each with the index of its first row, in order."""
     starts = list(range(0, count, _ROWS_PER_TASK))
@@ -144,7 +145,7 @@ class _Generator:
     decode: Callable[[list[int]], str]
     eos: int
     max_needles: int
-    mix: Mix
+    mix: ExerciseMix
 
     def rows(self, first: int, count: int, seed: int) -> RetrievalPool:
         """Return rows ``first`` to ``first + count`` of the pool."""

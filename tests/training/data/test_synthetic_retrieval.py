@@ -16,10 +16,10 @@ import pytest
 from longctx_bench.core.errors import UserError
 from longctx_bench.training.data import synthetic_retrieval, synthetic_retrieval_workers
 from longctx_bench.training.data.sequence_packing import PackedText, RetrievalPool
-from longctx_bench.training.data.synthetic_retrieval import Encoded, Mix
+from longctx_bench.training.data.synthetic_retrieval import Encoded
 from longctx_bench.training.data.synthetic_retrieval_workers import retrieval_pool
 from longctx_bench.training.data.token_cache import token_arrays
-from longctx_bench.training.recipe import TextSource
+from longctx_bench.training.recipe import ExerciseMix, TextSource
 
 Prose = Callable[[int, int], str]
 
@@ -94,7 +94,7 @@ def test_several_answers_are_a_third_and_in_the_order_of_their_needles(prose: Pr
 
 
 @pytest.mark.parametrize("mix", ["one-question", "mixed", "several-answers"])
-def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mix: Mix, prose: Prose) -> None:
+def test_the_haystack_is_what_is_neither_needle_nor_instruction_nor_question(mix: ExerciseMix, prose: Prose) -> None:
     text = prose(5, 400)
     for index in range(20):
         made = synthetic_retrieval.exercise(0, index, text, encode, 300, mix=mix)
