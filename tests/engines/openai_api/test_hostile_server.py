@@ -81,9 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hostile.send is None:
             self.say(content)
             return
+        self.close_connection = True
         with suppress(OSError):
             hostile.send(self, content, number)
-        self.close_connection = True
 
     def say(self, content: bytes, **headers: str) -> None:
         with suppress(OSError):
@@ -91,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
             self.send_header("Content-Length", str(len(content)))
+            if self.close_connection:  # otherwise the client may send its next request while the connection closes
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(content)
 
