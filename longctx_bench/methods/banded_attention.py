@@ -3,7 +3,8 @@
 :func:`make_tables` and :func:`attend` work for any engine; the rest connects them to models of transformers.
 Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
 no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
-per band; all else goes block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
+per band; others go block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
+One new token per row is decoded as :mod:`longctx_bench.methods.banded_decoding` says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.banded_decoding import DecodingTables, attend_one_query, make_decoding_tables
 from longctx_bench.methods.query_scale import log_n_factors
 
 if TYPE_CHECKING:
@@ -78,8 +80,11 @@ class Tables:
     shape: tuple[int, int, torch.dtype]
     """New tokens, all tokens, and the model's precision."""
     bands: tuple[_BandTables, ...]
+    """Empty where ``decoding`` is not."""
     query_scale: torch.Tensor | None
     """``[rows, 1, new, 1]``."""
+    decoding: DecodingTables | None = None
+    """Of one new token per row."""
 
 
 class _Active:
@@ -189,6 +194,8 @@ def attend(tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.
     """
     if tables.query_scale is not None:
         query = query * tables.query_scale
+    if tables.decoding is not None:
+        return attend_one_query(tables.decoding, query, key, value, scale)
     is_fused = all(band.block_mask is not None for band in tables.bands)
     return (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
 
@@ -351,11 +358,17 @@ def make_tables(
     """
     new, total, dtype = shape
     # Slots of padding before each row's first token.
-    padding = (
-        torch.zeros(1, 1, dtype=torch.long) if mask is None else mask[:, 0, 0].long().argmax(1, keepdim=True).cpu()
-    )
-    position = torch.arange(total) - padding
+    padding = torch.zeros(1, 1, dtype=torch.long) if mask is None else mask[:, 0, 0].long().argmax(1, keepdim=True)
+    # Blocks are cut on the CPU; decoding waits for no GPU.
+    padding = padding.to(device if new == 1 else "cpu")
+    position = torch.arange(total, device=padding.device) - padding
     of_queries = position[:, total - new :]
+    query_scale = None
+    if rotation.log_base is not None:
+        query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
+    if new == 1:
+        decoding = make_decoding_tables(rotation.bands, position, rotation.frequencies, rotation.factor)
+        return Tables(mask, shape, (), query_scale, decoding)
     frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
 
     def cos_sin(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,7 +390,4 @@ def make_tables(
             if _takes_fused(new, mask, device):
                 block_mask = _block_mask(first[0] - span.start, last[0] - span.start, span.stop - span.start, device)
             bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, block_mask))
-    query_scale = None
-    if rotation.log_base is not None:
-        query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
     return Tables(mask, shape, tuple(bands), query_scale)

@@ -45,36 +45,67 @@ def one_query_attention(
     Returns:
         ``[rows, 1, heads, d]``, and None for the attention weights.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attend(query, key, value, attention_mask, scale)
+    return output.to(query.dtype).transpose(1, 2), None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Attend as :func:`one_query_attention` does, on request to keys that are rotated as they are read.
+
+    Args:
+        query: ``[rows, heads, 1, d]``.
+        key: ``[rows, key heads, slots, d]``.
+        value: as ``key``.
+        mask: bool ``[rows or 1, 1, 1, slots]``, True where a key is attended to; None where all are.
+        scale: factor on the logits.
+        rotation: the distance by which RoPE rotates each key, fp32 ``[rows or 1, slots]``, and its frequencies in
+            radians per token, fp32 ``[d / 2]``; None: keys are as they are.
+
+    Returns:
+        ``[rows, heads, 1, d]`` in fp32.
+    """
     rows, heads, _, size = query.shape
     groups, slots = key.shape[1], key.shape[2]
     group_size = heads // groups
-    if attention_mask is None:
-        attention_mask = torch.ones(rows, 1, 1, slots, dtype=torch.bool, device=query.device)
+    if mask is None:
+        mask = torch.ones(1, 1, 1, slots, dtype=torch.bool, device=query.device)
+    distance, frequencies = rotation or (mask, mask)  # not read without a rotation
+    # Of each pair of dimensions one is in the first half, one in the second; without rotation there is one part.
+    part = size // 2 if rotation else size
     # A power of two: the kernel is compiled for each length of a split.
     length = max(_MIN_SPLIT, triton.next_power_of_2(slots * rows * groups // _PROGRAMS))
-    size_padded = max(16, triton.next_power_of_2(size))
+    size_padded, part_padded = (max(16, triton.next_power_of_2(each)) for each in (size, part))
     block = min(length, max(16, _TILE // (size_padded * key.element_size())))
     splits = triton.cdiv(slots, length)
     partial = query.new_empty(rows, groups, group_size, splits, size, dtype=torch.float32)
     log_sums = query.new_empty(rows, groups, group_size, splits, dtype=torch.float32)
     _attend_split[rows * groups, splits](
-        query, key, value, attention_mask, partial, log_sums,
-        size**-0.5 if scaling is None else scaling, slots, splits,
+        query, key, value, mask, distance, frequencies, partial, log_sums, scale, slots, splits,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
-        value.stride(0), value.stride(1), value.stride(2), attention_mask.stride(0),
+        value.stride(0), value.stride(1), value.stride(2),
+        mask.stride(0) * (len(mask) > 1), distance.stride(0) * (len(distance) > 1),
         groups=groups, group_size=group_size, size=size, group_size_padded=max(16, triton.next_power_of_2(group_size)),
-        size_padded=size_padded, length=length, block=block, num_warps=4, num_stages=2,
+        size_padded=size_padded, part=part, part_padded=part_padded, is_rotated=rotation is not None,
+        length=length, block=block, num_warps=4, num_stages=2,
     )  # fmt: skip
-    output = (log_sums.softmax(dim=-1)[..., None, :] @ partial).to(query.dtype)
-    return output.view(rows, 1, heads, size), None
+    return (log_sums.softmax(dim=-1)[..., None, :] @ partial).view(rows, heads, 1, size)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_split(  # type: ignore[no-untyped-def]
-    query, key, value, mask_ptr, partial, log_sums, scaling, slots, splits,
-    query_row, query_head, key_row, key_head, key_slot, value_row, value_head, value_slot, mask_row,
+    query, key, value, mask_ptr, distances, frequencies, partial, log_sums, scale, slots, splits,
+    query_row, query_head, key_row, key_head, key_slot, value_row, value_head, value_slot, mask_row, distance_row,
     groups: tl.constexpr, group_size: tl.constexpr, size: tl.constexpr, group_size_padded: tl.constexpr,
-    size_padded: tl.constexpr, length: tl.constexpr, block: tl.constexpr,
+    size_padded: tl.constexpr, part: tl.constexpr, part_padded: tl.constexpr, is_rotated: tl.constexpr,
+    length: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Attend from the heads of one group of one row to one split of the slots."""
     row = tl.program_id(0).to(tl.int64) // groups
@@ -82,10 +113,13 @@ def _attend_split(  # type: ignore[no-untyped-def]
     split = tl.program_id(1)
     head = tl.arange(0, group_size_padded)
     inner = tl.arange(0, size_padded)
-    q = tl.load(
-        query + row * query_row + (group * group_size + head)[:, None] * query_head + inner[None, :],
-        mask=(head < group_size)[:, None] & (inner < size)[None, :], other=0.0,
-    )  # fmt: skip
+    of_part = tl.arange(0, part_padded)
+    queries = query + row * query_row + (group * group_size + head)[:, None] * query_head + of_part[None, :]
+    in_part = (head < group_size)[:, None] & (of_part < part)[None, :]
+    q = tl.load(queries, mask=in_part, other=0.0)
+    if is_rotated:
+        second_q = tl.load(queries + part, mask=in_part, other=0.0)
+        frequency = tl.load(frequencies + of_part, mask=of_part < part, other=0.0)
     keys = key + row * key_row + group * key_head
     values = value + row * value_row + group * value_head
     max_logit = tl.full([group_size_padded], -float("inf"), tl.float32)
@@ -94,16 +128,24 @@ def _attend_split(  # type: ignore[no-untyped-def]
     for start in range(0, length, block):
         slot = split * length + start + tl.arange(0, block)
         visible = tl.load(mask_ptr + row * mask_row + slot, mask=slot < slots, other=0) != 0
-        loaded = visible[:, None] & (inner < size)[None, :]
         slot_64 = slot.to(tl.int64)
-        k = tl.load(keys + slot_64[:, None] * key_slot + inner[None, :], mask=loaded, other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        key_part = keys + slot_64[:, None] * key_slot + of_part[None, :]
+        loaded_part = visible[:, None] & (of_part < part)[None, :]
+        k = tl.load(key_part, mask=loaded_part, other=0.0)
+        if is_rotated:
+            distance = tl.load(distances + row * distance_row + slot, mask=slot < slots, other=0.0)
+            second_k = tl.load(key_part + part, mask=loaded_part, other=0.0)
+            logits = _rotated_logits(q, second_q, k, second_k, distance[:, None] * frequency[None, :])
+        else:
+            logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+        logits *= scale
         logits = tl.where(visible[None, :], logits, -float("inf"))
         new_max = tl.maximum(max_logit, tl.max(logits, 1))
         # Where all was masked so far, minus infinity less itself would be NaN.
         safe = tl.where(new_max == -float("inf"), 0.0, new_max)
         weights = tl.exp(logits - safe[:, None])
         rescale = tl.exp(max_logit - safe)
+        loaded = visible[:, None] & (inner < size)[None, :]
         v = tl.load(values + slot_64[:, None] * value_slot + inner[None, :], mask=loaded, other=0.0)
         acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         total = total * rescale + tl.sum(weights, 1)
@@ -113,3 +155,14 @@ def _attend_split(  # type: ignore[no-untyped-def]
     in_range = (head < group_size)[:, None] & (inner < size)[None, :]
     tl.store(partial + at[:, None] * size + inner[None, :], acc, mask=in_range)
     tl.store(log_sums + at, tl.where(total == 0.0, -float("inf"), max_logit + tl.log(total)), mask=head < group_size)
+
+
+@triton.jit
+def _rotated_logits(first_query, second_query, first_key, second_key, angle):  # type: ignore[no-untyped-def]
+    """Return the logits of queries and of keys that are rotated by angles, each in two halves of its dimensions."""
+    cos, sin = tl.cos(angle), tl.sin(angle)
+    first, second = first_key.to(tl.float32), second_key.to(tl.float32)
+    first_rotated = (first * cos - second * sin).to(first_key.dtype)
+    second_rotated = (second * cos + first * sin).to(first_key.dtype)
+    logits = tl.dot(first_query, tl.trans(first_rotated), input_precision="ieee")
+    return logits + tl.dot(second_query, tl.trans(second_rotated), input_precision="ieee")

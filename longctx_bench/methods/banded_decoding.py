@@ -1,0 +1,107 @@
+"""Decoding by bands: one query per row, for which each key is in one band at most.
+
+RoPE's logit depends on the mapped positions' difference alone. With one query that is one number per key, whatever the
+band, so that rotating each key by it is all that sets this apart from plain decoding. The query stays as it is, and
+there is one softmax over all keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+try:
+    from longctx_bench.kernels import flash_decoding
+except ImportError:  # Triton comes with torch where there is one for the GPU.
+    flash_decoding = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from longctx_bench.methods.banded import Band
+
+_TILE = 2**18
+"""Numbers of all rows' keys that are rotated at a time on a CPU: they stay in its cache."""
+
+
+@dataclass(frozen=True)
+class DecodingTables:
+    """All bands for one new token per row, which the layers of a forward pass share; rows is 1 where all are alike."""
+
+    distance: torch.Tensor
+    """Mapped position of each key less that of the query, fp32 ``[rows, slots]``."""
+    is_attended: torch.Tensor
+    """Whether a key is in any band, bool ``[rows, slots]``."""
+    frequencies: torch.Tensor
+    """Radians per token, fp32 ``[head_dim / 2]``."""
+    factor: float
+    """On logits: that on cos and sin, of query and key."""
+
+    @cached_property
+    def cos_sin(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cos and sin of each key's rotation, fp32 ``[rows, 1, slots, head_dim / 2]``."""
+        angles = self.distance[:, None, :, None] * self.frequencies
+        return angles.cos(), angles.sin()
+
+
+def make_decoding_tables(
+    bands: Sequence[Band], position: torch.Tensor, frequencies: Sequence[float], factor: float
+) -> DecodingTables:
+    """Return the tables of a forward pass.
+
+    Args:
+        bands: of the method; they do not overlap.
+        position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding; the last one is the query's own.
+        frequencies: radians per token for each pair of dimensions.
+        factor: on cos and sin.
+    """
+    query, key = position[:, -1:], position.clamp(min=0)
+    distance = torch.zeros(position.shape, dtype=torch.float32, device=position.device)
+    is_attended = torch.zeros(position.shape, dtype=torch.bool, device=position.device)
+    for band in bands:
+        last = torch.minimum(band.last(query), query)
+        is_in_band = (position >= band.first(query).clamp(min=0)) & (position <= last)
+        distance = torch.where(is_in_band, (band.key(key) - band.query(query)).float(), distance)
+        is_attended |= is_in_band
+    radians = torch.tensor(frequencies, dtype=torch.float32, device=position.device)
+    return DecodingTables(distance, is_attended, radians, factor**2)
+
+
+def attend_one_query(
+    tables: DecodingTables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attend from one query per row.
+
+    Args:
+        tables: of this forward pass.
+        query: ``[rows, heads, 1, head_dim]``, not rotated.
+        key: ``[rows, key heads, slots, head_dim]``, not rotated.
+        value: of the same shape.
+        scale: factor on the logits.
+
+    Returns:
+        ``[rows, heads, 1, head_dim]`` in fp32.
+    """
+    scale *= tables.factor
+    if query.is_cuda and flash_decoding is not None:
+        mask, rotation = tables.is_attended[:, None, None], (tables.distance, tables.frequencies)
+        return flash_decoding.attend(query, key, value, mask, scale, rotation)
+    rows, key_heads, slots, width = key.shape
+    first_query, second_query = (query.reshape(rows, key_heads, -1, width).float() * scale).chunk(2, dim=-1)
+    step = max(1, _TILE // (rows * key_heads * width))
+    tiles = [slice(start, start + step) for start in range(0, slots, step)]
+    tiles = [tile for tile in tiles if bool(tables.is_attended[:, tile].any())]
+    logits = []
+    for tile in tiles:
+        cos, sin = (table[:, :, tile] for table in tables.cos_sin)
+        first, second = key[:, :, tile].float().chunk(2, dim=-1)
+        logit = first_query @ (first * cos - second * sin).transpose(2, 3)
+        logit += second_query @ (second * cos + first * sin).transpose(2, 3)
+        logits.append(logit.masked_fill(~tables.is_attended[:, None, None, tile], -torch.inf))
+    weights = torch.cat(logits, dim=-1).softmax(dim=-1)
+    output = torch.zeros(rows, key_heads, first_query.shape[2], width, device=query.device)
+    for tile, weight in zip(tiles, weights.split([logit.shape[-1] for logit in logits], dim=-1), strict=True):
+        output += weight @ value[:, :, tile].float()
+    return output.view(query.shape)
