@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 try:
-    from longctx_bench.kernels import flash_decoding
+    from longctx_bench.methods.kernels import flash_decoding
 except ImportError:  # Triton comes with torch where there is one for the GPU.
     flash_decoding = None  # type: ignore[assignment]
 
@@ -30,24 +29,17 @@ _TILE = 2**18
 class DecodingTables:
     """All bands for one new token per row, which the layers of a forward pass share; rows is 1 where all are alike."""
 
-    distance: torch.Tensor
-    """Mapped position of each key less that of the query, fp32 ``[rows, slots]``."""
+    cos: torch.Tensor
+    """Of the rotation of each key by its mapped position less that of the query, ``[rows, slots, head_dim / 2]``."""
+    sin: torch.Tensor
     is_attended: torch.Tensor
     """Whether a key is in any band, bool ``[rows, slots]``."""
-    frequencies: torch.Tensor
-    """Radians per token, fp32 ``[head_dim / 2]``."""
     factor: float
     """On logits: that on cos and sin, of query and key."""
 
-    @cached_property
-    def cos_sin(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin of each key's rotation, fp32 ``[rows, 1, slots, head_dim / 2]``."""
-        angles = self.distance[:, None, :, None] * self.frequencies
-        return angles.cos(), angles.sin()
-
 
 def make_decoding_tables(
-    bands: Sequence[Band], position: torch.Tensor, frequencies: Sequence[float], factor: float
+    bands: Sequence[Band], position: torch.Tensor, frequencies: Sequence[float], factor: float, dtype: torch.dtype
 ) -> DecodingTables:
     """Return the tables of a forward pass.
 
@@ -56,6 +48,7 @@ def make_decoding_tables(
         position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding; the last one is the query's own.
         frequencies: radians per token for each pair of dimensions.
         factor: on cos and sin.
+        dtype: of cos and sin, the model's precision.
     """
     query, key = position[:, -1:], position.clamp(min=0)
     distance = torch.zeros(position.shape, dtype=torch.float32, device=position.device)
@@ -65,8 +58,8 @@ def make_decoding_tables(
         is_in_band = (position >= band.first(query).clamp(min=0)) & (position <= last)
         distance = torch.where(is_in_band, (band.key(key) - band.query(query)).float(), distance)
         is_attended |= is_in_band
-    radians = torch.tensor(frequencies, dtype=torch.float32, device=position.device)
-    return DecodingTables(distance, is_attended, radians, factor**2)
+    angles = distance[:, :, None] * torch.tensor(frequencies, dtype=torch.float32, device=position.device)
+    return DecodingTables(angles.cos().to(dtype), angles.sin().to(dtype), is_attended, factor**2)
 
 
 def attend_one_query(
@@ -86,8 +79,8 @@ def attend_one_query(
     """
     scale *= tables.factor
     if query.is_cuda and flash_decoding is not None:
-        mask, rotation = tables.is_attended[:, None, None], (tables.distance, tables.frequencies)
-        return flash_decoding.attend(query, key, value, mask, scale, rotation)
+        mask = tables.is_attended[:, None, None]
+        return flash_decoding.attend(query, key, value, mask, scale, rotation=(tables.cos, tables.sin))
     rows, key_heads, slots, width = key.shape
     first_query, second_query = (query.reshape(rows, key_heads, -1, width).float() * scale).chunk(2, dim=-1)
     step = max(1, _TILE // (rows * key_heads * width))
@@ -95,7 +88,7 @@ def attend_one_query(
     tiles = [tile for tile in tiles if bool(tables.is_attended[:, tile].any())]
     logits = []
     for tile in tiles:
-        cos, sin = (table[:, :, tile] for table in tables.cos_sin)
+        cos, sin = tables.cos[:, None, tile], tables.sin[:, None, tile]
         first, second = key[:, :, tile].float().chunk(2, dim=-1)
         logit = first_query @ (first * cos - second * sin).transpose(2, 3)
         logit += second_query @ (second * cos + first * sin).transpose(2, 3)

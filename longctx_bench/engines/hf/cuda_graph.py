@@ -12,7 +12,7 @@ from longctx_bench.engines.hf.padding import AsyncTokens
 from longctx_bench.methods.attention_override import override_attention
 
 try:
-    from longctx_bench.kernels import flash_decoding
+    from longctx_bench.methods.kernels import flash_decoding
 except ImportError:  # Triton comes with torch where there is one for the GPU.
     flash_decoding = None  # type: ignore[assignment]
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 try:
-    from longctx_bench.kernels.rope import apply_rope
+    from longctx_bench.methods.kernels.rope import apply_rope
 except ImportError:  # Triton comes with torch where there is one for the GPU.
     apply_rope = None  # type: ignore[assignment]
 

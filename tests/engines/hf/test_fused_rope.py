@@ -19,7 +19,7 @@ from longctx_bench.engines.hf.fused_rope import is_llama_rope, use_fused_rope
 COMPARED = """
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from longctx_bench.kernels.rope import apply_rope
+from longctx_bench.methods.kernels.rope import apply_rope
 
 rows, heads, groups, tokens, size, dtype, tables = {case}
 torch.manual_seed(0)

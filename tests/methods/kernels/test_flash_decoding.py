@@ -15,7 +15,7 @@ COMPARED = """
 import torch
 from types import SimpleNamespace
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from longctx_bench.kernels import flash_decoding
+from longctx_bench.methods.kernels import flash_decoding
 
 rows, heads, groups, places, size, least, dtype = {case}
 flash_decoding._MIN_SPLIT = least
@@ -44,7 +44,7 @@ torch.testing.assert_close(found.double(), expected, atol={error}, rtol={error})
 
 BANDED = """
 import torch
-from longctx_bench.kernels import flash_decoding
+from longctx_bench.methods.kernels import flash_decoding
 from longctx_bench.methods import METHODS
 from longctx_bench.methods.banded_attention import BandedRotation, make_tables
 from longctx_bench.methods.banded_decoding import attend_one_query
@@ -67,10 +67,33 @@ for name in ("self-extend", "leaky-rerope", "streaming-llm", "dca"):
         ).decoding
         found = flash_decoding.attend(
             *(each.to(device, dtype) for each in states), tables.is_attended[:, None, None], 0.2 * tables.factor,
-            (tables.distance, tables.frequencies),
+            (tables.cos, tables.sin),
         )
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.cpu(), expected, atol={error}, rtol={error})
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from longctx_bench.methods.kernels import flash_decoding
+
+dtype, size, is_rotated = {case}
+constants = flash_decoding.kernel_constants(2, 3, size, 256, {{"bf16": 2, "fp32": 4}}[dtype], is_rotated)
+types = dict.fromkeys(("query", "key", "value"), "*" + dtype) | dict.fromkeys(("partial", "log_sums"), "*fp32")
+types |= dict.fromkeys(("cos_ptr", "sin_ptr"), "*" + dtype if is_rotated else "*i1")
+types |= {{"mask_ptr": "*i1", "scale": "fp32"}} | dict.fromkeys(constants, "constexpr")
+names = flash_decoding._attend_split.arg_names
+source = ASTSource(
+    flash_decoding._attend_split,
+    {{name: types.get(name, "i32") for name in names}},
+    {{(names.index(name),): value for name, value in constants.items()}},
+)
+options = dict(num_warps=flash_decoding.NUM_WARPS, num_stages=flash_decoding.NUM_STAGES)
+kernel = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+assert kernel.asm["cubin"]
+assert kernel.metadata.shared < 64 * 1024, kernel.metadata.shared
 """
 
 
@@ -120,5 +143,11 @@ def test_equals_sdpa_and_reads_nothing_that_is_masked(
     ids=["parts", "odd-sizes", "half"],
 )
 @on_each_device
-def test_keys_rotated_by_distance_give_what_the_way_of_a_cpu_gives(case: str, error: float, device: str) -> None:
+def test_keys_are_rotated_by_distance_as_on_a_cpu(case: str, error: float, device: str) -> None:
     run(BANDED.format(case=case, error=error, device=device), device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ['"bf16", 64, True', '"fp32", 128, True', '"bf16", 64, False'])
+def test_it_compiles_for_a_gpu_without_one(case: str) -> None:
+    run(COMPILED.format(case=case), "cuda")

@@ -13,6 +13,7 @@ _TILE = 2**14
 """Bytes of keys, and of values, that a program reads at a time; twice that is in shared memory."""
 _PROGRAMS = 8192
 """Programs that keep a large GPU busy; the cache of a row is split until there are this many."""
+NUM_WARPS, NUM_STAGES = 4, 2
 _MIN_SPLIT = 256
 """Cache slots below which splitting costs more than it saves; a power of two."""
 
@@ -66,8 +67,8 @@ def attend(
         value: as ``key``.
         mask: bool ``[rows or 1, 1, 1, slots]``, True where a key is attended to; None where all are.
         scale: factor on the logits.
-        rotation: the distance by which RoPE rotates each key, fp32 ``[rows or 1, slots]``, and its frequencies in
-            radians per token, fp32 ``[d / 2]``; None: keys are as they are.
+        rotation: cos and sin by which RoPE rotates the pairs of each key, contiguous ``[rows or 1, slots, d / 2]`` of
+            one dtype; None: keys are as they are.
 
     Returns:
         ``[rows, heads, 1, d]`` in fp32.
@@ -77,32 +78,43 @@ def attend(
     group_size = heads // groups
     if mask is None:
         mask = torch.ones(1, 1, 1, slots, dtype=torch.bool, device=query.device)
-    distance, frequencies = rotation or (mask, mask)  # not read without a rotation
-    # Of each pair of dimensions one is in the first half, one in the second; without rotation there is one part.
-    part = size // 2 if rotation else size
+    cos, sin = rotation or (mask, mask)  # not read without a rotation
     # A power of two: the kernel is compiled for each length of a split.
     length = max(_MIN_SPLIT, triton.next_power_of_2(slots * rows * groups // _PROGRAMS))
-    size_padded, part_padded = (max(16, triton.next_power_of_2(each)) for each in (size, part))
-    block = min(length, max(16, _TILE // (size_padded * key.element_size())))
     splits = triton.cdiv(slots, length)
+    constants = kernel_constants(groups, group_size, size, length, key.element_size(), rotation is not None)
     partial = query.new_empty(rows, groups, group_size, splits, size, dtype=torch.float32)
     log_sums = query.new_empty(rows, groups, group_size, splits, dtype=torch.float32)
     _attend_split[rows * groups, splits](
-        query, key, value, mask, distance, frequencies, partial, log_sums, scale, slots, splits,
+        query, key, value, mask, cos, sin, partial, log_sums, scale, slots, splits,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2),
-        mask.stride(0) * (len(mask) > 1), distance.stride(0) * (len(distance) > 1),
-        groups=groups, group_size=group_size, size=size, group_size_padded=max(16, triton.next_power_of_2(group_size)),
-        size_padded=size_padded, part=part, part_padded=part_padded, is_rotated=rotation is not None,
-        length=length, block=block, num_warps=4, num_stages=2,
+        mask.stride(0) * (len(mask) > 1), cos.stride(0) * (len(cos) > 1),
+        **constants, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
     return (log_sums.softmax(dim=-1)[..., None, :] @ partial).view(rows, heads, 1, size)
 
 
+def kernel_constants(
+    groups: int, group_size: int, size: int, length: int, element_size: int, is_rotated: bool
+) -> dict[str, Any]:
+    """Return what the kernel is compiled for: ``length`` slots of a split, keys of ``element_size`` bytes a number."""
+    # Of each pair of dimensions one is in the first half, one in the second; without rotation there is one part.
+    part = size // 2 if is_rotated else size
+    padded_group, padded_size, padded_part = (max(16, triton.next_power_of_2(n)) for n in (group_size, size, part))
+    # Cos and sin are as many numbers as keys.
+    block = max(16, _TILE // (padded_size * element_size * (2 if is_rotated else 1)))
+    return {
+        "groups": groups, "group_size": group_size, "size": size, "part": part, "group_size_padded": padded_group,
+        "size_padded": padded_size, "part_padded": padded_part, "is_rotated": is_rotated, "length": length,
+        "block": min(length, block),
+    }  # fmt: skip
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_split(  # type: ignore[no-untyped-def]
-    query, key, value, mask_ptr, distances, frequencies, partial, log_sums, scale, slots, splits,
-    query_row, query_head, key_row, key_head, key_slot, value_row, value_head, value_slot, mask_row, distance_row,
+    query, key, value, mask_ptr, cos_ptr, sin_ptr, partial, log_sums, scale, slots, splits,
+    query_row, query_head, key_row, key_head, key_slot, value_row, value_head, value_slot, mask_row, rotation_row,
     groups: tl.constexpr, group_size: tl.constexpr, size: tl.constexpr, group_size_padded: tl.constexpr,
     size_padded: tl.constexpr, part: tl.constexpr, part_padded: tl.constexpr, is_rotated: tl.constexpr,
     length: tl.constexpr, block: tl.constexpr,
@@ -119,7 +131,6 @@ def _attend_split(  # type: ignore[no-untyped-def]
     q = tl.load(queries, mask=in_part, other=0.0)
     if is_rotated:
         second_q = tl.load(queries + part, mask=in_part, other=0.0)
-        frequency = tl.load(frequencies + of_part, mask=of_part < part, other=0.0)
     keys = key + row * key_row + group * key_head
     values = value + row * value_row + group * value_head
     max_logit = tl.full([group_size_padded], -float("inf"), tl.float32)
@@ -133,9 +144,11 @@ def _attend_split(  # type: ignore[no-untyped-def]
         loaded_part = visible[:, None] & (of_part < part)[None, :]
         k = tl.load(key_part, mask=loaded_part, other=0.0)
         if is_rotated:
-            distance = tl.load(distances + row * distance_row + slot, mask=slot < slots, other=0.0)
+            at_pair = row * rotation_row + slot_64[:, None] * part + of_part[None, :]
+            cos = tl.load(cos_ptr + at_pair, mask=loaded_part, other=0.0)
+            sin = tl.load(sin_ptr + at_pair, mask=loaded_part, other=0.0)
             second_k = tl.load(key_part + part, mask=loaded_part, other=0.0)
-            logits = _rotated_logits(q, second_q, k, second_k, distance[:, None] * frequency[None, :])
+            logits = _rotated_logits(q, second_q, k, second_k, cos, sin)
         else:
             logits = tl.dot(q, tl.trans(k), input_precision="ieee")
         logits *= scale
@@ -158,9 +171,8 @@ def _attend_split(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rotated_logits(first_query, second_query, first_key, second_key, angle):  # type: ignore[no-untyped-def]
-    """Return the logits of queries and of keys that are rotated by angles, each in two halves of its dimensions."""
-    cos, sin = tl.cos(angle), tl.sin(angle)
+def _rotated_logits(first_query, second_query, first_key, second_key, cos, sin):  # type: ignore[no-untyped-def]
+    """Return the logits of queries and of keys that are rotated here, each in two halves of its dimensions."""
     first, second = first_key.to(tl.float32), second_key.to(tl.float32)
     first_rotated = (first * cos - second * sin).to(first_key.dtype)
     second_rotated = (second * cos + first * sin).to(first_key.dtype)
