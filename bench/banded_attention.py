@@ -2,8 +2,8 @@
 
 In one attention layer: time of a prompt and of one more token, and the memory that a prompt takes beyond its queries,
 keys and values. On a GPU the fused way is compared, in the precision of the model, with the one that goes block by
-block. In whole layers (``--layers``): time of a prompt through a model of Qwen3-1.7B's width, as the transformers
-engine applies the method.
+block. In whole layers (``--layers``): time of a prompt and of one more token through a model of Qwen3-1.7B's width, as
+the transformers engine runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
+from longctx_bench.engines.hf.cuda_graph import decode_attention_kernel
 from longctx_bench.engines.hf.engine import apply_method
+from longctx_bench.engines.hf.kv_cache import KVCache
+from longctx_bench.engines.hf.model_runner import ModelRunner
 from longctx_bench.methods import METHODS, banded_attention
 from longctx_bench.methods.banded import BandedAttention
 from longctx_bench.methods.banded_attention import BandedRotation
@@ -64,7 +67,7 @@ def attention(name: str, tokens: int, context: int) -> Callable[..., torch.Tenso
 
 
 def print_whole_layers(names: list[str], tokens: int, context: int, layers: int, device: torch.device) -> None:
-    """Print the time of a prompt through a model of some layers, without a method and with each."""
+    """Print the times of a prompt and of a token through a model of some layers, without a method and with each."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -73,15 +76,26 @@ def print_whole_layers(names: list[str], tokens: int, context: int, layers: int,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     model.to(device, torch.bfloat16).eval()
+    runner = ModelRunner(model, frozenset())
     ids = torch.randint(config.vocab_size, (1, tokens), device=device)
     base = BaseModelInfo("layers", context, config.to_dict())
-    print(f"\n{layers} whole layers, {tokens} tokens; ms a prompt, MiB, times plain")
-    plain = 0.0
+
+    def prefill() -> KVCache:
+        cache = KVCache(model.config, tokens + _REPEATS + 1)
+        runner.forward(cache, ids, None, logits_to_keep=1)
+        return cache
+
+    print(f"\n{layers} whole layers, {tokens} tokens; ms a prompt, MiB, times plain, ms a token, times plain")
+    plain: tuple[float, float] | None = None
     for name in ("rope", *names):
-        with apply_method(model, ModelUnderTest(base, METHODS[name](), tokens), tokens), torch.inference_mode():
-            prompt, peak = measure(lambda: model(ids, use_cache=True, logits_to_keep=1), device)
-        plain = plain or prompt
-        print(f"{name:14} {prompt:9.2f} {peak:9.1f} {prompt / plain:9.2f}", flush=True)
+        length = tokens + _REPEATS + 1
+        with apply_method(model, ModelUnderTest(base, METHODS[name](), length), length), torch.inference_mode():
+            prompt, peak = measure(prefill, device)
+            with decode_attention_kernel(model):
+                token, _ = measure(partial(runner.forward, prefill(), ids[:, :1], None, 1), device)
+        plain = plain or (prompt, token)
+        ratios = prompt / plain[0], token / plain[1]
+        print(f"{name:14} {prompt:9.2f} {peak:9.1f} {ratios[0]:9.2f} {token:9.3f} {ratios[1]:9.2f}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
