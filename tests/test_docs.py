@@ -1,4 +1,4 @@
-"""The documentation has every command, option, method and group, and ARCHITECTURE every room."""
+"""The documentation has every command, option, method and group, and ARCHITECTURE every package."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_architecture_names_every_room_and_only_files_that_exist() -> None:
+def test_the_architecture_names_every_package_and_only_files_that_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     package = ROOT / "longctx_bench"
-    rooms = [folder.name for folder in package.iterdir() if (folder / "__init__.py").is_file()]
-    assert len([*rooms, *package.glob("[!_]*.py")]) <= 15
-    for room in rooms:
-        assert f"`{room}/`" in text, room
+    packages = [folder.name for folder in package.iterdir() if (folder / "__init__.py").is_file()]
+    assert len([*packages, *package.glob("[!_]*.py")]) <= 15
+    for name in packages:
+        assert f"`{name}/`" in text, name
     named = {path for path in re.findall(r"`([\w/.]+\.(?:py|toml|yaml|md))`", text) if "/" in path}
     assert len(named) > 20
     for path in named:

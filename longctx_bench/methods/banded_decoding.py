@@ -21,8 +21,8 @@ except ImportError:  # Triton comes with torch where there is one for the GPU.
 if TYPE_CHECKING:
     from longctx_bench.methods.banded import Band
 
-_TILE = 2**18
-"""Numbers of all rows' keys that are rotated at a time on a CPU: they stay in its cache."""
+_TILE = 2**19
+"""Numbers of all rows' keys that are rotated at a time on a CPU, in memory that is used again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def make_decoding_tables(
         position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding; the last one is the query's own.
         frequencies: radians per token for each pair of dimensions.
         factor: on cos and sin.
-        dtype: of cos and sin, the model's precision.
+        dtype: of cos and sin: fp32, or the model's on a GPU, which then reads less.
     """
     query, key = position[:, -1:], position.clamp(min=0)
     distance = torch.zeros(position.shape, dtype=torch.float32, device=position.device)
@@ -83,18 +83,21 @@ def attend_one_query(
         return flash_decoding.attend(query, key, value, mask, scale, rotation=(tables.cos, tables.sin))
     rows, key_heads, slots, width = key.shape
     first_query, second_query = (query.reshape(rows, key_heads, -1, width).float() * scale).chunk(2, dim=-1)
-    step = max(1, _TILE // (rows * key_heads * width))
-    tiles = [slice(start, start + step) for start in range(0, slots, step)]
+    step = min(slots, max(1, _TILE // (rows * key_heads * width)))
+    tiles = [slice(start, min(start + step, slots)) for start in range(0, slots, step)]
     tiles = [tile for tile in tiles if bool(tables.is_attended[:, tile].any())]
-    logits = []
+    logits = torch.full((rows, key_heads, first_query.shape[2], slots), -torch.inf, device=query.device)
+    halves = torch.empty(2, rows, key_heads, step, width // 2, device=query.device)
     for tile in tiles:
         cos, sin = tables.cos[:, None, tile], tables.sin[:, None, tile]
-        first, second = key[:, :, tile].float().chunk(2, dim=-1)
-        logit = first_query @ (first * cos - second * sin).transpose(2, 3)
-        logit += second_query @ (second * cos + first * sin).transpose(2, 3)
-        logits.append(logit.masked_fill(~tables.is_attended[:, None, None, tile], -torch.inf))
-    weights = torch.cat(logits, dim=-1).softmax(dim=-1)
+        first_key, second_key = key[:, :, tile].chunk(2, dim=-1)
+        first, second = halves[:, :, :, : tile.stop - tile.start]
+        torch.mul(first_key, cos, out=first).addcmul_(second_key, sin, value=-1)
+        torch.mul(second_key, cos, out=second).addcmul_(first_key, sin)
+        logits[..., tile] = first_query @ first.transpose(2, 3) + second_query @ second.transpose(2, 3)
+    weights = logits.masked_fill_(~tables.is_attended[:, None, None], -torch.inf).softmax(dim=-1)
     output = torch.zeros(rows, key_heads, first_query.shape[2], width, device=query.device)
-    for tile, weight in zip(tiles, weights.split([logit.shape[-1] for logit in logits], dim=-1), strict=True):
-        output += weight @ value[:, :, tile].float()
+    values = torch.empty(rows, key_heads, step, width, device=query.device)
+    for tile in tiles:
+        output += weights[..., tile] @ values[:, :, : tile.stop - tile.start].copy_(value[:, :, tile])
     return output.view(query.shape)
