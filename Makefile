@@ -33,7 +33,7 @@ docs: .venv/.installed
 # vLLM's CPU build against transformers. It holds packages back that the other environment has newer, so it has its own.
 vllm: .venv-vllm/.installed
 	.venv-vllm/bin/python -m pytest -q tests/engines/vllm_backend/test_vllm_engine.py \
-	  tests/engines/vllm_backend/test_vllm_server.py tests/kernels/test_flash_decoding.py \
+	  tests/engines/vllm_backend/test_vllm_server.py tests/methods/kernels/test_flash_decoding.py \
 	  tests/engines/hf/test_fused_rope.py tests/analysis/parity/test_parity.py
 
 # The tests with the lowest and the newest versions that pyproject.toml allows together, as uv resolves them. Torch for the
