@@ -63,6 +63,13 @@ def test_workflows_call_targets_that_exist(file: str) -> None:
     assert set(called) <= targets
 
 
+def test_the_makefile_names_files_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:tests|scripts)/[\w/]+\.py", makefile))
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 @pytest.mark.parametrize(
     "card", sorted((ROOT / "baselines/checkpoints").glob("*/README.md")), ids=lambda p: p.parent.name
 )
