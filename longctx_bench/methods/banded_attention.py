@@ -80,11 +80,11 @@ class Tables:
     shape: tuple[int, int, torch.dtype]
     """New tokens, all tokens, and the model's precision."""
     bands: tuple[_BandTables, ...]
-    """Empty where ``decoding`` is not."""
+    """None where ``decoding`` is given."""
     query_scale: torch.Tensor | None
     """``[rows, 1, new, 1]``."""
     decoding: DecodingTables | None = None
-    """Of one new token per row."""
+    """Where each row has one new token."""
 
 
 class _Active:
