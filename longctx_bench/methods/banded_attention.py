@@ -80,7 +80,7 @@ class Tables:
     shape: tuple[int, int, torch.dtype]
     """New tokens, all tokens, and the model's precision."""
     bands: tuple[_BandTables, ...]
-    """None where ``decoding`` is given."""
+    """Empty where ``decoding`` is given."""
     query_scale: torch.Tensor | None
     """``[rows, 1, new, 1]``."""
     decoding: DecodingTables | None = None
