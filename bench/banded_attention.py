@@ -80,15 +80,16 @@ def print_whole_layers(names: list[str], tokens: int, context: int, layers: int,
     ids = torch.randint(config.vocab_size, (1, tokens), device=device)
     base = BaseModelInfo("layers", context, config.to_dict())
 
+    length = tokens + 1 + _REPEATS
+
     def prefill() -> KVCache:
-        cache = KVCache(model.config, tokens + _REPEATS + 1)
+        cache = KVCache(model.config, length)
         runner.forward(cache, ids, None, logits_to_keep=1)
         return cache
 
     print(f"\n{layers} whole layers, {tokens} tokens; ms a prompt, MiB, times plain, ms a token, times plain")
     plain: tuple[float, float] | None = None
     for name in ("rope", *names):
-        length = tokens + _REPEATS + 1
         with apply_method(model, ModelUnderTest(base, METHODS[name](), length), length), torch.inference_mode():
             prompt, peak = measure(prefill, device)
             with decode_attention_kernel(model):

@@ -367,8 +367,7 @@ def make_tables(
     if rotation.log_base is not None:
         query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
     if new == 1:
-        read_as = dtype if device.type == "cuda" else torch.float32
-        decoding = make_decoding_tables(rotation.bands, position, rotation.frequencies, rotation.factor, read_as)
+        decoding = make_decoding_tables(rotation.bands, position, rotation.frequencies, rotation.factor, dtype)
         return Tables(mask, shape, (), query_scale, decoding)
     frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
 

@@ -48,7 +48,7 @@ def make_decoding_tables(
         position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding; the last one is the query's own.
         frequencies: radians per token for each pair of dimensions.
         factor: on cos and sin.
-        dtype: of cos and sin: fp32, or the model's on a GPU, which then reads less.
+        dtype: the model's precision, which cos and sin have for the kernel, so that it reads less; else they are fp32.
     """
     query, key = position[:, -1:], position.clamp(min=0)
     distance = torch.zeros(position.shape, dtype=torch.float32, device=position.device)
@@ -59,7 +59,8 @@ def make_decoding_tables(
         distance = torch.where(is_in_band, (band.key(key) - band.query(query)).float(), distance)
         is_attended |= is_in_band
     angles = distance[:, :, None] * torch.tensor(frequencies, dtype=torch.float32, device=position.device)
-    return DecodingTables(angles.cos().to(dtype), angles.sin().to(dtype), is_attended, factor**2)
+    cos, sin = (table.to(dtype if _uses_kernel(position) else torch.float32) for table in (angles.cos(), angles.sin()))
+    return DecodingTables(cos, sin, is_attended, factor**2)
 
 
 def attend_one_query(
@@ -78,7 +79,7 @@ def attend_one_query(
         ``[rows, heads, 1, head_dim]`` in fp32.
     """
     scale *= tables.factor
-    if query.is_cuda and flash_decoding is not None:
+    if _uses_kernel(query):
         mask = tables.is_attended[:, None, None]
         return flash_decoding.attend(query, key, value, mask, scale, rotation=(tables.cos, tables.sin))
     rows, key_heads, slots, width = key.shape
@@ -86,7 +87,7 @@ def attend_one_query(
     step = min(slots, max(1, _TILE // (rows * key_heads * width)))
     tiles = [slice(start, min(start + step, slots)) for start in range(0, slots, step)]
     tiles = [tile for tile in tiles if bool(tables.is_attended[:, tile].any())]
-    logits = torch.full((rows, key_heads, first_query.shape[2], slots), -torch.inf, device=query.device)
+    logits = torch.empty(rows, key_heads, first_query.shape[2], slots, device=query.device)
     halves = torch.empty(2, rows, key_heads, step, width // 2, device=query.device)
     for tile in tiles:
         cos, sin = tables.cos[:, None, tile], tables.sin[:, None, tile]
@@ -101,3 +102,7 @@ def attend_one_query(
     for tile in tiles:
         output += weights[..., tile] @ values[:, :, : tile.stop - tile.start].copy_(value[:, :, tile])
     return output.view(query.shape)
+
+
+def _uses_kernel(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and flash_decoding is not None
