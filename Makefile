@@ -6,6 +6,7 @@ DEMO := results/demo
 
 REFERENCE := results/reference/tiny
 RESULTS := $(REFERENCE).bundle
+METHODS := $(REFERENCE)-methods
 RATIOS := results/benchmarks.jsonl
 
 .PHONY: demo test wheels docs vllm lowest newest lint lock audit benchmarks reference browser clean
@@ -59,6 +60,9 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench report $(RESULTS) --format latex --out $(REFERENCE)/tables.tex
 	$(BIN)/longctx-bench compare drope-tiny yarn-tiny-control $(RESULTS) --format md --out $(REFERENCE)/drope-and-yarn.md
 	$(BIN)/longctx-bench compare drope-tiny drope-plain-tiny $(RESULTS) --format md --out $(REFERENCE)/drope-and-plain.md
+	$(BIN)/longctx-bench compare all yarn-tiny $(METHODS).bundle --format md --out $(METHODS)/against-yarn.md
+	$(BIN)/longctx-bench figures $(METHODS).bundle --kind tasks --scale 4x --task \
+	  niah,niah_multikey,niah_multiquery,niah_multivalue --out $(METHODS)/needles-4x.png
 	$(BIN)/longctx-bench figures $(RESULTS) --kind all
 	$(BIN)/longctx-bench figures $(RESULTS) --kind curves
 	$(BIN)/longctx-bench figures $(RESULTS) --kind heatmap --format pdf

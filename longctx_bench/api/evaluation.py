@@ -170,14 +170,14 @@ def report(folder: str | Path = "results") -> ResultFrame:
 
 
 def compare(
-    a: str,
+    a: Names,
     b: str,
     folder: str | Path = "results",
     tasks: Names | None = None,
     scale: Scales = None,
     length: Lengths = None,
 ) -> ResultFrame:
-    """Compare two models of a results folder on identical examples, as ``longctx-bench compare`` does.
+    """Compare models of a results folder on identical examples, as ``longctx-bench compare`` does.
 
     Examples:
         >>> frame = compare("yarn-tiny", "rope-tiny", folder, scale="2x")
@@ -185,8 +185,8 @@ def compare(
         [['niah', 1024, 2, 1.0]]
 
     Args:
-        a: a model, such as ``yarn-tiny``.
-        b: another model.
+        a: a model, such as ``yarn-tiny``; several, comma-separated or as a list; or ``all``.
+        b: the model that it is, or they are, compared with.
         folder: results folder.
         tasks: tasks to compare, comma-separated or as a list; all if None.
         scale: multiples of the training context to compare, as for :func:`run`; all if None.
@@ -195,22 +195,24 @@ def compare(
     Returns:
         One row per cell: ``a``, ``b``, ``task``, ``length``, ``scale``, ``metric``, ``higher_is_better``, ``n``,
         ``score_a``, ``score_b``, ``difference`` with its 95 % interval ``low`` and ``high``, ``p``, ``p_holm`` (over
-        the frame), ``wins``, ``ties``, ``losses`` and ``test``. Scores are in [0, 1], losses in nats; ``notes`` has a
-        line per excluded cell.
+        the frame; where several models are compared, over their cells of the task), ``wins``, ``ties``, ``losses`` and
+        ``test``. Scores are in [0, 1], losses in nats; ``notes`` has a line per excluded cell.
 
     Raises:
         UserError: a name is unknown, or the models share no example.
     """
-    from longctx_bench.reporting.comparison_selection import compare_selected
+    from longctx_bench.reporting.comparison import lines_left_out
+    from longctx_bench.reporting.comparison_selection import compare_several
     from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_rows
 
     path = parse_path(folder, "folder")
     selected = split_commas(join_names(tasks, "tasks"))
     scales, lengths = parse_scales(scale, "scale"), parse_lengths(length, "length")
-    comparison, missing = compare_selected(read_cells(path), path, str(a), str(b), selected, scales, lengths)
-    rows = exact_rows(comparison)
-    notes = [f"left out: {line}" for line in comparison.refused] + [f"missing: {line}" for line in missing]
-    return result_frame(rows, list(rows[0]), partial(comparison_tables, comparison), notes)
+    names = split_commas(join_names(a, "a"))
+    comparisons, missing = compare_several(read_cells(path), path, names, str(b), selected, scales, lengths)
+    rows = exact_rows(comparisons)
+    notes = [f"left out: {line}" for line in lines_left_out(comparisons)] + [f"missing: {line}" for line in missing]
+    return result_frame(rows, list(rows[0]), partial(comparison_tables, comparisons), notes)
 
 
 def figures(

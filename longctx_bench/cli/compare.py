@@ -1,4 +1,4 @@
-"""``longctx-bench compare``: paired comparison of two models on identical examples."""
+"""``longctx-bench compare``: paired comparison of models on identical examples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from longctx_bench.cli.options import parse_lengths, parse_scales, split_commas
 from longctx_bench.cli.output import format_of, format_option, out_option, put, require_finished, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from longctx_bench.reporting.comparison import Comparison
 
 
@@ -30,29 +32,32 @@ def compare_command(
 
     Per cell: difference with its 95 % confidence interval, exact McNemar or permutation test with Holm correction over
     the table, and wins, ties and losses. Examples whose prompts differ are excluded and reported on standard error.
+
+    A may be several models, comma-separated, or `all`: a table per task then has their differences from B, each table
+    with a correction of its own.
     """
-    from longctx_bench.reporting.comparison_selection import compare_selected
+    from longctx_bench.reporting.comparison import lines_left_out
+    from longctx_bench.reporting.comparison_selection import compare_several
     from longctx_bench.reporting.results import read_cells
 
     results = read_cells(folder)
     require_finished(results, folder)
-    comparison, missing = compare_selected(
-        results, folder, a, b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
+    comparisons, missing = compare_several(
+        results, folder, split_commas(a), b, split_commas(tasks), parse_scales(scale), parse_lengths(length)
     )
-    form = format_of(form, out)
-    _show(comparison, form, out)
-    for line in comparison.refused:
+    _show(comparisons, format_of(form, out), out)
+    for line in lines_left_out(comparisons):
         say(f"left out: {line}", err=True)
     for line in missing:
         say(f"missing: {line}", err=True)
 
 
-def _show(comparison: Comparison, form: str, out: Path | None) -> None:
+def _show(comparisons: Sequence[Comparison], form: str, out: Path | None) -> None:
     from longctx_bench.reporting.formats import FORMATS, print_tables
     from longctx_bench.reporting.tables.comparison_tables import comparison_tables, exact_table
 
     if form == "terminal":
-        print_tables(comparison_tables(comparison))
+        print_tables(comparison_tables(comparisons))
         return
-    tables = [exact_table(comparison)] if form in {"csv", "json"} else comparison_tables(comparison)
+    tables = [exact_table(comparisons)] if form in {"csv", "json"} else comparison_tables(comparisons)
     put(FORMATS[form](tables), out)

@@ -40,7 +40,7 @@ class ComparedCell:
     result: PairedResult
     """In the unit of the scores: [0, 1], or nats."""
     p_holm: float
-    """``result.p`` Holm-corrected over all cells of the comparison."""
+    """``result.p`` Holm-corrected over all cells of the comparison; of several, over those of the task in all."""
     caveats_a: str = ""
     """Gaps in the provenance of ``a``'s cell, :data:`~longctx_bench.reporting.results.CAVEATS`."""
     caveats_b: str = ""
@@ -104,6 +104,26 @@ def compare(cells: Sequence[CellSummary], a: str, b: str) -> Comparison:
     rows = tuple(replace(cell, p_holm=p) for cell, p in zip(compared, corrected, strict=True))
     used = [by_key[cell.task, cell.length] for by_key in (cells_a, cells_b) for cell in rows]
     return Comparison(a, b, rows, tuple(refused), (*method_notes(used), *difference_notes(used)))
+
+
+def lines_left_out(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return what the comparisons refused; of several, each line begins with the model that is compared."""
+    if len(comparisons) == 1:
+        return list(comparisons[0].refused)
+    return [f"{comparison.a}: {line}" for comparison in comparisons for line in comparison.refused]
+
+
+def corrected_by_task(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons whose p values are Holm-corrected over the cells of a task in all, not over those of each."""
+    p_values: dict[str, list[float]] = {}
+    for comparison in comparisons:
+        for cell in comparison.cells:
+            p_values.setdefault(cell.task, []).append(cell.result.p)
+    corrected = {task: iter(holm_correction(values)) for task, values in p_values.items()}
+    return [
+        replace(comparison, cells=tuple(replace(cell, p_holm=next(corrected[cell.task])) for cell in comparison.cells))
+        for comparison in comparisons
+    ]
 
 
 def paired_contributions(a: CellSummary, b: CellSummary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""Comparison of two models of a run's folder, at selected tasks, scales and lengths."""
+"""Comparison of models of a run's folder, two or several with one, at selected tasks, scales and lengths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from longctx_bench.core.errors import UserError, did_you_mean
 from longctx_bench.core.io import plain_name, safe_name
 from longctx_bench.core.types import length_name
-from longctx_bench.reporting.comparison import Comparison, compare
+from longctx_bench.reporting.comparison import Comparison, compare, corrected_by_task
 from longctx_bench.reporting.results import CellSummary, Results
+
+ALL = "all"
+"""In place of names: all models that share examples with the other one."""
 
 
 def compare_selected(
@@ -48,6 +51,57 @@ def compare_selected(
         {f"{name(s.cell.model)}/{name(s.cell.method)}/" for s in cells for name in (safe_name, plain_name)}
     )
     return compare(cells, a, b), [line for line in results.missing if line.startswith(prefixes)]
+
+
+def compare_several(
+    results: Results,
+    folder: Path,
+    names: Sequence[str],
+    b: str,
+    tasks: Sequence[str] = (),
+    scales: Sequence[float] = (),
+    lengths: Sequence[int] = (),
+) -> tuple[list[Comparison], list[str]]:
+    """Compare several models with one; p values are corrected over the cells of a task in all comparisons.
+
+    One model is compared as by :func:`compare_selected`.
+
+    Args:
+        results: results of the folder.
+        folder: the run's folder, for messages.
+        names: models to compare; ``[ALL]`` for all that can be.
+        b: the model that each is compared with.
+        tasks: as in :func:`compare_selected`, like the two that follow.
+        scales: scales to compare.
+        lengths: lengths to compare, in tokens.
+
+    Returns:
+        One comparison per model, in the order of ``names``, and one line per missing cell of any.
+
+    Raises:
+        UserError: as :func:`compare_selected`; with ``[ALL]``, only if no model can be compared.
+    """
+    chosen = list(dict.fromkeys(names))
+    if not chosen:
+        raise UserError(f"no model to compare with {b} is given")
+    if chosen == [ALL]:
+        chosen = sorted({summary.variant for summary in results.finished} - {b})
+    comparisons, missing, problems = [], dict[str, None](), []
+    for name in chosen:
+        try:
+            comparison, lines = compare_selected(results, folder, name, b, tasks, scales, lengths)
+        except UserError as error:
+            if list(names) != [ALL]:
+                raise
+            problems.append(error)
+            continue
+        comparisons.append(comparison)
+        missing.update(dict.fromkeys(lines))
+    if not comparisons:
+        raise (
+            problems[0] if problems else UserError(f"{folder}: no model but {b}, which cannot be compared with itself")
+        )
+    return comparisons if len(comparisons) == 1 else corrected_by_task(comparisons), list(missing)
 
 
 def _select(

@@ -13,6 +13,7 @@ import pytest
 from helpers.result_stores import result_of, spec_of
 from helpers.table_cells import cell as table_cell
 
+import longctx_bench
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import NATURAL, Cell, SampleRecord
 from longctx_bench.reporting.comparison import compare, paired_contributions
@@ -185,6 +186,52 @@ def test_filters(results: Path, call: Call, options: tuple[str, ...], expected: 
         assert rows[0]["p_holm"] == rows[0]["p"]
 
 
+def test_several_models_are_compared_with_one(results: Path, call: Call) -> None:
+    code, out, err = call("compare", "yarn-tiny,ntk-tiny", "pi-tiny", results, "--tasks", "niah", "--format", "md")
+    assert code == 0
+    assert err == "left out: ntk-tiny: niah at 512: measured for pi-tiny only\n"
+    title, rows = out.split("\n\n")[:2]
+    assert title == (
+        "**niah: string_match_all, difference from pi-tiny in points [95 % interval], higher is better, n = 32 a cell**"
+    )
+    assert [row.split(" | ")[0] for row in rows.splitlines()[2:]] == ["| yarn-tiny", "| ntk-tiny"]
+    assert "| 512 (1x) | 1,024 (2x) |" in rows
+    assert r"\* |" in rows.splitlines()[2]
+    assert rows.splitlines()[3].startswith("| ntk-tiny |  | 0 [")
+    assert "corrected for the 3 cells of this table" in out
+
+
+def test_all_others_are_compared_and_their_p_values_corrected_by_task(results: Path, call: Call) -> None:
+    code, out, _ = call("compare", "all", "pi-tiny", results, "--format", "csv")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["a"], row["task"]) for row in rows] == [
+        ("ntk-tiny", "niah"),
+        ("yarn-tiny", "niah"), ("yarn-tiny", "niah"), ("yarn-tiny", "perplexity_last"), ("yarn-tiny", "qmsum"),
+    ]  # fmt: skip
+    needles = [row for row in rows if row["task"] == "niah"]
+    smallest = min(needles, key=lambda row: float(row["p"]))
+    assert float(smallest["p_holm"]) == pytest.approx(3 * float(smallest["p"]))
+    assert all(row["p_holm"] == row["p"] for row in rows if row not in needles)
+    same = longctx_bench.compare("all", "pi-tiny", results)
+    assert same["difference"].tolist() == [float(row["difference"]) for row in rows]
+    both = longctx_bench.compare(["ntk-tiny", "yarn-tiny"], "pi-tiny", results)
+    assert both["p_holm"].tolist() == same["p_holm"].tolist()
+
+
+def test_one_of_several_that_is_unknown_is_a_mistake_all_leaves_out_what_cannot_be_compared(
+    results: Path, call: Call
+) -> None:
+    code, out, err = call("compare", "yarn-tiny,qqqqqqq", "pi-tiny", results)
+    assert (code, out) == (2, "")
+    assert "no finished cell of 'qqqqqqq'" in err
+    code, out, _ = call("compare", "all", "pi-tiny", results, "--tasks", "qmsum", "--format", "csv")
+    assert code == 0
+    assert [row["a"] for row in csv.DictReader(io.StringIO(out))] == ["yarn-tiny"]
+    assert call("compare", "all", "qqqqqqq", results)[0] == 2
+    assert call("compare", ",", "pi-tiny", results)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -295,7 +342,7 @@ def test_whole_documents_have_no_scale(tmp_path: Path) -> None:
         add(tmp_path, method, [0.5] * 4, "qmsum", NATURAL, "longbench_rouge_l")
     found = comparison(tmp_path)
     assert found.cells[0].scale is None
-    assert comparison_tables(found)[0].rows[0][1:3] == ("natural", "")
+    assert comparison_tables([found])[0].rows[0][1:3] == ("natural", "")
 
 
 def test_cells_that_are_not_finished_are_named(results: Path, call: Call) -> None:
@@ -310,5 +357,5 @@ def test_cells_that_are_not_finished_are_named(results: Path, call: Call) -> Non
 def test_too_few_examples_to_show_anything_are_said(tmp_path: Path) -> None:
     for method in ("yarn", "pi"):
         add(tmp_path, method, [1.0] * 4)
-    [table, _] = comparison_tables(comparison(tmp_path))
+    [table, _] = comparison_tables([comparison(tmp_path)])
     assert any("n = 4 is too small" in note for note in table.notes)

@@ -1,19 +1,24 @@
-"""Tables of a paired comparison: one row per cell, totals per task, and unrounded numbers for CSV and JSON."""
+"""Tables of paired comparisons: a row per cell and totals per task, or a row per model; unrounded for CSV and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from longctx_bench.core.sanitize import pluralize
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
 from longctx_bench.reporting.stats.paired_tests import MIN_DIFFERING_PAIRS, SIGNIFICANCE_LEVEL
-from longctx_bench.reporting.tables.base import Table
-from longctx_bench.reporting.tables.formatting import format_number, interval_entry, length_label, num_decimals
+from longctx_bench.reporting.tables.base import Entry, Table
+from longctx_bench.reporting.tables.formatting import EMPTY, format_number, interval_entry, length_label, num_decimals
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the table of cells and the table of totals per task, with rounded numbers."""
+def comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    """Return the tables of one comparison, a row per cell, or of several with one model, a row per model; rounded."""
+    return _cells_and_totals(comparisons[0]) if len(comparisons) == 1 else _differences_by_task(comparisons)
+
+
+def _cells_and_totals(comparison: Comparison) -> list[Table]:
     a, b = comparison.a, comparison.b
     header = ("task", "length", "scale", "n", a, b, "difference [95 %]", "p", "p (Holm)", "won/tied/lost", "test")
     rows = tuple(_row(cell) for cell in comparison.cells)
@@ -23,16 +28,63 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     ]
 
 
-def exact_table(comparison: Comparison) -> Table:
+def _differences_by_task(comparisons: Sequence[Comparison]) -> list[Table]:
+    tasks = dict.fromkeys(cell.task for comparison in comparisons for cell in comparison.cells)
+    return [_differences(task, comparisons) for task in tasks]
+
+
+def _differences(task: str, comparisons: Sequence[Comparison]) -> Table:
+    cells = {(c.a, cell.length): cell for c in comparisons for cell in c.cells if cell.task == task}
+    lengths = sorted({length for _, length in cells})
+    scales = {length: {cell.scale for (_, at), cell in cells.items() if at == length} for length in lengths}
+    first = next(iter(cells.values()))
+    unit = "points" if first.percent else "nats a token" if first.metric == "token_loss" else "its unit"
+    rows: tuple[tuple[str | Entry, ...], ...] = tuple(
+        (comparison.a, *(_difference(cells.get((comparison.a, length))) for length in lengths))
+        for comparison in comparisons
+        if any((comparison.a, length) in cells for length in lengths)
+    )
+    counts = sorted({cell.result.n for cell in cells.values()})
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    direction = f"{'higher' if first.higher_is_better else 'lower'} is better"
+    what = f"{first.metric}, difference from {comparisons[0].b} in {unit} [95 % interval]"
+    return Table(
+        f"{task}: {what}, {direction}, n = {n} a cell",
+        ("model", *(_heading(length, scales[length]) for length in lengths)),
+        rows,
+        (
+            f"difference: each model minus {comparisons[0].b}, paired on identical examples",
+            f"*: beyond chance, p (Holm) below {SIGNIFICANCE_LEVEL:g}, corrected for the "
+            f"{pluralize(len(cells), 'cell')} of this table",
+            *_too_few(tuple(cells.values())),
+        ),
+    )
+
+
+def _heading(length: int, scales: set[float | None]) -> str:
+    scale = next(iter(scales)) if len(scales) == 1 else None
+    return length_label(length) if scale is None else f"{length_label(length)} ({scale:g}x)"
+
+
+def _difference(cell: ComparedCell | None) -> Entry:
+    if cell is None:
+        return EMPTY
+    result = cell.result
+    entry = interval_entry(result.difference, result.low, result.high, cell.percent, signed=True)
+    return replace(entry, detail=f"{entry.detail} *".lstrip()) if cell.winner else entry
+
+
+def exact_table(comparisons: Sequence[Comparison]) -> Table:
     """Return one row per cell, unrounded: scores in [0, 1], losses in nats; whole documents have length and scale 0."""
-    rows = exact_rows(comparison)
+    rows = exact_rows(comparisons)
     shown = tuple(tuple(map(str, row.values())) for row in rows)
-    return Table(f"{comparison.a} against {comparison.b}", tuple(rows[0]), shown, records=tuple(rows))
+    names = ", ".join(comparison.a for comparison in comparisons)
+    return Table(f"{names} against {comparisons[0].b}", tuple(rows[0]), shown, records=tuple(rows))
 
 
-def exact_rows(comparison: Comparison) -> list[dict[str, object]]:
+def exact_rows(comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
     """Return one mapping per cell, with the columns of :func:`exact_table`."""
-    return [_exact(comparison, cell) for cell in comparison.cells]
+    return [_exact(comparison, cell) for comparison in comparisons for cell in comparison.cells]
 
 
 def _exact(comparison: Comparison, cell: ComparedCell) -> dict[str, object]:

@@ -416,10 +416,10 @@ def test_gaps_that_all_numbers_have_are_said_once() -> None:
 
 def test_gaps_of_both_models_of_a_comparison() -> None:
     comparison = compare(caveated(), "yarn-tiny", "pi-tiny")
-    first, _ = comparison_tables(comparison)
+    first, _ = comparison_tables([comparison])
     assert f"{UNCOMMITTED}: yarn-tiny" in first.notes
     assert f"{KNOWN_BY_DIGEST}: pi-tiny" in first.notes
-    assert {(row["caveats_a"], row["caveats_b"]) for row in exact_table(comparison).records} == {
+    assert {(row["caveats_a"], row["caveats_b"]) for row in exact_table([comparison]).records} == {
         ("uncommitted code", "local weights")
     }
 
