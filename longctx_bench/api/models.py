@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
+from longctx_bench.analysis.calibration import HEAD_FIT_TASKS, RETRIEVAL_TASKS
 from longctx_bench.api.notebook import Calibration, FactorCalibration, HeadCalibration, ParameterCalibration
 from longctx_bench.core.argument_parsing import (
     Scales,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
-    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
+    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, SharePoint
     from longctx_bench.analysis.calibration.objectives import Objective
     from longctx_bench.analysis.calibration.search_factors import SearchPoint
     from longctx_bench.analysis.calibration.sweep_parameters import Trial
@@ -140,6 +140,7 @@ def calibrate(
     scale: Scales = "2x,4x,8x",
     objective: str = "retrieval",
     text: str | Path | None = None,
+    tasks: str | Sequence[str] | None = None,
     limit: int = 33,
     seed: int = 42,
     dtype: str = "auto",
@@ -156,6 +157,7 @@ def calibrate(
         scale: scales to calibrate at, as for :func:`run`.
         objective: ``retrieval`` maximizes needle retrieval, ``perplexity`` minimizes the loss on ``text``.
         text: long text that is not used for tests.
+        tasks: needle tasks whose retrieval is maximized; ``niah,niah_multikey`` if None.
         limit: examples of each kind per value in the coarse sweep; twice as many in the fine sweep.
         seed: of the calibration examples, which are disjoint from all test examples.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
@@ -180,11 +182,11 @@ def calibrate(
         raise UserError(f"calibrate {model}: {variant.method_name} has no scalar to tune")
     scales = _calibration_scales(scale)
     target = _calibration_folder(model, variant, out)
-    _require_objective(objective, text)
+    _require_objective(objective, text, tasks)
     examples = parse_int(limit, "limit") or 1
     resolved = variant.resolve()
     target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
-    goal = _objective(objective, text, engine, encoder, registry, seed)
+    goal = _objective(objective, text, tasks, engine, encoder, registry, seed)
     fit = sweeps.calibrate(variant.method, resolved.base, goal, scales, examples, tell or (lambda point: None))
     path = sweeps.write_calibration(target, variant.method, variant.method_name, goal, fit)
     return Calibration(variant.name, variant.method.tunable, goal.name, fit, path)
@@ -209,20 +211,28 @@ def _calibration_folder(model: str, variant: ModelVariant, out: str | Path | Non
     return variant.source.path if variant.source.path.is_dir() else None
 
 
-def _require_objective(objective: str, text: str | Path | None) -> None:
+def _require_objective(objective: str, text: str | Path | None, tasks: str | Sequence[str] | None) -> None:
     if objective not in (objectives := ("retrieval", "perplexity")):
         raise UserError(f"objective {objective}: unknown{did_you_mean(str(objective), objectives)}")
+    if objective == "perplexity" and tasks is not None:
+        raise UserError("--objective perplexity is measured on --text; leave --tasks out")
     if objective == "perplexity" and text is None:
         raise UserError("--objective perplexity needs --text FILE, long text that no test uses")
 
 
 def _objective(
-    objective: str, text: str | Path | None, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int
+    objective: str,
+    text: str | Path | None,
+    tasks: str | Sequence[str] | None,
+    engine: HFEngine,
+    encoder: PromptEncoder,
+    registry: Registry,
+    seed: int,
 ) -> Objective:
     from longctx_bench.analysis.calibration.objectives import Perplexity, Retrieval
 
     if text is None or objective == "retrieval":
-        return Retrieval(engine, encoder, registry, parse_seed(seed))
+        return Retrieval(engine, encoder, registry, parse_seed(seed), join_names(tasks or RETRIEVAL_TASKS, "tasks"))
     return Perplexity(engine, encoder, parse_path(text, "text"))
 
 
@@ -252,25 +262,26 @@ def calibrate_heads(
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     registry: Registry | None = None,
-    tell: Callable[[FitPoint], None] | None = None,
+    tell: Callable[[FitPoint | SharePoint], None] | None = None,
 ) -> HeadCalibration:
     """Fit one softmax temperature per attention head and scale, as ``longctx-bench calibrate --per-head`` does.
 
-    Gradient descent on the loss of needles' answers and of the text before them; no weight changes.
+    Gradient descent on the loss of needles' answers and of the text before them, then a choice, by retrieval, of how
+    far to go from one temperature for all heads to the fitted ones; no weight changes.
 
     Args:
         model: as ``--model`` takes it, of a method that takes temperatures by head: DroPE, NoPE, YaRN.
         scale: scales to calibrate at, as for :func:`run`; each starts from the one before.
         tasks: needle tasks to fit to, equally often.
         steps: of 8 sequences, per scale.
-        limit: examples of each of two needle tasks in the retrieval score at the end.
+        limit: examples of each task in the retrieval that decides how far to go.
         seed: of the sequences, which are disjoint from all test examples.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_tokens: maximum tokens per pass; by default 65,536 on a GPU and one sequence on a CPU.
         out: output folder of ``calibration.json``; the checkpoint's if None.
         registry: resolves names; the built-in one if None.
-        tell: called with the losses of every tenth part of a fit.
+        tell: called with the losses of every tenth part of a fit, then with what is retrieved at each share of the way.
 
     Returns:
         The temperatures, the share of needles found with them, and the written file, where runs find it.
@@ -279,11 +290,11 @@ def calibrate_heads(
         UserError: bad input, a method or model without temperatures by head, or a folder that cannot be written.
     """
     from longctx_bench.analysis.calibration.fit_head_temperatures import (
+        choose_shares,
         fit_head_temperatures,
-        needle_benchmarks,
         write_head_temperatures,
     )
-    from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, Retrieval
+    from longctx_bench.analysis.calibration.objectives import SEED_OFFSET, Retrieval, needle_benchmarks
 
     registry = registry or Registry()
     variant = registry.variant(join_names(model, "model"))
@@ -297,17 +308,19 @@ def calibrate_heads(
     target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
     first_seed = parse_seed(seed)
     fit_seed = first_seed + SEED_OFFSET
-    temperatures, points = fit_head_temperatures(
+    tell = tell or (lambda point: None)
+    fitted, points = fit_head_temperatures(
         engine.model, variant.method, resolved.base, encoder, [*benchmarks.values()], scales, steps,
-        fit_seed, parse_int(batch_tokens, "batch_tokens"), tell or (lambda point: None),
+        fit_seed, parse_int(batch_tokens, "batch_tokens"), tell,
     )  # fmt: skip
-    fitted = variant.method.with_head_temperatures(temperatures)
-    check = Retrieval(engine, encoder, registry, first_seed + SEED_OFFSET)
-    shares_found = _shares_found(check, resolved, dict.fromkeys(scales, fitted), examples)
+    # Other examples than the fit's.
+    retrieval = Retrieval(engine, encoder, registry, fit_seed, ",".join(benchmarks))
+    temperatures, chosen = choose_shares(variant.method, resolved.base, fitted, retrieval, examples, tell)
     path = write_head_temperatures(
-        target, variant.method, variant.method_name, temperatures, points, benchmarks, fit_seed, shares_found
+        target, variant.method, variant.method_name, temperatures, points, benchmarks, fit_seed, chosen
     )
-    return HeadCalibration(variant.name, temperatures, shares_found, path)
+    found = {scale: point.score for scale, point in chosen.items()}
+    return HeadCalibration(variant.name, temperatures, found, path)
 
 
 def calibrate_parameters(
@@ -316,6 +329,7 @@ def calibrate_parameters(
     scale: Scales = "2x,4x,8x",
     objective: str = "retrieval",
     text: str | Path | None = None,
+    tasks: str | Sequence[str] | None = None,
     limit: int = 33,
     seed: int = 42,
     dtype: str = "auto",
@@ -336,6 +350,7 @@ def calibrate_parameters(
         scale: scales to calibrate at, as for :func:`run`.
         objective: ``retrieval`` maximizes needle retrieval, ``perplexity`` minimizes the loss on ``text``.
         text: long text that is not used for tests.
+        tasks: needle tasks whose retrieval is maximized; ``niah,niah_multikey`` if None.
         limit: examples of each kind per combination; twice as many for the best quarter.
         seed: of the calibration examples, which are disjoint from all test examples.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
@@ -358,12 +373,12 @@ def calibrate_parameters(
     settings = sweeps.settings_to_try(variant.method, params)
     scales = sorted(_calibration_scales(scale))
     target = _calibration_folder(model, variant, out)
-    _require_objective(objective, text)
+    _require_objective(objective, text, tasks)
     examples = parse_int(limit, "limit") or 1
     resolved = variant.resolve()
     sweeps.require_applicable(variant.method, resolved.base, settings, scales)
     target, engine, encoder = _open_for_calibration(resolved, target, dtype, device, batch_tokens)
-    goal = _objective(objective, text, engine, encoder, registry, seed)
+    goal = _objective(objective, text, tasks, engine, encoder, registry, seed)
     max_trials = sweeps.num_trials(settings, scales)
     sweep = sweeps.sweep_parameters(
         variant.method, resolved.base, goal, settings, scales, examples,

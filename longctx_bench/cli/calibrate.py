@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longctx_bench.analysis.calibration import HEAD_FIT_TASKS
+from longctx_bench.analysis.calibration import HEAD_FIT_TASKS, RETRIEVAL_TASKS
 from longctx_bench.cli.options import (
     engine_options,
     make_registry,
@@ -24,7 +24,6 @@ from longctx_bench.core.sanitize import describe_parameters
 
 if TYPE_CHECKING:
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
-    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint
     from longctx_bench.analysis.calibration.search_factors import SearchPoint
     from longctx_bench.analysis.calibration.sweep_parameters import Trial
 
@@ -51,10 +50,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tasks",
-    default=HEAD_FIT_TASKS,
-    show_default=True,
     metavar="TASKS",
-    help="Needle tasks to fit the temperatures of heads to, with --per-head.",
+    help=f"Needle tasks to fit to (default: {RETRIEVAL_TASKS}; with --per-head {HEAD_FIT_TASKS}).",
 )
 @click.option(
     "--steps",
@@ -92,7 +89,8 @@ if TYPE_CHECKING:
     show_default=True,
     type=click.IntRange(min=1),
     help="Examples of each kind per value in the coarse sweep, twice as many in the fine one; with --per-head, in the "
-    "final retrieval score; with --param, per combination, twice as many for the best; with --search, per factor list.",
+    "retrieval that decides how far to go to the fitted temperatures; with --param, per combination, twice as many for "
+    "the best; with --search, per factor list.",
 )
 @click.option(
     "--seed",
@@ -109,8 +107,8 @@ if TYPE_CHECKING:
 )
 @registry_options
 def calibrate_command(
-    model: str, scale: str, objective: str, text: Path | None, per_head: bool, tasks: str, steps: int,
-    params: tuple[str, ...], search: bool, population: int, generations: int, limit: int, seed: int,
+    model: str, scale: str, objective: str, text: Path | None, per_head: bool, tasks: str | None,
+    steps: int, params: tuple[str, ...], search: bool, population: int, generations: int, limit: int, seed: int,
     dtype: str, device: str, batch_tokens: int | None, out: Path | None, **options: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Calibrate the tunable scalar of a MODEL's method per scale: DroPE's temperature, YaRN's attention factor.
@@ -123,6 +121,8 @@ def calibrate_command(
     modes = [name for name, given in (("--per-head", per_head), ("--param", values), ("--search", search)) if given]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)}: calibrate does one of them at a time")
+    if search and tasks is not None:
+        raise UserError(f"--search fits {RETRIEVAL_TASKS}; leave --tasks out")
     if objective != "retrieval" and (per_head or search):
         raise UserError(f"{modes[0]} fits needle prompts; leave --objective out")
     common = {
@@ -130,24 +130,24 @@ def calibrate_command(
         "batch_tokens": batch_tokens, "out": out, "registry": make_registry(**options),  # type: ignore[arg-type]
     }  # fmt: skip
     if per_head:
-        _fit_heads(common, tasks, steps)
+        _fit_heads(common, HEAD_FIT_TASKS if tasks is None else tasks, steps)
     elif values:
-        _sweep(common, values, objective, text)
+        _sweep({**common, "objective": objective, "text": text, "tasks": tasks}, values)
     elif search:
         _search(common, population, generations)
     else:
-        _fit_scalar(common, objective, text)
+        _fit_scalar({**common, "objective": objective, "text": text, "tasks": tasks})
 
 
-def _fit_scalar(common: dict[str, Any], objective: str, text: Path | None) -> None:
+def _fit_scalar(options: dict[str, Any]) -> None:
     from longctx_bench.api.models import calibrate
 
-    tunable = common["registry"].variant(common["model"]).method.tunable
+    tunable = options["registry"].variant(options["model"]).method.tunable
 
     def tell(point: SweepPoint) -> None:
-        say(f"{point.scale:g}x  {tunable} {point.value:.3f}  {objective} {point.score:.4f}")
+        say(f"{point.scale:g}x  {tunable} {point.value:.3f}  {options['objective']} {point.score:.4f}")
 
-    result = calibrate(**common, objective=objective, text=text, tell=tell)
+    result = calibrate(**options, tell=tell)
     for left_out, problem in result.fit.left_out.items():
         say(f"left out {left_out:g}x: {problem}")
     table = ", ".join(f"{s:g}x: {value:g}" for s, value in result.table.items())
@@ -156,9 +156,13 @@ def _fit_scalar(common: dict[str, Any], objective: str, text: Path | None) -> No
 
 
 def _fit_heads(common: dict[str, Any], tasks: str, steps: int) -> None:
+    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, SharePoint
     from longctx_bench.api.models import calibrate_heads
 
-    def tell(point: FitPoint) -> None:
+    def tell(point: FitPoint | SharePoint) -> None:
+        if isinstance(point, SharePoint):
+            say(f"{point.scale:g}x  {100 * point.share:.0f} % of the way to them  retrieval {point.score:.4f}")
+            return
         say(
             f"{point.scale:g}x  step {point.step}/{steps}  loss of answers {point.answer_loss:.4f}, of text "
             f"{point.text_loss:.4f}"
@@ -168,18 +172,18 @@ def _fit_heads(common: dict[str, Any], tasks: str, steps: int) -> None:
     _say_found(result.retrieval, result.path)
 
 
-def _sweep(common: dict[str, Any], values: dict[str, list[Any]], objective: str, text: Path | None) -> None:
+def _sweep(options: dict[str, Any], values: dict[str, list[Any]]) -> None:
     from longctx_bench.api.models import calibrate_parameters
 
     time_left = _TimeLeft()
 
     def tell(trial: Trial, max_trials: int) -> None:
         say(
-            f"{trial.scale:g}x  {describe_parameters(trial.parameters)}  {objective} {trial.score:.4f}  n {trial.n}  "
-            f"{time_left.after_step(max_trials)}"
+            f"{trial.scale:g}x  {describe_parameters(trial.parameters)}  {options['objective']} {trial.score:.4f}  "
+            f"n {trial.n}  {time_left.after_step(max_trials)}"
         )
 
-    result = calibrate_parameters(**common, params=values, objective=objective, text=text, tell=tell)
+    result = calibrate_parameters(**options, params=values, tell=tell)
     table = "; ".join(f"{scale:g}x: {describe_parameters(best)}" for scale, best in result.table.items())
     say(f"best parameters: {table}")
     say(f"wrote {result.path}")

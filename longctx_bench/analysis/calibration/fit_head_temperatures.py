@@ -1,12 +1,14 @@
 """Head-wise temperatures by gradient descent (Wang et al. 2024, arXiv 2404.12224); no weight changes.
 
-The loss is that of needles' answers plus that of the text before them, at the length that the temperatures are for.
+The loss is that of needles' answers plus that of the text before them, at the length that the temperatures are for. A
+lower loss of answers is not always more right ones: it also falls where wrong answers get less confident. So how far to
+go from one temperature to the fitted ones is chosen by what is retrieved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,9 +19,8 @@ import torch
 from torch.nn import functional
 
 from longctx_bench.analysis.calibration.calibrate import store_fit
-from longctx_bench.analysis.calibration.objectives import answer_ids
+from longctx_bench.analysis.calibration.objectives import Objective, answer_ids
 from longctx_bench.benchmarks.base import IndexedBenchmark
-from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
@@ -27,7 +28,6 @@ from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.head_temperatures import HeadTemperatures, query_modules
 from longctx_bench.models.variant import ModelUnderTest
-from longctx_bench.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +44,8 @@ _TEXT_POSITIONS = 256
 _BATCH_TOKENS = 65_536
 """Tokens in one pass on a GPU; on a CPU, one sequence."""
 _NEW_TOKENS = 16
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the way in ln T from one temperature for all heads to the fitted ones."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +59,19 @@ class FitPoint:
 
 
 @dataclass(frozen=True)
+class SharePoint:
+    """Retrieval at a share of the way from one temperature to those by head."""
+
+    scale: float
+    share: float
+    score: float
+
+
+@dataclass(frozen=True)
 class _Sequence:
     ids: tuple[int, ...]
     prompt: int
     """Tokens before the answer."""
-
-
-def needle_benchmarks(registry: Registry, names: str) -> dict[str, IndexedBenchmark]:
-    """Return the benchmarks of comma-separated tasks whose answers are their references, by task.
-
-    Raises:
-        UserError: a task is unknown, or no needle task.
-    """
-    benchmarks: dict[str, IndexedBenchmark] = {}
-    for task in registry.select_tasks(names):
-        benchmark = registry.benchmark(task)
-        if not isinstance(benchmark, NeedleInAHaystack):
-            raise UserError(f"--tasks {task.name}: temperatures of heads are fitted to needle-in-a-haystack tasks")
-        benchmarks[task.name] = benchmark
-    return benchmarks
 
 
 def fit_head_temperatures(
@@ -100,7 +96,7 @@ def fit_head_temperatures(
         method: one that takes temperatures by head.
         base: the checkpoint's properties.
         encoder: of the model's tokenizer.
-        benchmarks: whose prompts and answers are fitted to, all equally often (:func:`needle_benchmarks`).
+        benchmarks: whose prompts and answers are fitted to, all equally often.
         scales: extension factors above 1, in increasing order.
         steps: of :data:`BATCH` sequences, per scale; each sequence is read once.
         seed: of the sequences, which no test with a smaller seed draws.
@@ -133,6 +129,43 @@ def fit_head_temperatures(
         grids[scale] = start.exp().tolist()
         log += points
     return HeadTemperatures.from_grids(grids), log
+
+
+def choose_shares(
+    method: Method,
+    base: BaseModelInfo,
+    fitted: HeadTemperatures,
+    retrieval: Objective,
+    n: int,
+    tell: Callable[[SharePoint], None],
+) -> tuple[HeadTemperatures, dict[float, SharePoint]]:
+    """Return the temperatures between one for all heads and the fitted ones that retrieve most, and what they retrieve.
+
+    Args:
+        method: whose temperature for all heads is where the fit began; 1 where it has none, or one per head.
+        base: the checkpoint's properties.
+        fitted: temperatures by head, of :func:`fit_head_temperatures`.
+        retrieval: what is maximised; of equal shares, the largest is taken.
+        n: examples of each of its tasks.
+        tell: called with each point.
+    """
+    grids: dict[float, list[list[float]]] = {}
+    chosen: dict[float, SharePoint] = {}
+    for scale in fitted.table:
+        length = round(scale * base.training_context)
+        one, heads = method.attention_temperature(base, length), fitted.at(scale)
+        assert heads is not None
+        best: SharePoint | None = None
+        for share in SHARES:
+            grid = [[one ** (1 - share) * value**share for value in layer] for layer in heads]
+            candidate = method.with_head_temperatures(HeadTemperatures.from_grids({scale: grid}))
+            point = SharePoint(scale, share, retrieval.score(ModelUnderTest(base, candidate, length), n))
+            tell(point)
+            if best is None or point.score >= best.score:
+                best, grids[scale] = point, grid
+        assert best is not None
+        chosen[scale] = best
+    return HeadTemperatures.from_grids(grids), chosen
 
 
 def _without_temperature(method: Method) -> Method:
@@ -273,7 +306,7 @@ def write_head_temperatures(
     points: Sequence[FitPoint],
     tasks: Iterable[str],
     seed: int,
-    scores: dict[float, float],
+    chosen: Mapping[float, SharePoint],
 ) -> Path:
     """Add the temperatures to ``calibration.json`` in a folder of weights, where ``calibration: heads`` finds them."""
     assert method.tunable is not None
@@ -281,7 +314,8 @@ def write_head_temperatures(
         "method": method_name,
         "table": {f"{scale:g}": list(lines) for scale, lines in temperatures.table.items()},
         "data": f"{', '.join(tasks)}, seed {seed}",
-        "retrieval": {f"{scale:g}": round(score, 4) for scale, score in scores.items()},
+        "share": {f"{scale:g}": point.share for scale, point in chosen.items()},
+        "retrieval": {f"{scale:g}": round(point.score, 4) for scale, point in chosen.items()},
         "made": {"at": provenance.now(), **provenance.environment()},
         "fit": [asdict(point) for point in points],
     })  # fmt: skip

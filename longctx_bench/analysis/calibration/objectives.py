@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from longctx_bench.analysis.calibration import RETRIEVAL_TASKS
+from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.benchmarks.prompt_encoder import PromptEncoder
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.text_files import read_documents
@@ -17,9 +19,8 @@ from longctx_bench.registry import Registry
 
 SEED_OFFSET = 1_000_003
 """Added to the seed: calibration draws other keys, values and excerpts than any test with a smaller seed."""
-_TASKS = ("niah", "niah_multikey")
 _NEW_TOKENS = 16
-"""Enough for a 7-digit number and a few words; a wrong answer need not be spelt out."""
+"""Per answer: enough for a 7-digit number and a few words; a wrong answer need not be spelt out."""
 
 
 class Objective(Protocol):
@@ -39,48 +40,74 @@ def answer_ids(encoder: PromptEncoder, example: Example) -> tuple[int, ...]:
     return tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def needle_benchmarks(registry: Registry, names: str) -> dict[str, NeedleInAHaystack]:
+    """Return the benchmarks of comma-separated tasks whose answers are their references, by task.
+
+    Raises:
+        UserError: a task is unknown, or no needle task.
+    """
+    benchmarks: dict[str, NeedleInAHaystack] = {}
+    for task in registry.select_tasks(names):
+        benchmark = registry.benchmark(task)
+        if not isinstance(benchmark, NeedleInAHaystack):
+            raise UserError(f"--tasks {task.name}: calibration is on needle-in-a-haystack tasks")
+        benchmarks[task.name] = benchmark
+    return benchmarks
+
+
 class _NeedlePrompts:
-    """Single-needle and multi-key prompts on essays, made once for all values of a sweep.
+    """Prompts of needle tasks, made once for all values of a sweep.
 
     A CPU takes longer to generate long ones than a GPU to read them.
     """
 
-    def __init__(self, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
+    def __init__(self, encoder: PromptEncoder, registry: Registry, seed: int, tasks: str) -> None:
         self.seed = seed + SEED_OFFSET
-        self.data = f"{' and '.join(_TASKS)}, seed {self.seed}"
+        self._benchmarks = needle_benchmarks(registry, tasks)
+        self.data = f"{' and '.join(self._benchmarks)}, seed {self.seed}"
         self._encoder = encoder
-        self._registry = registry
         self._examples_by_task: dict[tuple[str, int], tuple[int, list[Example], list[tuple[int, ...]]]] = {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._benchmarks)
+
+    def new_tokens(self, task: str) -> int:
+        """Return the new tokens that a task's answers may have."""
+        return _NEW_TOKENS * self._benchmarks[task].queries * self._benchmarks[task].values
 
     def first(self, task: str, length: int, n: int) -> tuple[list[Example], list[tuple[int, ...]]]:
         """Return the first n examples of a task, and their token ids."""
         count, examples, ids = self._examples_by_task.get((task, length), (0, [], []))
         if count < n:
-            benchmark = self._registry.benchmark(self._registry.tasks[task])
-            examples = list(benchmark.examples(self._encoder, length, _NEW_TOKENS, n, self.seed))
+            benchmark = self._benchmarks[task]
+            examples = list(benchmark.examples(self._encoder, length, self.new_tokens(task), n, self.seed))
             ids = [tuple(self._encoder.encode(example.prompt, example.answer_prefix)) for example in examples]
             self._examples_by_task[task, length] = (n, examples, ids)
         return examples[:n], ids[:n]
 
 
 class Retrieval:
-    """Mean success of single-needle and multi-key retrieval on essays."""
+    """Mean success of retrieval on needle tasks, by default single needles and one key among four on essays."""
 
     name = "retrieval"
 
-    def __init__(self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
+    def __init__(
+        self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int, tasks: str = RETRIEVAL_TASKS
+    ) -> None:
         self._engine = engine
         self._registry = registry
-        self._prompts = _NeedlePrompts(encoder, registry, seed)
+        self._prompts = _NeedlePrompts(encoder, registry, seed, tasks)
         self.data = self._prompts.data
 
     def score(self, model: ModelUnderTest, n: int) -> float:
         """Return the mean over n examples of each task."""
         scores: list[float] = []
-        for name in _TASKS:
+        for name in self._prompts.tasks:
             measure = self._registry.metric(self._registry.tasks[name]).metric
             examples, ids = self._prompts.first(name, model.length, n)
-            requests = [Request(example.id, prompt, _NEW_TOKENS) for example, prompt in zip(examples, ids, strict=True)]
+            new_tokens = self._prompts.new_tokens(name)
+            requests = [Request(example.id, prompt, new_tokens) for example, prompt in zip(examples, ids, strict=True)]
             references = {example.id: example.references for example in examples}
 
             def settled(
@@ -102,12 +129,14 @@ class NeedleLoss:
     def __init__(self, engine: HFEngine, encoder: PromptEncoder, registry: Registry, seed: int) -> None:
         self._engine = engine
         self._encoder = encoder
-        self._prompts = _NeedlePrompts(encoder, registry, seed)
+        self._prompts = _NeedlePrompts(encoder, registry, seed, RETRIEVAL_TASKS)
         self.data = self._prompts.data
 
     def score(self, model: ModelUnderTest, n: int) -> float:
         """Return minus the mean loss in nats over the answers of n examples of each task."""
-        batches = (batch for task in _TASKS for batch in self._batches(self._requests(task, model.length, n)))
+        batches = (
+            batch for task in self._prompts.tasks for batch in self._batches(self._requests(task, model.length, n))
+        )
         return _mean_loglikelihood(self._engine, batches, model)
 
     def _requests(self, task: str, length: int, n: int) -> list[Request]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from longctx_bench.analysis.calibration.calibrate import SweepPoint, best_value, calibrate, write_calibration
+from longctx_bench.benchmarks.niah import NeedleInAHaystack
 from longctx_bench.cli import main
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
@@ -286,7 +287,7 @@ def test_a_sweep_writes_its_examples_once() -> None:
     read: list[list[str]] = []
     apart: list[bool] = []
 
-    class Made:
+    class Made(NeedleInAHaystack):
         def examples(self, encoder: object, length: int, new: int, n: int, seed: int) -> list[Example]:
             written.append(n)
             return [Example(str(i), f"{length} {i}", "", (str(i),), (), length, new) for i in range(n)]
@@ -302,7 +303,10 @@ def test_a_sweep_writes_its_examples_once() -> None:
 
     tasks = Registry().tasks
     registry = SimpleNamespace(
-        tasks=tasks, benchmark=lambda task: Made(), metric=lambda task: SimpleNamespace(metric=get_metric(task.metric))
+        tasks=tasks,
+        select_tasks=lambda names: [tasks[name] for name in names.split(",")],
+        benchmark=lambda task: Made(haystack="noise"),
+        metric=lambda task: SimpleNamespace(metric=get_metric(task.metric)),
     )
     encoder = SimpleNamespace(encode=lambda prompt, prefix: [1, 2])
     goal = Retrieval(Reader(), encoder, registry, 1)  # type: ignore[arg-type]

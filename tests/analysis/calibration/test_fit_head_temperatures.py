@@ -12,8 +12,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longctx_bench.analysis.calibration import fit_head_temperatures as fits
-from longctx_bench.methods.head_temperatures import query_modules
+from longctx_bench.methods.base import BaseModelInfo
+from longctx_bench.methods.drope import DroPE
+from longctx_bench.methods.head_temperatures import HeadTemperatures, query_modules
+from longctx_bench.methods.nope import NoPE
 from longctx_bench.models.checkpoint import checkpoint_folder
+from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
 
@@ -72,6 +76,43 @@ def test_padding_and_passes_do_not_change_the_loss() -> None:
     assert answers[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("best", "share"), [(1.0, 0.0), (1.2, 0.5), (9.0, 1.0)])
+def test_the_share_of_the_way_that_retrieves_most_is_taken(best: float, share: float) -> None:
+    """The fitted temperature of the first head at 2x is 1.44; retrieval is better the nearer it is to ``best``."""
+    base = BaseModelInfo("mine", 512, {"model_type": "llama"})
+    method = DroPE(calibration="heads", temperature=HeadTemperatures(table={2: ("1.2 1.2",)}))
+    fitted = HeadTemperatures.from_grids({2: [[1.44, 0.25]], 4: [[1.44, 0.25]]})
+    seen: list[tuple[int, int]] = []
+
+    class Nearness:
+        name, data = "retrieval", "nothing"
+
+        def score(self, model: ModelUnderTest, n: int) -> float:
+            seen.append((model.length, n))
+            assert isinstance(model.method, DroPE)
+            grid = model.method.temperature.at(model.length / 512)  # type: ignore[union-attr]
+            return -abs(grid[0][0] - best)
+
+    told: list[fits.SharePoint] = []
+    chosen, points = fits.choose_shares(method, base, fitted, Nearness(), 3, told.append)
+    assert seen == [(1024, 3)] * 5 + [(2048, 3)] * 5
+    assert [point.share for point in told] == [*fits.SHARES, *fits.SHARES]
+    assert {scale: point.share for scale, point in points.items()} == {2: share, 4: share}
+    assert chosen.at(2)[0] == pytest.approx([1.44**share, 0.25**share], abs=1e-4)  # type: ignore[index]
+
+
+def test_of_shares_that_retrieve_the_same_the_largest_is_taken() -> None:
+    class Same:
+        name, data = "retrieval", "nothing"
+
+        def score(self, model: ModelUnderTest, n: int) -> float:
+            return 1.0
+
+    base, fitted = BaseModelInfo("mine", 512, {"model_type": "llama"}), HeadTemperatures.from_grids({2: [[1.44, 0.25]]})
+    chosen, points = fits.choose_shares(NoPE(), base, fitted, Same(), 1, lambda point: None)
+    assert (chosen, points[2].share) == (fitted, 1.0)
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
@@ -82,13 +123,15 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     assert status == 0
     assert "step 1/1" in out
+    assert "1.25x  50 % of the way to them  retrieval" in out
     assert "needles found: 1.25x" in out
     written = json.loads((folder / "calibration.json").read_text())["temperature"]
     assert {"heads", "retrieval", "perplexity"} <= written.keys()
     rows = written["heads"]["table"]["1.25"]
     assert [len(row.split()) for row in rows] == [5] * 8
     # The first step of Adam moves all by as much, up or down.
-    assert len({value for row in rows for value in row.split()}) == 2
+    assert len({value for row in rows for value in row.split()}) == (2 if written["heads"]["share"]["1.25"] else 1)
+    assert written["heads"]["data"].startswith("niah, niah_multikey, niah_multiquery, niah_multivalue, seed ")
     status, out, _ = call(
         "run", "--model", f"drope:{folder}", "--tasks", "niah", "--scale", "1.25x", "--limit", "1", "--device", "cpu",
         "--out", tmp_path / "run",
@@ -107,6 +150,9 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
         (("drope-tiny", "--per-head", "--tasks", "none"), "none"),
         (("drope-tiny", "--per-head", "--objective", "perplexity"), "--objective"),
         (("drope-tiny", "--per-head", "--steps", "0"), "steps"),
+        (("drope-tiny", "--tasks", "vt", "--out", "x"), "vt"),
+        (("drope-tiny", "--tasks", "niah", "--objective", "perplexity", "--text", "x", "--out", "x"), "--tasks"),
+        (("longrope-tiny", "--search", "--tasks", "niah", "--out", "x"), "--tasks"),
     ],
 )
 def test_wrong_input_gets_one_line(call: Any, arguments: tuple[str, ...], named: str) -> None:
