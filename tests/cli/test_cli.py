@@ -259,7 +259,7 @@ def test_mistakes_are_one_line_and_exit_2(
     [
         "run --tasks niah --length 512 --model {model} --out",
         "calibrate drope:{model} --out",
-        "train drope-tiny --out",
+        "train drope-tiny-first --out",
         "parity rope:{model} --out",
         "probe factors {model} --out",
         "examples niah --model {model} --length 512 --out",

@@ -34,7 +34,10 @@ IDS = torch.randint(26, 5000, (300,), generator=torch.Generator().manual_seed(3)
 
 
 ROUNDING = 5e-5
-"""Two ways to the same fp32 weights: with QK-norm, scores reach a hundred, and their last bits 1e-5."""
+"""Two ways to the same attention in fp32."""
+ROUNDING_WITH_GAINS = 5e-4
+"""The same where queries and keys are normalised: with its gains and temperatures ``drope-tiny`` has scores of up to
+7,000 at 2,048 tokens, whose last bit is 5e-4."""
 
 
 def eager(model: Any, ids: list[int]) -> np.ndarray:
@@ -71,7 +74,8 @@ def test_rows_follow_the_method_that_is_applied(name: str) -> None:
     model = load_model(folder, "float32", "cpu")
     with apply_method(model, ModelUnderTest(base, variant.method, 2048), 2048):
         changed = last_token_attention(model, IDS)
-        np.testing.assert_allclose(changed, eager(model, IDS), atol=ROUNDING)
+        rounding = ROUNDING_WITH_GAINS if name == "drope-tiny" else ROUNDING
+        np.testing.assert_allclose(changed, eager(model, IDS), atol=rounding)
     assert np.abs(changed - last_token_attention(model, IDS)).max() > 0.01
 
 

@@ -49,7 +49,7 @@ def test_the_shipped_curves_end_where_their_cards_say() -> None:
         c.name: c
         for c in read_curves([shipped_checkpoint_folder("drope-tiny"), shipped_checkpoint_folder("rope-tiny")])
     }
-    assert (curves["drope-tiny"].kind, curves["drope-tiny"].base) == ("recalibrate", "rope-tiny")
+    assert (curves["drope-tiny"].kind, curves["drope-tiny"].base) == ("recalibrate", "drope-tiny-first")
     for name, curve in curves.items():
         card = (shipped_checkpoint_folder(name) / "README.md").read_text()
         tokens, loss = curve.points[-1]

@@ -353,7 +353,7 @@ def test_cost_has_speed_tokens_and_what_else_is_known() -> None:
     assert table.header[-3:] == ("peak memory (GiB)", "training tokens (M)", "device")
     row = next(row for row in shown(table) if row[0] == "drope-tiny")
     # What the model card of the checkpoint that this project ships says.
-    assert row[3:] == ["", "0", "12,345", "678", "3", "1,835", "gpu"]
+    assert row[3:] == ["", "0", "12,345", "678", "3", "393", "gpu"]
     assert notes_with(table, "compare only rows of one device")
 
 
