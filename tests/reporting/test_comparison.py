@@ -199,6 +199,8 @@ def test_several_models_are_compared_with_one(results: Path, call: Call) -> None
     assert r"\* |" in rows.splitlines()[2]
     assert rows.splitlines()[3].startswith("| ntk-tiny |  | 0 [")
     assert "corrected for the 3 cells of this table" in out
+    [note] = comparison(results).notes
+    assert f"*{note}*" in out
 
 
 def test_all_others_are_compared_and_their_p_values_corrected_by_task(results: Path, call: Call) -> None:

@@ -57,6 +57,7 @@ def _differences(task: str, comparisons: Sequence[Comparison]) -> Table:
             f"*: beyond chance, p (Holm) below {SIGNIFICANCE_LEVEL:g}, corrected for the "
             f"{pluralize(len(cells), 'cell')} of this table",
             *_too_few(tuple(cells.values())),
+            *dict.fromkeys(note for c in comparisons if any(cell.task == task for cell in c.cells) for note in c.notes),
         ),
     )
 
