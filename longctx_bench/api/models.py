@@ -232,7 +232,8 @@ def _objective(
     from longctx_bench.analysis.calibration.objectives import Perplexity, Retrieval
 
     if text is None or objective == "retrieval":
-        return Retrieval(engine, encoder, registry, parse_seed(seed), join_names(tasks or RETRIEVAL_TASKS, "tasks"))
+        names = RETRIEVAL_TASKS if tasks is None else join_names(tasks, "tasks")
+        return Retrieval(engine, encoder, registry, parse_seed(seed), names)
     return Perplexity(engine, encoder, parse_path(text, "text"))
 
 

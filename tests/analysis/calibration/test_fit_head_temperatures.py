@@ -151,6 +151,7 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
         (("drope-tiny", "--per-head", "--objective", "perplexity"), "--objective"),
         (("drope-tiny", "--per-head", "--steps", "0"), "steps"),
         (("drope-tiny", "--tasks", "vt", "--out", "x"), "vt"),
+        (("drope-tiny", "--tasks", "", "--out", "x"), "task"),
         (("drope-tiny", "--tasks", "niah", "--objective", "perplexity", "--text", "x", "--out", "x"), "--tasks"),
         (("longrope-tiny", "--search", "--tasks", "niah", "--out", "x"), "--tasks"),
     ],
