@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.core.errors import UserError
+from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.specs import HubSource, PathSource, Source, validate
 from longctx_bench.engines.hf.engine import load_config, load_model
@@ -104,8 +105,17 @@ def base_source(name: str, revision: str | None = None) -> Source:
     if model is None:
         raise UserError(
             f"base '{name}': no folder with a config.json, no embedded or listed model and no hub id (owner/name)"
+            f"{_how_to_train(name)}"
         )
     return model.source
+
+
+def _how_to_train(name: str) -> str:
+    """Return what makes the folder of a recipe's first stage; empty where its name is no recipe's."""
+    stage = Path(name).name
+    if not (shipped_folder("baselines") / "recipes" / f"{stage}.yaml").is_file():
+        return ""
+    return f"; train it first: `longctx-bench train {stage}`, or name its folder with --set base=FOLDER"
 
 
 def base_folder(name: str, revision: str | None = None) -> Path:

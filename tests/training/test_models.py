@@ -174,5 +174,10 @@ def test_a_base_may_be_a_listed_model(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_base_that_is_nowhere_is_one_clear_line(small: Any, tokenizer: Any) -> None:
     recipe = read_recipe(small(kind="control", base="rope-tinny", shape=None))
-    with pytest.raises(UserError, match="no folder with a config.json"):
+    with pytest.raises(UserError, match=r"no folder with a config.json.*\(owner/name\)$"):
         starting_model(recipe, tokenizer)
+
+
+def test_a_first_stage_that_is_not_there_is_named_with_the_command_that_trains_it() -> None:
+    with pytest.raises(UserError, match="train it first: `longctx-bench train drope-tiny-first`, or name its folder"):
+        base_folder("results/models/drope-tiny-first")
