@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from longctx_bench.analysis.calibration.calibrate import SweepPoint
-    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, SharePoint
+    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, InterpolationPoint
     from longctx_bench.analysis.calibration.objectives import Objective
     from longctx_bench.analysis.calibration.search_factors import SearchPoint
     from longctx_bench.analysis.calibration.sweep_parameters import Trial
@@ -263,26 +263,26 @@ def calibrate_heads(
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     registry: Registry | None = None,
-    tell: Callable[[FitPoint | SharePoint], None] | None = None,
+    tell: Callable[[FitPoint | InterpolationPoint], None] | None = None,
 ) -> HeadCalibration:
     """Fit one softmax temperature per attention head and scale, as ``longctx-bench calibrate --per-head`` does.
 
-    Gradient descent on the loss of needles' answers and of the text before them, then a choice, by retrieval, of how
-    far to go from one temperature for all heads to the fitted ones; no weight changes.
+    Gradient descent on the loss of needles' answers and of the text before them, then an interpolation between one
+    temperature for all heads and the fitted ones, chosen by retrieval; the model's weights stay as they are.
 
     Args:
         model: as ``--model`` takes it, of a method that takes temperatures by head: DroPE, NoPE, YaRN.
         scale: scales to calibrate at, as for :func:`run`; each starts from the one before.
         tasks: needle tasks to fit to, equally often.
         steps: of 8 sequences, per scale.
-        limit: examples of each task in the retrieval that decides how far to go.
+        limit: examples of each task in the retrieval that chooses the interpolation.
         seed: of the sequences, which are disjoint from all test examples.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_tokens: maximum tokens per pass; by default 65,536 on a GPU and one sequence on a CPU.
         out: output folder of ``calibration.json``; the checkpoint's if None.
         registry: resolves names; the built-in one if None.
-        tell: called with the losses of every tenth part of a fit, then with what is retrieved at each share of the way.
+        tell: called with the losses of every tenth part of a fit, then with the retrieval of each interpolation.
 
     Returns:
         The temperatures, the share of needles found with them, and the written file, where runs find it.
@@ -291,7 +291,7 @@ def calibrate_heads(
         UserError: bad input, a method or model without temperatures by head, or a folder that cannot be written.
     """
     from longctx_bench.analysis.calibration.fit_head_temperatures import (
-        choose_shares,
+        choose_interpolation,
         fit_head_temperatures,
         write_head_temperatures,
     )
@@ -316,7 +316,7 @@ def calibrate_heads(
     )  # fmt: skip
     # Other examples than the fit's.
     retrieval = Retrieval(engine, encoder, registry, fit_seed, ",".join(benchmarks))
-    temperatures, chosen = choose_shares(variant.method, resolved.base, fitted, retrieval, examples, tell)
+    temperatures, chosen = choose_interpolation(variant.method, resolved.base, fitted, retrieval, examples, tell)
     path = write_head_temperatures(
         target, variant.method, variant.method_name, temperatures, points, benchmarks, fit_seed, chosen
     )

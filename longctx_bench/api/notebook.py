@@ -140,7 +140,7 @@ class HeadCalibration:
     temperatures: HeadTemperatures
     """Temperature of every attention head by scale."""
     retrieval: dict[float, float]
-    """Share of needles found by scale, on other examples than the fit's: those that decided how far to go to it."""
+    """Share of needles found by scale, on other examples than the fit's: those that chose the interpolation."""
     path: Path
     """The written ``calibration.json``, which runs read."""
 

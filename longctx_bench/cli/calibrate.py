@@ -89,8 +89,8 @@ if TYPE_CHECKING:
     show_default=True,
     type=click.IntRange(min=1),
     help="Examples of each kind per value in the coarse sweep, twice as many in the fine one; with --per-head, in the "
-    "retrieval that decides how far to go to the fitted temperatures; with --param, per combination, twice as many for "
-    "the best; with --search, per factor list.",
+    "retrieval that chooses the interpolation; with --param, per combination, twice as many for the best; with "
+    "--search, per factor list.",
 )
 @click.option(
     "--seed",
@@ -156,12 +156,12 @@ def _fit_scalar(options: dict[str, Any]) -> None:
 
 
 def _fit_heads(common: dict[str, Any], tasks: str, steps: int) -> None:
-    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, SharePoint
+    from longctx_bench.analysis.calibration.fit_head_temperatures import FitPoint, InterpolationPoint
     from longctx_bench.api.models import calibrate_heads
 
-    def tell(point: FitPoint | SharePoint) -> None:
-        if isinstance(point, SharePoint):
-            say(f"{point.scale:g}x  {100 * point.share:.0f} % of the way to them  retrieval {point.score:.4f}")
+    def tell(point: FitPoint | InterpolationPoint) -> None:
+        if isinstance(point, InterpolationPoint):
+            say(f"{point.scale:g}x  interpolation weight {point.weight:g}  retrieval {point.score:.4f}")
             return
         say(
             f"{point.scale:g}x  step {point.step}/{steps}  loss of answers {point.answer_loss:.4f}, of text "

@@ -46,6 +46,11 @@ class ComparedCell:
     caveats_b: str = ""
 
     @property
+    def n(self) -> int:
+        """Pairs of examples."""
+        return self.result.n
+
+    @property
     def winner(self) -> int:
         """1 where ``a`` is significantly better, -1 where ``b`` is, 0 where the difference is not significant."""
         if self.p_holm >= SIGNIFICANCE_LEVEL or not self.result.difference:

@@ -81,17 +81,16 @@ def compare_several(
     Raises:
         UserError: as :func:`compare_selected`; with ``[ALL]``, only if no model can be compared.
     """
-    chosen = list(dict.fromkeys(names))
-    if not chosen:
+    if not names:
         raise UserError(f"no model to compare with {b} is given")
-    if chosen == [ALL]:
-        chosen = sorted({summary.variant for summary in results.finished} - {b})
+    compare_all = set(names) == {ALL}
+    chosen = sorted({s.variant for s in results.finished} - {b}) if compare_all else dict.fromkeys(names)
     comparisons, missing, problems = [], dict[str, None](), []
     for name in chosen:
         try:
             comparison, lines = compare_selected(results, folder, name, b, tasks, scales, lengths)
         except UserError as error:
-            if list(names) != [ALL]:
+            if not compare_all:
                 raise
             problems.append(error)
             continue

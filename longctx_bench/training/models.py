@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, SmolLM3Config
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.core.io import shipped_folder
 from longctx_bench.core.sources import shipped_checkpoint_folder
 from longctx_bench.core.specs import HubSource, PathSource, Source, validate
 from longctx_bench.engines.hf.engine import load_config, load_model
@@ -17,7 +16,7 @@ from longctx_bench.methods.modeling_drope import DROPE_MODEL_TYPES
 from longctx_bench.methods.nope import nope_rope_parameters
 from longctx_bench.models.checkpoint import DELTA_FILE, checkpoint_folder, stored_tokenizer, transformers_tokenizer
 from longctx_bench.registry import Registry
-from longctx_bench.training.recipe import Recipe, Shape
+from longctx_bench.training.recipe import Recipe, Shape, builtin_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,9 +110,9 @@ def base_source(name: str, revision: str | None = None) -> Source:
 
 
 def _how_to_train(name: str) -> str:
-    """Return what makes the folder of a recipe's first stage; empty where its name is no recipe's."""
+    """Return a hint on how to train a missing base; empty where no built-in recipe has its name."""
     stage = Path(name).name
-    if not (shipped_folder("baselines") / "recipes" / f"{stage}.yaml").is_file():
+    if not builtin_recipe(stage).is_file():
         return ""
     return f"; train it first: `longctx-bench train {stage}`, or name its folder with --set base=FOLDER"
 

@@ -241,6 +241,11 @@ _FORMER_VALUES = {
 }
 
 
+def builtin_recipe(name: str) -> Path:
+    """Return the file that a built-in recipe of this name has, which may not be there."""
+    return shipped_folder("baselines") / "recipes" / f"{name}.yaml"
+
+
 def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe given by path or by built-in name.
 
@@ -250,7 +255,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
         return path
-    builtin = shipped_folder("baselines") / "recipes" / f"{name}.yaml"
+    builtin = builtin_recipe(str(name))
     if not builtin.is_file():
         known = [file.stem for file in builtin.parent.glob("*.yaml")]
         raise UserError(f"recipe '{name}' is not known{did_you_mean(str(name), known)}")

@@ -1,8 +1,8 @@
 """Head-wise temperatures by gradient descent (Wang et al. 2024, arXiv 2404.12224); no weight changes.
 
 The loss is that of needles' answers plus that of the text before them, at the length that the temperatures are for. A
-lower loss of answers is not always more right ones: it also falls where wrong answers get less confident. So how far to
-go from one temperature to the fitted ones is chosen by what is retrieved.
+lower loss of answers is not always more right ones: it also falls where wrong answers get less confident. So the result
+is an interpolation between one temperature for all heads and the fitted ones, its weight chosen by retrieval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longctx_bench.core import provenance
 from longctx_bench.core.errors import UserError
 from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.methods.base import BaseModelInfo, Method
-from longctx_bench.methods.head_temperatures import HeadTemperatures, query_modules
+from longctx_bench.methods.head_temperatures import HeadGrid, HeadTemperatures, query_modules
 from longctx_bench.models.variant import ModelUnderTest
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ _TEXT_POSITIONS = 256
 _BATCH_TOKENS = 65_536
 """Tokens in one pass on a GPU; on a CPU, one sequence."""
 _NEW_TOKENS = 16
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the way in ln T from one temperature for all heads to the fitted ones."""
+INTERPOLATION_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""In ln T: 0 is one temperature for all heads, 1 the fitted ones."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ class FitPoint:
 
 
 @dataclass(frozen=True)
-class SharePoint:
-    """Retrieval at a share of the way from one temperature to those by head."""
+class InterpolationPoint:
+    """Retrieval with temperatures between one for all heads and the fitted ones."""
 
     scale: float
-    share: float
+    weight: float
+    """One of :data:`INTERPOLATION_WEIGHTS`."""
     score: float
 
 
@@ -131,41 +132,46 @@ def fit_head_temperatures(
     return HeadTemperatures.from_grids(grids), log
 
 
-def choose_shares(
+def choose_interpolation(
     method: Method,
     base: BaseModelInfo,
     fitted: HeadTemperatures,
     retrieval: Objective,
     n: int,
-    tell: Callable[[SharePoint], None],
-) -> tuple[HeadTemperatures, dict[float, SharePoint]]:
-    """Return the temperatures between one for all heads and the fitted ones that retrieve most, and what they retrieve.
+    tell: Callable[[InterpolationPoint], None],
+) -> tuple[HeadTemperatures, dict[float, InterpolationPoint]]:
+    """Interpolate between one temperature for all heads and the fitted ones, with the weight that retrieves most.
 
     Args:
         method: whose temperature for all heads is where the fit began; 1 where it has none, or one per head.
         base: the checkpoint's properties.
         fitted: temperatures by head, of :func:`fit_head_temperatures`.
-        retrieval: what is maximised; of equal shares, the largest is taken.
+        retrieval: what is maximised; of weights that retrieve the same, the largest is taken.
         n: examples of each of its tasks.
         tell: called with each point.
+
+    Returns:
+        The temperatures, and the chosen point of each scale.
     """
     grids: dict[float, list[list[float]]] = {}
-    chosen: dict[float, SharePoint] = {}
+    chosen: dict[float, InterpolationPoint] = {}
     for scale in fitted.table:
         length = round(scale * base.training_context)
         one, heads = method.attention_temperature(base, length), fitted.at(scale)
         assert heads is not None
-        best: SharePoint | None = None
-        for share in SHARES:
-            grid = [[one ** (1 - share) * value**share for value in layer] for layer in heads]
-            candidate = method.with_head_temperatures(HeadTemperatures.from_grids({scale: grid}))
-            point = SharePoint(scale, share, retrieval.score(ModelUnderTest(base, candidate, length), n))
-            tell(point)
-            if best is None or point.score >= best.score:
-                best, grids[scale] = point, grid
-        assert best is not None
-        chosen[scale] = best
+        points = []
+        for weight in INTERPOLATION_WEIGHTS:
+            candidate = HeadTemperatures.from_grids({scale: _between(one, heads, weight)})
+            model = ModelUnderTest(base, method.with_head_temperatures(candidate), length)
+            points.append(InterpolationPoint(scale, weight, retrieval.score(model, n)))
+            tell(points[-1])
+        chosen[scale] = max(points, key=lambda point: (point.score, point.weight))
+        grids[scale] = _between(one, heads, chosen[scale].weight)
     return HeadTemperatures.from_grids(grids), chosen
+
+
+def _between(one: float, heads: HeadGrid, weight: float) -> list[list[float]]:
+    return [[one ** (1 - weight) * value**weight for value in layer] for layer in heads]
 
 
 def _without_temperature(method: Method) -> Method:
@@ -306,7 +312,7 @@ def write_head_temperatures(
     points: Sequence[FitPoint],
     tasks: Iterable[str],
     seed: int,
-    chosen: Mapping[float, SharePoint],
+    chosen: Mapping[float, InterpolationPoint],
 ) -> Path:
     """Add the temperatures to ``calibration.json`` in a folder of weights, where ``calibration: heads`` finds them."""
     assert method.tunable is not None
@@ -314,7 +320,7 @@ def write_head_temperatures(
         "method": method_name,
         "table": {f"{scale:g}": list(lines) for scale, lines in temperatures.table.items()},
         "data": f"{', '.join(tasks)}, seed {seed}",
-        "share": {f"{scale:g}": point.share for scale, point in chosen.items()},
+        "interpolation": {f"{scale:g}": point.weight for scale, point in chosen.items()},
         "retrieval": {f"{scale:g}": round(point.score, 4) for scale, point in chosen.items()},
         "made": {"at": provenance.now(), **provenance.environment()},
         "fit": [asdict(point) for point in points],

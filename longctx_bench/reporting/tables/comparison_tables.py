@@ -10,7 +10,16 @@ from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.comparison import ComparedCell, Comparison
 from longctx_bench.reporting.stats.paired_tests import MIN_DIFFERING_PAIRS, SIGNIFICANCE_LEVEL
 from longctx_bench.reporting.tables.base import Entry, Table
-from longctx_bench.reporting.tables.formatting import EMPTY, format_number, interval_entry, length_label, num_decimals
+from longctx_bench.reporting.tables.formatting import (
+    EMPTY,
+    direction_of,
+    format_number,
+    interval_entry,
+    length_label,
+    n_per_cell,
+    num_decimals,
+    unit_of,
+)
 
 
 def comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
@@ -38,18 +47,15 @@ def _differences(task: str, comparisons: Sequence[Comparison]) -> Table:
     lengths = sorted({length for _, length in cells})
     scales = {length: {cell.scale for (_, at), cell in cells.items() if at == length} for length in lengths}
     first = next(iter(cells.values()))
-    unit = "points" if first.percent else "nats a token" if first.metric == "token_loss" else "its unit"
+    unit = "points" if first.percent else unit_of(first)
     rows: tuple[tuple[str | Entry, ...], ...] = tuple(
         (comparison.a, *(_difference(cells.get((comparison.a, length))) for length in lengths))
         for comparison in comparisons
         if any((comparison.a, length) in cells for length in lengths)
     )
-    counts = sorted({cell.result.n for cell in cells.values()})
-    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    direction = f"{'higher' if first.higher_is_better else 'lower'} is better"
-    what = f"{first.metric}, difference from {comparisons[0].b} in {unit} [95 % interval]"
+    what = f"{first.metric}, difference from {comparisons[0].b}{f' in {unit}' if unit else ''} [95 % interval]"
     return Table(
-        f"{task}: {what}, {direction}, n = {n} a cell",
+        f"{task}: {what}, {direction_of(first)}, {n_per_cell(cells.values())}",
         ("model", *(_heading(length, scales[length]) for length in lengths)),
         rows,
         (
@@ -159,7 +165,7 @@ def _notes(comparison: Comparison) -> tuple[str, ...]:
     tasks: dict[str, list[str]] = {}
     for cell in comparison.cells:
         unit = "in %" if cell.percent else "in nats a token" if cell.metric == "token_loss" else "as they are"
-        description = f"scores {unit}, {'higher' if cell.higher_is_better else 'lower'} is better"
+        description = f"scores {unit}, {direction_of(cell)}"
         tasks.setdefault(description, []).append(cell.task)
     several = len(tasks) > 1
     units = [

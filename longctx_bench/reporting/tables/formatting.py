@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from longctx_bench.core.types import NATURAL
 from longctx_bench.reporting.results import CAVEATS, CellSummary
 from longctx_bench.reporting.tables.base import Entry, Mark
 from longctx_bench.reporting.tables.significance import RowKey
+
+
+class Scored(Protocol):
+    """A cell, of one model or compared between two."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+
+    @property
+    def percent(self) -> bool:
+        """Whether scores in [0, 1] are shown in per cent."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher score is a better one."""
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+
 
 EMPTY = Entry("")
 """Entry where nothing was measured."""
@@ -56,12 +78,12 @@ def contexts_of(cells: Iterable[CellSummary]) -> frozenset[int]:
     return frozenset(summary.original_length for summary in cells)
 
 
-def unit_of(summary: CellSummary) -> str:
+def unit_of(summary: Scored) -> str:
     """Return the unit of a score: per cent, nats per token, or empty where unknown."""
     return "%" if summary.percent else "nats a token" if summary.metric == "token_loss" else ""
 
 
-def direction_of(summary: CellSummary) -> str:
+def direction_of(summary: Scored) -> str:
     """Return ``higher is better`` or ``lower is better``."""
     return f"{'higher' if summary.higher_is_better else 'lower'} is better"
 
@@ -72,7 +94,7 @@ def metric_description(summary: CellSummary) -> str:
     return f"{summary.metric}{f' in {unit}' if unit else ''} [95 % interval], {direction_of(summary)}"
 
 
-def n_per_cell(cells: Iterable[CellSummary]) -> str:
+def n_per_cell(cells: Iterable[Scored]) -> str:
     """Return the number of examples per cell, or its range, as text."""
     counts = sorted({summary.n for summary in cells})
     return f"n = {counts[0]:,} a cell" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,} a cell"

@@ -76,8 +76,8 @@ def test_padding_and_passes_do_not_change_the_loss() -> None:
     assert answers[0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("best", "share"), [(1.0, 0.0), (1.2, 0.5), (9.0, 1.0)])
-def test_the_share_of_the_way_that_retrieves_most_is_taken(best: float, share: float) -> None:
+@pytest.mark.parametrize(("best", "weight"), [(1.0, 0.0), (1.2, 0.5), (9.0, 1.0)])
+def test_the_interpolation_that_retrieves_most_is_chosen(best: float, weight: float) -> None:
     """The fitted temperature of the first head at 2x is 1.44; retrieval is better the nearer it is to ``best``."""
     base = BaseModelInfo("mine", 512, {"model_type": "llama"})
     method = DroPE(calibration="heads", temperature=HeadTemperatures(table={2: ("1.2 1.2",)}))
@@ -93,15 +93,15 @@ def test_the_share_of_the_way_that_retrieves_most_is_taken(best: float, share: f
             grid = model.method.temperature.at(model.length / 512)  # type: ignore[union-attr]
             return -abs(grid[0][0] - best)
 
-    told: list[fits.SharePoint] = []
-    chosen, points = fits.choose_shares(method, base, fitted, Nearness(), 3, told.append)
+    told: list[fits.InterpolationPoint] = []
+    chosen, points = fits.choose_interpolation(method, base, fitted, Nearness(), 3, told.append)
     assert seen == [(1024, 3)] * 5 + [(2048, 3)] * 5
-    assert [point.share for point in told] == [*fits.SHARES, *fits.SHARES]
-    assert {scale: point.share for scale, point in points.items()} == {2: share, 4: share}
-    assert chosen.at(2)[0] == pytest.approx([1.44**share, 0.25**share], abs=1e-4)  # type: ignore[index]
+    assert [point.weight for point in told] == [*fits.INTERPOLATION_WEIGHTS, *fits.INTERPOLATION_WEIGHTS]
+    assert {scale: point.weight for scale, point in points.items()} == {2: weight, 4: weight}
+    assert chosen.at(2)[0] == pytest.approx([1.44**weight, 0.25**weight], abs=1e-4)  # type: ignore[index]
 
 
-def test_of_shares_that_retrieve_the_same_the_largest_is_taken() -> None:
+def test_of_weights_that_retrieve_the_same_the_largest_is_chosen() -> None:
     class Same:
         name, data = "retrieval", "nothing"
 
@@ -109,8 +109,8 @@ def test_of_shares_that_retrieve_the_same_the_largest_is_taken() -> None:
             return 1.0
 
     base, fitted = BaseModelInfo("mine", 512, {"model_type": "llama"}), HeadTemperatures.from_grids({2: [[1.44, 0.25]]})
-    chosen, points = fits.choose_shares(NoPE(), base, fitted, Same(), 1, lambda point: None)
-    assert (chosen, points[2].share) == (fitted, 1.0)
+    chosen, points = fits.choose_interpolation(NoPE(), base, fitted, Same(), 1, lambda point: None)
+    assert (chosen, points[2].weight) == (fitted, 1.0)
 
 
 @pytest.mark.slow
@@ -123,14 +123,15 @@ def test_the_command_writes_what_runs_use(call: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     assert status == 0
     assert "step 1/1" in out
-    assert "1.25x  50 % of the way to them  retrieval" in out
+    assert "1.25x  interpolation weight 0.5  retrieval" in out
     assert "needles found: 1.25x" in out
     written = json.loads((folder / "calibration.json").read_text())["temperature"]
     assert {"heads", "retrieval", "perplexity"} <= written.keys()
     rows = written["heads"]["table"]["1.25"]
     assert [len(row.split()) for row in rows] == [5] * 8
     # The first step of Adam moves all by as much, up or down.
-    assert len({value for row in rows for value in row.split()}) == (2 if written["heads"]["share"]["1.25"] else 1)
+    assert len({value for row in rows for value in row.split()}) == 2
+    assert written["heads"]["interpolation"]["1.25"] in fits.INTERPOLATION_WEIGHTS
     assert written["heads"]["data"].startswith("niah, niah_multikey, niah_multiquery, niah_multivalue, seed ")
     status, out, _ = call(
         "run", "--model", f"drope:{folder}", "--tasks", "niah", "--scale", "1.25x", "--limit", "1", "--device", "cpu",
