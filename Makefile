@@ -7,7 +7,12 @@ DEMO := results/demo
 REFERENCE := results/reference/tiny
 RESULTS := $(REFERENCE).bundle
 METHODS := $(REFERENCE)-methods
+SMOLLM := results/reference/smollm
+RULER := results/reference/ruler
 RATIOS := results/benchmarks.jsonl
+NEEDLES := niah,niah_multikey,niah_multiquery,niah_multivalue
+RULER_TASKS := niah_single_1,niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multikey_3,niah_multiquery,$\
+  niah_multivalue,vt,cwe,fwe,qa_1,qa_2
 
 .PHONY: demo test wheels docs vllm lowest newest lint lock audit benchmarks reference browser clean
 
@@ -51,7 +56,7 @@ lowest newest:
 	.venv-$@/bin/uv pip check --python .venv-$@/bin/python
 	.venv-$@/bin/python -m pytest -q -n 3 --dist worksteal
 
-# Tables, figures and the page of the tiny family, again from its records: what docs/results.md shows.
+# Tables, figures and the page of the reference results, again from their records: what docs/results.md shows.
 reference: .venv/.installed
 	$(BIN)/longctx-bench probe factors tiny --scale 8x --out $(REFERENCE)
 	$(BIN)/longctx-bench probe attention drope-tiny --scale 1x,2x,4x,8x --out $(REFERENCE)
@@ -61,13 +66,24 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench compare drope-tiny yarn-tiny-control $(RESULTS) --format md --out $(REFERENCE)/drope-and-yarn.md
 	$(BIN)/longctx-bench compare drope-tiny drope-plain-tiny $(RESULTS) --format md --out $(REFERENCE)/drope-and-plain.md
 	$(BIN)/longctx-bench compare all yarn-tiny $(METHODS).bundle --format md --out $(METHODS)/against-yarn.md
-	$(BIN)/longctx-bench figures $(METHODS).bundle --kind tasks --scale 4x --task \
-	  niah,niah_multikey,niah_multiquery,niah_multivalue --out $(METHODS)/needles-4x.png
+	$(BIN)/longctx-bench figures $(METHODS).bundle --kind tasks --scale 4x --task $(NEEDLES) --out $(METHODS)/needles-4x.png
 	$(BIN)/longctx-bench figures $(RESULTS) --kind all
 	$(BIN)/longctx-bench figures $(RESULTS) --kind curves
 	$(BIN)/longctx-bench figures $(RESULTS) --kind heatmap --format pdf
 	$(BIN)/longctx-bench figures $(RESULTS) --paper drope --base tiny --format png
 	$(BIN)/longctx-bench report $(RESULTS) --format html --out $(REFERENCE)/page.html
+	$(BIN)/longctx-bench report $(RULER).bundle --table all --format md --out $(RULER)/report.md
+	$(BIN)/longctx-bench figures $(RULER).bundle --kind tasks --scale 2x --out $(RULER)/ruler-2x.png
+	$(BIN)/longctx-bench report $(SMOLLM).bundle --table all --format md --out $(SMOLLM)/report.md
+	$(BIN)/longctx-bench report $(SMOLLM).bundle --format latex --out $(SMOLLM)/tables.tex
+	$(BIN)/longctx-bench compare drope-smollm yarn-smollm $(SMOLLM).bundle --format md --out $(SMOLLM)/drope-and-yarn.md
+	$(BIN)/longctx-bench compare drope-smollm yarn-heads-smollm $(SMOLLM).bundle --format md --out $(SMOLLM)/drope-and-yarn-heads.md
+	$(BIN)/longctx-bench compare drope-smollm rope-smollm $(SMOLLM).bundle --format md --out $(SMOLLM)/drope-and-rope.md
+	$(BIN)/longctx-bench figures $(SMOLLM).bundle
+	$(BIN)/longctx-bench figures $(SMOLLM).bundle --kind length --task $(NEEDLES) --out $(SMOLLM)/figures/by-length.png
+	for scale in 2x 4x 8x; do $(BIN)/longctx-bench figures $(SMOLLM).bundle --kind tasks --scale $$scale --task $(RULER_TASKS) \
+	  --out $(SMOLLM)/figures/ruler-$$scale.png || exit; done
+	$(BIN)/longctx-bench figures $(SMOLLM).bundle --paper drope --base smollm --format png
 
 # The page's tests drive a real browser; without one they are skipped. Debian's names, as root.
 browser:

@@ -6,8 +6,8 @@ The file maps names of jobs to a command each::
     needles: {run: "longctx-bench run --model drope:out/drope-tiny --out out/needles", after: [train]}
 
 ``alone`` gives a job a GPU to itself; the others share one, up to ``--per-gpu``. Jobs start in the order of the file as
-soon as those named in ``after`` have succeeded. Output goes to ``--logs``; a job whose log ends in ``done`` from an
-earlier start is not run again.
+soon as those named in ``after`` have succeeded; while a job waits for a GPU of its own, no later one starts on that.
+Output goes to ``--logs``; a job whose log ends in ``done`` from an earlier start is not run again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,14 @@ def read_jobs(path: Path) -> list[Job]:
     return jobs
 
 
-def free_gpu(jobs: list[Job], job: Job, gpus: list[str], per_gpu: int) -> str | None:
+def running_by_gpu(jobs: list[Job], gpus: Iterable[str]) -> dict[str, list[Job]]:
+    """Return the running jobs of each GPU."""
+    return {gpu: [job for job in jobs if job.status == "running" and job.gpu == gpu] for gpu in gpus}
+
+
+def free_gpu(jobs: list[Job], job: Job, gpus: Iterable[str], per_gpu: int) -> str | None:
     """Return the GPU with the fewest jobs that has room for this one."""
-    by_gpu = {gpu: [other for other in jobs if other.status == "running" and other.gpu == gpu] for gpu in gpus}
+    by_gpu = running_by_gpu(jobs, gpus)
     room = [
         gpu
         for gpu, others in by_gpu.items()
@@ -77,6 +83,7 @@ def start(job: Job, gpu: str, logs: Path) -> None:
 def step(jobs: list[Job], gpus: list[str], per_gpu: int, logs: Path) -> None:
     """Note which jobs ended, and start those that can."""
     by_name = {job.name: job for job in jobs}
+    available = list(gpus)
     for job in jobs:
         if job.process is not None and job.status == "running" and job.process.poll() is not None:
             job.status = _DONE if job.process.returncode == 0 else "failed"
@@ -89,9 +96,14 @@ def step(jobs: list[Job], gpus: list[str], per_gpu: int, logs: Path) -> None:
             if "failed" in statuses:
                 job.status = "failed"
                 print(f"{job.name}: not run, a job that it waits for failed", flush=True)
-            elif statuses <= {_DONE} and (gpu := free_gpu(jobs, job, gpus, per_gpu)) is not None:
-                start(job, gpu, logs)
-                print(f"{time.strftime('%H:%M:%S')} {job.name}: started on GPU {gpu}", flush=True)
+            elif statuses <= {_DONE}:
+                if (gpu := free_gpu(jobs, job, available, per_gpu)) is not None:
+                    start(job, gpu, logs)
+                    print(f"{time.strftime('%H:%M:%S')} {job.name}: started on GPU {gpu}", flush=True)
+                elif job.alone and available:
+                    # Later jobs that share GPUs would never let one become empty.
+                    running = running_by_gpu(jobs, available)
+                    available.remove(min(available, key=lambda gpu: len(running[gpu])))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from longctx_bench.cli.main import cli
 from longctx_bench.core.specs import read_yaml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,6 +60,20 @@ def test_a_job_alone_shares_no_gpu(script: Any) -> None:
     assert script.free_gpu([other], script.Job("c", "true"), ["0"], 1) is None
 
 
+def test_a_job_that_waits_for_a_gpu_of_its_own_gets_the_next(script: Any, tmp_path: Path) -> None:
+    busy = [script.Job(name, "true", status="running", gpu=gpu) for name, gpu in (("a", "0"), ("b", "0"), ("c", "1"))]
+    alone, later = script.Job("alone", "true", alone=True), [script.Job(name, "true") for name in "de"]
+    jobs = [*busy, alone, *later]
+    script.step(jobs, ["0", "1"], 3, tmp_path)
+    assert (alone.status, [job.status for job in later], later[0].gpu) == ("waiting", ["running", "waiting"], "0")
+    busy[2].status = "done"
+    script.step(jobs, ["0", "1"], 3, tmp_path)
+    assert (alone.status, alone.gpu) == ("running", "1")
+    for job in (alone, *later):
+        if job.process is not None:
+            job.process.wait()
+
+
 @pytest.mark.parametrize("content", ["a: {run: x, after: [b]}", "a: {walk: x}", "[", "a"])
 def test_a_wrong_file_gets_one_line(script: Any, tmp_path: Path, content: str) -> None:
     with pytest.raises(SystemExit, match="jobs.yaml: "):
@@ -66,4 +82,11 @@ def test_a_wrong_file_gets_one_line(script: Any, tmp_path: Path, content: str) -
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results" / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_jobs_that_made_our_results_can_be_read(script: Any, file: Path) -> None:
-    assert [job.name for job in script.read_jobs(file)] == list(read_yaml(file))
+    jobs = script.read_jobs(file)
+    assert [job.name for job in jobs] == list(read_yaml(file))
+    for command in (words for job in jobs for words in job.run.split("&&")):
+        program, name, *arguments = shlex.split(command)
+        assert program == "longctx-bench"
+        # Raises if the command does not know an option, or a value is wrong.
+        with cli.commands[name].make_context(name, arguments) as context:
+            assert context.params["out"] is not None or name == "calibrate"
