@@ -85,11 +85,13 @@ def test_an_error_in_a_plug_in_names_its_line(call: Call, tiny_folder: Path, tmp
 
 def test_a_plan_says_what_the_run_would_refuse(call: Call, tmp_path: Path) -> None:
     arguments = ("run", "--scale", "2x", "--dry-run", "--device", "cpu", "--model")
-    code, shown, error = call(*arguments, "longrope-tiny,yarn-tiny")
+    code, shown, error = call(*arguments, "longrope-tiny-control,yarn-tiny")
     assert code == 2
     states = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if "/niah/" in line}
-    assert states == {"longrope-tiny/niah/1024": "refused", "yarn-tiny/niah/1024": "run"}
-    assert error.startswith("failed: longrope-tiny/niah/1024: longrope needs 'short_factor', a list of 32 numbers")
+    assert states == {"longrope-tiny-control/niah/1024": "refused", "yarn-tiny/niah/1024": "run"}
+    assert error.startswith(
+        "failed: longrope-tiny-control/niah/1024: longrope needs 'short_factor', a list of 32 numbers"
+    )
     code, _, error = call(*arguments, "mine-tiny", "--include-path", method(tmp_path / "mine", value="1 / 0"))
     assert code == 2
     assert (

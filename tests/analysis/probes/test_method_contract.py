@@ -323,7 +323,7 @@ def test_what_changes_at_1x_says_so(tmp_path: Path, tiny_folder: Path) -> None:
         (("yran",), "did you mean 'yarn'"),
         (("yarn", "--model", "tinny"), "unknown model"),
         (("yarn", "--model", "rope:./tinny"), "without a method"),
-        (("longrope",), "longrope needs 'short_factor'"),
+        (("longrope", "--model", "tiny-control"), "longrope needs 'short_factor'"),
         (("yarn", "--prompt-tokens", "40"), "at least"),
         (("drope", "--model", "smollm2-135m"), "has no drope checkpoint"),
         (("yarn", "--format", "csv"), "csv"),

@@ -85,22 +85,29 @@ def test_a_method_without_positions_has_no_frequencies() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_leaves_longrope_out_unless_its_lists_are_given(call: Any, tmp_path: Path) -> None:
-    code, shown, error = call("probe", "factors", "tiny", "--scale", "2x,8x", "--out", tmp_path)
+def test_the_command_leaves_longrope_out_unless_it_has_lists(call: Any, tmp_path: Path) -> None:
+    code, shown, error = call("probe", "factors", "tiny-control", "--scale", "2x,8x", "--out", tmp_path)
     assert code == 0, error
     assert error.startswith("left out: longrope: longrope needs 'short_factor', a list of 32 numbers")
-    written = json.loads((tmp_path / "probes/factors/tiny/8x.json").read_text())
+    written = json.loads((tmp_path / "probes/factors/tiny-control/8x.json").read_text())
     assert list(written["factors"]) == ["pi", "ntk", "yarn", "llama3"]
     assert written["factors"]["pi"] == pytest.approx([1 / 8] * 32)
-    assert json.loads((tmp_path / "probes/factors/tiny/2x.json").read_text())["factors"]["pi"][0] == pytest.approx(0.5)
+    assert json.loads((tmp_path / "probes/factors/tiny-control/2x.json").read_text())["factors"]["pi"][
+        0
+    ] == pytest.approx(0.5)
     lists = [f"longrope.{name}=[{','.join(['2.0'] * 32)}]" for name in ("short_factor", "long_factor")]
-    code, _, error = call("probe", "factors", "tiny", "--out", tmp_path, "--set", lists[0], "--set", lists[1])
+    code, _, error = call("probe", "factors", "tiny-control", "--out", tmp_path, "--set", lists[0], "--set", lists[1])
     assert (code, error) == (0, "")
-    written = json.loads((tmp_path / "probes/factors/tiny/8x.json").read_text())
+    written = json.loads((tmp_path / "probes/factors/tiny-control/8x.json").read_text())
     assert written["factors"]["longrope"] == pytest.approx([0.5] * 32)
+    # Those of the shipped base were searched.
+    assert call("probe", "factors", "tiny", "--scale", "4x", "--out", tmp_path)[0] == 0
+    searched = json.loads((tmp_path / "probes/factors/tiny/4x.json").read_text())["factors"]["longrope"]
+    assert searched == sorted(searched, reverse=True)
+    assert searched[0] == pytest.approx(1)
     code, shown, error = call("figures", tmp_path, "--kind", "factors")
-    assert (code, len(shown.splitlines())) == (0, 2), error
-    assert (tmp_path / "figures/factors-tiny-8x.png").stat().st_size > 10_000
+    assert (code, len(shown.splitlines())) == (0, 3), error
+    assert (tmp_path / "figures/factors-tiny-control-8x.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_the_command_leaves_longrope_out_unless_its_lists_are_given(call: Any, t
     [
         (["tiny", "--scale", "1x"], "up to the training context no method changes anything"),
         (["yarn-tiny,yarn-smollm2-135m"], "names more than one base"),
-        (["longrope-tiny"], "longrope needs 'short_factor'"),
+        (["longrope-tiny-control"], "longrope needs 'short_factor'"),
         (["drope-tiny"], "has no rotary frequencies"),
     ],
 )
