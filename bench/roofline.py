@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     chosen = parser.parse_args()
     dtype = getattr(torch, chosen.dtype)
-    _, bandwidth = memory.measure_speed(dtype, chosen.device)
+    bandwidth = memory.measure_speed(dtype, chosen.device).bandwidth
     for shape in chosen.shapes.split(","):
         model = build(shape, chosen.device, dtype)
         if chosen.compile:

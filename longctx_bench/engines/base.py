@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 
@@ -41,6 +41,17 @@ class MemoryEstimate:
         return self.weights + tokens * self.per_token + min(tokens, chunk) * self.per_prefill_token
 
 
+class Speed(NamedTuple):
+    """What a machine computes per second in an engine's precision."""
+
+    matmul: float
+    """Floating-point operations of a matrix product per second."""
+    attention: float
+    """Floating-point operations of causal attention per second, counted as in :class:`MemoryEstimate`."""
+    bandwidth: float
+    """Bytes of memory traffic per second."""
+
+
 class EngineInfo(Protocol):
     """What plans and records need to know of an engine, wherever it runs."""
 
@@ -52,8 +63,8 @@ class EngineInfo(Protocol):
     def estimate_memory(self, folder: Any) -> MemoryEstimate | None:
         """Return the memory that a checkpoint needs, without loading it; None where the engine does not know."""
 
-    def measure_speed(self) -> tuple[float, float]:
-        """Return floating-point operations and bytes of memory traffic per second, from a short measurement."""
+    def measure_speed(self) -> Speed:
+        """Return what the machine computes per second, from a short measurement; infinities where it is not known."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that can change results: device name, dtype, attention, threads, batch tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
-from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, Speed, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens
 from longctx_bench.models.checkpoint import prompt_tokenizer
 from longctx_bench.models.variant import ModelUnderTest
@@ -37,9 +38,9 @@ class EchoEngine:
         """Return None: nothing is loaded."""
         return None
 
-    def measure_speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> Speed:
         """Return infinities: nothing is computed."""
-        return float("inf"), float("inf")
+        return Speed(math.inf, math.inf, math.inf)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Group by token budget."""

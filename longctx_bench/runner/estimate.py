@@ -10,12 +10,13 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.sources import fetch
 from longctx_bench.core.specs import HubSource, Source
 from longctx_bench.core.types import NATURAL
-from longctx_bench.engines.base import EngineInfo, MemoryEstimate
+from longctx_bench.engines.base import EngineInfo, MemoryEstimate, Speed
 from longctx_bench.models.checkpoint import checkpoint_folder, read_config
 from longctx_bench.runner.plan import PlannedCell
 
 _EFFICIENCY = 0.5
-"""Fraction of the measured matmul rate that prefill reaches, and of the memory bandwidth that decode reaches."""
+"""Fraction of the measured matmul rate that prefill reaches, and of the memory bandwidth that decode reaches; attention
+reaches all of its measured rate."""
 _DECODE_BATCH = 4
 """Average decode batch size."""
 
@@ -41,7 +42,7 @@ def estimate(cells: Sequence[PlannedCell], engine: EngineInfo) -> list[CellEstim
     Raises:
         UserError: a checkpoint cannot be fetched.
     """
-    speed: tuple[float, float] | None = None
+    speed: Speed | None = None
     estimates = []
     for planned in cells:
         tokens = planned.strategy.num_tokens(planned.n, planned.cell.length)
@@ -82,9 +83,9 @@ def _refusal(planned: PlannedCell, folder: Path) -> UserError | None:
     return None
 
 
-def _seconds(planned: PlannedCell, footprint: MemoryEstimate, speed: tuple[float, float]) -> float:
-    operations, bandwidth = speed
+def _seconds(planned: PlannedCell, footprint: MemoryEstimate, speed: Speed) -> float:
     length, new = planned.cell.length, planned.task.max_new_tokens
-    prefill = length * footprint.flops_per_token + length**2 / 2 * footprint.flops_per_pair
-    decode = new * (footprint.weights / _DECODE_BATCH + length * footprint.per_token) / bandwidth
-    return planned.n * (prefill / operations + decode) / _EFFICIENCY
+    products = length * footprint.flops_per_token / speed.matmul
+    attention = length**2 / 2 * footprint.flops_per_pair / speed.attention
+    decode = new * (footprint.weights / _DECODE_BATCH + length * footprint.per_token) / speed.bandwidth
+    return planned.n * ((products + decode) / _EFFICIENCY + attention)

@@ -20,7 +20,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.base import ALL_CAPABILITIES, DeviceOptions, MemoryEstimate, Speed, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.devices import DTYPES, resolve_device, resolve_dtype
 from longctx_bench.engines.hf.config_overrides import check_attention_only, check_position_table, override_config
@@ -165,8 +165,8 @@ class HFEngine:
             return replace(estimate, weights=0)
         return replace(estimate, available=estimate.available + loaded)
 
-    def measure_speed(self) -> tuple[float, float]:
-        """Return floating-point operations and bytes per second, from one matrix product and one copy."""
+    def measure_speed(self) -> Speed:
+        """Return what the device computes per second, measured."""
         return memory.measure_speed(DTYPES[self.dtype], self.device)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:

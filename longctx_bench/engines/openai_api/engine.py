@@ -9,6 +9,7 @@ length, and counts as many prompt tokens as were sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import Generation, LoglikelihoodResult, Request
-from longctx_bench.engines.base import MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.base import MemoryEstimate, Speed, StoppingCriterion
 from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.openai_api import payloads
 from longctx_bench.engines.openai_api.config import ServerConfig
@@ -100,9 +101,9 @@ class OpenAIEngine:
         """Return None: the server does not report it."""
         return None
 
-    def measure_speed(self) -> tuple[float, float]:
+    def measure_speed(self) -> Speed:
         """Return infinities: the server computes."""
-        return float("inf"), float("inf")
+        return Speed(math.inf, math.inf, math.inf)
 
     def batches(self, requests: Sequence[Request], per_prompt: bool) -> list[list[Request]]:
         """Return batches of one request, the longest first; the server batches them as they arrive."""

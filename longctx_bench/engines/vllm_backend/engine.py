@@ -24,7 +24,7 @@ from longctx_bench.core.errors import UserError
 from longctx_bench.core.specs import Spec
 from longctx_bench.core.types import NATURAL, Generation, LoglikelihoodResult, Request
 from longctx_bench.engines import memory
-from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, StoppingCriterion
+from longctx_bench.engines.base import DeviceOptions, MemoryEstimate, Speed, StoppingCriterion
 from longctx_bench.engines.batching import batch_by_tokens, num_total_tokens
 from longctx_bench.engines.request_state import RequestState
 from longctx_bench.engines.vllm_backend.banded_config import banded_config, bands_digest
@@ -124,8 +124,8 @@ class VLLMEngine:
         estimate = memory.estimate(read_config(folder), folder, self.dtype, self.device)
         return replace(estimate, available=self._free * self._tensor_parallel)
 
-    def measure_speed(self) -> tuple[float, float]:
-        """Return floating-point operations and bytes per second, from one matrix product and one copy."""
+    def measure_speed(self) -> Speed:
+        """Return what one device computes per second, measured."""
         import torch
 
         return memory.measure_speed(getattr(torch, self.dtype), self.device)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from longctx_bench.core.errors import UserError
-from longctx_bench.engines.base import MemoryEstimate
+from longctx_bench.engines.base import MemoryEstimate, Speed
 from longctx_bench.models.checkpoint import read_config
 from longctx_bench.registry import Registry
 from longctx_bench.runner.executors.base import CellJob, JobResult, Note
@@ -77,10 +77,9 @@ class RemoteEngine:
             self._footprints[folder] = self._pool.ask("estimate_memory", folder.name, read_config(folder))
         return self._footprints[folder]
 
-    def measure_speed(self) -> tuple[float, float]:
-        """Return one worker's compute rate and memory bandwidth."""
-        operations, bandwidth = self._pool.ask("measure_speed")
-        return operations, bandwidth
+    def measure_speed(self) -> Speed:
+        """Return what one worker computes per second."""
+        return Speed(*self._pool.ask("measure_speed"))
 
     def settings(self) -> dict[str, Any]:
         """Return a worker's settings."""

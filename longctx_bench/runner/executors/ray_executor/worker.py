@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from longctx_bench.core.errors import ContextTooShort, UserError
 from longctx_bench.core.io import write_json
 from longctx_bench.core.types import Example, Request
+from longctx_bench.engines.base import Speed
 from longctx_bench.runner.executors.base import RemoteError
 from longctx_bench.runner.executors.ray_executor.registry_bundle import RegistryBundle, SerializedVariant
 from longctx_bench.runner.strategies import STRATEGIES, BatchResult, CellContext, RunSettings
@@ -96,8 +97,8 @@ class Worker:
 
         return self._guarded(measured)
 
-    def measure_speed(self) -> tuple[float, float] | Failure:
-        """Return this machine's compute rate and memory bandwidth."""
+    def measure_speed(self) -> Speed | Failure:
+        """Return what this machine computes per second."""
         return self._guarded(self._engine.measure_speed)
 
     def settings(self) -> dict[str, Any] | Failure:
