@@ -42,7 +42,6 @@ class Served:
         self.fault: Callable[[int], str | None] = lambda number: None
         """What goes wrong with the n-th completion: a status, ``garbage``, ``hang``, ``cut`` or ``dead``."""
         self.asked: list[dict[str, Any]] = []
-        self.dead = False
         self.at_once = self.most_at_once = 0
         self.url = ""
         self.ends: Callable[[], None] = lambda: None
@@ -80,6 +79,8 @@ class Served:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     served: Served
+    ended: threading.Event
+    """Set when this handler's server is told to end; a later server has its own."""
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -95,14 +96,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Complete, or fail as told."""
         served = self.served
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if served.dead:
-            self.close_connection = True
-            return
         sent = self.headers.get("Authorization")
         if served.key is not None and sent != f"Bearer {served.key}":
             self.say(401, {"error": f"wrong key {sent}"})
             return
         with served.lock:
+            # Under the lock, which a request that came before the end may have waited for until after it.
+            if self.ended.is_set():
+                self.close_connection = True
+                return
             served.asked.append(body)
             number = len(served.asked)
             served.at_once += 1
@@ -119,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(3)
             self.close_connection = True
         elif fault == "dead":
-            self.close_connection = served.dead = True
+            self.close_connection = True
             served.ends()
         elif fault == "garbage":
             self.say(200, {"choices": [{"text": 7}]})
@@ -151,15 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(served: Served, port: int = 0) -> Iterator[Served]:
     """Serve until the block ends, or until the server is told to die."""
-    handler = type("Handler", (_Handler,), {"served": served})
+    ended = threading.Event()
+    handler = type("Handler", (_Handler,), {"served": served, "ended": ended})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
-    served.dead = False
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
 
     def ends() -> None:
+        ended.set()
         server.shutdown()
         server.server_close()
 
