@@ -7,17 +7,21 @@ The file maps names of jobs to a command each::
 
 ``alone`` gives a job a GPU to itself; the others share one, up to ``--per-gpu``. Jobs start in the order of the file as
 soon as those named in ``after`` have succeeded; while a job waits for a GPU of its own, no later one starts on that.
-Output goes to ``--logs``; a job whose log ends in ``done`` from an earlier start is not run again.
+Output goes to ``--logs``; a job whose log ends in ``done`` from an earlier start is not run again. ``--minutes`` ends
+all jobs after that time, where a machine is lent for no longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +80,23 @@ def start(job: Job, gpu: str, logs: Path) -> None:
     with (logs / f"{job.name}.log").open("wb") as log:
         job.process = subprocess.Popen(
             ["bash", "-c", job.run], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}, start_new_session=True,
         )  # fmt: skip
+
+
+def stop(jobs: list[Job], seconds: float = 10.0) -> None:
+    """End all running jobs with their children, by force after some seconds; what is not done has failed."""
+    running = [job.process for job in jobs if job.status == "running" and job.process is not None]
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, kind)
+        end = time.monotonic() + seconds
+        while any(process.poll() is None for process in running) and time.monotonic() < end:
+            time.sleep(0.1)
+    for job in jobs:
+        if job.status in ("waiting", "running"):
+            job.status = "failed"
 
 
 def step(jobs: list[Job], gpus: list[str], per_gpu: int, logs: Path) -> None:
@@ -113,16 +132,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpus", default="0", help="GPUs to use, such as 0,1.")
     parser.add_argument("--per-gpu", type=int, default=6, help="Jobs that share a GPU at most.")
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="Folder of the jobs' output.")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="Minutes after which all jobs are ended.")
     options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
     jobs = read_jobs(options.jobs)
     options.logs.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         log = options.logs / f"{job.name}.log"
         if log.is_file() and log.read_bytes().splitlines()[-1:] == [_DONE.encode()]:
             job.status = _DONE
-    while any(job.status in ("waiting", "running") for job in jobs):
-        step(jobs, options.gpus.split(","), options.per_gpu, options.logs)
-        time.sleep(0.2)
+    try:
+        while any(job.status in ("waiting", "running") for job in jobs) and time.monotonic() < end:
+            step(jobs, options.gpus.split(","), options.per_gpu, options.logs)
+            time.sleep(0.2)
+    finally:
+        stop(jobs)
     failed = [job.name for job in jobs if job.status == "failed"]
     print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

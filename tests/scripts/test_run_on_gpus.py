@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_a_job_that_waits_for_a_gpu_of_its_own_gets_the_next(script: Any, tmp_pa
     for job in (alone, *later):
         if job.process is not None:
             job.process.wait()
+
+
+def test_jobs_end_with_their_children_when_the_time_is_over(script: Any, tmp_path: Path, capsys: Any) -> None:
+    alive = tmp_path / "alive"
+    jobs = f"""
+slow: {{run: "(while sleep 0.1; do touch {alive}; done) & wait"}}
+next: {{run: "true", after: [slow]}}
+quick: {{run: "true"}}
+"""
+    assert run(script, tmp_path, jobs, "--minutes", "0.03") == 1
+    assert "1 of 3 jobs done; failed: slow, next" in capsys.readouterr().out
+    alive.unlink(missing_ok=True)
+    time.sleep(0.5)
+    assert not alive.exists()
 
 
 @pytest.mark.parametrize("content", ["a: {run: x, after: [b]}", "a: {walk: x}", "[", "a"])
