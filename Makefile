@@ -73,6 +73,7 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench figures $(RESULTS) --paper drope --base tiny --format png
 	$(BIN)/longctx-bench report $(RESULTS) --format html --out $(REFERENCE)/page.html
 	$(BIN)/longctx-bench report $(RULER).bundle --table all --format md --out $(RULER)/report.md
+	$(BIN)/longctx-bench compare all yarn-tiny $(RULER).bundle --format md --out $(RULER)/against-yarn.md
 	$(BIN)/longctx-bench figures $(RULER).bundle --kind tasks --scale 2x --out $(RULER)/ruler-2x.png
 	$(BIN)/longctx-bench report $(SMOLLM).bundle --table all --format md --out $(SMOLLM)/report.md
 	$(BIN)/longctx-bench report $(SMOLLM).bundle --format latex --out $(SMOLLM)/tables.tex
