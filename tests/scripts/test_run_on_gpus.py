@@ -82,7 +82,7 @@ slow: {{run: "(while sleep 0.1; do touch {alive}; done) & wait"}}
 next: {{run: "true", after: [slow]}}
 quick: {{run: "true"}}
 """
-    assert run(script, tmp_path, jobs, "--minutes", "0.03") == 1
+    assert run(script, tmp_path, jobs, "--minutes", "0.05") == 1
     assert "1 of 3 jobs done; failed: slow, next" in capsys.readouterr().out
     alive.unlink(missing_ok=True)
     time.sleep(0.5)
