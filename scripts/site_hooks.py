@@ -17,8 +17,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
-_CODE = re.compile(r"(```.*?^```|`[^`\n]+`(?!\]))", re.DOTALL | re.MULTILINE)
+_CODE_OR_LINK = re.compile(r"```.*?^```|`[^`\n]+`|(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)", re.DOTALL | re.MULTILINE)
+"""Code, without groups, or a link, whose text may be code: whichever begins first."""
 _FENCES = {".toml": "toml", ".py": "python", ".yaml": "yaml"}
 _SHOWN = {".md", ".png", ".svg"}
 
@@ -35,8 +35,9 @@ def _on_site(path: str) -> str:
 
 def _targets(path: str) -> set[str]:
     """Return the pages and images outside ``docs/`` that a page links to, by path in the repository."""
-    text = _CODE.sub("", (ROOT / path).read_text(encoding="utf-8"))
-    linked = (posixpath.normpath(posixpath.join(posixpath.dirname(path), link[3])) for link in _LINK.finditer(text))
+    text = (ROOT / path).read_text(encoding="utf-8")
+    targets = [found[3] for found in _CODE_OR_LINK.finditer(text) if found[3]]
+    linked = (posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) for target in targets)
     return {name for name in linked if Path(name).suffix in _SHOWN and (ROOT / name).is_file()}
 
 
@@ -108,7 +109,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def moved(link: re.Match[str]) -> str:
         image, text, target, anchor = link[1], link[2], link[3], link[4] or ""
-        if re.match(r"[a-z]+:", target):
+        if target is None or re.match(r"[a-z]+:", target):
             return link[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(own), target))
         if files.get_file_from_path(_on_site(path)) is not None:
@@ -118,5 +119,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return link[0]  # mkdocs names it
         return f"[{text}]({config.repo_url.rstrip('/')}/blob/HEAD/{path})" if config.repo_url else text
 
-    parts = _CODE.split(markdown)
-    return "".join(part if place % 2 else _LINK.sub(moved, part) for place, part in enumerate(parts))
+    return _CODE_OR_LINK.sub(moved, markdown)
