@@ -72,6 +72,7 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench figures $(RESULTS) --kind heatmap --format pdf
 	$(BIN)/longctx-bench figures $(RESULTS) --paper drope --base tiny --format png
 	$(BIN)/longctx-bench report $(RESULTS) --format html --out $(REFERENCE)/page.html
+	$(BIN)/longctx-bench figures results/reference/demo.bundle --out results/reference/demo/niah-heatmap.png
 	$(BIN)/longctx-bench report $(RULER).bundle --table all --format md --out $(RULER)/report.md
 	$(BIN)/longctx-bench compare all yarn-tiny $(RULER).bundle --format md --out $(RULER)/against-yarn.md
 	$(BIN)/longctx-bench figures $(RULER).bundle --kind tasks --scale 2x --out $(RULER)/ruler-2x.png

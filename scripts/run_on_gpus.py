@@ -8,7 +8,7 @@ The file maps names of jobs to a command each::
 ``alone`` gives a job a GPU to itself; the others share one, up to ``--per-gpu``. Jobs start in the order of the file as
 soon as those named in ``after`` have succeeded; while a job waits for a GPU of its own, no later one starts on that.
 Output goes to ``--logs``; a job whose log ends in ``done`` from an earlier start is not run again. ``--minutes`` ends
-all jobs after that time, where a machine is lent for no longer.
+all jobs after that time, for a machine with a time limit.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def measure_speed(dtype: Any, device: str) -> Speed:
     cuda = device.startswith("cuda")
     size = 8192 if cuda else 1024
     square = torch.rand(size, size, device=device).to(dtype)
-    heads, tokens, head_dim = 16, 8192 if cuda else 2048, 64
+    heads, tokens, head_dim = 8, 8192 if cuda else 2048, 64
     states = torch.rand(1, heads, tokens, head_dim, device=device).to(dtype)
 
     def seconds(work: Callable[[], Any]) -> float:

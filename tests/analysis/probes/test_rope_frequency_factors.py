@@ -92,9 +92,8 @@ def test_the_command_leaves_longrope_out_unless_it_has_lists(call: Any, tmp_path
     written = json.loads((tmp_path / "probes/factors/tiny-control/8x.json").read_text())
     assert list(written["factors"]) == ["pi", "ntk", "yarn", "llama3"]
     assert written["factors"]["pi"] == pytest.approx([1 / 8] * 32)
-    assert json.loads((tmp_path / "probes/factors/tiny-control/2x.json").read_text())["factors"]["pi"][
-        0
-    ] == pytest.approx(0.5)
+    doubled = json.loads((tmp_path / "probes/factors/tiny-control/2x.json").read_text())
+    assert doubled["factors"]["pi"][0] == pytest.approx(0.5)
     lists = [f"longrope.{name}=[{','.join(['2.0'] * 32)}]" for name in ("short_factor", "long_factor")]
     code, _, error = call("probe", "factors", "tiny-control", "--out", tmp_path, "--set", lists[0], "--set", lists[1])
     assert (code, error) == (0, "")
