@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import ClassVar
 
 from pydantic import Field
@@ -28,6 +29,11 @@ class JetLong(BandedAttention):
     def bands(self, base: BaseModelInfo, length: int) -> tuple[Band, ...]:
         window, group = tokens_within(self, base, self.window, 1 / 16) + 1, self.group_at(base, length)
         return near_band(window), far_band(window, query=lambda i: i // group, key=lambda j: j // group)
+
+    def separates(self, base: BaseModelInfo, lengths: Collection[int]) -> bool:
+        # All that follows the length is G, and the window where it was tuned by length.
+        methods = [(self.at(base, length), length) for length in set(lengths)]
+        return len({(m.group_at(base, n), m.window, m._is_base(base, n)) for m, n in methods}) > 1
 
     def exact_up_to(self, base: BaseModelInfo, length: int) -> int:
         if self.group_at(base, length) == 1:

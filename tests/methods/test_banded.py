@@ -23,6 +23,7 @@ from longctx_bench.methods import METHODS, banded_attention
 from longctx_bench.methods.banded import MODEL_TYPES, Band, BandedAttention, far_band, near_band
 from longctx_bench.methods.banded_attention import BandedRotation, use_banded_attention
 from longctx_bench.methods.base import BaseModelInfo
+from longctx_bench.methods.tuned_parameters import TunedParameters
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.registry import Registry
 
@@ -304,6 +305,30 @@ def test_within_the_window_it_is_the_base(model: Any, name: str, params: dict[st
         with applied(model, method, L0):
             changed = model(ids[:, :L0]).logits
         assert not torch.allclose(changed, beyond[:, :L0], atol=1e-3)
+
+
+BY_LENGTH = TunedParameters(table={1.5: {"window": 2}, 2: {"window": 4}}, objective="retrieval")
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "lengths", "apart"),
+    [
+        ("jet-long", {}, {L0 + 1, 2 * L0 - 3, 2 * L0}, False),
+        ("jet-long", {}, {3, L0}, False),
+        ("jet-long", {}, {2 * L0, 2 * L0 + 1}, True),
+        ("jet-long", {"factor": 4.0}, {L0, 3 * L0}, False),
+        ("jet-long", {"factor": 4.0}, {2, L0}, True),
+        ("jet-long", {"tuned_parameters": BY_LENGTH}, {L0 + 1, 5 * L0 // 4}, False),
+        ("jet-long", {"tuned_parameters": BY_LENGTH}, {L0 + 1, 2 * L0}, True),
+        ("self-extend", {}, {3, 2 * L0}, False),
+        ("dynamic-ntk", {}, {3, 4}, True),
+        ("dynamic-ntk", {}, {3}, False),
+    ],
+)
+def test_prompts_of_different_lengths_share_a_batch_where_the_method_is_the_same_for_them(
+    name: str, params: dict[str, Any], lengths: set[int], apart: bool
+) -> None:
+    assert METHODS[name](**params).separates(BASE, lengths) == apart
 
 
 def test_log_n_scales_queries_beyond_the_training_context(model: Any) -> None:

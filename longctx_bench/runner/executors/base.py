@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 from longctx_bench.core.types import NATURAL, Example, Request
 from longctx_bench.engines.base import EngineInfo
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.models.variant import ModelUnderTest
 from longctx_bench.runner.plan import PlannedCell
 from longctx_bench.runner.strategies import BatchResult
@@ -87,8 +88,9 @@ class CellJob:
     @property
     def per_prompt(self) -> bool:
         """Whether prompts of different lengths must not share a batch."""
-        natural = self.planned.cell.length == NATURAL
-        return self.model.method.per_prompt or natural or self.planned.strategy.equal_lengths
+        if self.planned.cell.length == NATURAL or self.planned.strategy.equal_lengths:
+            return True
+        return self.model.method.separates(self.model.base, {num_total_tokens(request) for request in self.requests})
 
     def unfinished(self, batches: Iterable[Sequence[Request]]) -> list[Sequence[Request]]:
         """Return the batches with any unmeasured example, whole.

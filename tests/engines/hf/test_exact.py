@@ -14,12 +14,14 @@ from transformers import LlamaForCausalLM
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Generation, Request
 from longctx_bench.engines import make_engine
+from longctx_bench.engines.batching import num_total_tokens
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
 from longctx_bench.engines.hf.model_runner import DecodeStep, PrefillStep
 from longctx_bench.engines.hf.scheduler import Scheduler
 from longctx_bench.engines.request_state import RequestState, RequestStatus
 from longctx_bench.methods.alibi import ALiBi
 from longctx_bench.methods.base import BaseModelInfo, Method
+from longctx_bench.methods.jet_long import JetLong
 from longctx_bench.methods.rope_scaling import DynamicNTK, YaRN
 from longctx_bench.models.variant import ModelUnderTest
 
@@ -80,6 +82,20 @@ def test_every_switch_gives_the_tokens_of_exact_mode(tiny_folder: Path, method: 
     for off in ((), *((name,) for name in SWITCHES), SWITCHES):
         made = engine(tiny_folder, batch_tokens=4096, **dict.fromkeys(off, False))
         assert generate(made, drafted, model) == exact, off
+
+
+@pytest.mark.slow
+def test_prompts_for_which_jet_long_is_the_same_share_a_batch(tiny_folder: Path) -> None:
+    model = under_test(tiny_folder, JetLong())
+    asked = [replace(request, input_ids=request.input_ids * 5) for request in requests()[:4]]
+    lengths = {num_total_tokens(request) for request in asked}
+    assert len(lengths) == 4
+    assert not model.method.separates(model.base, lengths)
+    made = engine(tiny_folder, batch_tokens=4096)
+    [batch] = made.batches(asked, per_prompt=False)
+    together = sorted(made.generate(batch, model, never), key=lambda item: item.example_id)
+    expected = generate(engine(tiny_folder, exact=True), asked, model)
+    assert [item.text for item in together] == [item.text for item in expected]
 
 
 @pytest.mark.slow
