@@ -2,9 +2,9 @@
 
 :func:`make_tables` and :func:`attend` work for any engine; the rest connects them to models of transformers.
 Of each band only the keys between a query's first and last one are read, so that the work is that of causal attention;
-no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU go through FlexAttention, once
-per band; others go block by block. Bands are merged by the log-sum-exps of their logits, as one softmax over all.
-One new token per row is decoded as :mod:`longctx_bench.methods.banded_decoding` says.
+no matrix of all logits is made, so that memory is linear in the tokens. Prompts on a GPU take fused kernels
+(:mod:`longctx_bench.methods.banded_prefill`); others go block by block. Bands are merged by the log-sum-exps of their
+logits, as one softmax over all. One new token per row is decoded as :mod:`longctx_bench.methods.banded_decoding` says.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
 from longctx_bench.methods.banded_decoding import DecodingTables, attend_one_query, make_decoding_tables
+from longctx_bench.methods.banded_prefill import Window, as_window, attend_to_band, block_mask, flash_supports
 from longctx_bench.methods.query_scale import log_n_factors
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ _MIN_BLOCK, _MAX_BLOCK = 16, 128
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """torch's flash attention on a CPU, which also returns the log-sum-exp of each query's logits."""
 _FUSED_FROM = 128
-"""New tokens of a pass from which a GPU takes the fused kernel."""
-_TILE = 128
-"""Queries and keys in a tile of FlexAttention."""
+"""New tokens of a pass from which a GPU takes fused kernels."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class _BandTables:
     """cos and sin of the slots in ``span``, ``[rows, 1, tokens, head_dim]``."""
     span: slice
     """Slots of all keys of the band."""
-    block_mask: BlockMask | None = None
-    """Which keys of the span are the band's; None where the fused kernel is not taken."""
+    fused: Window | BlockMask | None = None
+    """Which keys of the span are the band's; None where no fused kernel is taken."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def attend(tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.
         query = query * tables.query_scale
     if tables.decoding is not None:
         return attend_one_query(tables.decoding, query, key, value, scale)
-    is_fused = all(band.block_mask is not None for band in tables.bands)
+    is_fused = all(band.fused is not None for band in tables.bands)
     return (_attend_fused if is_fused else _attend)(tables, query, key, value, scale)
 
 
@@ -278,65 +275,16 @@ def _attend_fused(
     tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
-    from torch.nn.attention.flex_attention import AuxRequest
-
     parts = []
     for band in tables.bands:
-        output, more = _flex_attention()(
-            rotate(query, *band.query),
-            rotate(key[:, :, band.span], *band.key),
-            value[:, :, band.span],
-            block_mask=band.block_mask,
-            scale=scale,
-            enable_gqa=True,
-            return_aux=AuxRequest(lse=True),
-        )
-        parts.append((output, more.lse))
+        assert band.fused is not None
+        rotated = rotate(query, *band.query), rotate(key[:, :, band.span], *band.key)
+        parts.append(attend_to_band(*rotated, value[:, :, band.span], band.fused, scale))
     return _merge(parts)
-
-
-@cache
-def _flex_attention() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)
 
 
 def _takes_fused(num_new_tokens: int, mask: torch.Tensor | None, device: torch.device) -> bool:
     return device.type == "cuda" and mask is None and num_new_tokens >= _FUSED_FROM
-
-
-def _block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch.device) -> BlockMask:
-    """Return FlexAttention's mask of the keys ``first`` to ``last`` (int64 ``[queries]``) of each query."""
-    from torch.nn.attention.flex_attention import BlockMask
-
-    tiles = -(-len(first) // _TILE)
-    padding = (0, tiles * _TILE - len(first))
-    firsts, lasts = (
-        functional.pad(each[None].double(), padding, mode="replicate").long().view(tiles, _TILE)
-        for each in (first, last)
-    )
-    of_keys = torch.arange(-(-keys // _TILE))
-    some = (of_keys >= firsts.amin(1, keepdim=True) // _TILE) & (of_keys <= lasts.amax(1, keepdim=True) // _TILE)
-    whole = some & (of_keys * _TILE >= firsts.amax(1, keepdim=True))
-    whole &= (of_keys + 1) * _TILE <= lasts.amin(1, keepdim=True) + 1
-    first_key, last_key = first.to(device, torch.int32), last.to(device, torch.int32)
-
-    def is_in_band(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (key >= first_key[query]) & (key <= last_key[query])
-
-    def in_order(tiles_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how many tiles of keys there are for each tile of queries, and their numbers, these first."""
-        numbers = tiles_of.long().argsort(dim=1, descending=True, stable=True)
-        return tiles_of.sum(1).to(device, torch.int32)[None, None], numbers.to(device, torch.int32)[None, None]
-
-    return BlockMask.from_kv_blocks(
-        *in_order(some & ~whole),
-        *in_order(whole),
-        BLOCK_SIZE=_TILE,
-        mask_mod=is_in_band,
-        seq_lengths=(len(first), keys),
-    )
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -386,8 +334,11 @@ def make_tables(
         span = slice(min(int(first.min()), total), max(int(last.max()) + 1, 0))
         if span.start < span.stop:
             at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))
-            block_mask = None
+            fused: Window | BlockMask | None = None
             if _takes_fused(new, mask, device):
-                block_mask = _block_mask(first[0] - span.start, last[0] - span.start, span.stop - span.start, device)
-            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, block_mask))
+                keys_of_queries = first[0] - span.start, last[0] - span.start, span.stop - span.start
+                has_flash = flash_supports(dtype, 2 * len(rotation.frequencies), device)
+                fused = as_window(*keys_of_queries) if has_flash else None
+                fused = block_mask(*keys_of_queries, device) if fused is None else fused
+            bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, fused))
     return Tables(mask, shape, tuple(bands), query_scale)

@@ -19,9 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from longctx_bench.core.errors import UserError
 from longctx_bench.core.types import Request
 from longctx_bench.engines.hf.engine import HFEngine, apply_method, load_model
-from longctx_bench.methods import METHODS, banded_attention
+from longctx_bench.methods import METHODS, banded_attention, banded_prefill
 from longctx_bench.methods.banded import MODEL_TYPES, Band, BandedAttention, far_band, near_band
 from longctx_bench.methods.banded_attention import BandedRotation, use_banded_attention
+from longctx_bench.methods.banded_prefill import Window, as_window, block_mask
 from longctx_bench.methods.base import BaseModelInfo
 from longctx_bench.methods.tuned_parameters import TunedParameters
 from longctx_bench.models.variant import ModelUnderTest
@@ -174,48 +175,84 @@ def test_attention_is_the_definition_written_out(
     torch.testing.assert_close(single.transpose(1, 2), expected[:, :, -1:], atol=2e-6, rtol=1e-5)
 
 
+def flash_reference(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What flash attention computes, whose windows are aligned at the last query and key."""
+    key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], 1) for states in (key, value))
+    logits = query @ key.transpose(2, 3) * scale
+    logits = logits.masked_fill(~of_window(window, *logits.shape[2:]), -torch.inf)
+    return logits.softmax(-1) @ value, logits.logsumexp(-1)
+
+
+def of_window(window: Window, queries: int, keys: int) -> torch.Tensor:
+    """Return which keys a window has, bool ``[queries, keys]``."""
+    distance = torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)
+    left = keys if window.left < 0 else window.left
+    right = keys if window.right < 0 else window.right
+    return (distance <= left) & (distance >= -right)
+
+
+@pytest.mark.parametrize("has_flash", [False, True])
 @pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
-def test_the_fused_kernel_is_the_same(
-    model: Any, name: str, params: dict[str, Any], distance: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_fused_kernels_are_the_same(
+    model: Any, name: str, params: dict[str, Any], distance: Any, has_flash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FlexAttention as torch runs it uncompiled: rotations, masks and the merge are those that a GPU takes."""
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(2, heads, LENGTH, 8, generator=generator) for heads in (4, 2, 2))
     layer, attend = model.model.layers[0].self_attn, banded_attention.banded_attention
-    for queries in (query, query[:, :, 50:]):
+    for queries in (query, query[:, :, 10:], query[:, :, 50:]):
         with applied(model, make(name, **params)):
             expected, _ = attend(layer, queries, key, value, None)
         with monkeypatch.context() as patched, applied(model, make(name, **params)):
             patched.setattr(banded_attention, "_takes_fused", lambda *_: True)
-            patched.setattr(banded_attention, "_flex_attention", lambda: flex_attention)
+            patched.setattr(banded_attention, "flash_supports", lambda *_: has_flash)
+            patched.setattr(banded_prefill, "_flex_attention", lambda: flex_attention)
+            patched.setattr(banded_prefill, "_flash_attention", flash_reference)
             output, _ = attend(layer, queries, key, value, None)
         torch.testing.assert_close(output, expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
-def test_the_kernels_tiles_hold_all_keys_of_a_band(
+def test_windows_and_tiles_hold_all_keys_of_a_band(
     name: str, params: dict[str, Any], distance: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(banded_attention, "_TILE", 8)
+    monkeypatch.setattr(banded_prefill, "_TILE", 8)
+    windows = 0
     for band in make(name, **params).bands(BASE, LENGTH):
         position = torch.arange(3, LENGTH)
         first, last = band.first(position).clamp(min=0), torch.minimum(band.last(position), position)
-        keys = torch.arange(LENGTH - 1)
+        num_keys = int(last.max()) + 1
+        keys = torch.arange(num_keys)
         inside = (keys >= first[:, None]) & (keys <= last[:, None])
-        found = banded_attention._block_mask(first, last, len(keys), torch.device("cpu"))
-        padded = torch.nn.functional.pad(inside, (0, 80 - len(keys), 0, 80 - len(position))).view(10, 8, 10, 8)
-        partial = dense(found.kv_num_blocks, found.kv_indices)
+        window = as_window(first, last, num_keys)
+        if window is not None:
+            windows += 1
+            assert not inside[: window.start].any()
+            assert torch.equal(of_window(window, len(position) - window.start, num_keys), inside[window.start :])
+        found = block_mask(first, last, num_keys, torch.device("cpu"))
+        padded = torch.nn.functional.pad(inside, (0, 80 - num_keys, 0, 80 - len(position))).view(10, 8, 10, 8)
+        partial = dense(found.kv_num_blocks, found.kv_indices, 10)
         assert found.full_kv_num_blocks is not None
         assert found.full_kv_indices is not None
-        whole = dense(found.full_kv_num_blocks, found.full_kv_indices)
+        whole = dense(found.full_kv_num_blocks, found.full_kv_indices, 10)
         assert torch.equal(partial | whole, padded.any(3).any(1))
         assert not (partial & whole).any()
         assert padded[:-1].transpose(1, 2)[whole[:-1]].all()
+    # The chunks of DCA are none, and the first tokens are so only once all of them have left the window.
+    assert windows == {"dca": 0, "lm-infinite": 1, "streaming-llm": 1}.get(name, 2)
 
 
-def dense(counts: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def test_the_first_tokens_are_a_window_of_all_that_come_later() -> None:
+    queries = torch.arange(40)
+    assert as_window(queries * 0, queries * 0 + 3, 4) is None
+    assert as_window(queries[36:] * 0, queries[36:] * 0 + 3, 4) == Window(0, -1, -1)
+
+
+def dense(counts: torch.Tensor, numbers: torch.Tensor, keys: int) -> torch.Tensor:
     """Return which tiles are named, bool ``[tiles of queries, tiles of keys]``."""
-    named = torch.zeros(numbers.shape[2:], dtype=torch.bool)
+    named = torch.zeros(numbers.shape[2], keys, dtype=torch.bool)
     for row, (count, order) in enumerate(zip(counts[0, 0].tolist(), numbers[0, 0], strict=True)):
         named[row, order[:count].long()] = True
     return named
