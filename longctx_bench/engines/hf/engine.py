@@ -274,7 +274,11 @@ class HFEngine:
             ends = core.runner.eos_token_ids
             return [generate_exact(self.model, core.tokenizer, ends, request, should_stop) for request in batch]
         assert self._memory_estimate is not None
-        cached = min(max_batch_tokens, sum(map(num_total_tokens, batch)))
+        totals = [num_total_tokens(request) for request in batch]
+        wanted = min(max_batch_tokens, sum(totals))
+        cached = memory.decode_token_budget(self._memory_estimate, wanted, max(totals), self.device)
+        if cached < wanted:
+            max_batch_tokens = cached
         budget = memory.prefill_token_budget(self._memory_estimate, cached, self.device)
         return self.core.generate(batch, should_stop, budget, max_batch_tokens)
 
