@@ -86,6 +86,9 @@ reference: .venv/.installed
 	for scale in 2x 4x 8x; do $(BIN)/longctx-bench figures $(SMOLLM).bundle --kind tasks --scale $$scale --task $(RULER_TASKS) \
 	  --out $(SMOLLM)/figures/ruler-$$scale.png || exit; done
 	$(BIN)/longctx-bench figures $(SMOLLM).bundle --paper drope --base smollm --format png
+	$(BIN)/longctx-bench report $(SMOLLM)-methods.bundle --column price --format md --out $(SMOLLM)-methods/report.md
+	$(BIN)/longctx-bench compare all yarn-smollm $(SMOLLM)-methods.bundle --format md --out $(SMOLLM)-methods/against-yarn.md
+	$(BIN)/longctx-bench figures $(SMOLLM)-methods.bundle --kind tasks --scale 2x --out $(SMOLLM)-methods/tasks-2x.png
 
 # The page's tests drive a real browser; without one they are skipped. Debian's names, as root.
 browser:

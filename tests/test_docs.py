@@ -82,21 +82,25 @@ def test_the_front_table_is_what_its_records_say(call: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_smollm_is_what_its_records_say(call: Any) -> None:
-    code, out, _ = call("report", str(ROOT / "results/reference/smollm.bundle"), "--format", "md")
-    assert code == 0
+def test_the_tables_of_smollm_are_what_their_records_say(call: Any) -> None:
     title = "**niah: string_match_all in % [95 % interval], higher is better, n = 506 a cell**"
-    table = title + out.partition(title)[2].partition("\n\n**")[0]
-    assert table.strip() + "\n\n" in (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    # README has three of its rows in words.
+    page, rows = (ROOT / "docs/results.md").read_text(encoding="utf-8"), []
+    for bundle, options in (("smollm", []), ("smollm-methods", ["--column", "price"])):
+        code, out, _ = call("report", str(ROOT / f"results/reference/{bundle}.bundle"), "--format", "md", *options)
+        assert code == 0
+        table = title + out.partition(title)[2].partition("\n\n**")[0]
+        assert table.strip() + "\n\n" in page
+        rows += table.splitlines()
+    # README has four of the rows in words.
     front = " ".join(README.split())
     for name, said in {
         "drope-smollm": "(`drope-smollm`) it finds {}, {} and {} %",
         "yarn-smollm": "(`yarn-smollm`) {}, {} and {}.",
         "yarn-heads-smollm": "(`yarn-heads-smollm`), finds {}, {} and {}.",
+        "self-extend-smollm": "(`self-extend-smollm`), finds {}, {} and {}.",
     }.items():
-        [row] = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
-        assert said.format(*(cell.split()[0].strip("*†") for cell in row.strip("| ").split(" | ")[2:])) in front, name
+        row = next(line for line in rows if line.startswith(f"| {name} |"))
+        assert said.format(*(cell.split()[0].strip("*†") for cell in row.strip("| ").split(" | ")[2:5])) in front, name
 
 
 @pytest.mark.parametrize("page", sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]))
