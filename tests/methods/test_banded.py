@@ -214,6 +214,30 @@ def test_the_fused_kernels_are_the_same(
         torch.testing.assert_close(output, expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(9, 3, 64), (16, 8, 128)])
+@pytest.mark.parametrize("name", sorted({name for name, *_ in DEFINITIONS}))
+def test_on_a_gpu_prompts_are_read_as_block_by_block(
+    name: str, heads: int, key_heads: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, tokens, context = make(name), 3000, 512
+    bands = method.bands(replace(BASE, training_context=context), tokens)
+    frequencies = (1e4 ** (-torch.arange(0, width, 2).double() / width)).tolist()
+    rotation = BandedRotation(bands, frequencies, 1.0, context if method.log_n else None)
+    query, key, value = (
+        torch.randn(3, count, tokens, width, device="cuda", dtype=torch.bfloat16)
+        for count in (heads, key_heads, key_heads)
+    )
+    scale = width**-0.5
+    for start in (0, 300, 1700):
+        queries, outputs = query[:, :, start:], []
+        for fused_from in (128, tokens + 1):
+            monkeypatch.setattr(banded_attention, "_FUSED_FROM", fused_from)
+            tables = banded_attention.make_tables(rotation, (tokens - start, tokens, query.dtype), None, query.device)
+            outputs.append(banded_attention.attend(tables, queries, key, value, scale))
+        torch.testing.assert_close(*outputs, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize(("name", "params", "distance"), DEFINITIONS, ids=IDS)
 def test_windows_and_tiles_hold_all_keys_of_a_band(
     name: str, params: dict[str, Any], distance: Any, monkeypatch: pytest.MonkeyPatch
