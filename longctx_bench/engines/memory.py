@@ -24,8 +24,8 @@ _CPU_SHARED_PREFIX_TOKENS = 65536
 _CUDA_BATCH_TOKENS = 1048576
 _MIN_PREFILL_TOKENS = 256
 """Prompt tokens of a forward pass, at least: where they do not fit, nothing does."""
-_BUSY_PREFILL_TOKENS = 8192
-"""Prompt tokens of a forward pass that keep a GPU busy."""
+_RESERVED_PREFILL_TOKENS = 8192
+"""Prompt tokens of a forward pass that the cache leaves room for, where there is any."""
 _COPY_BYTES = 2**30
 """Bytes to copy to time a GPU's memory: far more than its caches hold."""
 _OUT_OF_MEMORY = (
@@ -92,20 +92,13 @@ def batch_tokens(estimate: MemoryEstimate, device: str, shared_prefixes: bool = 
     return max(1, min(cap, int(usable / (estimate.per_token + estimate.per_prefill_token))))
 
 
-def decode_token_budget(estimate: MemoryEstimate, wanted: int, longest: int, device: str) -> int:
-    """Return how many tokens fit in the cache beside a prefill pass, in the memory that is free now.
+def cache_token_budget(estimate: MemoryEstimate, longest: int, device: str) -> int:
+    """Return how many tokens fit in the cache beside a prefill pass, and at least ``longest``, those of one request.
 
-    Others may have taken memory since :func:`batch_tokens`: fewer prompts at a time cost less than short passes.
-
-    Args:
-        estimate: of the loaded checkpoint.
-        wanted: tokens to cache if they fit.
-        longest: tokens of the longest request, for which there has to be room.
-        device: torch's name of it.
+    Other programs may have taken memory since :func:`batch_tokens`. A smaller batch then costs less than short passes.
     """
-    prefill_bytes = min(longest, _BUSY_PREFILL_TOKENS) * estimate.per_prefill_token
-    fitting = int((free_memory(device) * _USABLE_SHARE - prefill_bytes) / estimate.per_token)
-    return min(wanted, max(longest, fitting))
+    prefill_bytes = min(longest, _RESERVED_PREFILL_TOKENS) * estimate.per_prefill_token
+    return max(longest, int((free_memory(device) * _USABLE_SHARE - prefill_bytes) / estimate.per_token))
 
 
 def prefill_token_budget(estimate: MemoryEstimate, cached_tokens: int, device: str) -> int:

@@ -324,6 +324,8 @@ def make_tables(
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * rotation.factor).to(dtype), (angles.sin() * rotation.factor).to(dtype)
 
+    is_fused = _takes_fused(new, mask, device)
+    has_flash = is_fused and flash_supports(dtype, 2 * len(rotation.frequencies), device)
     bands = []
     for band in rotation.bands:
         first = band.first(of_queries).clamp(min=0) + padding
@@ -335,9 +337,8 @@ def make_tables(
         if span.start < span.stop:
             at_keys = cos_sin(band.key(position[:, span].clamp(min=0)))
             fused: Window | BlockMask | None = None
-            if _takes_fused(new, mask, device):
+            if is_fused:
                 keys_of_queries = first[0] - span.start, last[0] - span.start, span.stop - span.start
-                has_flash = flash_supports(dtype, 2 * len(rotation.frequencies), device)
                 fused = as_window(*keys_of_queries) if has_flash else None
                 fused = block_mask(*keys_of_queries, device) if fused is None else fused
             bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, fused))

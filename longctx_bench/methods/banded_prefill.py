@@ -36,10 +36,9 @@ class Window:
 
 
 def flash_supports(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
-    """Whether torch has flash attention with windows for a GPU and a model."""
+    """Whether torch has flash attention with windows for a model on a GPU."""
     return (
-        device.type == "cuda"
-        and torch.version.hip is None
+        torch.version.hip is None
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim % 8 == 0
         and head_dim <= _MAX_HEAD_DIM

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -183,8 +183,8 @@ class Method(Component, ABC):
         """Return s = length / training_context, at least 1, or ``factor`` if set."""
         return self.factor if self.factor is not None else max(1.0, length / base.training_context)
 
-    def separates(self, base: BaseModelInfo, lengths: Collection[int]) -> bool:
-        """Whether prompts of these lengths, in tokens with their answers, must not share a batch."""
+    def needs_equal_lengths(self, base: BaseModelInfo, lengths: Iterable[int]) -> bool:
+        """Whether a batch may hold only one of these lengths, in tokens of a prompt and its answer."""
         return self.per_prompt and len(set(lengths)) > 1
 
     def uses_factor(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pydantic import Field
@@ -30,8 +30,8 @@ class JetLong(BandedAttention):
         window, group = tokens_within(self, base, self.window, 1 / 16) + 1, self.group_at(base, length)
         return near_band(window), far_band(window, query=lambda i: i // group, key=lambda j: j // group)
 
-    def separates(self, base: BaseModelInfo, lengths: Collection[int]) -> bool:
-        # All that follows the length is G, and the window where it was tuned by length.
+    def needs_equal_lengths(self, base: BaseModelInfo, lengths: Iterable[int]) -> bool:
+        # Only G depends on the length, and the window where it was tuned by length.
         methods = [(self.at(base, length), length) for length in set(lengths)]
         return len({(m.group_at(base, n), m.window, m._is_base(base, n)) for m, n in methods}) > 1
 

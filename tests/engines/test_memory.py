@@ -35,7 +35,7 @@ def test_memory_that_others_took_makes_batches_smaller_before_passes_become_shor
     monkeypatch: pytest.MonkeyPatch, free: int, cached: int, prefill: int
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
-    found = memory.decode_token_budget(ESTIMATE, 100_000, 5_000, "cuda")
+    found = min(100_000, memory.cache_token_budget(ESTIMATE, 5_000, "cuda"))
     assert found == cached
     assert memory.prefill_token_budget(ESTIMATE, found, "cuda") == prefill
 

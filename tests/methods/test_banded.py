@@ -264,7 +264,7 @@ def test_windows_and_tiles_hold_all_keys_of_a_band(
         assert torch.equal(partial | whole, padded.any(3).any(1))
         assert not (partial & whole).any()
         assert padded[:-1].transpose(1, 2)[whole[:-1]].all()
-    # The chunks of DCA are none, and the first tokens are so only once all of them have left the window.
+    # DCA's chunks are no windows, nor is the band of the first tokens, which enter it one by one.
     assert windows == {"dca": 0, "lm-infinite": 1, "streaming-llm": 1}.get(name, 2)
 
 
@@ -389,7 +389,7 @@ BY_LENGTH = TunedParameters(table={1.5: {"window": 2}, 2: {"window": 4}}, object
 def test_prompts_of_different_lengths_share_a_batch_where_the_method_is_the_same_for_them(
     name: str, params: dict[str, Any], lengths: set[int], apart: bool
 ) -> None:
-    assert METHODS[name](**params).separates(BASE, lengths) == apart
+    assert METHODS[name](**params).needs_equal_lengths(BASE, lengths) == apart
 
 
 def test_log_n_scales_queries_beyond_the_training_context(model: Any) -> None:

@@ -275,10 +275,9 @@ class HFEngine:
             return [generate_exact(self.model, core.tokenizer, ends, request, should_stop) for request in batch]
         assert self._memory_estimate is not None
         totals = [num_total_tokens(request) for request in batch]
-        wanted = min(max_batch_tokens, sum(totals))
-        cached = memory.decode_token_budget(self._memory_estimate, wanted, max(totals), self.device)
-        if cached < wanted:
-            max_batch_tokens = cached
+        fitting = memory.cache_token_budget(self._memory_estimate, max(totals), self.device)
+        max_batch_tokens = min(max_batch_tokens, fitting)
+        cached = min(max_batch_tokens, sum(totals))
         budget = memory.prefill_token_budget(self._memory_estimate, cached, self.device)
         return self.core.generate(batch, should_stop, budget, max_batch_tokens)
 

@@ -90,7 +90,7 @@ class CellJob:
         """Whether prompts of different lengths must not share a batch."""
         if self.planned.cell.length == NATURAL or self.planned.strategy.equal_lengths:
             return True
-        return self.model.method.separates(self.model.base, {num_total_tokens(request) for request in self.requests})
+        return self.model.method.needs_equal_lengths(self.model.base, map(num_total_tokens, self.requests))
 
     def unfinished(self, batches: Iterable[Sequence[Request]]) -> list[Sequence[Request]]:
         """Return the batches with any unmeasured example, whole.

@@ -90,7 +90,7 @@ def test_prompts_for_which_jet_long_is_the_same_share_a_batch(tiny_folder: Path)
     asked = [replace(request, input_ids=request.input_ids * 5) for request in requests()[:4]]
     lengths = {num_total_tokens(request) for request in asked}
     assert len(lengths) == 4
-    assert not model.method.separates(model.base, lengths)
+    assert not model.method.needs_equal_lengths(model.base, lengths)
     made = engine(tiny_folder, batch_tokens=4096)
     [batch] = made.batches(asked, per_prompt=False)
     together = sorted(made.generate(batch, model, never), key=lambda item: item.example_id)
