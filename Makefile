@@ -89,6 +89,7 @@ reference: .venv/.installed
 	$(BIN)/longctx-bench report $(SMOLLM)-methods.bundle --column price --format md --out $(SMOLLM)-methods/report.md
 	$(BIN)/longctx-bench compare all yarn-smollm $(SMOLLM)-methods.bundle --format md --out $(SMOLLM)-methods/against-yarn.md
 	$(BIN)/longctx-bench figures $(SMOLLM)-methods.bundle --kind tasks --scale 2x --out $(SMOLLM)-methods/tasks-2x.png
+	$(BIN)/longctx-bench figures $(SMOLLM)-methods.bundle --task niah --out $(SMOLLM)-methods/niah-heatmap.png
 
 # The page's tests drive a real browser; without one they are skipped. Debian's names, as root.
 browser:
