@@ -19,8 +19,13 @@ import torch
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
 from longctx_bench.methods.banded_decoding import DecodingTables, attend_one_query, make_decoding_tables
-from longctx_bench.methods.banded_prefill import Window, as_window, attend_to_band, block_mask, flash_supports
+from longctx_bench.methods.banded_prefill import Window, as_window, attend_to_bands, block_mask, flash_supports
 from longctx_bench.methods.query_scale import log_n_factors
+
+try:
+    from longctx_bench.methods.kernels.rope import apply_rope
+except ImportError:  # Triton comes with torch where there is one for the GPU.
+    apply_rope = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -275,12 +280,13 @@ def _attend_fused(
     tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
-    parts = []
-    for band in tables.bands:
-        assert band.fused is not None
-        rotated = rotate(query, *band.query), rotate(key[:, :, band.span], *band.key)
-        parts.append(attend_to_band(*rotated, value[:, :, band.span], band.fused, scale))
-    return _merge(parts)
+    return attend_to_bands(
+        (rotate(query, *band.query) for band in tables.bands),
+        (rotate(key[:, :, band.span], *band.key) for band in tables.bands),
+        (value[:, :, band.span] for band in tables.bands),
+        [band.fused for band in tables.bands if band.fused is not None],
+        scale,
+    )
 
 
 def _takes_fused(num_new_tokens: int, mask: torch.Tensor | None, device: torch.device) -> bool:
@@ -288,7 +294,16 @@ def _takes_fused(num_new_tokens: int, mask: torch.Tensor | None, device: torch.d
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``[rows, heads, tokens, head_dim]``, the first half of a head paired with the second, as Llama does."""
+    """Rotate ``[rows, heads, tokens, head_dim]``, the first half of a head paired with the second, as Llama does.
+
+    Args:
+        states: queries or keys.
+        cos: ``[rows or 1, 1, tokens, head_dim]``.
+        sin: of the same shape.
+    """
+    if states.is_cuda and apply_rope is not None:
+        # The same bits by one kernel.
+        return apply_rope(states, states[:, :0], cos[:, 0], sin[:, 0])[0]
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -1,11 +1,13 @@
 """Prefill by bands on a GPU: a kernel call per band, which returns the log-sum-exps to merge bands by.
 
-A band that is a sliding window or a causal triangle, as most are, goes through flash attention; any other through
-FlexAttention, which skips tiles that hold none of its keys.
+A causal triangle, such as all keys at some distance or more, goes through cuDNN's attention, as plain attention does; a
+sliding window through flash attention; any other band through FlexAttention, which skips tiles that hold none of its
+keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -106,34 +108,66 @@ def block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch
     )
 
 
-def attend_to_band(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, band: Window | BlockMask, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend to the keys of a band.
+def attend_to_bands(
+    queries: Iterable[torch.Tensor],
+    keys: Iterable[torch.Tensor],
+    values: Iterable[torch.Tensor],
+    bands: Sequence[Window | BlockMask],
+    scale: float,
+) -> torch.Tensor:
+    """Attend to the keys of all bands, as by one softmax.
 
     Args:
-        query: ``[rows, heads, queries, head_dim]``, rotated.
-        key: ``[rows, key heads, keys, head_dim]`` of the band, rotated.
-        value: of the same shape.
-        band: which of the keys each query attends to.
+        queries: for each band ``[rows, heads, queries, head_dim]``, rotated.
+        keys: for each band ``[rows, key heads, keys, head_dim]``, rotated.
+        values: of the same shapes.
+        bands: which of its keys each query attends to.
         scale: factor on the logits.
 
     Returns:
-        Outputs, and the log-sum-exp of each query's logits, fp32 ``[rows, heads, queries]``; minus infinity where a
-        query has no key.
+        ``[rows, heads, queries, head_dim]`` in fp32; 0 where a query has no key in any band.
     """
+    merged = log_sum = None
+    for query, key, value, band in zip(queries, keys, values, bands, strict=True):
+        start, output, band_sum = _attend(query, key, value, band, scale)
+        if merged is None or log_sum is None:
+            merged = functional.pad(output.float(), (0, 0, start, 0)) if start else output.float()
+            log_sum = functional.pad(band_sum, (start, 0), value=-torch.inf) if start else band_sum
+            continue
+        before = log_sum[:, :, start:]
+        share = (band_sum - before).sigmoid().nan_to_num(0.0)
+        merged[:, :, start:].lerp_(output.float(), share.unsqueeze(-1))
+        log_sum[:, :, start:] = torch.logaddexp(before, band_sum)
+    assert merged is not None
+    return merged
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, band: Window | BlockMask, scale: float
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Return the first query that has keys, and from it on outputs and fp32 log-sum-exps ``[rows, heads, queries]``."""
     if isinstance(band, Window):
-        output, log_sum = _flash_attention(query[:, :, band.start :], key, value, band, scale)
-        return (
-            functional.pad(output, (0, 0, band.start, 0)),
-            functional.pad(log_sum, (band.start, 0), value=-torch.inf),
-        )
+        query = query[:, :, band.start :]
+        is_triangle = band.left < 0 and band.right == 0 and query.shape[2] == key.shape[2]
+        attend = _cudnn_attention if is_triangle and _has_cudnn() else _flash_attention
+        return band.start, *attend(query, key, value, band, scale)
     from torch.nn.attention.flex_attention import AuxRequest
 
     output, more = _flex_attention()(
         query, key, value, block_mask=band, scale=scale, enable_gqa=True, return_aux=AuxRequest(lse=True)
     )
-    return output, more.lse
+    # Minus infinity, and on some devices an output of NaN, where a query has no key.
+    return 0, torch.where(more.lse.unsqueeze(-1) > -torch.inf, output, 0), more.lse
+
+
+def _cudnn_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return outputs and log-sum-exps of causal attention between tokens and themselves."""
+    output, log_sum, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query, key, value, None, True, 0.0, True, False, scale=scale
+    )
+    return output, log_sum.view(query.shape[:3])
 
 
 def _flash_attention(
@@ -145,6 +179,12 @@ def _flash_attention(
         0.0, window.right == 0, False, scale=scale, window_size_left=window.left, window_size_right=window.right,
     )  # fmt: skip
     return output.transpose(1, 2), log_sum
+
+
+@cache
+def _has_cudnn() -> bool:
+    """Whether torch would take cuDNN's attention for plain attention: on Hopper and later, in recent versions."""
+    return torch.cuda.get_device_capability() >= (9, 0) and torch.backends.cudnn.is_available()
 
 
 @cache

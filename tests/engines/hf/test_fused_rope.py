@@ -30,6 +30,7 @@ cos, sin = (torch.randn(tables, tokens, size).to(dtype) for _ in range(2))
 for one, other in zip(apply_rotary_pos_emb(query, key, cos, sin), apply_rope(query, key, cos, sin), strict=True):
     assert torch.equal(one, other), (one - other).abs().max()
     assert tokens == 1 or one.stride() == other.stride(), 'what attends to them finds them as it would have'
+    assert torch.equal(apply_rope(query, query[:, :0], cos, sin)[0], apply_rotary_pos_emb(query, key, cos, sin)[0])
 """
 
 
