@@ -2,8 +2,8 @@
 
 In one attention layer: time of a prompt and of one more token, and the memory that a prompt takes beyond its queries,
 keys and values. On a GPU the fused way is compared, in the precision of the model, with the one that goes block by
-block. In whole layers (``--layers``): time of a prompt and of one more token through a model of Qwen3-1.7B's width, as
-the transformers engine runs it.
+block. In whole layers (``--layers``): time of a prompt and of one more token, on a GPU a replayed CUDA graph, through a
+model of Qwen3-1.7B's width, as the transformers engine runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional
 
-from longctx_bench.engines.hf.cuda_graph import decode_attention_kernel
+from longctx_bench.engines.hf.cuda_graph import CudaGraphDecoder
 from longctx_bench.engines.hf.engine import apply_method
 from longctx_bench.engines.hf.kv_cache import KVCache
 from longctx_bench.engines.hf.model_runner import ModelRunner
@@ -92,9 +92,11 @@ def print_whole_layers(names: list[str], tokens: int, context: int, layers: int,
     for name in ("rope", *names):
         with apply_method(model, ModelUnderTest(base, METHODS[name](), length), length), torch.inference_mode():
             prompt, peak = measure(prefill, device)
-            # The decode kernel takes one query per row: a prompt is read without it.
             cache = prefill()
-            with decode_attention_kernel(model):
+            if device.type == "cuda":
+                filled = torch.ones(1, tokens, dtype=torch.bool, device=device)
+                token, _ = measure(CudaGraphDecoder(model, cache, filled, [0], 1 + _REPEATS).step, device)
+            else:
                 token, _ = measure(partial(runner.forward, cache, ids[:, :1], None, 1), device)
         plain = plain or (prompt, token)
         ratios = prompt / plain[0], token / plain[1]

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from longctx_bench.methods.banded_attention import BandedRotation
 
     PositionMap = Callable[[torch.Tensor], torch.Tensor]
-    """From positions (int64, of any shape) to others of the same shape, whole or not."""
+    """From positions (int64, of any shape) to others of the same shape, whole or not. Maps that read no number on the
+    host, as by ``int(...)``, are captured in the CUDA graph of decoding."""
 
 MODEL_TYPES = frozenset({
     "apertus", "arcee", "bitnet", "flex_olmo", "gemma", "granite", "granitemoe", "hyperclovax", "llama", "minimax_m2",

@@ -96,10 +96,12 @@ class _Active:
         self.rotation = rotation
         self._tables: Tables | None = None
 
-    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None) -> Tables:
+    def tables(self, query: torch.Tensor, total: int, mask: torch.Tensor | None, is_first_layer: bool) -> Tables:
         """Return the tables of a forward pass, made in its first layer."""
         shape = (query.shape[2], total, query.dtype)
-        if self._tables is None or self._tables.mask is not mask or self._tables.shape != shape:
+        # A captured step has the same mask each time, and other tokens in it.
+        is_new = is_first_layer and mask is not None
+        if is_new or self._tables is None or self._tables.mask is not mask or self._tables.shape != shape:
             self._tables = None
             self._tables = make_tables(self.rotation, shape, mask, query.device)
         return self._tables
@@ -123,6 +125,22 @@ def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> It
                 del _ACTIVE[key]
             else:
                 _ACTIVE[key] = previous
+
+
+def supports_capture(model: PreTrainedModel) -> bool:
+    """Whether a decoding step by bands can be captured: their maps read no position on the host."""
+    active = _ACTIVE.get(id(model.config))
+    if active is None or model.config._attn_implementation != IMPLEMENTATION:
+        return False
+    positions = torch.empty(1, 1, dtype=torch.long, device="meta")
+    try:
+        for band in active.rotation.bands:
+            for position_map in (band.first, band.last, band.query, band.key):
+                position_map(positions)
+    # Anything that asks a tensor without values for one raises, by errors of several types.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def padding_mask(**arguments: Any) -> torch.Tensor | None:
@@ -175,7 +193,8 @@ def banded_attention(
     if unsupported or (attention_mask is not None and attention_mask.shape[-2] != 1):
         feature = unsupported[0] if unsupported else "an attention mask of its own"
         raise UserError(f"banded attention is not defined for a model with {feature}")
-    tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask)
+    is_first_layer = getattr(module, "layer_idx", None) == 0
+    tables = _ACTIVE[id(module.config)].tables(query, key.shape[2], attention_mask, is_first_layer)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = attend(tables, query, key, value, scale)
     return output.transpose(1, 2).to(query.dtype).contiguous(), None
@@ -316,7 +335,8 @@ def make_tables(
     Args:
         rotation: what the method does to positions.
         shape: new tokens of a row, all its tokens with the cached ones, and the model's precision.
-        mask: which slots hold tokens, bool ``[rows, 1, 1, all tokens]``, without gaps; None: all do.
+        mask: which slots hold tokens, bool ``[rows, 1, 1, all tokens]``, without gaps; None: all do. Behind the last
+            token, slots may be empty only where it is the only new one.
         device: of queries and keys.
     """
     new, total, dtype = shape
@@ -326,11 +346,15 @@ def make_tables(
     padding = padding.to(device if new == 1 else "cpu")
     position = torch.arange(total, device=padding.device) - padding
     of_queries = position[:, total - new :]
+    if mask is not None and new == 1:
+        of_queries = mask[:, 0, 0].sum(1, keepdim=True).to(device) - 1
     query_scale = None
     if rotation.log_base is not None:
         query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
     if new == 1:
-        decoding = make_decoding_tables(rotation.bands, position, rotation.frequencies, rotation.factor, dtype)
+        decoding = make_decoding_tables(
+            rotation.bands, position, of_queries, rotation.frequencies, rotation.factor, dtype
+        )
         return Tables(mask, shape, (), query_scale, decoding)
     frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,18 +40,24 @@ class DecodingTables:
 
 
 def make_decoding_tables(
-    bands: Sequence[Band], position: torch.Tensor, frequencies: Sequence[float], factor: float, dtype: torch.dtype
+    bands: Sequence[Band],
+    position: torch.Tensor,
+    query: torch.Tensor,
+    frequencies: Sequence[float],
+    factor: float,
+    dtype: torch.dtype,
 ) -> DecodingTables:
     """Return the tables of a forward pass.
 
     Args:
         bands: of the method; they do not overlap.
-        position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding; the last one is the query's own.
+        position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding.
+        query: position of the query, int64 ``[rows or 1, 1]``; slots behind it are empty.
         frequencies: radians per token for each pair of dimensions.
         factor: on cos and sin.
         dtype: the model's precision, which cos and sin have for the kernel, so that it reads less; else they are fp32.
     """
-    query, key = position[:, -1:], position.clamp(min=0)
+    key = position.clamp(min=0)
     distance = torch.zeros(position.shape, dtype=torch.float32, device=position.device)
     is_attended = torch.zeros(position.shape, dtype=torch.bool, device=position.device)
     for band in bands:
@@ -58,9 +65,15 @@ def make_decoding_tables(
         is_in_band = (position >= band.first(query).clamp(min=0)) & (position <= last)
         distance = torch.where(is_in_band, (band.key(key) - band.query(query)).float(), distance)
         is_attended |= is_in_band
-    angles = distance[:, :, None] * torch.tensor(frequencies, dtype=torch.float32, device=position.device)
+    angles = distance[:, :, None] * _on_device(tuple(frequencies), position.device)
     cos, sin = (table.to(dtype if _uses_kernel(position) else torch.float32) for table in (angles.cos(), angles.sin()))
     return DecodingTables(cos, sin, is_attended, factor**2)
+
+
+@cache
+def _on_device(frequencies: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return frequencies on a device; while a step is captured, nothing can be copied there."""
+    return torch.tensor(frequencies, dtype=torch.float32, device=device)
 
 
 def attend_one_query(

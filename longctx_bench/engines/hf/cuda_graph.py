@@ -10,6 +10,7 @@ import torch
 
 from longctx_bench.engines.hf.padding import AsyncTokens
 from longctx_bench.methods.attention_override import override_attention
+from longctx_bench.methods.banded_attention import supports_capture
 
 try:
     from longctx_bench.methods.kernels import flash_decoding
@@ -26,9 +27,10 @@ _MAX_OVERRUN_STEPS = 2
 
 
 def supports_cuda_graph(model: PreTrainedModel) -> bool:
-    """Whether the decode step can be captured as a CUDA graph (CUDA, sdpa, no data-dependent control flow)."""
+    """Whether the decode step can be captured as a CUDA graph (CUDA, sdpa or bands, no data-dependent control flow)."""
     static = model._can_compile_fullgraph and model._supports_attention_backend
-    return static and model.device.type == "cuda" and model.config._attn_implementation == "sdpa"
+    is_captured = model.config._attn_implementation == "sdpa" or supports_capture(model)
+    return static and model.device.type == "cuda" and is_captured
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from longctx_bench.engines.hf.model_runner import DecodeStep, ModelRunner, Step
 from longctx_bench.engines.hf.prefill_scheduler import num_padded_tokens, split_by_token_budget
 from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.request_state import RequestState
+from longctx_bench.methods import METHODS
+from longctx_bench.methods.banded import Band, far_band, near_band
+from longctx_bench.methods.banded_attention import BandedRotation, supports_capture, use_banded_attention
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.mrrope import MrRoPEPro
 from longctx_bench.methods.rope_scaling import RoPE, YaRN
@@ -114,6 +117,36 @@ def test_lists_of_factors_and_scaled_queries_are_in_the_step(model: PreTrainedMo
         found = [each.text for each in core.generate(requests, never, 10**6)]
     assert found == [" ".join(map(str, answer)) for answer in answers]
     assert answers != plain
+
+
+@pytest.mark.parametrize("name", ["self-extend", "leaky-rerope", "jet-long", "lm-infinite", "streaming-llm", "dca"])
+def test_bands_move_with_the_step(model: PreTrainedModel, name: str) -> None:
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    prompts = _ids(30, 9, 17)
+    who = ModelUnderTest(BaseModelInfo("small", 16, model.config.to_dict()), METHODS[name](), 96)
+    plain = [_generated(model, ids, 40) for ids in prompts]
+    with apply_method(model, who, 96):
+        assert supports_capture(model)
+        config = SchedulerConfig(64, 0.5, async_scheduling=False, cuda_graph=False)
+        requests = [Request(str(place), ids, 40) for place, ids in enumerate(prompts)]
+        answers = []
+        for request in requests:
+            core = EngineCore(ModelRunner(model, frozenset([EOS])), tokenizer, config)
+            answers += [each.text for each in core.generate([request], never, 10**6)]
+        config = SchedulerConfig(64, 0.5, async_scheduling=True, cuda_graph=True)
+        core = EngineCore(ModelRunner(model, frozenset([EOS])), tokenizer, config)
+        found = [each.text for each in core.generate(requests, never, 10**6)]
+    assert found == answers
+    assert answers != [" ".join(map(str, answer)) for answer in plain]
+
+
+def test_maps_of_positions_that_read_them_are_not_captured(model: PreTrainedModel) -> None:
+    near = near_band(8)
+    reads = Band(first=lambda i: i * 0, last=lambda i: i - 8 if int(i.max()) > 8 else i * 0 - 1)
+    for band, is_captured in ((far_band(8), True), (reads, False)):
+        with use_banded_attention(model, BandedRotation((near, band), [1.0, 0.5, 0.1, 0.01])):
+            assert supports_capture(model) == is_captured
+    assert not supports_capture(model)
 
 
 @pytest.mark.parametrize("lengths", [(30,), (30, 25, 41)], ids=["one", "several"])
