@@ -290,8 +290,7 @@ def _merge(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     weights = torch.stack([log_sum for _, log_sum in parts]).softmax(dim=0).unsqueeze(-1)
     merged = torch.zeros_like(parts[0][0], dtype=torch.float32)
     for weight, (output, _) in zip(weights, parts, strict=True):
-        # A query without a key in a part has weight 0 there, and from some kernels NaN for an output.
-        merged += torch.where(weight > 0, weight * output.float(), 0)
+        merged += weight * output.float()
     return merged
 
 

@@ -23,6 +23,8 @@ _TILE = 128
 _MIN_CAPABILITY = (8, 0)
 """Of GPUs that torch has flash attention for."""
 _MAX_HEAD_DIM = 256
+_MIN_CUDNN_CAPABILITY = (9, 0)
+_MAX_CUDNN_HEAD_DIM = 128
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def flash_supports(dtype: torch.dtype, head_dim: int, device: torch.device) -> b
         and head_dim % 8 == 0
         and head_dim <= _MAX_HEAD_DIM
         and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+        and _capability(device) >= _MIN_CAPABILITY
     )
 
 
@@ -149,7 +151,7 @@ def _attend(
     if isinstance(band, Window):
         query = query[:, :, band.start :]
         is_triangle = band.left < 0 and band.right == 0 and query.shape[2] == key.shape[2]
-        attend = _cudnn_attention if is_triangle and _has_cudnn() else _flash_attention
+        attend = _cudnn_attention if is_triangle and _cudnn_supports(query) else _flash_attention
         return band.start, *attend(query, key, value, band, scale)
     from torch.nn.attention.flex_attention import AuxRequest
 
@@ -181,10 +183,15 @@ def _flash_attention(
     return output.transpose(1, 2), log_sum
 
 
+def _cudnn_supports(query: torch.Tensor) -> bool:
+    """Whether torch has cuDNN's attention for queries that flash attention supports, on GPUs where that is faster."""
+    is_enabled = torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled()
+    return is_enabled and query.shape[-1] <= _MAX_CUDNN_HEAD_DIM and _capability(query.device) >= _MIN_CUDNN_CAPABILITY
+
+
 @cache
-def _has_cudnn() -> bool:
-    """Whether torch would take cuDNN's attention for plain attention: on Hopper and later, in recent versions."""
-    return torch.cuda.get_device_capability() >= (9, 0) and torch.backends.cudnn.is_available()
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache

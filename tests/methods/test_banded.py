@@ -211,7 +211,7 @@ def test_the_fused_kernels_are_the_same(
             patched.setattr(banded_prefill, "_flex_attention", lambda: flex_attention)
             patched.setattr(banded_prefill, "_flash_attention", flash_reference)
             patched.setattr(banded_prefill, "_cudnn_attention", flash_reference)
-            patched.setattr(banded_prefill, "_has_cudnn", lambda: True)
+            patched.setattr(banded_prefill, "_cudnn_supports", lambda _: True)
             output, _ = attend(layer, queries, key, value, None)
         torch.testing.assert_close(output, expected, atol=2e-6, rtol=1e-5)
 
