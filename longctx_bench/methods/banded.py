@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     PositionMap = Callable[[torch.Tensor], torch.Tensor]
     """From positions (int64, of any shape) to others of the same shape, whole or not. Maps that read no number on the
-    host, as by ``int(...)``, are captured in the CUDA graph of decoding."""
+    host, as ``int(...)`` does, and copy none from it, as ``torch.tensor(...)`` does, are captured in the CUDA graph of
+    decoding."""
 
 MODEL_TYPES = frozenset({
     "apertus", "arcee", "bitnet", "flex_olmo", "gemma", "granite", "granitemoe", "hyperclovax", "llama", "minimax_m2",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from longctx_bench.core.errors import UserError
 from longctx_bench.methods.attention_override import override_attention
@@ -40,6 +41,7 @@ _MIN_BLOCK, _MAX_BLOCK = 16, 128
 """Queries in a block: keys that only some of them attend to are read by all."""
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """torch's flash attention on a CPU, which also returns the log-sum-exp of each query's logits."""
+_FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.Tensor.new_tensor)
 _FUSED_FROM = 128
 """New tokens of a pass from which a GPU takes fused kernels."""
 
@@ -127,16 +129,26 @@ def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> It
                 _ACTIVE[key] = previous
 
 
+class _NothingFromHost(TorchFunctionMode):
+    """Refuses functions that take tensors of the host, or make one of its numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FROM_HOST or any(isinstance(each, torch.Tensor) and not each.is_meta for each in args):
+            raise RuntimeError(f"{func.__name__} copies from the host")
+        return func(*args, **(kwargs or {}))
+
+
 def supports_capture(model: PreTrainedModel) -> bool:
-    """Whether a decoding step by bands can be captured: their maps read no position on the host."""
+    """Whether a decoding step by bands can be captured: no map of theirs moves numbers between GPU and host."""
     active = _ACTIVE.get(id(model.config))
     if active is None or model.config._attn_implementation != IMPLEMENTATION:
         return False
     positions = torch.empty(1, 1, dtype=torch.long, device="meta")
     try:
-        for band in active.rotation.bands:
-            for position_map in (band.first, band.last, band.query, band.key):
-                position_map(positions)
+        with _NothingFromHost():
+            for band in active.rotation.bands:
+                for position_map in (band.first, band.last, band.query, band.key):
+                    position_map(positions)
     # Anything that asks a tensor without values for one raises, by errors of several types.
     except Exception:  # noqa: BLE001
         return False

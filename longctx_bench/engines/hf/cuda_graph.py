@@ -29,8 +29,8 @@ _MAX_OVERRUN_STEPS = 2
 def supports_cuda_graph(model: PreTrainedModel) -> bool:
     """Whether the decode step can be captured as a CUDA graph (CUDA, sdpa or bands, no data-dependent control flow)."""
     static = model._can_compile_fullgraph and model._supports_attention_backend
-    is_captured = model.config._attn_implementation == "sdpa" or supports_capture(model)
-    return static and model.device.type == "cuda" and is_captured
+    is_banded = flash_decoding is not None and supports_capture(model)
+    return static and model.device.type == "cuda" and (is_banded or model.config._attn_implementation == "sdpa")
 
 
 @contextmanager

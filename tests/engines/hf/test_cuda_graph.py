@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from longctx_bench.engines.hf.prefill_scheduler import num_padded_tokens, split_
 from longctx_bench.engines.hf.scheduler import SchedulerConfig
 from longctx_bench.engines.request_state import RequestState
 from longctx_bench.methods import METHODS
-from longctx_bench.methods.banded import Band, far_band, near_band
+from longctx_bench.methods.banded import far_band, near_band
 from longctx_bench.methods.banded_attention import BandedRotation, supports_capture, use_banded_attention
 from longctx_bench.methods.base import BaseModelInfo, Method
 from longctx_bench.methods.mrrope import MrRoPEPro
@@ -140,12 +140,20 @@ def test_bands_move_with_the_step(model: PreTrainedModel, name: str) -> None:
     assert answers != [" ".join(map(str, answer)) for answer in plain]
 
 
-def test_maps_of_positions_that_read_them_are_not_captured(model: PreTrainedModel) -> None:
-    near = near_band(8)
-    reads = Band(first=lambda i: i * 0, last=lambda i: i - 8 if int(i.max()) > 8 else i * 0 - 1)
-    for band, is_captured in ((far_band(8), True), (reads, False)):
-        with use_banded_attention(model, BandedRotation((near, band), [1.0, 0.5, 0.1, 0.01])):
-            assert supports_capture(model) == is_captured
+def test_maps_of_positions_that_need_the_host_are_not_captured(model: PreTrainedModel) -> None:
+    table = torch.arange(96) // 2
+    maps: list[tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = [
+        (lambda i: i // 2, True),
+        (lambda i: torch.where(i > 8, i.double().log(), 1.0), True),
+        (lambda i: i // 2 if int(i.max()) > 8 else i, False),
+        (lambda i: torch.tensor([0, 1, 2], device=i.device)[i // 3], False),
+        (lambda i: i.new_tensor([0, 1, 2])[i // 3], False),
+        (lambda i: table.to(i.device)[i], False),
+    ]
+    for number, (position_map, is_captured) in enumerate(maps):
+        bands = near_band(8), far_band(8, key=position_map)
+        with use_banded_attention(model, BandedRotation(bands, [1.0, 0.5, 0.1, 0.01])):
+            assert supports_capture(model) == is_captured, number
     assert not supports_capture(model)
 
 
