@@ -137,6 +137,7 @@ def attend_to_bands(
             log_sum = functional.pad(band_sum, (start, 0), value=-torch.inf) if start else band_sum
             continue
         before = log_sum[:, :, start:]
+        # The band's share of the softmax over the keys so far; not a number where a query has none of either.
         share = (band_sum - before).sigmoid().nan_to_num(0.0)
         merged[:, :, start:].lerp_(output.float(), share.unsqueeze(-1))
         log_sum[:, :, start:] = torch.logaddexp(before, band_sum)
