@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from longctx_bench.methods.banded_attention import BandedRotation
 
     PositionMap = Callable[[torch.Tensor], torch.Tensor]
-    """From positions (int64, of any shape) to others of the same shape, whole or not. Maps that read no number on the
-    host, as ``int(...)`` does, and copy none from it, as ``torch.tensor(...)`` does, are captured in the CUDA graph of
-    decoding."""
+    """From positions (int64, of any shape) to others of the same shape, whole or not. With a map that reads numbers
+    on the host (``int(...)``) or copies some from there (``torch.tensor(...)``), decoding is not captured in a CUDA
+    graph."""
 
 MODEL_TYPES = frozenset({
     "apertus", "arcee", "bitnet", "flex_olmo", "gemma", "granite", "granitemoe", "hyperclovax", "llama", "minimax_m2",

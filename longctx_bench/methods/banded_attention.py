@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,7 @@ _MIN_BLOCK, _MAX_BLOCK = 16, 128
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """torch's flash attention on a CPU, which also returns the log-sum-exp of each query's logits."""
 _FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.Tensor.new_tensor)
+"""Functions that make a tensor of numbers on the host."""
 _FUSED_FROM = 128
 """New tokens of a pass from which a GPU takes fused kernels."""
 
@@ -130,7 +132,7 @@ def use_banded_attention(model: PreTrainedModel, rotation: BandedRotation) -> It
 
 
 class _NothingFromHost(TorchFunctionMode):
-    """Refuses functions that take tensors of the host, or make one of its numbers."""
+    """Raises where a function takes a tensor that is on the host, or makes one of numbers that are."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FROM_HOST or any(isinstance(each, torch.Tensor) and not each.is_meta for each in args):
@@ -310,13 +312,12 @@ def _attend_fused(
     tables: Tables, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Return ``[rows, heads, new tokens, head_dim]`` in fp32, of rows that have no padding on the left."""
-    return attend_to_bands(
-        (rotate(query, *band.query) for band in tables.bands),
-        (rotate(key[:, :, band.span], *band.key) for band in tables.bands),
-        (value[:, :, band.span] for band in tables.bands),
-        [band.fused for band in tables.bands if band.fused is not None],
-        scale,
+    bands = (
+        (rotate(query, *band.query), rotate(key[:, :, band.span], *band.key), value[:, :, band.span], band.fused)
+        for band in tables.bands
+        if band.fused is not None
     )
+    return attend_to_bands(bands, scale)
 
 
 def _takes_fused(num_new_tokens: int, mask: torch.Tensor | None, device: torch.device) -> bool:
@@ -346,28 +347,25 @@ def make_tables(
     Args:
         rotation: what the method does to positions.
         shape: new tokens of a row, all its tokens with the cached ones, and the model's precision.
-        mask: which slots hold tokens, bool ``[rows, 1, 1, all tokens]``, without gaps; None: all do. Behind the last
-            token, slots may be empty only where it is the only new one.
+        mask: which slots hold tokens, bool ``[rows, 1, 1, all tokens]``, without gaps, the new ones last; None: all do.
         device: of queries and keys.
     """
     new, total, dtype = shape
-    # Slots of padding before each row's first token.
-    padding = torch.zeros(1, 1, dtype=torch.long) if mask is None else mask[:, 0, 0].long().argmax(1, keepdim=True)
     # Blocks are cut on the CPU; decoding waits for no GPU.
-    padding = padding.to(device if new == 1 else "cpu")
-    position = torch.arange(total, device=padding.device) - padding
-    of_queries = position[:, total - new :]
-    if mask is not None and new == 1:
-        of_queries = mask[:, 0, 0].sum(1, keepdim=True).to(device) - 1
+    place = device if new == 1 else torch.device("cpu")
+    holds_token = torch.ones(1, total, dtype=torch.long) if mask is None else mask[:, 0, 0].long()
+    # Slots of padding before each row's first token; behind its last one, a frozen cache has empty slots.
+    padding = holds_token.argmax(1, keepdim=True).to(place)
+    num_tokens = holds_token.sum(1, keepdim=True).to(place)
+    position = torch.arange(total, device=place) - padding
+    of_queries = torch.arange(-new, 0, device=place) + num_tokens
     query_scale = None
     if rotation.log_base is not None:
         query_scale = log_n_factors(rotation.log_base, of_queries)[:, None, :, None].to(device, dtype)
+    frequencies = _on_device(tuple(rotation.frequencies), device)
     if new == 1:
-        decoding = make_decoding_tables(
-            rotation.bands, position, of_queries, rotation.frequencies, rotation.factor, dtype
-        )
+        decoding = make_decoding_tables(rotation.bands, position, of_queries, frequencies, rotation.factor, dtype)
         return Tables(mask, shape, (), query_scale, decoding)
-    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float32, device=device)
 
     def cos_sin(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = positions.to(device)[:, None, :, None].float() * frequencies
@@ -393,3 +391,9 @@ def make_tables(
                 fused = block_mask(*keys_of_queries, device) if fused is None else fused
             bands.append(_BandTables(first, last, cos_sin(band.query(of_queries)), at_keys, span, fused))
     return Tables(mask, shape, tuple(bands), query_scale)
+
+
+@cache
+def _on_device(frequencies: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return frequencies on a device; while a step is captured, nothing can be copied there."""
+    return torch.tensor(frequencies, dtype=torch.float32, device=device)

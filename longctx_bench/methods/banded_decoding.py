@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +42,7 @@ def make_decoding_tables(
     bands: Sequence[Band],
     position: torch.Tensor,
     query: torch.Tensor,
-    frequencies: Sequence[float],
+    frequencies: torch.Tensor,
     factor: float,
     dtype: torch.dtype,
 ) -> DecodingTables:
@@ -53,7 +52,7 @@ def make_decoding_tables(
         bands: of the method; they do not overlap.
         position: of each slot, int64 ``[rows or 1, slots]``, below 0 at padding.
         query: position of the query, int64 ``[rows or 1, 1]``; slots behind it are empty.
-        frequencies: radians per token for each pair of dimensions.
+        frequencies: radians per token for each pair of dimensions, fp32 ``[head_dim / 2]``.
         factor: on cos and sin.
         dtype: the model's precision, which cos and sin have for the kernel, so that it reads less; else they are fp32.
     """
@@ -65,15 +64,9 @@ def make_decoding_tables(
         is_in_band = (position >= band.first(query).clamp(min=0)) & (position <= last)
         distance = torch.where(is_in_band, (band.key(key) - band.query(query)).float(), distance)
         is_attended |= is_in_band
-    angles = distance[:, :, None] * _on_device(tuple(frequencies), position.device)
+    angles = distance[:, :, None] * frequencies
     cos, sin = (table.to(dtype if _uses_kernel(position) else torch.float32) for table in (angles.cos(), angles.sin()))
     return DecodingTables(cos, sin, is_attended, factor**2)
-
-
-@cache
-def _on_device(frequencies: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return frequencies on a device; while a step is captured, nothing can be copied there."""
-    return torch.tensor(frequencies, dtype=torch.float32, device=device)
 
 
 def attend_one_query(

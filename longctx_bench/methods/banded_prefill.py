@@ -7,7 +7,7 @@ keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -111,27 +111,22 @@ def block_mask(first: torch.Tensor, last: torch.Tensor, keys: int, device: torch
 
 
 def attend_to_bands(
-    queries: Iterable[torch.Tensor],
-    keys: Iterable[torch.Tensor],
-    values: Iterable[torch.Tensor],
-    bands: Sequence[Window | BlockMask],
-    scale: float,
+    bands: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Window | BlockMask]], scale: float
 ) -> torch.Tensor:
     """Attend to the keys of all bands, as by one softmax.
 
     Args:
-        queries: for each band ``[rows, heads, queries, head_dim]``, rotated.
-        keys: for each band ``[rows, key heads, keys, head_dim]``, rotated.
-        values: of the same shapes.
-        bands: which of its keys each query attends to.
+        bands: of each band the queries, rotated, ``[rows, heads, queries, head_dim]``; its keys, rotated, and values,
+            ``[rows, key heads, keys, head_dim]``; and which of these keys each query attends to. One band's are in
+            memory at a time if they are made as they are asked for.
         scale: factor on the logits.
 
     Returns:
         ``[rows, heads, queries, head_dim]`` in fp32; 0 where a query has no key in any band.
     """
     merged = log_sum = None
-    for query, key, value, band in zip(queries, keys, values, bands, strict=True):
-        start, output, band_sum = _attend(query, key, value, band, scale)
+    for query, key, value, attended in bands:
+        start, output, band_sum = _attend(query, key, value, attended, scale)
         if merged is None or log_sum is None:
             merged = functional.pad(output.float(), (0, 0, start, 0)) if start else output.float()
             log_sum = functional.pad(band_sum, (start, 0), value=-torch.inf) if start else band_sum
